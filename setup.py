@@ -1,0 +1,187 @@
+"""The build: one abi3 extension, `pal_fast._C`, against PyTorch's stable ABI and Python's limited API.
+
+Environment variables (README, "Install"):
+    PAL_FAST_CUDA       auto (default: CUDA kernels if nvcc is found), 1 (fail without nvcc), 0 (CPU only),
+                        pypi (bring nvcc from PyPI for this build)
+    PAL_FAST_ARCHS      semicolon-separated architectures, default "75;80;86;89;90;100;120" and PTX of the last
+    PAL_FAST_SANITIZE   e.g. "address,undefined": a debug build of the CPU part
+    MAX_JOBS            compilers at once, default the number of cores
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+TORCH_STABLE_VERSION = "0x020a000000000000"  # 2.10, the oldest PyTorch that the wheel serves
+PYTHON_LIMITED_API = "0x030a0000"  # 3.10
+CUDA_MODE = os.environ.get("PAL_FAST_CUDA", "auto").lower()
+ARCHITECTURES = os.environ.get("PAL_FAST_ARCHS", "75;80;86;89;90;100;120").split(";")
+SANITIZE = os.environ.get("PAL_FAST_SANITIZE", "")
+
+# One CUDA release for all five: left alone, crt and nvvm resolve to a newer one whose PTX ptxas refuses.
+NVCC_FROM_PYPI = [
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-runtime==13.0.88",
+    "nvidia-cuda-cccl==13.0.85",
+]
+
+
+def source_digest() -> str:
+    """Identifies csrc/, so that a source tree can tell a stale extension (pal_fast/_extension.py)."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}):
+        digest.update(path.relative_to(CSRC).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cuda_home_from_pypi(directory: Path) -> Path:
+    """Installs NVIDIA's compiler packages into `directory`, apart from those that PyTorch pins."""
+    home = directory / "nvidia" / "cu13"
+    if not (home / "bin" / "nvcc").exists():
+        subprocess.check_call(
+            [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(directory), *NVCC_FROM_PYPI]
+        )
+    return home
+
+
+def find_cuda_home(build_directory: Path) -> Path | None:
+    """The CUDA toolkit to build with, or None for a CPU-only extension."""
+    if CUDA_MODE not in {"auto", "0", "1", "pypi"}:
+        raise SystemExit(f"PAL_FAST_CUDA must be auto, 0, 1 or pypi, not {CUDA_MODE!r}")
+    if CUDA_MODE == "0" or SANITIZE or not sys.platform.startswith("linux"):
+        return None
+    if CUDA_MODE == "pypi":
+        return cuda_home_from_pypi(build_directory / "nvcc")
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        home = os.environ.get(variable)
+        if home and (Path(home) / "bin" / "nvcc").exists():
+            return Path(home)
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        return toolkit_of(nvcc)
+    if CUDA_MODE == "1":
+        raise SystemExit(
+            "PAL_FAST_CUDA=1, but nvcc was found neither on PATH nor under CUDA_HOME; "
+            "PAL_FAST_CUDA=pypi brings it from PyPI"
+        )
+    return None
+
+
+def toolkit_of(nvcc: str) -> Path:
+    """The toolkit's root, as nvcc itself reports it (the nvcc on PATH may be a wrapper)."""
+    report = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "probe.cu"], capture_output=True, text=True)
+    for line in report.stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=").strip()).resolve()
+    return Path(nvcc).resolve().parent.parent
+
+
+class BuildExtension(build_ext):
+    """Compiles .cpp with the host compiler and .cu with nvcc, several files at once, and links them."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import torch.utils.cpp_extension as torch_build
+
+        objects = Path(self.build_temp).resolve()
+        objects.mkdir(parents=True, exist_ok=True)
+        cuda_home = find_cuda_home(objects)
+        # The ops use headers that PyTorch alone provides; CUDA's own come after them.
+        include = [str(CSRC), *torch_build.include_paths()]
+        definitions = [
+            f"TORCH_TARGET_VERSION={TORCH_STABLE_VERSION}",
+            f"Py_LIMITED_API={PYTHON_LIMITED_API}",
+            f'PAL_FAST_SOURCE_DIGEST="{source_digest()}"',
+        ]
+        if cuda_home:
+            definitions += ["PAL_FAST_WITH_CUDA=1", "USE_CUDA=1"]
+            include.append(str(cuda_home / "include"))
+            cccl = cuda_home / "include" / "cccl"
+            if cccl.is_dir():
+                include.append(str(cccl))
+        common = [f"-D{d}" for d in definitions] + [f"-I{i}" for i in include]
+        common += [f"-I{self.python_include()}", "-std=c++20"]
+
+        host = [os.environ.get("CXX", "c++"), "-c", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        host += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-O3", *common]
+        if SANITIZE:
+            host += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
+            host += ["-fno-sanitize-recover=all"]
+        jobs = [(path, [*host, str(path)]) for path in sorted(CSRC.glob("*.cpp"))]
+        jobs += [(path, [*host, str(path)]) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
+        link = [os.environ.get("CXX", "c++"), "-shared", "-Wl,--as-needed" if sys.platform != "darwin" else ""]
+        if cuda_home:
+            device = [str(cuda_home / "bin" / "nvcc"), "-c", "-O3", "-cudart", "static", "-Xptxas", "-v"]
+            device += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *common]
+            device += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+            newest = ARCHITECTURES[-1]
+            device += [f"-gencode=arch=compute_{newest},code=compute_{newest}", "-lineinfo"]
+            jobs += [(path, [*host, str(path)]) for path in sorted((CSRC / "cuda").glob("*.cpp"))]
+            jobs += [(path, [*device, str(path)]) for path in sorted((CSRC / "cuda").glob("*.cu"))]
+            runtime = next(
+                path
+                for directory in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
+                if (path := cuda_home / directory / "libcudart_static.a").exists()
+            )
+            libraries = [str(runtime), "-ldl", "-lpthread", "-lrt"]
+        else:
+            libraries = []
+
+        def compile_one(job: tuple[Path, list[str]]) -> str:
+            source, command = job
+            target = objects / (source.relative_to(CSRC).as_posix().replace("/", "_") + ".o")
+            print("compiling", source.relative_to(ROOT), flush=True)
+            done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
+            target.with_suffix(".log").write_text(done.stdout + done.stderr)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(done.args)}\n{done.stdout}{done.stderr}")
+            return str(target)
+
+        # The slowest first, so that the last job to run is a short one.
+        jobs.sort(key=lambda job: (job[0].suffix != ".cu", -job[0].stat().st_size))
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+            compiled = list(pool.map(compile_one, jobs))
+
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        link += [f"-fsanitize={SANITIZE}"] if SANITIZE else ["-s"]
+        library_paths = [f"-L{path}" for path in torch_build.library_paths()]
+        command = [*link, *compiled, "-o", str(output), *library_paths, "-ltorch_cpu", *libraries]
+        subprocess.check_call([part for part in command if part])
+        kind = f"with CUDA kernels for sm_{', sm_'.join(ARCHITECTURES)}" if cuda_home else "CPU only (no nvcc)"
+        print(f"pal_fast: built {output.name} {kind}", flush=True)
+
+    @staticmethod
+    def python_include() -> str:
+        import sysconfig
+
+        return sysconfig.get_paths()["include"]
+
+
+class Abi3Wheel(bdist_wheel):
+    """Tags the wheel cp310-abi3: one wheel for every Python from 3.10."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, platform = super().get_tag()
+        return "cp310", "abi3", platform
+
+
+setup(
+    ext_modules=[Extension("pal_fast._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": BuildExtension, "bdist_wheel": Abi3Wheel},
+    setup_requires=["pip"] if CUDA_MODE == "pypi" else [],
+)
