@@ -18,7 +18,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -181,6 +181,8 @@ class Abi3Wheel(bdist_wheel):
 
 
 setup(
+    # The Triton kernels lie beside the package and are installed inside it (pyproject.toml, package-dir).
+    packages=[*find_packages(include=["pal_fast", "pal_fast.*"]), "pal_fast.kernels"],
     ext_modules=[Extension("pal_fast._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": BuildExtension, "bdist_wheel": Abi3Wheel},
     setup_requires=["pip"] if CUDA_MODE == "pypi" else [],

@@ -1,0 +1,51 @@
+"""Privileged Attribution Loss for PyTorch: make a network look where it should while it trains.
+
+    pal = pal_fast.PALLoss(model, "layer3")
+    logits = model(images)
+    loss = cross_entropy(logits, labels) + pal(logits, landmarks)
+
+Bonnard, Dapogny, Dhombres, Bailly, ICPR 2022, arXiv 2203.12905.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pal_fast._version import __version__
+from pal_fast.dispatch import BackendStatus, backends
+from pal_fast.functional import attribution_map, landmark_heatmap, pal_loss
+from pal_fast.inspection import attribute
+from pal_fast.loss import PALLoss
+
+if TYPE_CHECKING:
+    from pal_fast import data, landmarks, metrics, visualize
+
+# In a source tree the Triton kernels lie beside the package; a wheel holds them as pal_fast.kernels.
+if (Path(__file__).parent.parent / "kernels" / "pal_loss.py").is_file():
+    __path__.append(str(Path(__file__).parent.parent))
+
+# Rooms with dependencies of their own, imported when first named.
+_ROOMS = ("data", "landmarks", "metrics", "visualize")
+
+__all__ = [
+    "BackendStatus",
+    "PALLoss",
+    "__version__",
+    "attribute",
+    "attribution_map",
+    "backends",
+    "data",
+    "landmark_heatmap",
+    "landmarks",
+    "metrics",
+    "pal_loss",
+    "visualize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"pal_fast.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

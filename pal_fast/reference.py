@@ -198,9 +198,7 @@ def pal_scores(
     return -(z * h).sum((1, 2, 3)) * (factor / groups)
 
 
-def sample_weights(
-    heatmap: Tensor, *, score: str, annotated: Tensor | None, sample_weight: Tensor | None
-) -> Tensor:
+def sample_weights(heatmap: Tensor, *, score: str, annotated: Tensor | None, sample_weight: Tensor | None) -> Tensor:
     """`w_b`: the caller's weight (default 1), and 0 for a sample that cannot be scored.
 
     That is one with no valid landmark (`annotated`, (B,) bool), with a heatmap that is not finite, or, under
@@ -267,7 +265,5 @@ def pal_loss(
     # Replaced before the arithmetic, not after it: 0 * NaN in a backward pass is NaN.
     a = torch.where(usable[:, None, None, None], a, 0.0)
     h = torch.where(usable[:, None, None], h, 0.0)
-    scores = pal_scores(
-        a, h, channels=channels, channel_count=channel_count, score=score, scale=scale
-    )
+    scores = pal_scores(a, h, channels=channels, channel_count=channel_count, score=score, scale=scale)
     return reduce_scores(scores, weight, reduction)

@@ -1,0 +1,137 @@
+"""Checks of what a user hands in. Each error names the argument, what was given and what is wanted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def near(name: str, known: Iterable[str], count: int = 5) -> str:
+    """ "; did you mean ...?" with the known names nearest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(str(name), list(known), n=count, cutoff=0.4)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def choice(name: str, given: object, known: Sequence[str]) -> None:
+    if not isinstance(given, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, known))}, got {describe(given)}")
+    if given not in known:
+        wanted = ", ".join(map(repr, known))
+        raise ValueError(f"{name} must be one of {wanted}, got {given!r}{near(given, known, 1)}")
+
+
+def positive_number(name: str, given: Any) -> None:
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise TypeError(f"{name} must be a positive number, got {describe(given)}")
+    if not (math.isfinite(given) and given > 0):
+        raise ValueError(f"{name} must be positive and finite, got {given}")
+
+
+def finite_number(name: str, given: Any) -> None:
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise TypeError(f"{name} must be a number, got {describe(given)}")
+    if not math.isfinite(given):
+        raise ValueError(f"{name} must be finite, got {given}")
+
+
+def channel_count(given: Any) -> None:
+    if given is None:
+        return
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise TypeError(f"channel_count must be an int or a fraction in (0, 1], got {describe(given)}")
+    if isinstance(given, int) and given < 1:
+        raise ValueError(f"channel_count must be at least 1, got {given}")
+    if isinstance(given, float) and not 0 < given <= 1:
+        raise ValueError(f"channel_count as a fraction must lie in (0, 1], got {given}")
+
+
+def size_pair(name: str, given: Any) -> tuple[int, int]:
+    """(height, width) from an int or a pair of ints."""
+    pair = (given, given) if isinstance(given, int) else given
+    if isinstance(given, bool) or not (
+        isinstance(pair, (tuple, list, torch.Size)) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+    ):
+        raise TypeError(f"{name} must be (height, width) in whole pixels or one int, got {describe(given)}")
+    if min(pair) < 1:
+        raise ValueError(f"{name} must be at least 1 x 1, got {tuple(pair)}")
+    return int(pair[0]), int(pair[1])
+
+
+def floating_tensor(name: str, given: Any, shape: str, ndim: int) -> None:
+    """A dense floating-point tensor of `ndim` dimensions; `shape` is how the error writes them."""
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {shape}, got {describe(given)}")
+    if given.ndim != ndim:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
+    if given.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {given.dtype}")
+
+
+def layer_tensor(name: str, given: Any) -> None:
+    """The output of a layer or its gradient: (B, C, H, W) with C, H and W at least 1."""
+    floating_tensor(name, given, "(B, C, H, W)", 4)
+    if 0 in given.shape[1:]:
+        raise ValueError(f"{name} must have at least one channel and one cell, got {tuple(given.shape)}")
+
+
+def same(name: str, given: Tensor, other_name: str, other: Tensor) -> None:
+    """Equal shape and device."""
+    if given.shape != other.shape:
+        raise ValueError(f"{name} must have the shape of {other_name}, {tuple(other.shape)}, got {tuple(given.shape)}")
+    on_device(name, given, other_name, other.device)
+
+
+def on_device(name: str, given: Tensor, other_name: str, device: torch.device) -> None:
+    if given.device != device:
+        raise ValueError(f"{name} is on {given.device}, but {other_name} is on {device}: move it there first")
+
+
+def landmarks(given: Any, batch: int | None = None) -> None:
+    """(B, K, 2), any real dtype."""
+    if not isinstance(given, Tensor):
+        raise TypeError(f"landmarks must be a tensor of shape (B, K, 2), got {describe(given)}")
+    if given.ndim != 3 or given.shape[2] != 2:
+        raise ValueError(f"landmarks must have shape (B, K, 2), (x, y) in pixels, got {tuple(given.shape)}")
+    if given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(f"landmarks must hold real numbers, got {given.dtype}")
+    if batch is not None and given.shape[0] != batch:
+        raise ValueError(f"landmarks hold {given.shape[0]} samples, but the batch has {batch}")
+
+
+def per_landmark(name: str, given: Any, points: Tensor, *, boolean: bool) -> None:
+    """(B, K), or (K,) for weights, beside `points` (B, K, 2)."""
+    wanted = tuple(points.shape[:2])
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {wanted}, got {describe(given)}")
+    if boolean and given.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor, got {given.dtype}")
+    if not boolean and not given.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {given.dtype}")
+    if tuple(given.shape) != wanted and (boolean or tuple(given.shape) != wanted[1:]):
+        raise ValueError(f"{name} must have shape {wanted}, as the landmarks have, got {tuple(given.shape)}")
+    on_device(name, given, "landmarks", points.device)
+
+
+def sample_weight(given: Any, batch: int, device: torch.device) -> None:
+    if not isinstance(given, Tensor):
+        raise TypeError(f"sample_weight must be a tensor of shape ({batch},), got {describe(given)}")
+    if tuple(given.shape) != (batch,):
+        raise ValueError(f"sample_weight must have shape ({batch},), got {tuple(given.shape)}")
+    if given.is_complex():
+        raise TypeError(f"sample_weight must hold real numbers, got {given.dtype}")
+    on_device("sample_weight", given, "the layer's output", device)
+
+
+def describe(given: object) -> str:
+    """A short account of a value of the wrong type."""
+    if isinstance(given, Tensor):
+        return f"a tensor of shape {tuple(given.shape)}"
+    text = repr(given)
+    return f"{type(given).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

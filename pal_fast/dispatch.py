@@ -1,0 +1,167 @@
+"""Which implementation runs: what this machine offers, why the rest cannot, and the choice per call."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from pal_fast import _checks, _extension, ops
+from pal_fast.constants import BACKENDS
+
+NAMESPACE = {"cuda": "pal_fast", "cpu": "pal_fast", "triton": "pal_fast_triton"}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """One backend: whether it can run here, and what it runs on or why it cannot."""
+
+    name: str
+    available: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.name:<9} {'available' if self.available else 'unavailable':<11} {self.detail}"
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend by name, with the reason for each that cannot run on this machine."""
+    reasons = {"cuda": _why_not_cuda(_current_device()), "cpu": _why_not_cpu(), "triton": _why_not_triton("")}
+    details = {
+        "cuda": _cuda_detail,
+        "cpu": lambda: f"{torch.get_num_threads()} threads",
+        "triton": _triton_detail,
+        "reference": lambda: "plain PyTorch, every device and dtype, any number of derivatives",
+    }
+    return {name: BackendStatus(name, not reasons.get(name), reasons.get(name) or details[name]()) for name in BACKENDS}
+
+
+def choose(requested: str | None, device: torch.device) -> str:
+    """The backend for tensors on `device`: the one asked for, or the fastest that can run there.
+
+    Raises: ValueError for an unknown name; RuntimeError naming the reason if the one asked for cannot run.
+    """
+    if requested is None:
+        return _fastest(device)
+    _checks.choice("backend", requested, BACKENDS)
+    reason = why_not(requested, device)
+    if reason:
+        raise RuntimeError(f"backend={requested!r} cannot run on {device}: {reason}")
+    return requested
+
+
+def why_not(name: str, device: torch.device) -> str:
+    """Why backend `name` cannot take tensors on `device`; "" if it can."""
+    if name == "reference":
+        return ""
+    if name == "cpu":
+        return _why_not_cpu() if device.type == "cpu" else "it takes CPU tensors only"
+    if name == "cuda":
+        return _why_not_cuda(device.index) if device.type == "cuda" else "it takes CUDA tensors only"
+    return _why_not_triton(device.type)
+
+
+def namespace(name: str) -> str:
+    """The operator namespace of a compiled backend, registered and ready."""
+    if name == "triton":
+        _triton_kernels()
+    return NAMESPACE[name]
+
+
+def _fastest(device: torch.device) -> str:
+    order = ("cuda", "triton") if device.type == "cuda" else ("cpu",) if device.type == "cpu" else ()
+    for name in order:
+        if not why_not(name, device):
+            return name
+    if order:
+        _warn_slow(order[0], device.type, why_not(order[0], device))
+    return "reference"
+
+
+@lru_cache(maxsize=8)
+def _warn_slow(wanted: str, device_type: str, reason: str) -> None:
+    warnings.warn(
+        f"pal_fast computes {device_type} tensors with its slow reference, because backend {wanted!r} cannot "
+        f'run: {reason}. backend="reference" says that this is wanted',
+        stacklevel=5,
+    )
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> str:
+    """Loads the extension and completes its operators; "" or the reason why not."""
+    reason = _extension.load()
+    if not reason:
+        ops.register("pal_fast")
+    return reason
+
+
+def _why_not_cpu() -> str:
+    return _compiled()
+
+
+@lru_cache(maxsize=64)
+def _why_not_cuda(index: int | None) -> str:
+    reason = _compiled()
+    if reason:
+        return reason
+    if not hasattr(torch.ops.pal_fast, "cuda_status"):
+        return "the extension was built without CUDA (no nvcc at build time; PAL_FAST_CUDA=pypi brings it)"
+    if not torch.cuda.is_available():
+        built = "" if torch.version.cuda else " (this PyTorch is a CPU-only build)"
+        return f"PyTorch sees no CUDA GPU{built}"
+    status: str = torch.ops.pal_fast.cuda_status(torch.cuda.current_device() if index is None else index)
+    return status
+
+
+def _cuda_detail() -> str:
+    architectures = _extension.build_info().get("cuda", "")
+    return f"{torch.cuda.get_device_name()}; built for {architectures}"
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _why_not_triton(device_type: str) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device_type in ("cuda", ""):
+        if torch.cuda.is_available():
+            return "" if _compute_capability() >= (8, 0) else "it needs a GPU of compute capability 8.0 or newer"
+        if device_type == "cuda":
+            return "PyTorch sees no CUDA GPU"
+    if device_type in ("cpu", ""):
+        return (
+            ""
+            if _interpreting()
+            else (
+                "PyTorch sees no CUDA GPU" if not device_type else "it takes CPU tensors only under TRITON_INTERPRET=1"
+            )
+        )
+    return "it takes CUDA tensors only"
+
+
+def _compute_capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability()
+
+
+def _triton_detail() -> str:
+    triton = importlib.import_module("triton")
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, interpreted"
+    return f"triton {triton.__version__}; {where}"
+
+
+@lru_cache(maxsize=1)
+def _triton_kernels() -> None:
+    importlib.import_module("pal_fast.kernels").register()
+    ops.register("pal_fast_triton")
+
+
+def _current_device() -> int | None:
+    return torch.cuda.current_device() if torch.cuda.is_available() else None

@@ -1,0 +1,69 @@
+"""Attribution maps of a model as it stands: for pictures, metrics and reports, in train or eval mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast import _checks
+from pal_fast.capture import Capture, find_layers
+from pal_fast.functional import attribution_map
+from pal_fast.options import AttributionOptions
+from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
+
+
+def attribute(
+    model: nn.Module,
+    layer: nn.Module | str,
+    images: Tensor,
+    *,
+    attribution: str = "grad_input",
+    absolute: bool = True,
+    channels: str = "mean",
+    channel_count: int | float | None = None,
+    target: Target = "sum",
+    labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
+
+    The model's mode, parameters' gradients and hooks are left as they were; nothing is differentiable.
+
+    Args:
+        model, layer: a module and one of its modules, by name or itself.
+        images: (B, 3, IH, IW), or whatever the model takes as its only argument.
+        attribution, absolute, channels, channel_count: see `pal_loss`.
+        target, labels: see `PALLoss`.
+
+    Returns: maps (B, H, W) float32 (float64 for a float64 model); logits, detached.
+
+    Raises: ValueError, TypeError naming the argument; RuntimeError if the layer does not reach the logits.
+    """
+    AttributionOptions(attribution, absolute, channels, channel_count)
+    check_target(target)
+    layers = find_layers(model, layer)
+    if len(layers) != 1:
+        raise ValueError(f"layer must name one layer, got {len(layers)}")
+    capture = Capture(model, layers)
+    capture.attach()
+    try:
+        with torch.enable_grad(), capture.forced():
+            logits: Any = model(images)
+            check_logits(logits)
+            (activation,) = capture.take()
+            _checks.layer_tensor(f"the output of layer {next(iter(layers))!r}", activation)
+            (gradient,) = attributed_gradients(logits, [activation], target, labels, create_graph=False)
+    finally:
+        capture.remove()
+    if gradient is None:
+        raise RuntimeError(f"the logits do not depend on the output of layer {next(iter(layers))!r}")
+    maps = attribution_map(
+        activation.detach(),
+        gradient,
+        attribution=attribution,
+        absolute=absolute,
+        channels=channels,
+        channel_count=channel_count,
+    )
+    return maps, logits.detach()

@@ -1,0 +1,110 @@
+"""What a loss computes, checked once: the options of DESIGN's formulas as immutable values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from pal_fast import _checks
+from pal_fast.constants import (
+    ATTRIBUTION,
+    CHANNELS,
+    COMBINE,
+    GROUPING,
+    GROUPING_OF,
+    NORMALIZE,
+    REDUCTION,
+    SCALE,
+    SCORE,
+    SIGMA_SHARE,
+)
+
+
+@dataclass(frozen=True)
+class AttributionOptions:
+    """Which attribution, and which channels of it take part.
+
+    Raises: ValueError or TypeError naming the option.
+    """
+
+    attribution: str = "grad_input"
+    absolute: bool = True
+    channels: str = "mean"
+    channel_count: int | float | None = None
+
+    def __post_init__(self) -> None:
+        _checks.choice("attribution", self.attribution, ATTRIBUTION)
+        _checks.choice("channels", self.channels, CHANNELS)
+        if not isinstance(self.absolute, bool):
+            raise TypeError(f"absolute must be True or False, got {self.absolute!r}")
+        _checks.channel_count(self.channel_count)
+
+    def count(self, channels: int) -> int:
+        """n, how many of a layer's `channels` take part: always the first ones."""
+        wanted = self.channel_count
+        if wanted is None:
+            return max(1, channels // 2) if self.channels == "half" else channels
+        if isinstance(wanted, float):
+            return max(1, math.floor(wanted * channels + 0.5))
+        if wanted > channels:
+            raise ValueError(f"channel_count={wanted}, but the layer has only {channels} channels")
+        return wanted
+
+    @property
+    def needs_activation(self) -> bool:
+        return self.attribution != "grad"
+
+    @property
+    def needs_gradient(self) -> bool:
+        return self.attribution != "activation"
+
+
+@dataclass(frozen=True)
+class HeatmapOptions:
+    """How landmarks become a heatmap. `sigma` in pixels of the image; None is 1/16 of its longer side."""
+
+    sigma: float | None = None
+    combine: str = "sum"
+    normalize: str = "none"
+
+    def __post_init__(self) -> None:
+        _checks.choice("combine", self.combine, COMBINE)
+        _checks.choice("normalize", self.normalize, NORMALIZE)
+        if self.sigma is not None:
+            _checks.positive_number("sigma", self.sigma)
+
+    def sigma_for(self, image_size: tuple[float, float]) -> float:
+        return float(self.sigma) if self.sigma is not None else max(image_size) * SIGMA_SHARE
+
+    @cached_property
+    def codes(self) -> tuple[int, int]:
+        """(combine, normalize) as the operators take them."""
+        return COMBINE.index(self.combine), NORMALIZE.index(self.normalize)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """A loss in full: attribution, heatmap, score and reduction."""
+
+    attribution: AttributionOptions = AttributionOptions()
+    heatmap: HeatmapOptions = HeatmapOptions()
+    score: str = "pearson"
+    scale: str = "sum"
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        _checks.choice("score", self.score, SCORE)
+        _checks.choice("scale", self.scale, SCALE)
+        _checks.choice("reduction", self.reduction, REDUCTION)
+
+    @cached_property
+    def codes(self) -> tuple[int, bool, int]:
+        """(attribution, absolute, grouping) as the operators take them."""
+        a = self.attribution
+        return ATTRIBUTION.index(a.attribution), a.absolute, GROUPING.index(GROUPING_OF[a.channels])
+
+    @cached_property
+    def score_codes(self) -> tuple[int, int, int]:
+        """(score, scale, reduction) as the operators take them."""
+        return SCORE.index(self.score), SCALE.index(self.scale), REDUCTION.index(self.reduction)

@@ -1,0 +1,96 @@
+"""The scalar that is attributed: which logits, and its gradient with respect to layers' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pal_fast import _checks
+
+TARGETS = ("sum", "label", "predicted")
+Target = str | Callable[[Tensor, Tensor | None], Tensor]
+
+
+def check_target(target: object) -> None:
+    if not callable(target):
+        _checks.choice("target", target, TARGETS)
+
+
+def check_logits(logits: object) -> None:
+    """Raises unless `logits` is a floating-point tensor with a graph that did not end in a softmax."""
+    if not isinstance(logits, Tensor):
+        hint = "; pass its .logits" if hasattr(logits, "logits") else ""
+        raise TypeError(f"logits must be a tensor of shape (B, classes), got {_checks.describe(logits)}{hint}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    if logits.ndim < 1:
+        raise ValueError("logits must have shape (B, classes), got a scalar")
+    if not logits.requires_grad:
+        raise RuntimeError(
+            "logits carry no gradient: PALLoss needs the forward to run with gradients enabled and logits that "
+            "are not detached"
+        )
+    if type(logits.grad_fn).__name__ == "SoftmaxBackward0":
+        raise ValueError(_SOFTMAX)
+
+
+def refuse_probabilities(logits: Tensor) -> None:
+    """Looks at the values (one synchronisation on a GPU): rows in [0, 1] that sum to one are a softmax."""
+    if logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
+        return
+    values = logits.detach().float()
+    tolerance = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    sums_to_one = ((values.sum(1) - 1).abs() < tolerance).all()
+    if bool(sums_to_one & (values >= 0).all()):
+        raise ValueError(_SOFTMAX)
+
+
+_SOFTMAX = (
+    "logits look like a softmax output (rows of probabilities that sum to one): the gradient of their sum is "
+    "zero; pass the logits, before the softmax"
+)
+
+
+def attributed_gradients(
+    logits: Tensor, outputs: Sequence[Tensor], target: Target, labels: Tensor | None, *, create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """`g = dS/df` for each layer's output f, S summed over the batch.
+
+    Args:
+        logits: (B, classes); for target "sum" any shape.
+        target: "sum" of all logits (the paper), "label" or "predicted" (one logit per sample), or a callable
+            of (logits, labels) that returns one scalar per sample.
+        labels: (B,) integers, for "label"; a label outside 0..classes-1 attributes nothing to its sample.
+
+    Returns: as many gradients as outputs; None where the logits do not depend on that output.
+    """
+    if callable(target):
+        scalars = target(logits, labels)
+        if not isinstance(scalars, Tensor) or scalars.shape != logits.shape[:1]:
+            raise ValueError(
+                f"target must return one scalar per sample, shape ({logits.shape[0]},), got {_checks.describe(scalars)}"
+            )
+        seed = torch.ones_like(scalars)
+    else:
+        scalars = logits
+        seed = torch.ones_like(logits) if target == "sum" else _one_logit(logits, target, labels)
+    return torch.autograd.grad(
+        scalars, list(outputs), seed, create_graph=create_graph, retain_graph=True, allow_unused=True
+    )
+
+
+def _one_logit(logits: Tensor, target: str, labels: Tensor | None) -> Tensor:
+    """(B, classes), 1 at the logit that is attributed."""
+    if logits.ndim != 2:
+        raise ValueError(f"target={target!r} needs logits of shape (B, classes), got {tuple(logits.shape)}")
+    if target == "predicted":
+        labels = logits.detach().argmax(1)
+    elif labels is None:
+        raise ValueError("labels are needed for target='label', got None")
+    elif not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels must be integers of shape ({logits.shape[0]},), got {_checks.describe(labels)}")
+    _checks.on_device("labels", labels, "logits", logits.device)
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return (classes == labels[:, None]).to(logits.dtype)
