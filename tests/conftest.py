@@ -1,0 +1,69 @@
+"""What every test shares: random inputs from a fresh seed that a failure prints, and poisoned fresh memory."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+#: Set PAL_FAST_TEST_SEED to repeat a run.
+SEED = int(os.environ.get("PAL_FAST_TEST_SEED") or random.SystemRandom().randrange(2**31))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers of pytest-xdist take the controller's seed.
+    os.environ["PAL_FAST_TEST_SEED"] = str(SEED)
+
+
+def pytest_report_header() -> str:
+    return f"seed: PAL_FAST_TEST_SEED={SEED}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if report.failed:
+        report.sections.append(("seed", f"PAL_FAST_TEST_SEED={SEED}"))
+    return report
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A number of this run and this test: the same wherever in the order the test runs."""
+    return random.Random(f"{SEED} {request.node.nodeid}").randrange(2**31)
+
+
+@pytest.fixture
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _seeded(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors hold NaN, so that a value which was never written shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none"))
