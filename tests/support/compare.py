@@ -9,10 +9,14 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, tor
 
 
 def relative_error(value: Tensor, wanted: Tensor) -> float:
-    """||value - wanted|| / ||wanted||, in float64; the absolute error where `wanted` is all zero."""
+    """||value - wanted|| / ||wanted||, in float64; the absolute error where `wanted` is all zero.
+
+    A scalar is a mean of scores of either sign that may cancel to nothing, so its error is judged against at
+    least 0.1, the size of a typical score.
+    """
     value, wanted = value.detach().double().cpu(), wanted.detach().double().cpu()
     assert value.shape == wanted.shape, f"shape {tuple(value.shape)}, wanted {tuple(wanted.shape)}"
-    size = wanted.norm().item()
+    size = max(wanted.norm().item(), 0.1) if wanted.ndim == 0 else wanted.norm().item()
     return (value - wanted).norm().item() / (size or 1.0)
 
 

@@ -1,0 +1,131 @@
+"""`pal_loss`, `landmark_heatmap` and `attribution_map` as a user calls them, on every backend that runs here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.compare import assert_close, relative_error
+
+import pal_fast
+from pal_fast import dispatch, reference
+
+BACKENDS = [name for name in ("cpu", "reference") if not dispatch.why_not(name, torch.device("cpu"))]
+
+
+def layer(generator, shape=(3, 6, 7, 7), dtype=torch.float32):
+    f = torch.randn(shape, generator=generator, dtype=torch.float64)
+    g = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return f.to(dtype), g.to(dtype)
+
+
+def test_the_compiled_backend_is_what_this_suite_tests():
+    assert "cpu" in BACKENDS, dispatch.why_not("cpu", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_loss_and_gradients_match_the_float64_reference_from_landmarks(generator, backend, dtype):
+    f, g = layer(generator, dtype=dtype)
+    points = torch.rand(3, 5, 2, generator=generator) * 60 - 5
+    f64, g64 = f.double().requires_grad_(), g.double().requires_grad_()
+    h = reference.landmark_heatmap(points.double(), (7, 7), image_size=(48, 50), sigma=4.0)
+    wanted = reference.pal_loss(f64, g64, h, channel_count=6)
+    f.requires_grad_(), g.requires_grad_()
+    got = pal_fast.pal_loss(f, g, landmarks=points, image_size=(48, 50), sigma=4.0, backend=backend)
+    assert_close(got, wanted, dtype, "loss")
+    for name, value, judge in zip(
+        "fg", torch.autograd.grad(got, (f, g)), torch.autograd.grad(wanted, (f64, g64)), strict=True
+    ):
+        assert value.dtype == dtype
+        assert_close(value, judge, dtype, f"d{name}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_prior_of_another_size_is_resized_to_the_layer(generator, backend):
+    f, g = layer(generator)
+    ramp = torch.linspace(0, 1, 56).expand(3, 1, 56, 56)
+    small = torch.linspace(3.5, 51.5, 7).div(55).expand(3, 7, 7)  # the ramp at the cells' centres
+    got = pal_fast.pal_loss(f, g, (ramp * 255).round().to(torch.uint8), backend=backend)
+    assert relative_error(got, pal_fast.pal_loss(f, g, small, backend="reference")) < 0.02
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["permuted", "sliced", "expanded", "mixed layouts", "mixed dtypes"])
+def test_any_strides_are_taken(generator, backend, kind):
+    f, g = layer(generator)
+    wanted = pal_fast.pal_loss(f, g, torch.rand(3, 7, 7, generator=generator).clone(), backend="reference")
+    h = torch.rand(3, 7, 7)
+    if kind == "permuted":
+        f, g = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in (f, g))
+    elif kind == "sliced":
+        f, g = (torch.cat([t, t], 3)[..., :7] for t in (f, g))
+    elif kind == "expanded":
+        f = f[:, :1].expand_as(f)
+    elif kind == "mixed layouts":
+        f = f.contiguous(memory_format=torch.channels_last)
+    else:
+        f = f.half()
+    got = pal_fast.pal_loss(f, g, h, backend=backend)
+    wanted = pal_fast.pal_loss(f.double(), g.double(), h, backend="reference")
+    assert_close(got, wanted, torch.float32)
+
+
+def test_a_second_derivative_of_the_fused_loss_raises_rather_than_lies(generator):
+    f, g = (t.requires_grad_() for t in layer(generator))
+    loss = pal_fast.pal_loss(f, g, torch.rand(3, 7, 7), backend="cpu")
+    (df,) = torch.autograd.grad(loss, f, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        df.sum().backward()
+
+
+@pytest.mark.parametrize("argument", ["landmarks", "weights", "heatmap"])
+def test_the_prior_may_be_trained(generator, argument):
+    f, g = layer(generator, dtype=torch.float64)
+    points = (torch.rand(3, 5, 2, generator=generator, dtype=torch.float64) * 48).requires_grad_(
+        argument == "landmarks"
+    )
+    weights = torch.rand(3, 5, generator=generator, dtype=torch.float64).requires_grad_(argument == "weights")
+    heatmap = torch.rand(3, 7, 7, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def loss(backend: str | None) -> torch.Tensor:
+        if argument == "heatmap":
+            return pal_fast.pal_loss(f, g, heatmap, backend=backend)
+        return pal_fast.pal_loss(f, g, landmarks=points, weights=weights, image_size=48, backend=backend)
+
+    moved = {"landmarks": points, "weights": weights, "heatmap": heatmap}[argument]
+    (got,) = torch.autograd.grad(loss(None), moved)
+    (wanted,) = torch.autograd.grad(loss("reference"), moved)
+    assert_close(got, wanted, torch.float64)
+    assert wanted.norm() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_landmark_heatmap_matches_the_reference_and_broadcasts_weights(generator, backend):
+    points = torch.rand(2, 4, 2, generator=generator) * 40
+    weights = torch.rand(4, generator=generator)
+    got = pal_fast.landmark_heatmap(points, (9, 13), image_size=40, sigma=3.0, weights=weights, backend=backend)
+    wanted = reference.landmark_heatmap(
+        points.double(), (9, 13), image_size=(40, 40), sigma=3.0, weights=weights.double()
+    )
+    assert got.dtype == torch.float32
+    assert_close(got, wanted, torch.float32)
+
+
+def test_the_attribution_map_is_what_the_loss_standardises(generator):
+    f, g = layer(generator)
+    maps = pal_fast.attribution_map(f, g, channels="half")
+    torch.testing.assert_close(maps, (f * g.abs())[:, :3].mean(1))
+    standard = (maps - maps.mean((1, 2), keepdim=True)) / maps.std((1, 2), keepdim=True, correction=0)
+    loss = pal_fast.pal_loss(f, g, standard, channels="half")
+    torch.testing.assert_close(loss, torch.tensor(-1.0))
+
+
+def test_an_empty_batch_costs_nothing():
+    f = torch.zeros(0, 3, 4, 4, requires_grad=True)
+    loss = pal_fast.pal_loss(f, f.detach(), landmarks=torch.zeros(0, 68, 2), image_size=32)
+    loss.backward()
+    assert loss.item() == 0
+    assert pal_fast.pal_loss(f, f.detach(), landmarks=torch.zeros(0, 68, 2), image_size=32, reduction="none").shape == (
+        0,
+    )
+    assert pal_fast.landmark_heatmap(torch.zeros(0, 68, 2), 5).shape == (0, 5, 5)

@@ -1,0 +1,55 @@
+"""Data flows one way: no module imports one that stands to its right (DESIGN 6)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pal_fast
+
+ORDER = [
+    {"constants", "_version"},
+    {"reference", "_checks"},
+    {"options"},
+    {"_extension", "ops", "kernels"},
+    {"dispatch"},
+    {"functional"},
+    {"capture", "targets", "layouts", "nn", "distributed", "compiled"},
+    {"inspection", "first_order", "preflight"},
+    {"loss"},
+    {"faces", "metrics", "visualize", "landmarks"},
+    {"data"},
+    {"training", "demo", "explain"},
+    {"report"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of pal_fast that a file imports anywhere, lazily too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pal_fast":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("pal_fast.")}
+    return found & set(RANK)
+
+
+def test_no_room_imports_one_to_its_right():
+    root = Path(pal_fast.__file__).parent
+    wrong = []
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        room = parts[0]
+        assert room in RANK, f"{path}: give the room {room!r} its place in ORDER"
+        wrong += [f"{room} ({path.name}) imports {other}" for other in imports(path) if RANK[other] > RANK[room]]
+    assert not wrong, wrong
+
+
+def test_the_reference_imports_nothing_but_constants():
+    assert imports(Path(pal_fast.__file__).parent / "reference.py") <= {"constants"}

@@ -1,0 +1,78 @@
+"""The reference's derivatives, first and second, against finite differences in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from pal_fast import reference
+
+SHAPE = (2, 3, 3, 4)
+
+
+def away_from_zero(generator: torch.Generator) -> torch.Tensor:
+    """Values at which abs is smooth."""
+    values = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    return (values + values.sign() * 0.1).requires_grad_()
+
+
+@pytest.mark.parametrize("channels", ["mean", "half", "all", "each"])
+@pytest.mark.parametrize("score", ["pearson", "cross_correlation"])
+def test_the_loss_is_differentiable_twice(generator, channels, score):
+    f, g = away_from_zero(generator), away_from_zero(generator)
+    h = torch.rand(2, 3, 4, generator=generator, dtype=torch.float64)
+
+    def loss(f: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        n = 1 if channels == "half" else 3
+        return reference.pal_loss(f, g, h, channels=channels, channel_count=n, score=score, scale="unit")
+
+    assert gradcheck(loss, (f, g))
+    assert gradgradcheck(loss, (f, g))
+
+
+@pytest.mark.parametrize("combine", ["sum", "max"])
+@pytest.mark.parametrize("normalize", ["none", "peak", "sum"])
+def test_the_heatmap_is_differentiable_in_landmarks_and_weights(generator, combine, normalize):
+    points = (torch.rand(2, 3, 2, generator=generator, dtype=torch.float64) * 20).requires_grad_()
+    weights = (torch.rand(2, 3, generator=generator, dtype=torch.float64) + 0.5).requires_grad_()
+
+    def heatmap(points: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return reference.landmark_heatmap(
+            points, (4, 5), image_size=(20, 20), sigma=5.0, weights=weights, combine=combine, normalize=normalize
+        )
+
+    assert gradcheck(heatmap, (points, weights))
+    if normalize != "peak":  # the maximum's second derivative does not exist where two cells tie
+        assert gradgradcheck(heatmap, (points, weights))
+
+
+def test_flat_maps_score_zero_with_zero_gradient(generator):
+    f = torch.full((2, 3, 4, 4), 3.0, requires_grad=True)
+    g = torch.full((2, 3, 4, 4), -1e-9, requires_grad=True)
+    h = torch.rand(2, 4, 4, generator=generator)
+    loss = reference.pal_loss(f, g, h, channel_count=3)
+    assert loss.item() == 0
+    for gradient in torch.autograd.grad(loss, (f, g)):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("k", [1e-15, 1e-9, 1e-3, 1e3, 1e9, 1e15])
+def test_the_loss_does_not_depend_on_the_scale_of_the_gradient(generator, k):
+    f, g = torch.randn(2, 3, 5, 5, generator=generator), torch.randn(2, 3, 5, 5, generator=generator)
+    h = torch.rand(2, 5, 5, generator=generator)
+    for channels in ("mean", "all", "each"):
+        plain = reference.pal_loss(f, g, h, channels=channels, channel_count=3)
+        torch.testing.assert_close(
+            reference.pal_loss(f, g * k, h, channels=channels, channel_count=3), plain, rtol=2e-6, atol=1e-6
+        )
+
+
+def test_without_any_valid_sample_the_loss_is_zero_and_attached(generator):
+    f = torch.randn(SHAPE, generator=generator, requires_grad=True)
+    g = torch.randn(SHAPE, generator=generator)
+    loss = reference.pal_loss(f, g, torch.zeros(2, 3, 4), annotated=torch.tensor([False, False]), channel_count=3)
+    loss.backward()
+    assert loss.item() == 0
+    assert f.grad is not None
+    assert torch.equal(f.grad, torch.zeros_like(f))
