@@ -49,6 +49,23 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def object_key(source: Path, command: list[str]) -> str:
+    """Identifies what an object file was made from, so that a second build compiles only what changed.
+
+    Include paths count by what PyTorch lies there, not by where build isolation happened to put it.
+    """
+    import torch
+
+    digest = hashlib.sha256(torch.__version__.encode())
+    flags = [part for part in command if not part.startswith(("-I", "-DPAL_FAST_SOURCE_DIGEST"))]
+    digest.update(" ".join(flags).encode())
+    if "PAL_FAST_SOURCE_DIGEST" in source.read_text():
+        digest.update(source_digest().encode())
+    for path in [source, *sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cuh"})]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def cuda_home_from_pypi(directory: Path) -> Path:
     """Installs NVIDIA's compiler packages into `directory`, apart from those that PyTorch pins."""
     home = directory / "nvidia" / "cu13"
@@ -144,11 +161,16 @@ class BuildExtension(build_ext):
         def compile_one(job: tuple[Path, list[str]]) -> str:
             source, command = job
             target = objects / (source.relative_to(CSRC).as_posix().replace("/", "_") + ".o")
+            stamp, key = target.with_suffix(".key"), object_key(source, command)
+            if target.exists() and stamp.exists() and stamp.read_text() == key:
+                return str(target)
             print("compiling", source.relative_to(ROOT), flush=True)
+            stamp.unlink(missing_ok=True)
             done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
             target.with_suffix(".log").write_text(done.stdout + done.stderr)
             if done.returncode:
                 raise SystemExit(f"{' '.join(done.args)}\n{done.stdout}{done.stderr}")
+            stamp.write_text(key)
             return str(target)
 
         # The slowest first, so that the last job to run is a short one.
