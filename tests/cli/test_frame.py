@@ -1,0 +1,34 @@
+"""The command line's frame: help, versions, and errors in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+import pal_fast
+from pal_fast import cli
+
+
+def test_every_command_has_a_help_line_and_parses_its_own_help(capsys):
+    for command in cli.commands():
+        assert command.HELP[0].islower(), f"{command.NAME}: help reads as a phrase"
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command.NAME, "--help"])
+        assert stop.value.code == 0
+        assert f"pal-fast {command.NAME}" in capsys.readouterr().out
+
+
+def test_info_names_every_backend_and_why_it_cannot_run(capsys):
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert pal_fast.__version__ in printed
+    for name, status in pal_fast.backends().items():
+        line = next(line for line in printed.splitlines() if line.split()[:1] == [name])
+        assert status.detail in line
+        assert status.detail, f"{name} gives no detail"
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["exlpain"])
+    assert stop.value.code == 2
+    assert "explain" in capsys.readouterr().err
