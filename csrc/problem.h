@@ -1,0 +1,67 @@
+// What an operator is asked to compute, in plain numbers: shared by the CPU and the CUDA side, made by the
+// checks in landmark_heatmap.h and pal_loss.h. Includes nothing of PyTorch, so that kernels may read it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "options.h"
+
+namespace pal_fast {
+
+// landmarks [B, K, 2] in an image of image_height x image_width pixels -> heatmap [B, H, W].
+struct HeatmapProblem {
+  int64_t batch = 0;      // B
+  int64_t landmarks = 0;  // K
+  int64_t height = 0;     // H
+  int64_t width = 0;      // W
+  double image_height = 0;
+  double image_width = 0;
+  double sigma = 0;  // in pixels of the image
+  Combine combine = Combine::sum;
+  Normalize normalize = Normalize::none;
+
+  [[nodiscard]] constexpr int64_t cells() const { return height * width; }
+};
+
+// activation and gradient [B, C, H, W], of which the first `count` channels take part.
+struct LossProblem {
+  int64_t batch = 0;     // B
+  int64_t channels = 0;  // C
+  int64_t count = 0;     // n
+  int64_t height = 0;    // H
+  int64_t width = 0;     // W
+  Layout layout = Layout::contiguous;
+  Attribution attribution = Attribution::grad_input;
+  bool absolute = true;
+  Grouping grouping = Grouping::map;
+
+  [[nodiscard]] constexpr int64_t cells() const { return height * width; }                // N
+  [[nodiscard]] constexpr int64_t sample_elements() const { return channels * cells(); }  // C * H * W
+
+  // G: how many (A, B, mu) a sample has; for Grouping::map the plane says it all.
+  [[nodiscard]] constexpr int64_t groups() const {
+    return grouping == Grouping::map ? 0 : grouping == Grouping::all ? 1 : count;
+  }
+  // T: how many terms are standardised together.
+  [[nodiscard]] constexpr int64_t terms() const { return grouping == Grouping::all ? count * cells() : cells(); }
+  [[nodiscard]] constexpr bool reads_activation() const { return attribution != Attribution::grad; }
+  [[nodiscard]] constexpr bool reads_gradient() const { return attribution != Attribution::activation; }
+};
+
+struct ScoreOptions {
+  Score score = Score::pearson;
+  Scale scale = Scale::sum;
+  Reduction reduction = Reduction::mean;
+};
+
+// s in P = -s * sum z * hc, for `terms` terms and the heatmap's standard deviation (used by pearson only).
+[[nodiscard]] inline double score_factor(const ScoreOptions& options, int64_t terms, double heatmap_deviation) {
+  const auto count = static_cast<double>(terms);
+  if (options.score == Score::pearson) {
+    return 1.0 / (count * heatmap_deviation);
+  }
+  return options.scale == Scale::sum ? 1.0 : options.scale == Scale::mean ? 1.0 / count : 1.0 / std::sqrt(count);
+}
+
+}  // namespace pal_fast
