@@ -1,0 +1,159 @@
+# mypy: allow-untyped-defs
+"""Triton: the attribution of elements, and its sum over channels in both memory formats.
+
+A sample is read once. NCHW is one flat run of n * H * W elements, read as rows of `period` elements: the
+least number of whole channels whose length is a multiple of a vector, times as many as fill a block. So
+every row starts aligned whatever H * W is, and a column always meets the same cell. channels_last is read
+as [cells, channels].
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+GRAD_INPUT: tl.constexpr = tl.constexpr(0)
+GRAD: tl.constexpr = tl.constexpr(1)
+
+
+@triton.jit
+def within(left, most):
+    """The int64 count `left` as an int32 bound for offsets of a tile of `most` elements."""
+    return tl.minimum(left, most).to(tl.int32)
+
+
+@triton.jit
+def load_layer(activation_ptr, gradient_ptr, offset, mask, KIND: tl.constexpr, T: tl.constexpr):
+    """Activation and gradient at `offset`; the one that KIND does not use is not read and comes back as the other."""
+    if KIND == GRAD_INPUT:
+        f = tl.load(activation_ptr + offset, mask=mask, other=0.0).to(T)
+        g = tl.load(gradient_ptr + offset, mask=mask, other=0.0).to(T)
+    elif KIND == GRAD:
+        g = tl.load(gradient_ptr + offset, mask=mask, other=0.0).to(T)
+        f = g
+    else:
+        f = tl.load(activation_ptr + offset, mask=mask, other=0.0).to(T)
+        g = f
+    return f, g
+
+
+@triton.jit
+def attribute(f, g, KIND: tl.constexpr, ABSOLUTE: tl.constexpr):
+    """a: |g| f or g f; |g| or g; f."""
+    if KIND == GRAD_INPUT:
+        a = (tl.abs(g) if ABSOLUTE else g) * f
+    elif KIND == GRAD:
+        a = tl.abs(g) if ABSOLUTE else g
+    else:
+        a = f
+    return a
+
+
+@triton.jit
+def sum_of_squares(d, AXIS: tl.constexpr):
+    """`sum d^2` over AXIS in float64, whatever the magnitude of d.
+
+    float32 would underflow and overflow (attributions of 1e-24 and of 1e15 are in range), and float64
+    arithmetic on every element is slow on most GPUs: the values along AXIS share a power of two instead.
+    """
+    if d.dtype == tl.float64:
+        total = tl.sum(d * d, axis=AXIS)
+    else:
+        largest = tl.max(tl.abs(d), axis=AXIS)
+        exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
+        exponent = tl.minimum(tl.maximum(exponent, 0x01000000), 0x7E000000)  # 2^-125 .. 2^125
+        scale = exponent.to(tl.float32, bitcast=True)
+        inverse = (0x7F000000 - exponent).to(tl.float32, bitcast=True)
+        s = d * tl.expand_dims(inverse, AXIS)
+        wide = scale.to(tl.float64)
+        total = tl.sum(s * s, axis=AXIS).to(tl.float64) * (wide * wide)
+    return total
+
+
+@triton.jit
+def sweep_nchw(
+    activation_ptr,
+    gradient_ptr,
+    start,
+    columns,
+    period,
+    first_row,
+    last_row,
+    terms,
+    pivot,
+    KIND: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
+    SQUARES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Sums rows [first_row, last_row) of a sample's flat run at `columns` [BLOCK_P].
+
+    start: int64 offset of the sample; terms: n * H * W, int64; pivot: subtracted before squaring.
+    Returns: sum of a [BLOCK_P], and sum of (a - pivot)^2 [BLOCK_P] float64 (SQUARES, else zeros).
+    """
+    rows = tl.arange(0, BLOCK_R)
+    offsets = rows[:, None] * period + columns[None, :]
+    inside = (columns < period)[None, :]
+    loadable = (terms + (VECTOR - 1)) // VECTOR * VECTOR
+    total = tl.zeros([BLOCK_R, BLOCK_P], T)
+    squares = tl.zeros([BLOCK_P], tl.float64)
+    for row in range(first_row, last_row, BLOCK_R):
+        position = tl.cast(row, tl.int64) * period
+        left = within(loadable - position, BLOCK_R * period)
+        mask = inside & (offsets < left)
+        f, g = load_layer(activation_ptr, gradient_ptr, start + position + offsets, mask, KIND, T)
+        a = attribute(f, g, KIND, ABSOLUTE)
+        if not EXACT:
+            # The last vector of the run may reach into channel n, which takes no part.
+            mask = inside & (offsets < within(terms - position, BLOCK_R * period))
+            a = tl.where(mask, a, 0.0)
+        total += a
+        if SQUARES:
+            squares += sum_of_squares(tl.where(mask, a - pivot, 0.0), 0)
+    return tl.sum(total, axis=0), squares
+
+
+@triton.jit
+def sweep_channels_last(
+    activation_ptr,
+    gradient_ptr,
+    start,
+    cells_left,
+    channels,
+    first_channel,
+    last_channel,
+    pivot,
+    KIND: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
+    SQUARES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Sums channels [first_channel, last_channel) of BLOCK_I cells; start: int64 offset of the first cell.
+
+    Returns: sum of a [BLOCK_I], and sum of (a - pivot)^2 [BLOCK_I] float64 (SQUARES, else zeros).
+    """
+    cells = tl.arange(0, BLOCK_I)
+    inside = (cells < cells_left)[:, None]
+    loadable = (last_channel + (VECTOR - 1)) // VECTOR * VECTOR
+    total = tl.zeros([BLOCK_I, BLOCK_C], T)
+    squares = tl.zeros([BLOCK_I], tl.float64)
+    for first in range(first_channel, last_channel, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        mask = inside & (c < loadable)[None, :]
+        f, g = load_layer(activation_ptr, gradient_ptr, start + cells[:, None] * channels + c[None, :], mask, KIND, T)
+        a = attribute(f, g, KIND, ABSOLUTE)
+        if not EXACT:
+            mask = inside & (c < last_channel)[None, :]
+            a = tl.where(mask, a, 0.0)
+        total += a
+        if SQUARES:
+            squares += sum_of_squares(tl.where(mask, a - pivot, 0.0), 1)
+    return tl.sum(total, axis=1), squares

@@ -1,0 +1,113 @@
+# mypy: allow-untyped-defs
+"""Triton pieces that the kernels share: landmarks, the Gaussians they make, the last-program pattern."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def exact(high, low, T: tl.constexpr):
+    """The host's double, given as the sum of two float32 numbers, in type T."""
+    return tl.full((), high, T) + tl.full((), low, T)
+
+
+@triton.jit
+def is_last(counter_ptr, programs):
+    """Whether this program is the last of `programs` to get here; it sees all that the others have stored.
+
+    Contract: every program calls this once, after its stores. The barrier puts the stores of all threads
+    before the one atomic of the program; acquire and release at gpu scope then order them before whatever
+    the last program loads. Integer atomics only: which program is last never changes what it computes. The
+    last one leaves the counter at zero for the next launch.
+    """
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    last = arrived == programs - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    tl.debug_barrier()
+    return last
+
+
+@triton.jit
+def load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T: tl.constexpr):
+    """Landmarks `k` of one sample: x, y, weight and whether each takes part. What does not has zeros.
+
+    landmarks [B, K, 2], visible [B, K] or None, weights [B, K] or None; `sample` int64.
+    """
+    inside = k < count
+    index = sample * count + k
+    x = tl.load(landmarks_ptr + 2 * index, mask=inside, other=0.0).to(T)
+    y = tl.load(landmarks_ptr + 2 * index + 1, mask=inside, other=0.0).to(T)
+    # A comparison with NaN is false, so this asks for finite coordinates.
+    valid = inside & (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
+    if visible_ptr is not None:
+        valid = valid & (tl.load(visible_ptr + index, mask=inside, other=0) != 0)
+    x = tl.where(valid, x, 0.0)
+    y = tl.where(valid, y, 0.0)
+    if weights_ptr is not None:
+        w = tl.load(weights_ptr + index, mask=valid, other=0.0).to(T)
+    else:
+        w = tl.where(valid, 1.0, 0.0).to(T)
+    return x, y, w, valid
+
+
+@triton.jit
+def any_landmark(landmarks_ptr, visible_ptr, sample, count, BLOCK_K: tl.constexpr, T: tl.constexpr):
+    """How many landmarks of the sample take part."""
+    found = tl.zeros([BLOCK_K], tl.int32)
+    for first in range(0, count, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        _, _, _, valid = load_landmarks(landmarks_ptr, visible_ptr, None, sample, k, count, T)
+        found += valid.to(tl.int32)
+    return tl.sum(found, axis=0)
+
+
+@triton.jit
+def heatmap_at(
+    x,
+    y,
+    landmarks_ptr,
+    visible_ptr,
+    weights_ptr,
+    sample,
+    count,
+    falloff,
+    MAXIMUM: tl.constexpr,
+    CELLS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    T: tl.constexpr,
+):
+    """The heatmap, not normalised, at cell centres x, y [CELLS], in pixels of the image.
+
+    `sum_k w_k exp(falloff * distance^2)` or the maximum of the terms; 0 without landmarks.
+    Several landmarks at once, [BLOCK_K, CELLS], so that their loads overlap.
+    """
+    if MAXIMUM:
+        h = tl.full([CELLS], float("-inf"), T)
+    else:
+        h = tl.zeros([CELLS], T)
+    for first in range(0, count, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        xk, yk, wk, valid = load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T)
+        dx = x[None, :] - xk[:, None]
+        dy = y[None, :] - yk[:, None]
+        term = wk[:, None] * tl.exp(falloff * (dx * dx + dy * dy))  # [BLOCK_K, CELLS]
+        if MAXIMUM:
+            h = tl.maximum(h, tl.max(tl.where(valid[:, None], term, float("-inf")), axis=0))
+        else:
+            h += tl.sum(tl.where(valid[:, None], term, 0.0), axis=0)
+    if MAXIMUM:
+        present = any_landmark(landmarks_ptr, visible_ptr, sample, count, BLOCK_K, T)
+        h = tl.where(present > 0, h, 0.0)
+    return h
+
+
+@triton.jit
+def cell_centres(cells, width, step_x, step_y):
+    """Where flat cells of a [H, W] map lie in the image: `(j + 0.5) * IW / W - 0.5`, and rows alike."""
+    x = ((cells % width).to(step_x.dtype) + 0.5) * step_x - 0.5
+    y = ((cells // width).to(step_y.dtype) + 0.5) * step_y - 0.5
+    return x, y

@@ -1,0 +1,88 @@
+"""What every launch needs from the host: the device guard, vector widths, programs to aim for, counters."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+#: Bytes of the widest load or store a thread can make.
+VECTOR_BYTES = 16
+
+#: Programs to aim for on each multiprocessor: enough loads in flight to hide the latency of memory, few
+#: enough that the partial sums of a sample stay small beside its input.
+PROGRAMS_PER_PROCESSOR = 8
+
+#: What the interpreter plans for, so that small tensors are split as large ones are on a GPU.
+INTERPRETED_PROCESSORS = 4
+
+
+def interpreting() -> bool:
+    """Whether triton runs its kernels on the CPU. Settled when triton is first imported."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's GPU the current one, as a triton launch wants it; nothing on the CPU."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """The type a kernel computes in: float64 for float64, float32 for the rest."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def vector_width(dtype: torch.dtype, *extents: int) -> int:
+    """Elements of the widest vector that divides every one of `extents` (in elements)."""
+    return math.gcd(VECTOR_BYTES // dtype.itemsize, *extents)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least `n`."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def ceil_div(n: int, d: int) -> int:
+    return -(-n // d)
+
+
+@lru_cache(maxsize=64)
+def _processors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def wanted_programs(tensor: Tensor) -> int:
+    """How many programs keep the tensor's device busy."""
+    processors = _processors(tensor.get_device()) if tensor.is_cuda else INTERPRETED_PROCESSORS
+    return processors * PROGRAMS_PER_PROCESSOR
+
+
+def high_and_low(value: float) -> tuple[float, float]:
+    """A double as the sum of two float32 numbers: triton passes a Python float as float32."""
+    high = float(torch.tensor(value, dtype=torch.float32))
+    low = value - high if math.isfinite(high) else 0.0
+    return high, low
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def zeroed_counters(count: int, like: Tensor) -> Tensor:
+    """`count` int32 zeros for a kernel that counts programs and leaves the counters at zero.
+
+    They are kept per device and stream, so that only the first call of a stream pays for a fill. A CUDA
+    graph gets its own: its replays may overlap with other work of the stream it was captured on.
+    """
+    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=like.device)
+    key = like.device, torch.cuda.current_stream(like.device).cuda_stream
+    kept = _counters.get(key)
+    if kept is None or kept.numel() < count:
+        kept = torch.zeros(power_of_two(max(count, 1024)), dtype=torch.int32, device=like.device)
+        _counters[key] = kept
+    return kept

@@ -1,0 +1,248 @@
+"""The Triton twins of `pal_loss` and `pal_loss_backward`: outputs, workspaces, and the launches.
+
+"mean", "half" and "all": one launch forward; "each": two. Backward: one launch. No host synchronisation,
+no float atomics: the same bits every time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pal_fast.constants import ATTRIBUTION, COMBINE, GROUPING, REDUCTION, SCORE
+from pal_fast.reference import computing_dtype
+
+from .landmark_heatmap import frame
+from .launch import (
+    accumulator,
+    ceil_div,
+    on_device,
+    power_of_two,
+    vector_width,
+    wanted_programs,
+    zeroed_counters,
+)
+from .pal_loss_backward import pal_loss_backward_kernel
+from .pal_loss_each import each_forward_kernel, prior_kernel
+from .pal_loss_forward import pal_loss_forward_kernel
+from .sweep import Sweep, is_channels_last, plan
+
+#: A map of up to this many cells is scored in registers by one block; a larger one block by block.
+BLOCK_CELLS = 1024
+
+#: Elements of a tile that a program of one warp group holds while it combines shares or landmarks.
+TILE = 4096
+
+
+def pal_loss(
+    activation: Tensor | None,
+    gradient: Tensor | None,
+    heatmap: Tensor | None,
+    landmarks: Tensor | None,
+    visible: Tensor | None,
+    weights: Tensor | None,
+    sample_weight: Tensor | None,
+    image_height: float,
+    image_width: float,
+    sigma: float,
+    combine: int,
+    normalize: int,
+    attribution: int,
+    absolute: bool,
+    grouping: int,
+    channel_count: int,
+    score: int,
+    scale: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss and what its backward needs; arguments and results as the operators' schema has them.
+
+    Args: activation, gradient [B, C, H, W]; heatmap [B, H, W] or landmarks [B, K, 2], visible [B, K],
+        weights [B, K]; sample_weight [B]; image size and sigma in pixels of the image.
+    Returns: loss [] or [B]; plane [B, H, W]; coefficients [B, G, 3]; factor [B].
+    """
+    layer = activation if activation is not None else gradient
+    assert layer is not None
+    batch, _, height, width = layer.shape
+    dtype = computing_dtype(layer.dtype)
+    each = GROUPING[grouping] == "each"
+    whole = REDUCTION[reduction] != "none"
+    groups = {"map": 0, "all": 1, "each": channel_count}[GROUPING[grouping]]
+    plane = layer.new_empty((batch, height, width), dtype=dtype)
+    coefficients = layer.new_empty((batch, groups, 3), dtype=dtype)
+    factor = layer.new_empty((batch,), dtype=dtype)
+    if batch == 0:
+        return layer.new_zeros(() if whole else (0,), dtype=dtype), plane, coefficients, factor
+    loss = layer.new_empty(() if whole else (batch,), dtype=dtype)
+
+    prior: dict[str, Any] = {
+        "heatmap_ptr": heatmap,
+        "landmarks_ptr": landmarks,
+        "visible_ptr": visible,
+        "weights_ptr": weights,
+        "sample_weight_ptr": sample_weight,
+        "width": width,
+        "count": 0 if landmarks is None else landmarks.shape[1],
+        **frame(image_height, image_width, (height, width), sigma),
+        "PEARSON": SCORE[score] == "pearson",
+        "SCALE": scale,
+        "MAXIMUM": COMBINE[combine] == "max",
+        "NORMALIZE": normalize,
+        "T": accumulator(layer.dtype),
+    }
+    outputs = {"loss_ptr": loss, "coefficients_ptr": coefficients, "factor_ptr": factor, "plane_ptr": plane}
+    shared: dict[str, Any] = {
+        "activation_ptr": activation,
+        "gradient_ptr": gradient,
+        "scores_ptr": layer.new_empty((batch, 2), dtype=torch.float64) if whole else None,
+        "counters_ptr": zeroed_counters(batch + 1, layer),
+        "KIND": attribution,
+        "ABSOLUTE": absolute,
+        "REDUCTION": reduction,
+    }
+    with on_device(layer):
+        if each:
+            _launch_each(layer, channel_count, prior, outputs, shared)
+        else:
+            _launch_map(layer, channel_count, GROUPING[grouping] == "all", prior, outputs, shared)
+    return loss, plane, coefficients, factor
+
+
+def _launch_map(
+    layer: Tensor,
+    used: int,
+    together: bool,
+    prior: dict[str, Any],
+    outputs: dict[str, Tensor],
+    shared: dict[str, Any],
+) -> None:
+    """One launch: sweep, score, reduce."""
+    sweep = plan(layer, used=used, swept=used)
+    plane = outputs["plane_ptr"]
+    block_n = min(power_of_two(sweep.cells), BLOCK_CELLS)
+    tiled = sweep.cells > block_n
+    if tiled and prior["heatmap_ptr"] is None:
+        prior = prior | {"heatmap_ptr": torch.empty_like(plane)}
+    parts = sweep.splits * sweep.tiles
+    pal_loss_forward_kernel[(sweep.programs,)](
+        **prior,
+        **outputs,
+        **shared,
+        **sweep.arguments(),
+        shares_ptr=plane.new_empty(sweep.batch * sweep.shares * sweep.cells),
+        squares_ptr=plane.new_empty(sweep.batch * parts, dtype=torch.float64) if together else None,
+        batch=sweep.batch,
+        shares=sweep.shares,
+        ALL=together,
+        TILED=tiled,
+        BLOCK_N=block_n,
+        BLOCK_S=min(power_of_two(sweep.shares), TILE // block_n),
+        BLOCK_K=_landmarks_at_once(block_n),
+        num_warps=4,
+    )
+
+
+def _landmarks_at_once(cells: int) -> int:
+    return max(1, min(16, TILE // 2 // cells))
+
+
+def _launch_each(
+    layer: Tensor, used: int, prior: dict[str, Any], outputs: dict[str, Tensor], shared: dict[str, Any]
+) -> None:
+    """Two launches: the centred heatmap of every sample, then every channel's score."""
+    batch, channels, height, width = layer.shape
+    cells = height * width
+    block_n = min(power_of_two(cells), BLOCK_CELLS)
+    prior_values = layer.new_empty((batch, 2), dtype=torch.float64)
+    prior_kernel[(batch,)](
+        **prior,
+        plane_ptr=outputs["plane_ptr"],
+        prior_ptr=prior_values,
+        hw=cells,
+        BLOCK_N=block_n,
+        BLOCK_K=_landmarks_at_once(block_n),
+        num_warps=4,
+    )
+    channels_last = is_channels_last(layer)
+    vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
+    if channels_last:
+        block_c = min(power_of_two(used), 64)
+        block_n = min(power_of_two(cells), TILE // 2 // block_c)
+    else:
+        block_n = min(power_of_two(cells), BLOCK_CELLS)
+        block_c = min(power_of_two(used), TILE // 2 // block_n)
+    steps = ceil_div(used, block_c)
+    per_split = ceil_div(steps, min(steps, ceil_div(wanted_programs(layer), batch))) * block_c
+    splits = ceil_div(used, per_split)
+    each_forward_kernel[(batch * splits,)](
+        **outputs,
+        **shared,
+        prior_ptr=prior_values,
+        shares_ptr=layer.new_empty((batch, splits), dtype=torch.float64),
+        batch=batch,
+        channels_v=channels // vector_c,
+        used=used,
+        hw_v=cells // vector_hw,
+        channels_per_split=per_split,
+        splits=splits,
+        CHANNELS_LAST=channels_last,
+        VECTOR_C=vector_c,
+        VECTOR_HW=vector_hw,
+        BLOCK_C=block_c,
+        BLOCK_N=block_n,
+        T=prior["T"],
+        num_warps=4,
+    )
+
+
+def pal_loss_backward(
+    grad_loss: Tensor,
+    activation: Tensor | None,
+    gradient: Tensor | None,
+    plane: Tensor,
+    coefficients: Tensor,
+    factor: Tensor,
+    attribution: int,
+    absolute: bool,
+    grouping: int,
+    channel_count: int,
+    need_activation: bool,
+    need_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of activation and gradient [B, C, H, W] in their dtype and format; 0 elements if not needed.
+
+    Args: grad_loss [] or [B] of any stride; plane [B, H, W], coefficients [B, G, 3] and factor [B] as
+        `pal_loss` returned them.
+    """
+    layer = activation if activation is not None else gradient
+    assert layer is not None
+    need_activation = need_activation and ATTRIBUTION[attribution] != "grad"
+    need_gradient = need_gradient and ATTRIBUTION[attribution] != "activation"
+    d_activation = torch.empty_like(layer) if need_activation else None
+    d_gradient = torch.empty_like(layer) if need_gradient else None
+    if layer.numel() and (need_activation or need_gradient):
+        sweep: Sweep = plan(layer, used=channel_count, swept=layer.shape[1])
+        with on_device(layer):
+            pal_loss_backward_kernel[(sweep.programs,)](
+                grad_loss_ptr=grad_loss,
+                activation_ptr=activation,
+                gradient_ptr=gradient,
+                plane_ptr=plane,
+                coefficients_ptr=coefficients,
+                factor_ptr=factor,
+                d_activation_ptr=d_activation,
+                d_gradient_ptr=d_gradient,
+                grad_loss_stride=grad_loss.stride(0) if grad_loss.dim() else 0,
+                **sweep.arguments(),
+                KIND=attribution,
+                ABSOLUTE=absolute,
+                GROUPING=grouping,
+                T=accumulator(layer.dtype),
+                num_warps=4,
+            )
+    return (
+        d_activation if d_activation is not None else layer.new_empty(0),
+        d_gradient if d_gradient is not None else layer.new_empty(0),
+    )

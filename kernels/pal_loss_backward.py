@@ -1,0 +1,147 @@
+# mypy: allow-untyped-defs
+"""Triton: both gradients of the loss in one launch, from the derivative of each sample's score.
+
+`d = grad_loss * factor * dP/da`, then `df = d |g|`, `dg = d f sign(g)` or what the attribution asks for. A
+sample whose factor is 0 is not read: its gradients are zeros, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .attribution import GRAD_INPUT, attribute, load_layer, within
+
+MAP: tl.constexpr = tl.constexpr(0)
+EACH: tl.constexpr = tl.constexpr(2)
+
+
+@triton.jit
+def sign(g):
+    """-1, 0 or 1, and NaN for NaN."""
+    one = tl.where(g > 0, 1.0, -1.0).to(g.dtype)
+    return tl.where((g > 0) | (g < 0), one, g)
+
+
+@triton.jit
+def store_gradients(
+    d_activation_ptr, d_gradient_ptr, offset, mask, live, d, f, g, KIND: tl.constexpr, ABSOLUTE: tl.constexpr
+):
+    """Writes both gradients at `offset`, zero where not `live`; None for one that is not needed."""
+    if d_activation_ptr is not None:
+        if KIND == GRAD_INPUT:
+            df = d * (tl.abs(g) if ABSOLUTE else g)
+        else:
+            df = d
+        tl.store(d_activation_ptr + offset, tl.where(live, df, 0.0), mask=mask)
+    if d_gradient_ptr is not None:
+        dg = d * f if KIND == GRAD_INPUT else d
+        if ABSOLUTE:
+            dg = dg * sign(g)
+        tl.store(d_gradient_ptr + offset, tl.where(live, dg, 0.0), mask=mask)
+
+
+@triton.jit
+def pal_loss_backward_kernel(
+    grad_loss_ptr,  # [] or [B], of any stride
+    activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
+    gradient_ptr,  # likewise
+    plane_ptr,  # [B, H, W]
+    coefficients_ptr,  # [B, G, 3]
+    factor_ptr,  # [B]
+    d_activation_ptr,  # [B, C, H, W] in the format of the inputs, or None
+    d_gradient_ptr,  # likewise
+    grad_loss_stride,
+    channels_v,  # C / VECTOR_C
+    used,  # n
+    hw_v,  # H * W / VECTOR_HW
+    period_v,  # elements of a row of the flat run / VECTOR
+    rows_per_split,  # NCHW: rows of a program; channels_last: channels of a program
+    splits,
+    tiles,
+    KIND: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
+    GROUPING: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    VECTOR: tl.constexpr,
+    VECTOR_C: tl.constexpr,
+    VECTOR_HW: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    T: tl.constexpr,
+):
+    channels = channels_v * VECTOR_C
+    hw = hw_v * VECTOR_HW
+    programs = splits * tiles
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    part = tl.program_id(0) % programs
+    split = part // tiles
+    tile = part % tiles
+    sample_base = sample * channels * hw
+
+    # 1. What all elements of the sample share. None of its channels takes part if its factor is 0.
+    factor = tl.load(factor_ptr + sample).to(T)
+    scored = tl.where(factor != 0.0, used, 0)
+    grad = tl.load(grad_loss_ptr + sample * grad_loss_stride).to(T) * factor
+    slope = grad
+    curve = tl.zeros([], T)
+    mean = tl.zeros([], T)
+    if GROUPING != MAP and GROUPING != EACH:
+        slope = grad * tl.load(coefficients_ptr + 3 * sample)
+        curve = grad * tl.load(coefficients_ptr + 3 * sample + 1)
+        mean = tl.load(coefficients_ptr + 3 * sample + 2)
+
+    # 2. The program's tile: rows x columns, and where in the plane it lies.
+    first = split * rows_per_split
+    if CHANNELS_LAST:
+        cells = tile * BLOCK_R + tl.arange(0, BLOCK_R)
+        lanes = tl.arange(0, BLOCK_P)
+        inside = (cells < hw)[:, None]
+        origin = sample_base + tl.cast(tile * BLOCK_R, tl.int64) * channels
+        offsets = tl.arange(0, BLOCK_R)[:, None] * channels + lanes[None, :]
+        plane = tl.load(plane_ptr + sample * hw + cells, mask=cells < hw, other=0.0)[:, None]
+        step = 1
+        end = tl.minimum(first + rows_per_split, channels)
+    else:
+        period = period_v * VECTOR
+        columns = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = (columns < period)[None, :]
+        origin = sample_base
+        offsets = tl.arange(0, BLOCK_R)[:, None] * period + columns[None, :]
+        plane = tl.load(plane_ptr + sample * hw + columns % hw, mask=columns < period, other=0.0)[None, :]
+        step = period
+        end = first + rows_per_split
+
+    # 3. Element by element. What is read ends at a whole vector, what is live at the last channel that takes
+    # part, what is written at channel C.
+    for row in range(first, end, BLOCK_P if CHANNELS_LAST else BLOCK_R):
+        position = tl.cast(row, tl.int64) * step
+        if CHANNELS_LAST:
+            c = (row + lanes)[None, :]
+            mask = inside & (c < channels)
+            live = inside & (c < scored)
+            readable = inside & (c < (scored + (VECTOR - 1)) // VECTOR * VECTOR)
+            channel = c
+        else:
+            part = scored.to(tl.int64) * hw
+            loadable = (part + (VECTOR - 1)) // VECTOR * VECTOR
+            mask = inside & (offsets < within(tl.cast(channels, tl.int64) * hw - position, BLOCK_R * period))
+            live = inside & (offsets < within(part - position, BLOCK_R * period))
+            readable = inside & (offsets < within(loadable - position, BLOCK_R * period))
+            if GROUPING == EACH:
+                channel = row * (period // hw) + offsets // hw
+        if EXACT:
+            readable = live
+        f, g = load_layer(activation_ptr, gradient_ptr, origin + position + offsets, readable, KIND, T)
+        if GROUPING == EACH:
+            triple = 3 * (sample * used + channel)
+            slope = grad * tl.load(coefficients_ptr + triple, mask=live, other=0.0)
+            curve = grad * tl.load(coefficients_ptr + triple + 1, mask=live, other=0.0)
+            mean = tl.load(coefficients_ptr + triple + 2, mask=live, other=0.0)
+        d = slope * plane
+        if GROUPING != MAP:
+            d += curve * (attribute(f, g, KIND, ABSOLUTE) - mean)
+        store_gradients(
+            d_activation_ptr, d_gradient_ptr, origin + position + offsets, mask, live, d, f, g, KIND, ABSOLUTE
+        )

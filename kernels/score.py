@@ -1,0 +1,137 @@
+# mypy: allow-untyped-defs
+"""Triton: from moments to a sample's score and its derivative, and from scores to the batch's loss."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pal_fast.constants import FLAT_TOLERANCE
+
+FLAT: tl.constexpr = tl.constexpr(FLAT_TOLERANCE**2)
+
+# Indices of pal_fast.constants.NORMALIZE, SCALE and REDUCTION.
+PEAK: tl.constexpr = tl.constexpr(1)
+TOTAL: tl.constexpr = tl.constexpr(2)
+SCALE_SUM: tl.constexpr = tl.constexpr(0)
+SCALE_MEAN: tl.constexpr = tl.constexpr(1)
+MEAN: tl.constexpr = tl.constexpr(0)
+NONE: tl.constexpr = tl.constexpr(2)
+
+
+@triton.jit
+def heatmap_divisor(total_h, peak, NORMALIZE: tl.constexpr):
+    """What `normalize` divides the heatmap by, float64; 1 in place of 0."""
+    divisor = tl.full([], 1.0, tl.float64)
+    if NORMALIZE == PEAK:
+        divisor = peak.to(tl.float64)
+    elif NORMALIZE == TOTAL:
+        divisor = total_h
+    return tl.where(divisor == 0.0, 1.0, divisor)
+
+
+@triton.jit
+def sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON: tl.constexpr):
+    """w_b, float64: 0 without a landmark, for a heatmap that is not finite, and for a flat one under "pearson"."""
+    valid = (annotated > 0) & (tl.abs(mean_h) < float("inf"))
+    if PEARSON:
+        valid = valid & (var_h > FLAT * (var_h + mean_h * mean_h))
+    weight = tl.full([], 1.0, tl.float64)
+    if sample_weight_ptr is not None:
+        weight = tl.load(sample_weight_ptr + sample).to(tl.float64)
+    return tl.where(valid, weight, 0.0)
+
+
+@triton.jit
+def score_scale(var_h, terms, PEARSON: tl.constexpr, SCALE: tl.constexpr):
+    """s * terms: 1 / std(h) for "pearson"; terms, 1 or sqrt(terms) for scale "sum", "mean", "unit". float64."""
+    if PEARSON:
+        scale = 1.0 / tl.sqrt(tl.where(var_h > 0.0, var_h, 1.0))
+    elif SCALE == SCALE_SUM:
+        scale = terms
+    elif SCALE == SCALE_MEAN:
+        scale = tl.full([], 1.0, tl.float64)
+    else:
+        scale = tl.sqrt(terms)
+    return scale
+
+
+@triton.jit
+def score_and_slopes(mean_a, var_a, cov, scale, terms):
+    """P, A and Bc of a group from its moments and `cov = mean((a - mu) hc)`; all exactly 0 if it is flat.
+
+    `dP/da = A hc + Bc (a - mu)`. A group with NaN is not flat: NaN reaches the loss.
+    """
+    flat = var_a <= FLAT * (var_a + mean_a * mean_a)
+    sigma = tl.sqrt(tl.where(flat, 1.0, var_a))
+    score = -scale * cov / sigma
+    slope = -scale / (terms * sigma)
+    curve = scale * cov / (terms * sigma * sigma * sigma)
+    return tl.where(flat, 0.0, score), tl.where(flat, 0.0, slope), tl.where(flat, 0.0, curve)
+
+
+@triton.jit
+def score_sample(
+    sample_weight_ptr,
+    sample,
+    annotated,
+    mean_a,
+    var_a,
+    mean_h,
+    var_h,
+    cov,
+    total_h,
+    peak,
+    terms,
+    PEARSON: tl.constexpr,
+    SCALE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    """A sample's P, A, Bc, 1 / the heatmap's divisor, and w_b; the moments are of the heatmap not yet divided."""
+    weight = sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON)
+    inverse = 1.0 / heatmap_divisor(total_h, peak, NORMALIZE)
+    scale = score_scale(var_h * inverse * inverse, terms, PEARSON, SCALE)
+    score, slope, curve = score_and_slopes(mean_a, var_a, cov * inverse, scale, terms)
+    dead = weight == 0.0
+    return (
+        tl.where(dead, 0.0, score),
+        tl.where(dead, 0.0, slope),
+        tl.where(dead, 0.0, curve),
+        inverse,
+        weight,
+    )
+
+
+@triton.jit
+def store_sample(loss_ptr, factor_ptr, scores_ptr, sample, score, weight, REDUCTION: tl.constexpr):
+    """Without a reduction a sample's loss and factor are final; else P_b and w_b go to the workspace."""
+    if REDUCTION == NONE:
+        tl.store(loss_ptr + sample, tl.where(weight == 0.0, 0.0, weight * score))
+        tl.store(factor_ptr + sample, weight)
+    else:
+        tl.store(scores_ptr + 2 * sample, score)
+        tl.store(scores_ptr + 2 * sample + 1, weight)
+
+
+@triton.jit
+def reduce_batch(loss_ptr, factor_ptr, scores_ptr, batch, REDUCTION: tl.constexpr, BLOCK_B: tl.constexpr):
+    """`sum w P / sum w` or `sum w P`, and every sample's factor, by one program in a fixed order."""
+    totals = tl.zeros([BLOCK_B], tl.float64)
+    masses = tl.zeros([BLOCK_B], tl.float64)
+    for first in range(0, batch, BLOCK_B):
+        b = first + tl.arange(0, BLOCK_B)
+        score = tl.load(scores_ptr + 2 * b, mask=b < batch, other=0.0)
+        weight = tl.load(scores_ptr + 2 * b + 1, mask=b < batch, other=0.0)
+        totals += tl.where(weight == 0.0, 0.0, weight * score)
+        masses += weight
+    total = tl.sum(totals, axis=0)
+    mass = tl.sum(masses, axis=0)
+    share = tl.full([], 1.0, tl.float64)
+    if REDUCTION == MEAN:
+        share = tl.where(mass == 0.0, 0.0, 1.0 / tl.where(mass == 0.0, 1.0, mass))
+        total = tl.where(mass == 0.0, 0.0, total * share)
+    tl.store(loss_ptr, total)
+    for first in range(0, batch, BLOCK_B):
+        b = first + tl.arange(0, BLOCK_B)
+        weight = tl.load(scores_ptr + 2 * b + 1, mask=b < batch, other=0.0)
+        tl.store(factor_ptr + b, weight * share, mask=b < batch)

@@ -1,0 +1,142 @@
+"""How a layer is cut into programs: tiles, splits and vector widths, from its shape and format."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .launch import ceil_div, power_of_two, vector_width, wanted_programs
+
+#: Elements of a tile: with 4 warps, 32 a thread of each input.
+TILE = 4096
+
+#: The widest row of a tile.
+WIDEST = 1024
+
+#: A program sweeps at least this many tiles, so that its share of the map stays small beside its input.
+LEAST_TILES = 4
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One launch over a layer (B, C, H, W), reading `used` channels of each sample.
+
+    NCHW: a sample is a run of rows of `period` elements; tiles are [block_r rows, block_p columns].
+    channels_last: tiles are [block_r cells, block_p channels].
+    """
+
+    batch: int
+    channels: int
+    used: int
+    cells: int
+    channels_last: bool
+    vector: int
+    vector_c: int
+    vector_hw: int
+    period: int
+    block_r: int
+    block_p: int
+    rows_per_split: int
+    splits: int
+    tiles: int
+
+    @property
+    def programs(self) -> int:
+        return self.batch * self.splits * self.tiles
+
+    @property
+    def shares(self) -> int:
+        """Partial maps of a sample that the sweep leaves in memory."""
+        return self.splits if self.channels_last else self.splits * self.period // self.cells
+
+    @property
+    def exact(self) -> bool:
+        """Whether the channels that take part end where a vector ends."""
+        return (self.used if self.channels_last else self.used * self.cells) % self.vector == 0
+
+    def arguments(self) -> dict[str, int | bool]:
+        """The kernel arguments that describe the sweep, but for the batch."""
+        return {
+            "channels_v": self.channels // self.vector_c,
+            "used": self.used,
+            "hw_v": self.cells // self.vector_hw,
+            "period_v": self.period // self.vector,
+            "rows_per_split": self.rows_per_split,
+            "splits": self.splits,
+            "tiles": self.tiles,
+            "CHANNELS_LAST": self.channels_last,
+            "VECTOR": self.vector,
+            "VECTOR_C": self.vector_c,
+            "VECTOR_HW": self.vector_hw,
+            "EXACT": self.exact,
+            "BLOCK_R": self.block_r,
+            "BLOCK_P": self.block_p,
+        }
+
+
+def is_channels_last(layer: Tensor) -> bool:
+    """The format of a layer that is contiguous in one of the two."""
+    return not layer.is_contiguous()
+
+
+def row_period(cells: int, channels: int, vector: int) -> int:
+    """Elements of a row of the flat run: whole channels, a multiple of `vector`, filling a block well."""
+    least = math.lcm(cells, vector)
+    best, best_fill = least, 0.0
+    for times in range(1, WIDEST // least + 1):
+        length = least * times
+        if length > least and length > channels * cells:
+            break
+        fill = length / power_of_two(length)
+        if fill > best_fill + 0.02:
+            best, best_fill = length, fill
+    return best
+
+
+def plan(layer: Tensor, *, used: int, swept: int) -> Sweep:
+    """Cuts the first `swept` channels of each sample into programs.
+
+    Args: layer (B, C, H, W); used: n, the channels that take part; swept: n for a sweep that reads, C for
+    one that writes every gradient.
+    """
+    batch, channels, height, width = layer.shape
+    cells = height * width
+    tile = TILE // 2 if layer.dtype == torch.float64 else TILE
+    vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
+    channels_last = is_channels_last(layer)
+    if channels_last:
+        vector, period = vector_c, cells
+        block_p = min(power_of_two(swept), WIDEST // 2)
+        block_r = min(power_of_two(cells), tile // block_p)
+        tiles, rows, step = ceil_div(cells, block_r), swept, block_p
+        least = 1
+    else:
+        vector = vector_width(layer.dtype, channels * cells)
+        period = row_period(cells, channels, vector)
+        block_p = min(power_of_two(period), WIDEST)
+        rows = ceil_div(swept * cells, period)
+        block_r = min(power_of_two(rows), max(1, tile // block_p))
+        tiles, step = ceil_div(period, block_p), block_r
+        least = LEAST_TILES
+    steps = ceil_div(rows, step)
+    splits = min(ceil_div(wanted_programs(layer), max(1, batch * tiles)), max(1, steps // least))
+    rows_per_split = ceil_div(steps, splits) * step
+    return Sweep(
+        batch=batch,
+        channels=channels,
+        used=used,
+        cells=cells,
+        channels_last=channels_last,
+        vector=vector,
+        vector_c=vector_c,
+        vector_hw=vector_hw,
+        period=period,
+        block_r=block_r,
+        block_p=block_p,
+        rows_per_split=rows_per_split,
+        splits=ceil_div(rows, rows_per_split),
+        tiles=tiles,
+    )
