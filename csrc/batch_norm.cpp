@@ -1,0 +1,108 @@
+// Batch normalisation with a fused second derivative: schemas, checks and allocation.
+#include "batch_norm.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+namespace pal_fast {
+namespace {
+
+void check_like_input(const OptionalTensor& tensor, const char* name, const Tensor& input, Layout layout) {
+  if (!tensor) {
+    return;
+  }
+  const auto wanted = input.sizes();
+  const auto given = tensor->sizes();
+  bool equal = wanted.size() == given.size();
+  for (size_t i = 0; equal && i < wanted.size(); ++i) {
+    equal = wanted[i] == given[i];
+  }
+  STD_TORCH_CHECK(equal, name, " must have the shape of input, ", shape_text(wanted), ", got ", shape_text(given));
+  check_dtype(*tensor, name, input.scalar_type());
+  check_same_device(*tensor, name, input, "input");
+  const bool fits = layout == Layout::contiguous ? tensor->is_contiguous() : is_channels_last(*tensor);
+  STD_TORCH_CHECK(fits, name, " must have the memory format of input, got strides ", shape_text(tensor->strides()),
+                  " beside ", shape_text(input.strides()));
+}
+
+void check_per_channel(const OptionalTensor& tensor, const char* name, const Tensor& input, int64_t rows) {
+  if (!tensor) {
+    return;
+  }
+  const int64_t channels = input.size(1);
+  if (rows == 0) {
+    check_shape(*tensor, name, {channels});
+  } else {
+    check_shape(*tensor, name, {rows, channels});
+  }
+  check_dtype(*tensor, name, computing_dtype(input.scalar_type()));
+  check_contiguous(*tensor, name);
+  check_same_device(*tensor, name, input, "input");
+}
+
+}  // namespace
+
+BatchNormProblem check_batch_norm(const BatchNormTensors& tensors, bool training, bool relu) {
+  const Tensor& input = tensors.input;
+  STD_TORCH_CHECK(input.dim() >= 2 && input.dim() <= 4, "input must have shape [B, C], [B, C, L] or [B, C, H, W], got ",
+                  shape_text(input.sizes()));
+  check_dtype_in(input, "input", {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double});
+  STD_TORCH_CHECK(input.numel() > 0, "input must have at least one element, got shape ", shape_text(input.sizes()));
+  const Layout layout = input.is_contiguous() ? Layout::contiguous : Layout::channels_last;
+  STD_TORCH_CHECK(layout == Layout::contiguous || is_channels_last(input),
+                  "input must be contiguous or channels_last, got strides ", shape_text(input.strides()), " for shape ",
+                  shape_text(input.sizes()));
+  check_like_input(tensors.grad, "grad", input, layout);
+  check_like_input(tensors.grad_grad, "grad_grad_input", input, layout);
+  check_per_channel(tensors.weight, "weight", input, 0);
+  check_per_channel(tensors.bias, "bias", input, 0);
+  check_per_channel(tensors.statistics, "statistics", input, 2);
+  check_per_channel(tensors.grad_sums, "grad_sums", input, 2);
+  check_per_channel(tensors.running_mean, "running_mean", input, 0);
+  check_per_channel(tensors.running_variance, "running_var", input, 0);
+  if (tensors.sums && (training || tensors.sums->numel() > 0)) {
+    check_per_channel(tensors.sums, "sums", input, 2);
+  }
+  const int64_t batch = input.size(0);
+  const int64_t channels = input.size(1);
+  return {batch, channels, input.numel() / (batch * channels), layout, training, relu};
+}
+
+void check_running(const BatchNormTensors& tensors, bool training) {
+  if (!training) {
+    STD_TORCH_CHECK(tensors.running_mean && tensors.running_variance,
+                    "running_mean and running_var are needed outside training");
+    return;
+  }
+  const int64_t count = tensors.input.numel() / tensors.input.size(1);
+  STD_TORCH_CHECK(count > 1, "input must have more than one value per channel in training, got shape ",
+                  shape_text(tensors.input.sizes()));
+}
+
+Tensor allocate_like_input(const Tensor& input, bool needed) {
+  return needed ? torch::stable::empty_like(input) : torch::stable::new_empty(input, {0});
+}
+
+Tensor allocate_per_channel(const Tensor& input, int64_t rows) {
+  const ScalarType dtype = computing_dtype(input.scalar_type());
+  const int64_t channels = input.size(1);
+  return rows == 0 ? torch::stable::new_empty(input, {channels}, dtype)
+                   : torch::stable::new_empty(input, {rows, channels}, dtype);
+}
+
+}  // namespace pal_fast
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pal_fast, library) {
+  library.def(
+      "batch_norm_statistics(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, bool training, "
+      "float momentum, float eps) -> Tensor");
+  library.def(
+      "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor statistics, bool training, bool relu) -> Tensor");
+  library.def(
+      "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? bias, Tensor statistics, bool training, "
+      "bool relu, bool need_input, bool need_sums) -> (Tensor, Tensor)");
+  library.def(
+      "batch_norm_double_backward(Tensor? grad_grad_input, Tensor? grad_sums, Tensor grad, Tensor input, "
+      "Tensor? weight, Tensor? bias, Tensor statistics, Tensor sums, bool training, bool relu, bool need_input) "
+      "-> (Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,80 @@
+// Batch normalisation's passes, written once and compiled for PAL_FAST_INSTRUCTION_SET with registers of
+// PAL_FAST_VECTOR_BYTES. Uses nothing of the standard library out of line: an instance of it compiled here for a
+// newer instruction set could be the one that the linker keeps for everybody.
+namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET {
+namespace {
+
+#include "batch_norm_lanes.h"
+
+#include "batch_norm_loops.h"
+
+template <typename S, typename T, bool Relu>
+void reduce_stored(const Pass& pass, Sums kind, double* partial) {
+  const Loops<S, T, Relu> loops(pass);
+  switch (kind) {
+    case Sums::input:
+      return loops.template reduce<Sums::input>(partial);
+    case Sums::squares:
+      return loops.template reduce<Sums::squares>(partial);
+    case Sums::backward:
+      return loops.template reduce<Sums::backward>(partial);
+    case Sums::double_backward:
+      return loops.template reduce<Sums::double_backward>(partial);
+  }
+}
+
+template <typename S, typename T, bool Relu>
+void apply_stored(const Pass& pass, Map kind) {
+  const Loops<S, T, Relu> loops(pass);
+  switch (kind) {
+    case Map::forward:
+      return loops.template map<Map::forward>();
+    case Map::backward:
+      return loops.template map<Map::backward>();
+    case Map::double_backward:
+      return loops.template map<Map::double_backward>();
+  }
+}
+
+template <bool Relu>
+void reduce_with(const Pass& pass, Sums kind, double* partial) {
+  switch (pass.storage) {
+    case Storage::float16:
+      return reduce_stored<_Float16, float, Relu>(pass, kind, partial);
+    case Storage::bfloat16:
+      return reduce_stored<BrainFloat, float, Relu>(pass, kind, partial);
+    case Storage::float32:
+      return reduce_stored<float, float, Relu>(pass, kind, partial);
+    case Storage::float64:
+      return reduce_stored<double, double, Relu>(pass, kind, partial);
+  }
+}
+
+template <bool Relu>
+void apply_with(const Pass& pass, Map kind) {
+  switch (pass.storage) {
+    case Storage::float16:
+      return apply_stored<_Float16, float, Relu>(pass, kind);
+    case Storage::bfloat16:
+      return apply_stored<BrainFloat, float, Relu>(pass, kind);
+    case Storage::float32:
+      return apply_stored<float, float, Relu>(pass, kind);
+    case Storage::float64:
+      return apply_stored<double, double, Relu>(pass, kind);
+  }
+}
+
+void reduce(const Pass& pass, Sums kind, double* partial) {
+  pass.problem.relu ? reduce_with<true>(pass, kind, partial) : reduce_with<false>(pass, kind, partial);
+}
+
+void apply(const Pass& pass, Map kind) {
+  pass.problem.relu ? apply_with<true>(pass, kind) : apply_with<false>(pass, kind);
+}
+
+}  // namespace
+
+extern const Passes passes;
+const Passes passes = {reduce, apply};
+
+}  // namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET

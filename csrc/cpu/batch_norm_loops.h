@@ -1,0 +1,281 @@
+// The loops of batch normalisation's passes, for planes (channels outermost) and rows (channels innermost).
+// To be included by batch_norm_instances.h only, inside its namespace.
+
+// Sums in T are flushed to double after this many vectors.
+constexpr int64_t FLUSH = 128;
+// Vectors of channels that a reduction over rows holds in registers.
+constexpr int64_t TILE = 4;
+// Rows over which an elementwise pass keeps the channels' coefficients in registers.
+constexpr int64_t STRIP = 16;
+// Elements that are worth a thread.
+constexpr int64_t GRAIN = 16384;
+
+[[nodiscard]] inline int64_t at_least_one(int64_t n) { return n < 1 ? 1 : n; }
+[[nodiscard]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// One vector of a pass: xc = x - mean, G, v.
+template <typename T>
+struct Element {
+  Lanes<T> xc;
+  Lanes<T> grad;
+  Lanes<T> grad_grad;
+};
+
+template <Sums Kind>
+constexpr int64_t sums_of = Kind == Sums::backward ? 2 : Kind == Sums::double_backward ? 3 : 1;
+template <Sums Kind>
+constexpr bool sums_read_grad = Kind == Sums::backward || Kind == Sums::double_backward;
+
+template <Sums Kind, typename T>
+[[gnu::always_inline]] inline void accumulate(const Element<T>& e, Lanes<T>* sum) {
+  if constexpr (Kind == Sums::input) {
+    sum[0] += e.xc;
+  } else if constexpr (Kind == Sums::squares) {
+    sum[0] += e.xc * e.xc;
+  } else if constexpr (Kind == Sums::backward) {
+    sum[0] += e.grad;
+    sum[1] += e.grad * e.xc;
+  } else {
+    sum[0] += e.grad_grad;
+    sum[1] += e.grad_grad * e.xc;
+    sum[2] += e.grad_grad * e.grad;
+  }
+}
+
+// S is how an element is stored, T what is computed in.
+template <typename S, typename T, bool Relu>
+struct Loops {
+  using Stored = typename StoredAs<S>::type;
+  static constexpr int64_t W = lanes<T>;
+
+  const BatchNormProblem& problem;
+  const Stored* input;
+  const Stored* grad;
+  const Stored* grad_grad;
+  const T* table;
+  Stored* output;
+  Stored* second_output;
+
+  explicit Loops(const Pass& pass)
+      : problem(pass.problem),
+        input(static_cast<const Stored*>(pass.input)),
+        grad(static_cast<const Stored*>(pass.grad)),
+        grad_grad(static_cast<const Stored*>(pass.grad_grad)),
+        table(static_cast<const T*>(pass.table)),
+        output(static_cast<Stored*>(pass.output)),
+        second_output(static_cast<Stored*>(pass.second_output)) {}
+
+  // Row `row` of the table for the n channels from c on, or for channel c alone in all lanes.
+  [[gnu::always_inline]] Lanes<T> channels_of(int64_t row, int64_t c, int64_t n) const {
+    return load<T, T>(table + row * problem.channels + c, n);
+  }
+  [[gnu::always_inline]] Lanes<T> channel_of(int64_t row, int64_t c) const {
+    return Lanes<T>{} + table[row * problem.channels + c];
+  }
+
+  template <bool ReadsGrad>
+  [[gnu::always_inline]] Element<T> element(int64_t at, int64_t n, Lanes<T> mean, Lanes<T> scale,
+                                            Lanes<T> bias) const {
+    Element<T> e{};
+    e.xc = first<T>(load<S, T>(input + at, n) - mean, n);
+    if constexpr (ReadsGrad) {
+      e.grad = load<S, T>(grad + at, n);
+      if constexpr (Relu) {
+        e.grad = scale * e.xc + bias <= T(0) ? Lanes<T>{} : e.grad;
+      }
+      if (grad_grad != nullptr) {
+        e.grad_grad = load<S, T>(grad_grad + at, n);
+      }
+    }
+    return e;
+  }
+
+  // k: the table's rows from first_free on.
+  template <Map Kind>
+  [[gnu::always_inline]] void write(int64_t at, int64_t n, Lanes<T> mean, Lanes<T> scale, Lanes<T> bias,
+                                    const Lanes<T>* k) const {
+    const Element<T> e = element<Kind != Map::forward>(at, n, mean, scale, bias);
+    if constexpr (Kind == Map::forward) {
+      Lanes<T> y = scale * e.xc + bias;
+      if constexpr (Relu) {
+        y = y <= T(0) ? Lanes<T>{} : y;
+      }
+      store<S, T>(output + at, y, n);
+    } else if constexpr (Kind == Map::backward) {
+      store<S, T>(output + at, k[0] * e.grad + k[1] * e.xc + k[2], n);
+    } else {
+      Lanes<T> d_grad = k[0] * e.grad_grad + k[1] * e.xc + k[2];
+      if constexpr (Relu) {
+        d_grad = scale * e.xc + bias <= T(0) ? Lanes<T>{} : d_grad;
+      }
+      store<S, T>(output + at, d_grad, n);
+      if (second_output != nullptr) {
+        store<S, T>(second_output + at, k[3] * e.grad + k[4] * e.grad_grad + k[5] * e.xc + k[6], n);
+      }
+    }
+  }
+
+  template <Map Kind>
+  static constexpr int64_t free_rows = Kind == Map::forward    ? 0
+                                       : Kind == Map::backward ? BACKWARD_ROWS - first_free
+                                                               : DOUBLE_BACKWARD_ROWS - first_free;
+
+  // [B, C, L]: a thread takes planes.
+  template <Map Kind>
+  void map_planes() const {
+    const int64_t C = problem.channels, L = problem.length;
+    torch::stable::parallel_for(0, problem.batch * C, at_least_one(GRAIN / L), [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; ++plane) {
+        const int64_t c = plane % C;
+        const Lanes<T> mean = channel_of(Row::mean, c), scale = channel_of(Row::scale, c),
+                       bias = channel_of(Row::bias, c);
+        Lanes<T> k[free_rows<Kind> + 1];
+        for (int64_t row = 0; row < free_rows<Kind>; ++row) {
+          k[row] = channel_of(first_free + row, c);
+        }
+        int64_t i = 0;
+        for (; i + W <= L; i += W) {
+          write<Kind>(plane * L + i, W, mean, scale, bias, k);
+        }
+        if (i < L) {
+          write<Kind>(plane * L + i, L - i, mean, scale, bias, k);
+        }
+      }
+    });
+  }
+
+  // [B * L, C]: a thread takes rows.
+  template <Map Kind>
+  void map_rows() const {
+    const int64_t C = problem.channels;
+    torch::stable::parallel_for(0, problem.count(), at_least_one(GRAIN / C), [&](int64_t begin, int64_t end) {
+      for (int64_t first_row = begin; first_row < end; first_row += STRIP) {
+        const int64_t last_row = smaller(end, first_row + STRIP);
+        for (int64_t c = 0; c < C; c += W) {
+          const int64_t n = smaller(W, C - c);
+          const Lanes<T> mean = channels_of(Row::mean, c, n), scale = channels_of(Row::scale, c, n),
+                         bias = channels_of(Row::bias, c, n);
+          Lanes<T> k[free_rows<Kind> + 1];
+          for (int64_t row = 0; row < free_rows<Kind>; ++row) {
+            k[row] = channels_of(first_free + row, c, n);
+          }
+          for (int64_t row = first_row; row < last_row; ++row) {
+            write<Kind>(row * C + c, n, mean, scale, bias, k);
+          }
+        }
+      }
+    });
+  }
+
+  // [B, C, L] -> [k, C]: a thread takes channels.
+  template <Sums Kind>
+  void reduce_planes(double* partial) const {
+    constexpr int64_t K = sums_of<Kind>;
+    const int64_t C = problem.channels, L = problem.length;
+    torch::stable::parallel_for(0, C, at_least_one(GRAIN / problem.count()), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const Lanes<T> mean = channel_of(Row::mean, c), scale = channel_of(Row::scale, c),
+                       bias = channel_of(Row::bias, c);
+        double sum[K] = {};
+        Lanes<T> running[K] = {};
+        int64_t vectors = 0;
+        const auto flush = [&] {
+          for (int64_t k = 0; k < K; ++k) {
+            sum[k] += total<T>(running[k]);
+            running[k] = Lanes<T>{};
+          }
+          vectors = 0;
+        };
+        for (int64_t b = 0; b < problem.batch; ++b) {
+          const int64_t plane = (b * C + c) * L;
+          for (int64_t i = 0; i < L;) {
+            const int64_t stop = smaller(L, i + (FLUSH - vectors) * W);
+            vectors += (stop - i + W - 1) / W;
+            for (; i + W <= stop; i += W) {
+              accumulate<Kind, T>(element<sums_read_grad<Kind>>(plane + i, W, mean, scale, bias), running);
+            }
+            if (i < stop) {
+              accumulate<Kind, T>(element<sums_read_grad<Kind>>(plane + i, stop - i, mean, scale, bias), running);
+              i = stop;
+            }
+            if (vectors >= FLUSH) {
+              flush();
+            }
+          }
+        }
+        flush();
+        for (int64_t k = 0; k < K; ++k) {
+          partial[k * C + c] = sum[k];
+        }
+      }
+    });
+  }
+
+  // [B * L, C] -> [blocks, k, C]: a thread takes blocks of rows.
+  template <Sums Kind>
+  void reduce_rows(double* partial) const {
+    constexpr int64_t K = sums_of<Kind>;
+    const int64_t C = problem.channels, rows = problem.count(), blocks = reduction_blocks(problem);
+    const int64_t per_block = (rows + blocks - 1) / blocks;
+    const int64_t grain = at_least_one(GRAIN / (per_block * C));
+    torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first_row = smaller(rows, block * per_block), last_row = smaller(rows, first_row + per_block);
+        for (int64_t c = 0; c < C; c += TILE * W) {
+          reduce_tile<Kind>(first_row, last_row, c, partial + block * K * C);
+        }
+      }
+    });
+  }
+
+  template <Sums Kind>
+  void reduce_tile(int64_t first_row, int64_t last_row, int64_t c, double* partial) const {
+    constexpr int64_t K = sums_of<Kind>;
+    const int64_t C = problem.channels, tiles = smaller(TILE, (C - c + W - 1) / W);
+    Lanes<T> mean[TILE], scale[TILE], bias[TILE];
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t n = smaller(W, C - c - t * W);
+      mean[t] = channels_of(Row::mean, c + t * W, n);
+      scale[t] = channels_of(Row::scale, c + t * W, n);
+      bias[t] = channels_of(Row::bias, c + t * W, n);
+    }
+    double sum[K][TILE * W] = {};
+    for (int64_t row = first_row; row < last_row;) {
+      Lanes<T> running[TILE][K] = {};
+      for (const int64_t stop = smaller(last_row, row + FLUSH); row < stop; ++row) {
+        const int64_t at = row * C + c;
+        if (c + TILE * W <= C) [[likely]] {
+          for (int64_t t = 0; t < TILE; ++t) {
+            accumulate<Kind, T>(element<sums_read_grad<Kind>>(at + t * W, W, mean[t], scale[t], bias[t]), running[t]);
+          }
+        } else {
+          for (int64_t t = 0; t < tiles; ++t) {
+            const int64_t n = smaller(W, C - c - t * W);
+            accumulate<Kind, T>(element<sums_read_grad<Kind>>(at + t * W, n, mean[t], scale[t], bias[t]), running[t]);
+          }
+        }
+      }
+      for (int64_t t = 0; t < tiles; ++t) {
+        for (int64_t k = 0; k < K; ++k) {
+          for (int64_t i = 0; i < W; ++i) {
+            sum[k][t * W + i] += static_cast<double>(running[t][k][i]);
+          }
+        }
+      }
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      for (int64_t i = 0; i < smaller(TILE * W, C - c); ++i) {
+        partial[k * C + c + i] = sum[k][i];
+      }
+    }
+  }
+
+  template <Sums Kind>
+  void reduce(double* partial) const {
+    problem.channels_innermost() ? reduce_rows<Kind>(partial) : reduce_planes<Kind>(partial);
+  }
+  template <Map Kind>
+  void map() const {
+    problem.channels_innermost() ? map_rows<Kind>() : map_planes<Kind>();
+  }
+};

@@ -1,0 +1,75 @@
+// The two kinds of passes over a layer that batch normalisation is made of, for the CPU: reductions to a few sums
+// per channel, and elementwise passes that are affine in the tensors for each channel.
+#pragma once
+
+#include "../batch_norm_problem.h"
+
+namespace pal_fast::cpu {
+
+enum class Storage { float16, bfloat16, float32, float64 };
+
+// With xc = x - mean, G = grad behind the ReLU's mask, v = grad_grad:
+enum class Sums {
+  input,            // sum xc
+  squares,          // sum xc^2
+  backward,         // sum G, sum G xc
+  double_backward,  // sum v, sum v xc, sum v G
+};
+enum class Map {
+  forward,          // scale * xc + bias, ReLU
+  backward,         // dx
+  double_backward,  // d_grad and d_input
+};
+
+// Rows of the per-channel table [rows, C] of T that passes read; the first three serve every pass.
+enum Row { mean, scale, bias, first_free };
+
+// backward: of_grad, of_input, constant.
+inline constexpr int64_t BACKWARD_ROWS = first_free + 3;
+// double backward: of_grad_grad, of_input, constant of d_grad; of_grad, of_grad_grad, of_input, constant of d_input.
+inline constexpr int64_t DOUBLE_BACKWARD_ROWS = first_free + 7;
+
+// The tensors of a pass, each [B, C, L] in the problem's layout. What a pass does not read or write may be null.
+struct Pass {
+  BatchNormProblem problem;
+  Storage storage = Storage::float32;
+  const void* input = nullptr;
+  const void* grad = nullptr;
+  const void* grad_grad = nullptr;
+  const void* table = nullptr;  // [rows, C] of T
+  void* output = nullptr;         // y, dx or d_grad
+  void* second_output = nullptr;  // d_input
+};
+
+// Into how many blocks of rows a reduction is split: a matter of the problem only, so that results do not depend on
+// the number of threads. Channels outermost need one, as their threads share no channel.
+[[nodiscard]] inline int64_t reduction_blocks(const BatchNormProblem& problem) {
+  constexpr int64_t rows_per_block = 64;
+  constexpr int64_t most = 64;
+  const int64_t wanted = (problem.count() + rows_per_block - 1) / rows_per_block;
+  return !problem.channels_innermost() ? 1 : wanted < most ? wanted : most;
+}
+
+// partial [blocks, k, C], k as listed at Sums; the sums are the totals over the blocks. Threaded.
+using Reduce = void (*)(const Pass& pass, Sums kind, double* partial);
+using Apply = void (*)(const Pass& pass, Map kind);
+
+struct Passes {
+  Reduce reduce;
+  Apply apply;
+};
+
+// The same source compiled for three instruction sets.
+namespace baseline {
+extern const Passes passes;
+}
+#if defined(__x86_64__) && defined(__GNUC__)
+namespace avx2 {
+extern const Passes passes;
+}
+namespace avx512 {
+extern const Passes passes;
+}
+#endif
+
+}  // namespace pal_fast::cpu
