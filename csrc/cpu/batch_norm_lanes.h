@@ -104,17 +104,22 @@ template <typename S, typename T>
   }
 }
 
+template <typename T>
+[[gnu::always_inline]] inline Lanes<T> lane_numbers() {
+  Lanes<T> numbers;
+  for (int64_t i = 0; i < lanes<T>; ++i) {
+    numbers[i] = static_cast<T>(i);
+  }
+  return numbers;
+}
+
 // The lanes 0..n-1 of `value`, the others 0.
 template <typename T>
 [[gnu::always_inline]] inline Lanes<T> first(Lanes<T> value, int64_t n) {
   if (n == lanes<T>) [[likely]] {
     return value;
   }
-  Lanes<T> index;
-  for (int64_t i = 0; i < lanes<T>; ++i) {
-    index[i] = static_cast<T>(i);
-  }
-  return index < static_cast<T>(n) ? value : Lanes<T>{};
+  return lane_numbers<T>() < static_cast<T>(n) ? value : Lanes<T>{};
 }
 
 template <typename T>

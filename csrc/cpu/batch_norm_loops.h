@@ -21,6 +21,13 @@ struct Element {
   Lanes<T> grad_grad;
 };
 
+// The last n lanes of the element, the others 0.
+template <typename T>
+[[gnu::always_inline]] inline Element<T> last(const Element<T>& e, int64_t n) {
+  const auto keep = lane_numbers<T>() >= static_cast<T>(lanes<T> - n);
+  return {keep ? e.xc : Lanes<T>{}, keep ? e.grad : Lanes<T>{}, keep ? e.grad_grad : Lanes<T>{}};
+}
+
 template <Sums Kind>
 constexpr int64_t sums_of = Kind == Sums::backward ? 2 : Kind == Sums::double_backward ? 3 : 1;
 template <Sums Kind>
@@ -137,8 +144,9 @@ struct Loops {
         for (; i + W <= L; i += W) {
           write<Kind>(plane * L + i, W, mean, scale, bias, k);
         }
-        if (i < L) {
-          write<Kind>(plane * L + i, L - i, mean, scale, bias, k);
+        if (i < L) {  // The last vector overlaps with the one before, which writes the same values twice.
+          const int64_t n = smaller(W, L);
+          write<Kind>(plane * L + L - n, n, mean, scale, bias, k);
         }
       }
     });
@@ -195,7 +203,9 @@ struct Loops {
               accumulate<Kind, T>(element<sums_read_grad<Kind>>(plane + i, W, mean, scale, bias), running);
             }
             if (i < stop) {
-              accumulate<Kind, T>(element<sums_read_grad<Kind>>(plane + i, stop - i, mean, scale, bias), running);
+              const int64_t n = smaller(W, L);
+              const auto e = element<sums_read_grad<Kind>>(plane + L - n, n, mean, scale, bias);
+              accumulate<Kind, T>(L < W ? e : last<T>(e, L - i), running);
               i = stop;
             }
             if (vectors >= FLUSH) {

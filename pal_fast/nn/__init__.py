@@ -1,5 +1,7 @@
 """Layers whose second derivative is fused: what a training step with an attribution loss spends its time on."""
 
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
+from pal_fast.nn.conv import Conv2d
+from pal_fast.nn.head import PreparedHead, prepare_head
 
-__all__ = ["BatchNorm1d", "BatchNorm2d"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "Conv2d", "PreparedHead", "prepare_head"]

@@ -161,7 +161,7 @@ def _register_second_derivative(namespace: str) -> None:
 
 
 def _in_format_of(input: Tensor, other: Tensor) -> Tensor:
-    """`other` in the memory format and dtype of `input`, which is contiguous or channels_last; a copy only if need be."""
+    """`other` in the memory format and dtype of `input`, contiguous or channels_last; a copy only if need be."""
     layout = torch.contiguous_format if input.is_contiguous() else torch.channels_last
     return other.to(input.dtype).contiguous(memory_format=layout)
 
@@ -196,11 +196,17 @@ def batch_norm(
     mean = None if running_mean is None else running_mean.to(dtype)
     variance = None if running_var is None else running_var.to(dtype)
     statistics = operators.batch_norm_statistics.default(input.detach(), mean, variance, training, momentum, eps)
-    if training and running_mean is not None and running_var is not None and mean is not running_mean:
-        running_mean.copy_(mean)
-        running_var.copy_(variance)
+    if training:
+        _write_back(running_mean, mean)
+        _write_back(running_var, variance)
     output: Tensor = operators.batch_norm.default(input, weight, bias, statistics, training, relu)
     return output
+
+
+def _write_back(buffer: Tensor | None, computed: Tensor | None) -> None:
+    """Into a running statistic that is not of the computing type."""
+    if buffer is not None and computed is not None and buffer is not computed:
+        buffer.copy_(computed)
 
 
 def _channels_last(input: Tensor) -> torch.memory_format:

@@ -1,0 +1,130 @@
+"""`torch.nn.Conv2d` whose second derivative is three convolutions of the usual kinds.
+
+PyTorch differentiates a convolution's backward with respect to the weight by a forward convolution over
+transposed tensors, whose kernel is as large as the layer's output. That is the weight gradient of an ordinary
+backward, for which cuDNN and oneDNN have kernels of their own:
+
+    dx = dgrad(g, w), dw = wgrad(g, x)      the backward of y = conv(x, w), g the gradient of y
+    <v, dx> + <u, dw>                       differentiated, v and u being the gradients of dx and dw:
+        with respect to g: conv(v, w) + conv(x, u)
+        with respect to w: wgrad(g, v)
+        with respect to x: dgrad(g, u)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _Geometry(NamedTuple):
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    return torch.ops.aten.convolution.default(
+        input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
+    )
+
+
+def _gradients(
+    grad: Tensor, input: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dgrad, wgrad, sum of grad per channel), those that are wanted."""
+    stride, padding, dilation, groups = geometry
+    return torch.ops.aten.convolution_backward.default(
+        grad, input, weight, [weight.shape[0]], stride, padding, dilation, False, [0] * len(stride), groups, wanted
+    )
+
+
+def _computed_now(ctx: Any, index: int) -> bool:
+    """Whether the running backward pass wants the gradient of input `index`.
+
+    `needs_input_grad` only says whether it could be wanted: in `torch.autograd.grad(.., inputs=[f])` it is True for
+    the weights, too, whose gradient nobody asked for. The engine answers for inner nodes only, see `_inner`.
+    """
+    node = ctx.next_functions[index][0]
+    return ctx.needs_input_grad[index] and (node is None or torch._C._will_engine_execute_node(node))
+
+
+def _inner(tensor: Tensor | None) -> Tensor | None:
+    """The tensor behind a node of its own in the graph, if it is a leaf of it."""
+    return tensor.view_as(tensor) if tensor is not None and tensor.is_leaf and tensor.requires_grad else tensor
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.geometry = geometry
+        return _conv(input, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        wanted = tuple(_computed_now(ctx, i) for i in range(len(ctx.next_functions)))
+        wanted += (False,) * (3 - len(wanted))
+        return *_ConvolutionBackward.apply(grad, input, weight, ctx.geometry, wanted), None
+
+
+class _ConvolutionBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, input: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(grad, input, weight)
+        ctx.geometry = geometry
+        ctx.set_materialize_grads(False)
+        return tuple(_gradients(grad, input, weight, geometry, wanted))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor | None, u: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, input, weight = ctx.saved_tensors
+        need_grad, need_input, need_weight = ctx.needs_input_grad[:3]
+        d_grad = d_input = d_weight = None
+        if need_grad:
+            if v is not None:
+                d_grad = _conv(v, weight, b, ctx.geometry)
+            if u is not None:
+                of_u = _conv(input, u, b if v is None else None, ctx.geometry)
+                d_grad = of_u if d_grad is None else d_grad.add_(of_u)
+            if v is None and u is None and b is not None:
+                d_grad = b[:, None, None].expand_as(grad)
+        if need_input and u is not None:
+            d_input = _gradients(grad, input, u, ctx.geometry, (True, False, False))[0]
+        if need_weight and v is not None:
+            d_weight = _gradients(grad, v, weight, ctx.geometry, (False, True, False))[1]
+        return d_grad, d_input, d_weight, None, None
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d`: same parameters and results, and a second derivative at the cost of three convolutions.
+
+    Args: as `torch.nn.Conv2d`.
+
+    A third derivative raises RuntimeError. Under torch.compile it is `torch.nn.Conv2d`, whose derivatives are then
+    the compiler's.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        plain = self.padding_mode != "zeros" or isinstance(padding, str) or input.ndim != 4
+        if plain or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return super()._conv_forward(input, weight, bias)
+        assert not isinstance(padding, str)
+        geometry = _Geometry(self.stride, padding, self.dilation, self.groups)
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            input, weight = input.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        output: Tensor = _Convolution.apply(_inner(input), _inner(weight), _inner(bias), geometry)
+        return output

@@ -1,0 +1,152 @@
+"""`prepare_head`: the layers above the attributed one, with derivatives that cost what they must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from pal_fast import _checks
+from pal_fast.capture import Hook, find_layers, plain_name
+from pal_fast.nn import ops
+from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
+from pal_fast.nn.conv import Conv2d
+
+#: What takes the place of what. Exactly these types: a subclass may compute something else.
+REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.Conv2d: Conv2d,
+}
+
+
+class PreparedHead:
+    """What `prepare_head` returns: the layers it replaced, and the way back.
+
+    Leaving `with prepare_head(...)` restores, too.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
+        self._replaced: dict[str, nn.Module] = {}
+        self._handles: list[Any] = []
+        self._passed = False
+        names = {module: plain_name(name) for name, module in model.named_modules()}
+        for layer in layers.values():
+            self._handles.append(layer.register_forward_hook(Hook(self._on_layer)))
+        for module, name in names.items():
+            if type(module) in REPLACEMENTS:
+                self._handles.append(module.register_forward_hook(Hook(self._on_candidate(name))))
+        self._handles.append(model.register_forward_pre_hook(Hook(self._before_model)))
+        self._handles.append(model.register_forward_hook(Hook(self._after_model)))
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The dotted names of the replaced layers; empty until the model has run once."""
+        return tuple(self._replaced)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model has run, so that it is known which layers lie above."""
+        return not self._handles
+
+    def restore(self) -> None:
+        """Puts PyTorch's own layers back. Idempotent; parameters, buffers and hooks stay as they are."""
+        self._stop_watching()
+        originals = {new: old for old, new in REPLACEMENTS.items()}
+        for module in self._replaced.values():
+            if type(module) in originals:
+                module.__class__ = originals[type(module)]
+        self._replaced.clear()
+
+    def __enter__(self) -> PreparedHead:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()
+
+    def __repr__(self) -> str:
+        if not self.ready:
+            return "PreparedHead(waiting for the model's first forward)"
+        return f"PreparedHead({', '.join(self.replaced) or 'nothing to replace above the layer'})"
+
+    def _stop_watching(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before_model(self, module: nn.Module, args: Any) -> None:
+        self._passed = False
+
+    def _on_layer(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._passed = True
+
+    def _on_candidate(self, name: str) -> Any:
+        def on_candidate(module: nn.Module, args: Any, output: Any) -> None:
+            if self._passed and torch._C._current_graph_task_id() == -1:
+                self._replaced.setdefault(name, module)
+
+        return on_candidate
+
+    def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._passed:  # This forward did not reach the layer.
+            return
+        self._stop_watching()
+        for replaced in self._replaced.values():
+            replaced.__class__ = REPLACEMENTS[type(replaced)]
+            for tensor in (*replaced.parameters(), *replaced.buffers()):
+                ops.namespace_on(tensor.device)  # Found now, so that torch.compile need not.
+
+
+def prepare_head(
+    model: nn.Module, layer: nn.Module | str | Sequence[nn.Module | str], example: Any = None
+) -> PreparedHead:
+    """Gives the layers above the attributed one derivatives that cost what they must, in place.
+
+    Every BatchNorm1d, BatchNorm2d and Conv2d that runs after `layer` in a forward of the model (with several
+    layers: after the first of them) becomes its twin of `pal_fast.nn`: the same object with the same parameters,
+    buffers, hooks and state_dict, and the same results; only its class changes. Layers below `layer` or inside it,
+    which no second derivative passes, stay as they are, and so do subclasses of those three.
+
+    Args:
+        model: the network, not compiled yet.
+        layer: as for `PALLoss`.
+        example: an input of the model, or a tuple of its positional inputs. The order is then found at once, in
+            one forward in eval mode without gradients. None finds it in the model's next forward, which itself
+            still runs with PyTorch's layers; compile the model after that.
+
+    Returns: a handle whose `restore()` undoes it.
+
+    Raises: ValueError, TypeError for a `layer` that the model does not hold; RuntimeError if `example` does not
+        reach it.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {_checks.describe(model)}")
+    layers = find_layers(model, layer)
+    head = PreparedHead(model, layers)
+    if example is not None:
+        try:
+            with torch.no_grad(), _in_eval_mode(model):
+                model(*(example if isinstance(example, tuple) else (example,)))
+            if not head.ready:
+                raise RuntimeError(f"the forward of example did not run layer {', '.join(map(repr, layers))}")
+        except BaseException:
+            head.restore()
+            raise
+    return head
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,103 @@
+"""pal_fast.nn.Conv2d against PyTorch's own: derivatives, and that nothing is computed which nobody asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pal_fast.nn
+
+GEOMETRIES = [
+    {"kernel_size": 3, "padding": 1, "stride": 2},
+    {"kernel_size": 1},
+    {"kernel_size": (2, 3), "groups": 2, "dilation": 2, "bias": False},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+]
+
+
+class Calls(TorchDispatchMode):
+    """The convolutions that run, and which gradients each backward computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func == torch.ops.aten.convolution.default:
+            self.seen.append("conv")
+        if func == torch.ops.aten.convolution_backward.default:
+            names = ("dgrad", "wgrad", "bias")
+            self.seen.append("+".join(name for name, wanted in zip(names, args[-1], strict=True) if wanted))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_gradcheck_and_gradgradcheck(geometry: dict[str, object]) -> None:
+    layer = pal_fast.nn.Conv2d(2, 4, dtype=torch.float64, **geometry)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(input: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (input,))
+
+    input = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    values = [parameter.detach().clone().requires_grad_() for parameter in layer.parameters()]
+    assert gradcheck(call, (input, *values))
+    assert gradgradcheck(call, (input, *values))
+
+
+@pytest.mark.parametrize("frozen_below", [False, True])
+def test_the_attribution_pass_computes_no_weight_gradient(frozen_below: bool) -> None:
+    layer = pal_fast.nn.Conv2d(3, 4, 3)
+    source = torch.randn(2, 3, 6, 6, requires_grad=True)
+    input = source if frozen_below else source * 1
+    with Calls() as calls:
+        output = layer(input)
+        torch.autograd.grad(output.sum(), input, create_graph=True)
+    assert calls.seen == ["conv", "dgrad"]
+
+
+def test_the_second_derivative_is_three_ordinary_convolutions_at_most() -> None:
+    layer = pal_fast.nn.Conv2d(3, 4, 3, bias=False)
+    input = (torch.randn(2, 3, 6, 6, requires_grad=True) * 1).requires_grad_()
+    output = layer(input)
+    (gradient,) = torch.autograd.grad(output.square().sum(), input, create_graph=True)
+    with Calls() as calls:
+        gradient.square().sum().backward()
+    # Of the derivative of dgrad(g, w): conv for g, wgrad for w; then g = 2 y leads back into the forward.
+    assert sorted(calls.seen) == ["conv", "dgrad+wgrad", "wgrad"]
+
+
+def test_agrees_with_pytorch_under_autocast() -> None:
+    ours, theirs = pal_fast.nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    input = torch.randn(2, 3, 8, 8, requires_grad=True)
+    gradients = []
+    for layer in (ours, theirs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = layer(input)
+        assert output.dtype == torch.bfloat16
+        (g,) = torch.autograd.grad(output.float().square().sum(), input, create_graph=True)
+        g.square().sum().backward()
+        gradients.append((g, layer.weight.grad))
+    for got, wanted in zip(*gradients, strict=True):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=5e-2, atol=5e-2 * wanted.abs().max().item())
+
+
+def test_a_third_derivative_raises() -> None:
+    layer = pal_fast.nn.Conv2d(1, 1, 1)
+    input = torch.randn(1, 1, 2, 2, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(input).pow(3).sum(), input, create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(3).sum(), input, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second.sum().backward()
+
+
+def test_without_gradients_it_is_pytorchs_forward() -> None:
+    layer = pal_fast.nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        assert not layer(torch.randn(1, 3, 5, 5)).requires_grad

@@ -1,0 +1,191 @@
+"""prepare_head: which layers it replaces, that nothing else changes, and what a step then costs."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pal_fast.nn
+from pal_fast import PALLoss
+from pal_fast.nn import prepare_head
+
+
+class Net(nn.Module):
+    """The head's first layer is registered before the attributed one: order of registration is not order of running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.layer = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.neck = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.head(self.layer(self.stem(images)))
+        return self.neck(maps.mean((2, 3)))
+
+
+ABOVE = ("head.0", "head.1", "neck.1")
+
+
+class Operators(TorchDispatchMode):
+    """Counts operator calls by name, and weight gradients of convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = str(func)
+        if func == torch.ops.aten.convolution_backward.default and args[-1][1]:
+            name = "convolution_backward with wgrad"
+        self.count[name] = self.count.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def replaced_types(model: nn.Module) -> dict[str, type]:
+    return {name: type(m) for name, m in model.named_modules() if type(m).__module__.startswith("pal_fast.nn")}
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(4, 3, 16, 16, dtype=torch.float64)
+
+
+@pytest.fixture
+def landmarks() -> Tensor:
+    return torch.rand(4, 9, 2, dtype=torch.float64) * 16
+
+
+def test_replaces_what_runs_after_the_layer_and_restores_it(images: Tensor) -> None:
+    model = Net().double()
+    before, state = replaced_types(model), copy.deepcopy(model.state_dict())
+    handle = prepare_head(model, "layer", images)
+    assert handle.ready
+    assert set(handle.replaced) == set(replaced_types(model)) == set(ABOVE)
+    assert type(model.head[1]) is pal_fast.nn.BatchNorm2d
+    assert type(model.neck[1]) is pal_fast.nn.BatchNorm1d
+    assert type(model.head[0]) is pal_fast.nn.Conv2d
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.training
+    handle.restore()
+    handle.restore()
+    assert replaced_types(model) == before == {}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_without_an_example_the_first_forward_finds_the_order(images: Tensor) -> None:
+    model = Net().double()
+    handle = prepare_head(model, model.layer)
+    assert not handle.ready
+    assert not handle.replaced
+    model(images)
+    assert set(handle.replaced) == set(ABOVE)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_with_several_layers_everything_above_the_first_counts(images: Tensor) -> None:
+    model = Net().double()
+    handle = prepare_head(model, ["stem", "layer"], images)
+    assert set(handle.replaced) == {"layer.0", "layer.1", *ABOVE}
+
+
+def test_the_step_is_the_same_with_and_without(images: Tensor, landmarks: Tensor) -> None:
+    plain = Net().double()
+    prepared = copy.deepcopy(plain)
+    prepare_head(prepared, "layer", images)
+    for model in (plain, prepared):
+        pal = PALLoss(model, "layer", backend="reference")
+        for _ in range(2):
+            logits = model(images)
+            (logits.square().sum() + pal(logits, landmarks)).backward()
+    for (name, got), wanted in zip(prepared.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-8, atol=1e-10, msg=name)
+    for (name, got), wanted in zip(prepared.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(got, wanted, msg=name)
+
+
+def test_subclasses_stay_as_they_are(images: Tensor) -> None:
+    class Special(nn.BatchNorm2d):
+        pass
+
+    model = Net().double()
+    model.head[1] = Special(8).double()
+    handle = prepare_head(model, "layer", images)
+    assert "head.1" not in handle.replaced
+    assert type(model.head[1]) is Special
+
+
+def test_copies_and_pickles_of_a_prepared_model_work(images: Tensor) -> None:
+    model = Net().double()
+    waiting = prepare_head(model, "layer")
+    twin = copy.deepcopy(model)
+    twin(images)
+    assert not waiting.ready, "a copy's forward must not prepare the original"
+    model(images)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False).eval()
+    torch.testing.assert_close(loaded(images), model.eval()(images))
+    assert set(replaced_types(loaded)) == set(ABOVE)
+
+
+def test_an_example_that_does_not_reach_the_layer_is_an_error_and_leaves_no_trace(images: Tensor) -> None:
+    model = Net().double()
+    model.unused = nn.Conv2d(1, 1, 1)
+    with pytest.raises(RuntimeError, match="did not run layer 'unused'"):
+        prepare_head(model, "unused", images)
+    with pytest.raises(ValueError, match="not a module"):
+        prepare_head(model, "layr")
+    with pytest.raises(TypeError, match="model must be"):
+        prepare_head("model", "layer")  # type: ignore[arg-type]
+    assert not replaced_types(model)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_attribution_pass_recomputes_nothing_and_takes_no_weight_gradient(images: Tensor) -> None:
+    model = Net().double()
+    prepare_head(model, "layer", images)
+    kept = []
+    model.layer.register_forward_hook(lambda module, args, output: kept.append(output))
+    with Operators() as forward:
+        logits = model(images)
+    with Operators() as attribution:
+        torch.autograd.grad(logits.sum(), kept[-1], create_graph=True)
+    assert forward.count["aten.convolution.default"] == 3
+    assert "aten.convolution.default" not in attribution.count
+    assert "pal_fast.batch_norm.default" not in attribution.count
+    assert "pal_fast.batch_norm_statistics.default" not in attribution.count
+    assert "convolution_backward with wgrad" not in attribution.count
+    assert attribution.count["aten.convolution_backward.default"] == 1
+    assert attribution.count["pal_fast.batch_norm_backward.default"] == 2
+
+
+def test_a_prepared_step_calls_far_fewer_operators(images: Tensor, landmarks: Tensor) -> None:
+    counts = []
+    for prepare in (False, True):
+        model = Net().double()
+        if prepare:
+            prepare_head(model, "layer", images)
+        pal = PALLoss(model, "layer", backend="reference")
+        with Operators() as operators:
+            logits = model(images)
+            (logits.square().sum() + pal(logits, landmarks)).backward()
+        counts.append(sum(operators.count.values()))
+    assert counts[1] < counts[0] - 2 * 60  # two BatchNorms, each well over 60 operators in its second derivative
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "frozen"])
+def test_a_frozen_batch_norm_in_a_training_model_stays_frozen(training: bool, images: Tensor) -> None:
+    model = Net().double()
+    prepare_head(model, "layer", images)
+    model.head[1].train(training)
+    before = model.head[1].running_mean.clone()
+    model(images)
+    assert torch.equal(before, model.head[1].running_mean) != training
