@@ -1,0 +1,1 @@
+"""Speed and memory, measured where the results are right; see `python -m benchmarks.NAME --help`."""

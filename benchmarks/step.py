@@ -1,0 +1,228 @@
+"""The cost of a training step with the attribution loss, beside the plain step and beside other ways to write it.
+
+    python -m benchmarks.step                 the whole table on a GPU; the small one on a CPU
+    python -m benchmarks.step --quick         one small case, seconds
+    python -m benchmarks.step --case resnet18:layer3:112:16:float32
+
+A time is shown only where the step's loss and gradients agree with the formula in eager PyTorch (`Naive`). Steps of
+a case take turns, so that a change of clock or load meets all of them; the ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import pal_fast
+from benchmarks.step_cases import PAL, Captum, Case, Naive, Plain, Prepared, Step, UnavailableError, head_share
+from benchmarks.step_compiled import CompiledNaive, CompiledPrepared, Graphed
+from benchmarks.step_memory import measure_footprint
+from pal_fast.constants import BACKENDS
+
+RESULTS = Path(__file__).parent / "results"
+
+LAYERS = {
+    "resnet50": ("layer2", "layer3", "layer4"),
+    "vgg16": ("features.22", "features.29"),  # conv4_3 and conv5_3 with their ReLU
+    "vit_small": ("blocks.7",),
+}
+GPU_CASES = [
+    Case(model, layer, 224, batch, dtype)
+    for model, layers in LAYERS.items()
+    for layer in layers
+    for batch in (16, 64, 256)
+    for dtype in (torch.float32, torch.bfloat16)
+]
+CPU_CASES = [
+    Case("resnet18", "layer3", 112, 16, torch.float32),
+    Case("resnet18", "layer2", 112, 16, torch.float32),
+    Case("resnet50", "layer3", 112, 8, torch.float32),
+    Case("vgg16", "features.29", 112, 4, torch.float32),
+]
+QUICK_CASES = [Case("resnet18", "layer3", 64, 2, torch.float32)]
+
+VARIANTS: dict[str, type[Step]] = {
+    "plain": Plain,
+    "naive": Naive,
+    "captum": Captum,
+    "PALLoss": PAL,
+    "prepare_head": Prepared,
+    "compiled naive": CompiledNaive,
+    "compiled, prepare_head": CompiledPrepared,
+    "graphed": Graphed,
+}
+# How far gradients may be from the judge's: rounding, amplified by the second derivative of a random network.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+
+COLUMNS = (
+    "model", "layer", "image", "batch", "dtype", "variant", "ms", "ms_p20", "ms_p80", "ratio", "one_plus_h",
+    "peak_mb", "calls", "gradient_error", "note", "device", "threads", "torch", "pal_fast",
+)  # fmt: skip
+
+
+@dataclass
+class Row:
+    """One variant of one case. What could not be measured is None, and `note` says why."""
+
+    case: Case
+    variant: str
+    one_plus_h: float
+    milliseconds: tuple[float, float, float] | None = None  # p20, p50, p80
+    ratio: float | None = None
+    peak_bytes: int | None = None
+    calls: int | None = None
+    error: float | None = None
+    note: str = ""
+
+
+def measure_case(case: Case, device: torch.device, variants: Sequence[str], rounds: int) -> list[Row]:
+    one_plus_h = 1 + head_share(case)
+    rows = {name: Row(case, name, one_plus_h) for name in variants}
+    steps: dict[str, Step] = {}
+    judges: dict[type[Step], Tensor] = {}
+    for name, row in rows.items():
+        try:
+            step = VARIANTS[name](case, device)
+            wanted = _judge(step, case, device, judges)
+            row.error = relative_error(gradients_of(step), wanted)
+        except UnavailableError as reason:
+            row.note = str(reason)
+            continue
+        if not row.error <= TOLERANCE[case.dtype]:
+            row.note = f"wrong: gradients differ by {row.error:.1e}"
+            continue
+        row.peak_bytes, row.calls = measure_footprint(step, device)
+        steps[name] = step
+    times = take_turns(steps, device, rounds)
+    for name, taken in times.items():
+        ordered = sorted(taken)
+        rows[name].milliseconds = tuple(1e3 * ordered[int(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))  # type: ignore[assignment]
+        if "plain" in times:
+            rows[name].ratio = statistics.median(t / p for t, p in zip(taken, times["plain"], strict=True))
+    return list(rows.values())
+
+
+def _judge(step: Step, case: Case, device: torch.device, known: dict[type[Step], Tensor]) -> Tensor:
+    kind = getattr(type(step), "judge", Plain if type(step) is Plain else Naive)
+    if kind not in known:
+        known[kind] = gradients_of(kind(case, device))
+    return known[kind]
+
+
+def gradients_of(step: Step) -> Tensor:
+    """All parameters' gradients of a step as one vector in float64."""
+    step()
+    gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
+    return torch.cat([g.detach().double().flatten().cpu() for g in gradients])
+
+
+def relative_error(value: Tensor, wanted: Tensor) -> float:
+    return ((value - wanted).norm() / wanted.norm()).item()
+
+
+def take_turns(steps: dict[str, Step], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 2):
+        for name, step in steps.items():
+            seconds = time_of(step, device)
+            if turn >= 2:  # the first two warm up
+                times[name].append(seconds)
+    return times
+
+
+def time_of(step: Callable[[], Tensor], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def as_record(row: Row, device: torch.device) -> dict[str, object]:
+    p20, p50, p80 = row.milliseconds or (None, None, None)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+    values = (
+        row.case.model, row.case.layer, row.case.image, row.case.batch, row.case.dtype_name, row.variant,
+        _round(p50, 3), _round(p20, 3), _round(p80, 3), _round(row.ratio, 4), _round(row.one_plus_h, 4),
+        _round(None if row.peak_bytes is None else row.peak_bytes / 1e6, 1), row.calls,
+        None if row.error is None else f"{row.error:.1e}", row.note, name, torch.get_num_threads(),
+        torch.__version__, pal_fast.__version__,
+    )  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _round(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    print(f"\n{rows[0].case}    1 + h = {rows[0].one_plus_h:.3f}")
+    print(f"  {'':24}{'ms':>9}{'ratio':>8}{'/(1+h)':>8}{'peak MB':>10}{'calls':>8}{'error':>10}")
+    for row in rows:
+        if row.milliseconds is None:
+            print(f"  {row.variant:24}{'':>9} {row.note}")
+            continue
+        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+        over = "" if row.ratio is None else f"{row.ratio / row.one_plus_h:.3f}"
+        peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
+        print(
+            f"  {row.variant:24}{row.milliseconds[1]:9.2f}{ratio:>8}{over:>8}{peak:>10}{row.calls or '':>8}"
+            f"{row.error:>10.1e}"
+        )
+
+
+def parse_case(text: str) -> Case:
+    try:
+        model, layer, image, batch, dtype = text.split(":")
+        return Case(model, layer, int(image), int(batch), {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"wants MODEL:LAYER:IMAGE:BATCH:float32|bfloat16, got {text!r}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n")[0])
+    parser.add_argument("--case", type=parse_case, action="append", help="MODEL:LAYER:IMAGE:BATCH:DTYPE, repeatable")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, help="default all; quick: those that need no compiler"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--backend", choices=BACKENDS, help="of PALLoss (default the fastest)")
+    parser.add_argument("--rounds", type=int, help="rounds that count (default 20; quick 3)")
+    parser.add_argument("--quick", action="store_true", help="one small case")
+    parser.add_argument("--output", type=Path, help="the CSV (default benchmarks/results/step_DEVICE.csv; quick: none)")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    PAL.backend = options.backend
+    cases = options.case or (QUICK_CASES if options.quick else GPU_CASES if device.type == "cuda" else CPU_CASES)
+    variants = options.variants or [name for name in VARIANTS if not (options.quick and "compiled" in name)]
+    rounds = options.rounds or (3 if options.quick else 20)
+    output = options.output or (None if options.quick else RESULTS / f"step_{device.type}.csv")
+    records = []
+    for case in cases:
+        rows = measure_case(case, device, variants, rounds)
+        print_rows(rows)
+        records += [as_record(row, device) for row in rows]
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(records)
+        print(f"\nwritten to {output}")
+    return 1 if any("wrong" in str(record["note"]) for record in records) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,212 @@
+"""What `benchmarks.step` compares: networks with the layer to attribute, and ways to write the training step."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pal_fast import PALLoss
+from pal_fast.nn import prepare_head
+
+CLASSES = 7
+LANDMARKS = 68
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table's left side."""
+
+    model: str
+    layer: str
+    image: int
+    batch: int
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.layer} {self.image}x{self.image} batch {self.batch} {self.dtype_name}"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+class UnavailableError(Exception):
+    """This way of writing the step cannot run here; the message says why."""
+
+
+def build_model(case: Case, device: torch.device) -> nn.Module:
+    """The same weights for the same case. In float32; a bfloat16 case runs under autocast."""
+    torch.manual_seed(0)
+    if case.model == "vit_small":
+        import timm
+
+        model: nn.Module = timm.create_model(
+            "vit_small_patch16_224", pretrained=False, num_classes=CLASSES, img_size=case.image, dynamic_img_size=True
+        )
+    else:
+        import torchvision
+
+        model = torchvision.models.get_model(case.model, weights=None, num_classes=CLASSES)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # Masks drawn at random could not be compared between variants.
+    return model.to(device).train()
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor  # (B, 3, image, image)
+    labels: Tensor  # (B,)
+    landmarks: Tensor  # (B, 68, 2), pixels of the image
+
+
+def build_batch(case: Case, device: torch.device) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(case.batch, 3, case.image, case.image, generator=generator)
+    labels = torch.randint(CLASSES, (case.batch,), generator=generator)
+    landmarks = torch.rand(case.batch, LANDMARKS, 2, generator=generator) * case.image
+    return Batch(images.to(device), labels.to(device), landmarks.to(device))
+
+
+def head_share(case: Case) -> float:
+    """h: the share of the forward's FLOPs that run after the layer, counted on one image."""
+    model = build_model(case, torch.device("cpu"))
+    until_layer = 0
+
+    def on_layer(*_: object) -> None:
+        nonlocal until_layer
+        until_layer = counter.get_total_flops()
+
+    model.get_submodule(case.layer).register_forward_hook(on_layer)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, case.image, case.image))
+    return 1.0 - until_layer / counter.get_total_flops()
+
+
+class Step:
+    """A training step up to the gradients: forward, loss, backward. Calling it returns the loss."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.model = build_model(case, device)
+        self.batch = build_batch(case, device)
+        self.case = case
+        self.device = device
+
+    def __call__(self) -> Tensor:
+        self.model.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.dtype == torch.bfloat16):
+            logits, attribution_loss = self.losses()
+            loss = F.cross_entropy(logits, self.batch.labels)
+            if attribution_loss is not None:
+                loss = loss + attribution_loss
+        loss.backward()
+        return loss.detach()
+
+    def losses(self) -> tuple[Tensor, Tensor | None]:
+        """The logits (B, CLASSES), and the attribution loss if there is one."""
+        raise NotImplementedError
+
+
+class Plain(Step):
+    """Cross-entropy alone."""
+
+    def losses(self) -> tuple[Tensor, Tensor | None]:
+        return self.model(self.batch.images), None
+
+
+class Naive(Step):
+    """The paper's formula as a user would write it, in eager PyTorch."""
+
+    absolute = True
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        super().__init__(case, device)
+        self.output: Tensor | None = None
+        self.layer = self.model.get_submodule(case.layer)
+        self.layer.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self.output = output
+
+    def losses(self) -> tuple[Tensor, Tensor | None]:
+        logits = self.model(self.batch.images)
+        f, self.output = self.output, None
+        assert f is not None
+        (g,) = torch.autograd.grad(logits.sum(), f, create_graph=True)
+        return logits, naive_loss((g.abs() if self.absolute else g) * f, self.batch.landmarks, self.case.image)
+
+
+class Signed(Naive):
+    """`Naive` with g * f instead of abs(g) * f: what captum's attribution is judged by."""
+
+    absolute = False
+
+
+class Captum(Step):
+    """captum's LayerGradientXActivation, which runs a forward of its own."""
+
+    judge = Signed
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        super().__init__(case, device)
+        if importlib.util.find_spec("captum") is None:
+            raise UnavailableError("captum is not installed")
+        from captum.attr import LayerGradientXActivation
+
+        layer = self.model.get_submodule(case.layer)
+        self.attribution = LayerGradientXActivation(lambda images: self.model(images).sum(1), layer)
+
+    def losses(self) -> tuple[Tensor, Tensor | None]:
+        logits = self.model(self.batch.images)
+        a = self.attribution.attribute(self.batch.images, grad_kwargs={"create_graph": True})
+        return logits, naive_loss(a, self.batch.landmarks, self.case.image)
+
+
+class PAL(Step):
+    """`pal_fast.PALLoss`."""
+
+    backend: str | None = None
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        super().__init__(case, device)
+        self.pal = PALLoss(self.model, case.layer, backend=self.backend)
+
+    def losses(self) -> tuple[Tensor, Tensor | None]:
+        logits = self.model(self.batch.images)
+        return logits, self.pal(logits, self.batch.landmarks)
+
+
+class Prepared(PAL):
+    """`PALLoss` above which `prepare_head` replaced the layers."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        super().__init__(case, device)
+        prepare_head(self.model, case.layer, self.batch.images[:2])
+
+
+def naive_loss(attribution: Tensor, landmarks: Tensor, image: int) -> Tensor:
+    """Minus the correlation of the channels' mean with the landmarks' Gaussians. attribution: (B, C, H, W)."""
+    attribution = as_map(attribution).float()
+    m = attribution.mean(1)
+    height, width = m.shape[1:]
+    sigma = image / 16
+    x = (torch.arange(width, device=m.device) + 0.5) * image / width - 0.5
+    y = (torch.arange(height, device=m.device) + 0.5) * image / height - 0.5
+    gx = torch.exp(-((x - landmarks[:, :, :1]) ** 2) / (2 * sigma**2))  # (B, K, W)
+    gy = torch.exp(-((y - landmarks[:, :, 1:]) ** 2) / (2 * sigma**2))  # (B, K, H)
+    h = torch.einsum("bkh,bkw->bhw", gy, gx)
+    z, zh = ((v - v.mean((1, 2), keepdim=True)) / v.std((1, 2), correction=0, keepdim=True) for v in (m, h))
+    return -(z * zh).mean((1, 2)).mean()
+
+
+def as_map(output: Tensor) -> Tensor:
+    """Tokens (B, 1 + H * W, C) of a square image as (B, C, H, W), without the class token."""
+    if output.ndim == 4:
+        return output
+    side = int((output.shape[1] - 1) ** 0.5)
+    return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))

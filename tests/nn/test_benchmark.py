@@ -1,0 +1,82 @@
+"""The benchmark of the step runs, and refuses to show a time for a step whose gradients are wrong."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("torchvision", reason="the benchmark's networks are torchvision's")
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))  # benchmarks/ lies beside the package and is not installed
+
+from benchmarks import step, step_cases  # noqa: E402
+from benchmarks.step_memory import measure_footprint  # noqa: E402
+
+CPU = torch.device("cpu")
+CASE = step_cases.Case("resnet18", "layer3", 64, 2, torch.float32)
+
+
+def test_the_quick_run_fills_the_table(tmp_path: Path) -> None:
+    output = tmp_path / "step.csv"
+    command = [sys.executable, "-m", "benchmarks.step", "--quick", "--device", "cpu", "--output", str(output)]
+    done = subprocess.run([*command, "--backend", "reference"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with output.open() as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    for name in ("plain", "naive", "PALLoss", "prepare_head"):
+        assert float(rows[name]["ms"]) > 0
+        assert float(rows[name]["gradient_error"]) < 1e-3
+    assert float(rows["plain"]["ratio"]) == 1
+    assert rows["graphed"]["ms"] == ""
+    assert "CUDA" in rows["graphed"]["note"]
+
+
+def test_a_step_with_wrong_gradients_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(step_cases.Naive):
+        absolute = False
+
+    monkeypatch.setitem(step.VARIANTS, "naive", Wrong)
+    (row,) = step.measure_case(CASE, CPU, ["naive"], rounds=1)
+    assert row.milliseconds is None
+    assert row.note.startswith("wrong")
+
+
+def test_the_head_share_is_that_of_its_convolutions() -> None:
+    # ResNet-18 at 64x64: layer4 works on 2x2 maps of 512 channels, fc on one vector.
+    layer4 = 4 * (256 * 512 * 9 + 3 * 512 * 512 * 9 + 256 * 512)
+    layer3 = 16 * (128 * 256 * 9 + 3 * 256 * 256 * 9 + 128 * 256)
+    layer2 = 64 * (64 * 128 * 9 + 3 * 128 * 128 * 9 + 64 * 128)
+    below = 1024 * 3 * 64 * 49 + 256 * 4 * 64 * 64 * 9 + layer2 + layer3
+    head = layer4 + 512 * step_cases.CLASSES
+    assert step_cases.head_share(CASE) == pytest.approx(head / (head + below), rel=1e-6)
+
+
+def test_the_footprint_counts_what_lives_at_once() -> None:
+    def work() -> torch.Tensor:
+        kept = torch.ones(1000)  # 4000 bytes
+        for _ in range(3):
+            kept.mul_(2)
+            kept + 1  # 4000 bytes, gone at once
+        return kept.view(10, 100).sum()  # a view, and 4 bytes
+
+    peak, calls = measure_footprint(work, CPU)
+    assert peak == 8000
+    assert calls == 1 + 3 * 2 + 2
+
+
+def test_a_prepared_step_of_resnet50_fits_the_memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_cases.PAL, "backend", "reference")
+    case = step_cases.Case("resnet50", "layer3", 160, 8, torch.float32)
+    peaks = {}
+    for kind in (step_cases.Plain, step_cases.Prepared):
+        training_step = kind(case, CPU)
+        training_step()
+        training_step.model.zero_grad(set_to_none=True)
+        peaks[kind], _ = measure_footprint(training_step, CPU)
+    assert peaks[step_cases.Prepared] <= 1.15 * peaks[step_cases.Plain]
