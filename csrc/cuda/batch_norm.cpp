@@ -1,0 +1,166 @@
+// Batch normalisation on the GPU: outputs, workspace and stream for the launches of batch_norm.cu.
+#include "../batch_norm.h"
+
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "batch_norm_pass.h"
+
+namespace pal_fast::cuda {
+namespace {
+
+// PyTorch's current stream. Looked up at run time, because a CPU-only PyTorch does not have the symbol.
+[[nodiscard]] void* current_stream(int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const auto function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(function != nullptr, "this PyTorch has no CUDA streams (libtorch_cuda.so is not loaded)");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(function(device, &stream) == AOTI_TORCH_SUCCESS, "the current CUDA stream of device ", device,
+                  " cannot be had");
+  return stream;
+}
+
+[[nodiscard]] int processors_of(int32_t device) {
+  int count = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  STD_TORCH_CHECK(error == cudaSuccess, "device ", device, ": ", cudaGetErrorString(error));
+  return count;
+}
+
+[[nodiscard]] Storage storage_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return Storage::float16;
+    case ScalarType::BFloat16:
+      return Storage::bfloat16;
+    case ScalarType::Double:
+      return Storage::float64;
+    default:
+      return Storage::float32;
+  }
+}
+
+[[nodiscard]] const void* read(const OptionalTensor& tensor) {
+  return tensor && tensor->numel() > 0 ? tensor->const_data_ptr() : nullptr;
+}
+
+[[nodiscard]] void* written(const OptionalTensor& tensor) {
+  return tensor && tensor->numel() > 0 ? tensor->mutable_data_ptr() : nullptr;
+}
+
+// One launch in the making: the checked problem, its split, and what all operators hand over alike.
+class Launch {
+ public:
+  Launch(const BatchNormTensors& tensors, bool training, bool relu)
+      : guard_(tensors.input.get_device_index()), input_(tensors.input) {
+    const int32_t device = tensors.input.get_device_index();
+    pass.problem = check_batch_norm(tensors, training, relu);
+    pass.storage = storage_of(tensors.input.scalar_type());
+    pass.input = tensors.input.const_data_ptr();
+    pass.grad = read(tensors.grad);
+    pass.grad_grad = read(tensors.grad_grad);
+    pass.weight = read(tensors.weight);
+    pass.bias = read(tensors.bias);
+    pass.sums = read(tensors.sums);
+    pass.grad_sums = read(tensors.grad_sums);
+    pass.statistics = written(tensors.statistics);
+    pass.running_mean = written(tensors.running_mean);
+    pass.running_variance = written(tensors.running_variance);
+    split = split_batch_norm(pass.problem, pass.storage, processors_of(device));
+    stream = current_stream(device);
+  }
+
+  // Room for the parts' sums, needed where a channel is split.
+  void allocate_partial() {
+    if (split.count() > 1) {
+      partial_ = allocate_per_channel(input_, split.count() * BATCH_NORM_PARTIAL_ROWS);
+      pass.partial = partial_->mutable_data_ptr();
+    }
+  }
+
+  BatchNormPass pass;
+  BatchNormSplit split;
+  void* stream = nullptr;
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  const Tensor& input_;
+  OptionalTensor partial_;
+};
+
+Tensor batch_norm_statistics(const Tensor& input, const OptionalTensor& running_mean,
+                             const OptionalTensor& running_variance, bool training, double momentum, double eps) {
+  const BatchNormTensors tensors{.input = input, .running_mean = running_mean, .running_variance = running_variance};
+  Launch launch(tensors, training, false);
+  check_running(tensors, training);
+  const Tensor statistics = allocate_per_channel(input, 2);
+  launch.pass.statistics = statistics.mutable_data_ptr();
+  launch.pass.momentum = momentum;
+  launch.pass.eps = eps;
+  launch.allocate_partial();
+  launch_batch_norm_statistics(launch.pass, launch.split, launch.stream);
+  return statistics;
+}
+
+Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                  const Tensor& statistics, bool training, bool relu) {
+  Launch launch({.input = input, .weight = weight, .bias = bias, .statistics = statistics}, training, relu);
+  const Tensor output = allocate_like_input(input, true);
+  launch.pass.output = written(output);
+  launch_batch_norm_forward(launch.pass, launch.split, launch.stream);
+  return output;
+}
+
+std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& input, const OptionalTensor& weight,
+                                               const OptionalTensor& bias, const Tensor& statistics, bool training,
+                                               bool relu, bool need_input, bool need_sums) {
+  Launch launch({.input = input, .grad = grad, .weight = weight, .bias = bias, .statistics = statistics}, training,
+                relu);
+  const Tensor grad_input = allocate_like_input(input, need_input);
+  const Tensor sums = training || need_sums ? allocate_per_channel(input, 2) : allocate_like_input(input, false);
+  launch.pass.output = written(grad_input);
+  launch.pass.channel_output = written(sums);
+  launch.allocate_partial();
+  launch_batch_norm_backward(launch.pass, launch.split, launch.stream);
+  return {grad_input, sums};
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(
+    const OptionalTensor& grad_grad_input, const OptionalTensor& grad_sums, const Tensor& grad, const Tensor& input,
+    const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& statistics, const Tensor& sums,
+    bool training, bool relu, bool need_input) {
+  Launch launch({.input = input,
+                 .grad = grad,
+                 .grad_grad = grad_grad_input,
+                 .weight = weight,
+                 .bias = bias,
+                 .statistics = statistics,
+                 .sums = sums,
+                 .grad_sums = grad_sums},
+                training, relu);
+  const Tensor grad_grad = allocate_like_input(input, true);
+  const Tensor grad_input = allocate_like_input(input, need_input);
+  const Tensor grad_weight = allocate_per_channel(input, 0);
+  launch.pass.output = written(grad_grad);
+  launch.pass.second_output = written(grad_input);
+  launch.pass.channel_output = written(grad_weight);
+  launch.allocate_partial();
+  launch_batch_norm_double_backward(launch.pass, launch.split, launch.stream);
+  return {grad_grad, grad_input, grad_weight};
+}
+
+}  // namespace
+}  // namespace pal_fast::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(pal_fast, CUDA, library) {
+  library.impl("batch_norm_statistics", TORCH_BOX(&pal_fast::cuda::batch_norm_statistics));
+  library.impl("batch_norm", TORCH_BOX(&pal_fast::cuda::batch_norm));
+  library.impl("batch_norm_backward", TORCH_BOX(&pal_fast::cuda::batch_norm_backward));
+  library.impl("batch_norm_double_backward", TORCH_BOX(&pal_fast::cuda::batch_norm_double_backward));
+}

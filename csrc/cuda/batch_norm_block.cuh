@@ -1,0 +1,122 @@
+// The block of threads that batch normalisation's kernels are written for: its shape, what a thread loads and stores
+// at once, and sums over the block.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "../batch_norm_problem.h"
+
+namespace pal_fast::cuda {
+
+inline constexpr int BLOCK = 256;
+inline constexpr int WARP = 32;
+// With channels innermost a block is ROW_LANES wide along the channels.
+inline constexpr int ROW_LANES = 32;
+
+template <typename S>
+struct Computing {
+  using type = float;
+};
+template <>
+struct Computing<double> {
+  using type = double;
+};
+
+__device__ __forceinline__ float widened(float value) { return value; }
+__device__ __forceinline__ double widened(double value) { return value; }
+__device__ __forceinline__ float widened(__half value) { return __half2float(value); }
+__device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <typename S, typename T>
+__device__ __forceinline__ S narrowed(T value) {
+  if constexpr (std::is_same_v<S, __half>) {
+    return __float2half_rn(value);
+  } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
+    return __float2bfloat16_rn(value);
+  } else {
+    return value;
+  }
+}
+
+// V elements that a thread loads or stores at once.
+template <typename S, int V>
+struct alignas(sizeof(S) * V) Packed {
+  S value[V];
+};
+
+template <typename S, int V, typename T>
+__device__ __forceinline__ void load(const S* from, T (&to)[V]) {
+  const auto packed = *reinterpret_cast<const Packed<S, V>*>(from);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    to[i] = widened(packed.value[i]);
+  }
+}
+
+template <typename S, int V, typename T>
+__device__ __forceinline__ void store(S* to, const T (&from)[V]) {
+  Packed<S, V> packed;
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    packed.value[i] = narrowed<S>(from[i]);
+  }
+  *reinterpret_cast<Packed<S, V>*>(to) = packed;
+}
+
+// Sums over the block, in every thread. The order of additions is fixed.
+template <int K, typename T>
+__device__ __forceinline__ void block_sums(T (&value)[K]) {
+  __shared__ T of_warp[K][BLOCK / WARP];
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+#pragma unroll
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
+      value[k] += __shfl_xor_sync(0xffffffffu, value[k], lanes);
+    }
+  }
+  __syncthreads();  // of_warp may still be read by an earlier call
+  if (thread % WARP == 0) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      of_warp[k][thread / WARP] = value[k];
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    T sum = 0;
+    for (int warp = 0; warp < BLOCK / WARP; ++warp) {
+      sum += of_warp[k][warp];
+    }
+    value[k] = sum;
+  }
+}
+
+// Sums over the rows of threads (threadIdx.y), in every thread: value[k][i] belongs to channel i of the thread's V.
+template <int K, int V, typename T>
+__device__ __forceinline__ void column_sums(T (&value)[K][V]) {
+  __shared__ T of_row[BLOCK / ROW_LANES][ROW_LANES * V];
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      of_row[threadIdx.y][i * ROW_LANES + threadIdx.x] = value[k][i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      T sum = 0;
+      for (int row = 0; row < BLOCK / ROW_LANES; ++row) {
+        sum += of_row[row][i * ROW_LANES + threadIdx.x];
+      }
+      value[k][i] = sum;
+    }
+  }
+}
+
+}  // namespace pal_fast::cuda
