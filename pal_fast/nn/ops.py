@@ -8,6 +8,7 @@ is why `batch_norm` computes both and the two operators are not offered apart.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -36,8 +37,15 @@ def _find_namespace(device: torch.device) -> str:
     if name == "reference":
         return ""
     namespace = dispatch.namespace(name)
+    if name == "triton":
+        define_triton()
     register(namespace)
     return namespace
+
+
+def define_triton() -> None:
+    """Defines batch normalisation in `pal_fast_triton`, whose other operators must be there already."""
+    importlib.import_module("pal_fast.kernels.batch_norm").register()
 
 
 def register(namespace: str) -> None:
