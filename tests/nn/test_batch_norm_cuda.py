@@ -1,0 +1,64 @@
+"""BatchNorm's CUDA: its source executed on the CPU by fibres, and, where there is a GPU, the operators themselves."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+BOUNDS = {"float64": 1e-12, "float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
+
+
+def cuda_headers() -> Path | None:
+    """A directory with cuda_fp16.h: a toolkit's, or that of NVIDIA's package for the runtime."""
+    candidates = [Path("/usr/local/cuda/include")]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(Path(nvcc).resolve().parents[1] / "include")
+    site = Path(torch.__file__).parents[1]
+    candidates += sorted(site.glob("nvidia/*/include"))
+    return next((path for path in candidates if (path / "cuda_fp16.h").is_file()), None)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    headers, compiler = cuda_headers(), shutil.which("c++")
+    if headers is None or compiler is None:
+        pytest.skip("needs a C++ compiler and CUDA's headers (cuda_fp16.h)")
+    target = tmp_path_factory.mktemp("cuda") / "batch_norm"
+    source = Path(__file__).parent / "cuda_source" / "batch_norm.cpp"
+    include = [f"-I{ROOT / 'csrc/cuda'}", f"-isystem{headers}"]
+    subprocess.run([compiler, "-std=c++20", "-O1", *include, str(source), "-o", str(target)], check=True)
+    return target
+
+
+def test_the_kernels_source_gives_the_formulas_results(program: Path, seed: int) -> None:
+    done = subprocess.run([str(program), str(seed)], capture_output=True, text=True, check=True)
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    # 12 cases, with and without gradients of the sums, each with 6 outputs, and in training the running statistics.
+    assert len(lines) == 12 * 2 * (6 + 2) + 12 * 2 * 6
+    wrong = [line for line in lines if not float(line[2]) <= BOUNDS[line[0].split()[0]]]
+    assert not wrong, wrong[:10]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(4, 5, 7, 7), (16, 256, 14, 14), (2, 3, 96, 97)], ids=str)
+def test_the_gpu_agrees_with_the_cpu(shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
+    from support.batch_norm_triton import NAMES, outputs
+
+    computing = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = [(torch.randn(shape) + shift).to(dtype).to(memory_format=layout) for shift in (3, 0, 0)]
+    vectors = [torch.rand(shape[1], dtype=computing) + shift for shift in (-0.5, -0.5, 0.0, 0.5)]
+    for training in (True, False):
+        for relu in (False, True):
+            wanted = outputs("pal_fast", tensors, vectors, None, training, relu)
+            on_gpu = [t.cuda() for t in tensors], [t.cuda() for t in vectors]
+            got = outputs("pal_fast", *on_gpu, None, training, relu)
+            for name, value, judge in zip(NAMES, got, wanted, strict=True):
+                error = (value.double().cpu() - judge.double()).norm() / (judge.double().norm() or 1.0)
+                assert error <= BOUNDS[str(dtype).removeprefix("torch.")], f"{name} training={training} relu={relu}"
