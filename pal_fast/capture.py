@@ -7,14 +7,16 @@ no-op of the standard library, so that `deepcopy`, `pickle` and `state_dict` of 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pal_fast import _checks
+from pal_fast.attention import MathAttention
+from pal_fast.running_statistics import CheckpointedStatistics
 
 #: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper) put into a module's dotted name.
 _WRAPPER_NAMES = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -71,6 +73,27 @@ class Hook:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a pass that repeats the head must find as it was in the forward."""
+
+    device: torch.device
+    cpu_state: Tensor
+    gpu_state: Tensor | None
+    autocast: bool
+    autocast_dtype: torch.dtype
+
+    @classmethod
+    def now(cls, device: torch.device) -> Conditions:
+        return cls(
+            device,
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            torch.is_autocast_enabled(device.type),
+            torch.get_autocast_dtype(device.type),
+        )
+
+
 @dataclass
 class Captured:
     """One layer's output in the latest forward."""
@@ -78,11 +101,17 @@ class Captured:
     name: str
     output: Tensor | None = None
     version: int = 0
+    conditions: Conditions | None = None
     runs: int = 0
     problem: str = ""
 
     def clear(self) -> None:
-        self.output, self.runs, self.problem = None, 0, ""
+        self.output, self.conditions, self.runs, self.problem = None, None, 0, ""
+
+    @property
+    def changed_in_place(self) -> bool:
+        """Whether a later layer overwrote the output, e.g. `ReLU(inplace=True)`."""
+        return self.output is not None and self.output._version != self.version
 
 
 @dataclass
@@ -90,29 +119,44 @@ class Capture:
     """The hooks of one `PALLoss` on one model, and what they caught.
 
     An output is caught while the model trains with gradients enabled (or inside `forced()`), and is held
-    until `take` or the next forward of the model.
+    until `take` or the next forward of the model. What is caught is the layer's output tensor: if a later layer
+    overwrites it in place, it holds what that layer wrote.
     """
 
     model: nn.Module
     layers: dict[str, nn.Module]
+    #: Whether the layers above run with attention that can be differentiated twice.
+    math_attention: bool = False
+    #: Whether the conditions at the layer are kept, for passes that repeat the head.
+    keep_conditions: bool = False
     image_size: tuple[int, int] | None = None
     captured: list[Captured] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
     force: bool = False
+    #: Whether a forward of the model with gradients is under way.
+    running: bool = False
+    attention: MathAttention = field(default_factory=MathAttention)
+    statistics: CheckpointedStatistics | None = None
 
     def attach(self) -> None:
         """Puts the hooks on: one per layer, two on the model."""
         self.captured = [Captured(name) for name in self.layers]
         for record, layer in zip(self.captured, self.layers.values(), strict=True):
             self.handles.append(layer.register_forward_hook(Hook(self._on_layer(record))))
-        before = Hook(self._before_model)
+        before, after = Hook(self._before_model), Hook(self._after_model)
         self.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
+        # Also after an exception, so that the attention kernels are never left switched.
+        self.handles.append(self.model.register_forward_hook(after, always_call=True))
+        self.statistics = CheckpointedStatistics(self.model, Hook)
 
     def remove(self) -> None:
         """Takes the hooks off and drops what they hold. Idempotent."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        if self.statistics is not None:
+            self.statistics.remove()
+        self.attention.leave()
         self.clear()
 
     def clear(self) -> None:
@@ -124,7 +168,7 @@ class Capture:
         return (self.model.training or self.force) and torch.is_grad_enabled()
 
     @contextlib.contextmanager
-    def forced(self) -> Any:
+    def forced(self) -> Iterator[None]:
         """Captures in eval mode, too."""
         self.force = True
         try:
@@ -132,20 +176,20 @@ class Capture:
         finally:
             self.force = False
 
-    def take(self) -> list[Tensor]:
+    def take(self) -> list[Captured]:
         """The layers' outputs of the latest forward, released here.
 
         Raises: RuntimeError saying why there is none.
         """
-        outputs = []
+        taken = []
         for record in self.captured:
             if record.output is None or record.problem or record.runs != 1:
                 message = self._why_none(record)
                 self.clear()
                 raise RuntimeError(message)
-            outputs.append(record.output)
+            taken.append(replace(record))
         self.clear()
-        return outputs
+        return taken
 
     def _why_none(self, record: Captured) -> str:
         if record.problem:
@@ -170,15 +214,32 @@ class Capture:
         )
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        # Inside a backward pass this is a checkpoint's recomputation, not the forward.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return
         self.clear()
+        self.running = self.wanted
         image = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim == 4), None)
         if image is not None:
             self.image_size = (image.shape[-2], image.shape[-1])
 
+    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.running:
+            self.running = False
+            if not torch.compiler.is_compiling():
+                self.attention.leave()
+                if self.statistics is not None:
+                    self.statistics.stop_probing()
+
     def _on_layer(self, record: Captured) -> Callable[..., Any]:
         def on_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            compiling = torch.compiler.is_compiling()
             # A checkpointed layer runs again inside the backward pass: that output is not the forward's.
-            if not self.wanted or torch._C._current_graph_task_id() != -1:
+            if not compiling and torch._C._current_graph_task_id() != -1:
+                return None
+            if not self.wanted:
+                if self.running:
+                    record.problem = _without_gradients(record.name)
                 return None
             tensor = _tensor_of(output)
             record.runs += 1
@@ -188,6 +249,11 @@ class Capture:
                     "tensor is wanted"
                 )
                 return None
+            if not compiling and self.running:
+                if self.math_attention:
+                    self.attention.enter()
+                if self.keep_conditions:
+                    record.conditions = Conditions.now(tensor.device)
             if tensor.requires_grad:
                 record.output, record.version = tensor, tensor._version
                 return None
@@ -197,6 +263,13 @@ class Capture:
             return _with_tensor(output, record.output)
 
         return on_layer
+
+
+def _without_gradients(name: str) -> str:
+    return (
+        f"layer {name!r} ran without gradients inside a forward that has them: if it lies in an activation "
+        "checkpoint, use use_reentrant=False; otherwise take it out of torch.no_grad"
+    )
 
 
 def _tensor_of(output: Any) -> Tensor | None:

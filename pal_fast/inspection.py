@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pal_fast import _checks
 from pal_fast.capture import Capture, find_layers
 from pal_fast.functional import attribution_map
+from pal_fast.layouts import find_layout
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
 
@@ -25,6 +26,7 @@ def attribute(
     channel_count: int | float | None = None,
     target: Target = "sum",
     labels: Tensor | None = None,
+    layout: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
 
@@ -34,7 +36,7 @@ def attribute(
         model, layer: a module and one of its modules, by name or itself.
         images: (B, 3, IH, IW), or whatever the model takes as its only argument.
         attribution, absolute, channels, channel_count: see `pal_loss`.
-        target, labels: see `PALLoss`.
+        target, labels, layout: see `PALLoss`.
 
     Returns: maps (B, H, W) float32 (float64 for a float64 model); logits, detached.
 
@@ -51,16 +53,19 @@ def attribute(
         with torch.enable_grad(), capture.forced():
             logits: Any = model(images)
             check_logits(logits)
-            (activation,) = capture.take()
-            _checks.layer_tensor(f"the output of layer {next(iter(layers))!r}", activation)
-            (gradient,) = attributed_gradients(logits, [activation], target, labels, create_graph=False)
+            (taken,) = capture.take()
+            output = taken.output
+            assert output is not None
+            view = find_layout(layout, taken.name, tuple(output.shape), capture.image_size).view
+            _checks.layer_tensor(f"the output of layer {taken.name!r}", view(output))
+            (gradient,) = attributed_gradients(logits, [output], target, labels, create_graph=False)
     finally:
         capture.remove()
     if gradient is None:
-        raise RuntimeError(f"the logits do not depend on the output of layer {next(iter(layers))!r}")
+        raise RuntimeError(f"the logits do not depend on the output of layer {taken.name!r}")
     maps = attribution_map(
-        activation.detach(),
-        gradient,
+        view(output.detach()),
+        view(gradient),
         attribution=attribution,
         absolute=absolute,
         channels=channels,

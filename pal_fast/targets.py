@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from pal_fast import _checks
 
@@ -54,7 +55,14 @@ _SOFTMAX = (
 
 
 def attributed_gradients(
-    logits: Tensor, outputs: Sequence[Tensor], target: Target, labels: Tensor | None, *, create_graph: bool
+    logits: Tensor,
+    outputs: Sequence[Tensor],
+    target: Target,
+    labels: Tensor | None,
+    *,
+    create_graph: bool,
+    scale: Tensor | None = None,
+    start: Tensor | GradientEdge | None = None,
 ) -> tuple[Tensor | None, ...]:
     """`g = dS/df` for each layer's output f, S summed over the batch.
 
@@ -63,25 +71,44 @@ def attributed_gradients(
         target: "sum" of all logits (the paper), "label" or "predicted" (one logit per sample), or a callable
             of (logits, labels) that returns one scalar per sample.
         labels: (B,) integers, for "label"; a label outside 0..classes-1 attributes nothing to its sample.
+        scale: 0-dim, by which S is multiplied.
+        start: where in the graph the logits are differentiated, if not at `logits` (see `distributed`).
 
     Returns: as many gradients as outputs; None where the logits do not depend on that output.
     """
+    scalars: Tensor | GradientEdge
     if callable(target):
-        scalars = target(logits, labels)
-        if not isinstance(scalars, Tensor) or scalars.shape != logits.shape[:1]:
-            raise ValueError(
-                f"target must return one scalar per sample, shape ({logits.shape[0]},), got {_checks.describe(scalars)}"
-            )
+        scalars = per_sample(logits, target, labels)
         seed = torch.ones_like(scalars)
+        if start is not None and start is not logits:
+            (seed,) = torch.autograd.grad(scalars, logits, seed, create_graph=create_graph, retain_graph=True)
+            scalars = start
     else:
-        scalars = logits
-        seed = torch.ones_like(logits) if target == "sum" else _one_logit(logits, target, labels)
+        scalars = logits if start is None else start
+        seed = torch.ones_like(logits) if target == "sum" else one_logit(logits, target, labels)
+    if scale is not None:
+        seed = seed * scale.to(seed.dtype)
     return torch.autograd.grad(
-        scalars, list(outputs), seed, create_graph=create_graph, retain_graph=True, allow_unused=True
+        scalars,
+        list(outputs),
+        seed,
+        create_graph=create_graph,
+        retain_graph=True,
+        allow_unused=True,
     )
 
 
-def _one_logit(logits: Tensor, target: str, labels: Tensor | None) -> Tensor:
+def per_sample(logits: Tensor, target: Callable[..., Tensor], labels: Tensor | None) -> Tensor:
+    """(B,), what a callable target makes of the logits, checked."""
+    scalars = target(logits, labels)
+    if not isinstance(scalars, Tensor) or scalars.shape != logits.shape[:1]:
+        raise ValueError(
+            f"target must return one scalar per sample, shape ({logits.shape[0]},), got {_checks.describe(scalars)}"
+        )
+    return scalars
+
+
+def one_logit(logits: Tensor, target: str, labels: Tensor | None) -> Tensor:
     """(B, classes), 1 at the logit that is attributed."""
     if logits.ndim != 2:
         raise ValueError(f"target={target!r} needs logits of shape (B, classes), got {tuple(logits.shape)}")

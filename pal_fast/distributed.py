@@ -1,0 +1,123 @@
+"""What DistributedDataParallel and FSDP need from a loss that takes a gradient inside the step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+_SINK = "_DDPSinkBackward"
+
+
+def in_play() -> bool:
+    """Whether this process belongs to a process group."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def refuse_unsound(model: nn.Module) -> None:
+    """Raises TypeError for wrappers in which an attribution loss cannot work, naming the one that can."""
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel):
+            raise TypeError(
+                "model must not hold a DataParallel, whose replicas do not share one graph; use DistributedDataParallel"
+            )
+        if in_play() and isinstance(module, _fsdp1()):
+            raise TypeError(
+                "model must not hold a FullyShardedDataParallel (FSDP1), which frees parameters that the second "
+                "derivative needs; use torch.distributed.fsdp.fully_shard"
+            )
+
+
+def before_sink(logits: Tensor) -> GradientEdge | Tensor:
+    """Where to differentiate the logits of a model under DDP: below the node that DDP puts on its output.
+
+    With static_graph=True that node counts the inner gradient as the backward pass, and the gradients of the
+    first step are never reduced.
+    """
+    node = logits.grad_fn
+    if node is not None and node.name() == _SINK:
+        below, number = node.next_functions[logits.output_nr]
+        assert below is not None
+        return GradientEdge(below, number)
+    return logits
+
+
+def refuse_sink_between(nodes: Sequence[Any]) -> None:
+    """Raises RuntimeError if the way from a layer to logits that are not DDP's own leads through DDP's output node."""
+    if any(node.name() == _SINK for node in nodes):
+        raise RuntimeError(
+            "the logits were computed from the output of DistributedDataParallel (static_graph or "
+            "find_unused_parameters), whose output node must not be passed twice: pass the very tensor that the "
+            "wrapped model returned, and use target=callable for a function of it"
+        )
+
+
+class _Attach(torch.autograd.Function):
+    """`loss`, with a gradient of exactly zero for `logits`: every parameter below them then has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (logits,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(logits)
+
+
+def reaching_all_parameters(loss: Tensor, logits: Tensor) -> Tensor:
+    """The loss, attached to `logits`: DDP waits for a gradient of every parameter, and the loss alone gives none
+    to, say, the last bias."""
+    attached: Tensor = _Attach.apply(loss, logits)  # type: ignore[operator]
+    return attached
+
+
+@contextlib.contextmanager
+def parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Around the inner gradient: FSDP2 neither frees nor reduces what the second derivative still needs.
+
+    The backward pass of the loss itself then frees and reduces as ever.
+    """
+    states = [module._get_fsdp_state() for module in model.modules() if _is_fully_sharded(module)]
+    if not states:
+        yield
+        return
+    # FSDP2 has public setters only; what the user set must be read from its parameter groups to be put back.
+    groups = [group for state in states for group in _parameter_groups(state)]
+    before = [(group.reshard_after_backward, group.reduce_grads) for group in groups]
+    last = [state._state_ctx.is_last_backward for state in states]
+    for group in groups:
+        group.reshard_after_backward = group.reduce_grads = False
+    for state in states:
+        state._state_ctx.is_last_backward = False
+    try:
+        yield
+    finally:
+        for group, (reshard, reduce_grads) in zip(groups, before, strict=True):
+            group.reshard_after_backward, group.reduce_grads = reshard, reduce_grads
+        for state, was_last in zip(states, last, strict=True):
+            state._state_ctx.is_last_backward = was_last
+
+
+def _is_fully_sharded(module: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def _fsdp1() -> type:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel
+
+
+def _parameter_groups(state: Any) -> list[Any]:
+    groups = getattr(state, "_fsdp_param_groups", None)  # one or more since 2.14
+    if groups is None:
+        groups = [state._fsdp_param_group]
+    return [group for group in groups if group is not None]

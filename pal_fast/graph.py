@@ -1,0 +1,108 @@
+"""What lies between a layer's output and the logits in the autograd graph, and what has no second derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+_MATH = (
+    "call the model itself, so that its hooks can switch attention to the MATH kernel, or run its forward inside "
+    "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+)
+_OWN_ATTENTION = (
+    "switch the model's attention to scaled_dot_product_attention, or use second_order='finite_difference' with head="
+)
+_FIRST_ORDER = "choose a layer above it, or use second_order='finite_difference' with head="
+
+#: Part of a node's name -> what it is, and the way out. First match wins.
+WITHOUT_SECOND_DERIVATIVE: dict[str, tuple[str, str]] = {
+    "CompiledFunction": (
+        "a part compiled with torch.compile",
+        "compile only the layers below it (pal_fast.compiled.compile_body), or the whole step "
+        "(pal_fast.compiled.compile_step)",
+    ),
+    "ScaledDotProduct": ("a fused attention kernel", _MATH),
+    "FlashAttn": ("a kernel of flash-attn", _OWN_ATTENTION),
+    "fMHA": ("an attention kernel of xformers", _OWN_ATTENTION),
+    "CheckpointFunction": (
+        "a segment under reentrant activation checkpointing",
+        "checkpoint it with use_reentrant=False",
+    ),
+    "SyncBatchNorm": (
+        "torch.nn.SyncBatchNorm",
+        "call pal_fast.nn.convert_sync_batchnorm(model) before wrapping the model",
+    ),
+    "HardsigmoidBackward": ("Hardsigmoid", "call pal_fast.nn.replace_hardsigmoid(model)"),
+    "DeformConv": ("deform_conv2d", _FIRST_ORDER),
+    "deform_conv": ("deform_conv2d", _FIRST_ORDER),
+    "ROIAlign": ("roi_align", _FIRST_ORDER),
+    "roi_align": ("roi_align", _FIRST_ORDER),
+    "ROIPool": ("roi_pool", _FIRST_ORDER),
+    "roi_pool": ("roi_pool", _FIRST_ORDER),
+    "CudnnRnn": ("a cuDNN recurrent layer", "run it inside torch.backends.cudnn.flags(enabled=False)"),
+}
+
+
+def nodes_between(root: Any, ends: Sequence[Tensor]) -> list[Any]:
+    """The autograd nodes on paths from `root` (a node) down to the tensors `ends`, ends' own nodes left out."""
+    last = {get_gradient_edge(tensor).node for tensor in ends}
+    parents: dict[Any, list[Any]] = {root: []}
+    pending = [] if root in last else [root]
+    while pending:
+        node = pending.pop()
+        for child, _ in node.next_functions:
+            if child is None:
+                continue
+            if child in parents:
+                parents[child].append(node)
+            else:
+                parents[child] = [node]
+                if child not in last:
+                    pending.append(child)
+    found: dict[Any, None] = {}
+    pending = [node for node in last if node in parents]
+    while pending:
+        for parent in parents[pending.pop()]:
+            if parent not in found:
+                found[parent] = None
+                pending.append(parent)
+    return list(found)
+
+
+def refusal(nodes: Sequence[Any]) -> str:
+    """One sentence on the first node without a second derivative and the way out; "" if there is none known."""
+    names = {node.name() for node in nodes}
+    for part, (what, way_out) in WITHOUT_SECOND_DERIVATIVE.items():
+        if any(part in name for name in names):
+            return f"{what} lies between it and the logits, and has no second derivative: {way_out}"
+    return ""
+
+
+def holds(root: Any, part: str) -> bool:
+    """Whether any node at or below `root` has `part` in its name."""
+    seen, pending = {root}, [root]
+    while pending:
+        node = pending.pop()
+        if part in node.name():
+            return True
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                pending.append(child)
+    return False
+
+
+def slow_parts(nodes: Sequence[Any]) -> list[str]:
+    """What among `nodes` has a second derivative that is slow for its size, and what to do about it."""
+    convolutions = [node for node in nodes if node.name() == "ConvolutionBackward0"]
+    grouped = sum(node._saved_groups > 1 for node in convolutions)
+    notes = []
+    if grouped:
+        notes.append(f"{grouped} grouped convolutions above the layer, whose second derivative runs group by group")
+    norms = sum("BatchNorm" in node.name() for node in nodes)
+    if norms:
+        notes.append(f"{norms} BatchNorms above the layer: pal_fast.nn.prepare_head(model, layer) fuses them")
+    return notes

@@ -1,0 +1,93 @@
+"""Views of what layers return as (B, C, H, W): images, channels-last images (Swin), tokens (ViT). No copies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pal_fast import _checks
+
+LAYOUTS = ("auto", "NCHW", "NHWC", "tokens")
+
+#: The most class and register tokens that are taken for a prefix of the grid's tokens.
+MOST_PREFIX_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one layer's output becomes (B, C, H, W)."""
+
+    kind: str  # "NCHW", "NHWC" or "tokens"
+    prefix: int = 0  # tokens before the grid's
+    grid: tuple[int, int] = (0, 0)  # (H, W) of the tokens' grid
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """(B, C, H, W): `tensor` itself, or a view of it with the channels last in memory."""
+        if self.kind == "NCHW":
+            return tensor
+        if self.kind == "NHWC":
+            return tensor.permute(0, 3, 1, 2)
+        tokens = tensor if self.prefix == 0 else tensor[:, self.prefix :]
+        return tokens.unflatten(1, self.grid).permute(0, 3, 1, 2)
+
+    def __str__(self) -> str:
+        if self.kind != "tokens":
+            return self.kind
+        height, width = self.grid
+        return f"tokens, {self.prefix} + {height} x {width}"
+
+
+NCHW = Layout("NCHW")
+
+
+def find_layout(wanted: str, name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None) -> Layout:
+    """The layout of an output of `shape`, from the image's aspect ratio where `wanted` is "auto".
+
+    A 4-dimensional output is NHWC if its dimensions 1 and 2 have the image's aspect ratio and 2 and 3 have not.
+    Of N tokens the last H * W are the grid, the largest of the image's aspect ratio that leaves at most 16.
+
+    Raises: ValueError for a shape that is none of these.
+    """
+    if len(shape) == 3 and wanted in ("auto", "tokens"):
+        prefix, grid = _token_grid(name, shape, image_size)
+        return Layout("tokens", prefix, grid)
+    if len(shape) == 4 and wanted == "auto":
+        last = not _has_aspect(shape[2], shape[3], image_size) and _has_aspect(shape[1], shape[2], image_size)
+        return Layout("NHWC" if last else "NCHW")
+    if len(shape) == 4 and wanted in ("NCHW", "NHWC"):
+        return Layout(wanted)
+    _checks.choice("layout", wanted, LAYOUTS)
+    shapes = {"tokens": "(B, N, C)", "NCHW": "(B, C, H, W)", "NHWC": "(B, H, W, C)"}
+    known = shapes.get(wanted, "(B, C, H, W), (B, H, W, C) or (B, N, C)")
+    raise ValueError(f"the output of layer {name!r} must have shape {known} for layout={wanted!r}, got {shape}")
+
+
+def _has_aspect(height: int, width: int, image_size: tuple[int, int] | None) -> bool:
+    """Whether one stride takes the image to (height, width), both rounded down or both up; no image is square."""
+    if image_size is None:
+        return height == width
+    (image_height, image_width), least = image_size, 0.5
+    down = max(image_height / (height + 1), image_width / (width + 1)) < min(image_height / height, image_width / width)
+    up = max(image_height / height, image_width / width) < min(
+        image_height / max(height - 1, least), image_width / max(width - 1, least)
+    )
+    return down or up
+
+
+def _token_grid(name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None) -> tuple[int, tuple[int, int]]:
+    tokens = shape[1]
+    aspect = 1.0 if image_size is None else image_size[0] / image_size[1]
+    for prefix in range(min(MOST_PREFIX_TOKENS, tokens - 1) + 1):
+        count = tokens - prefix
+        height = round(math.sqrt(count * aspect))
+        if height and count % height == 0:
+            width = count // height
+            if _has_aspect(height, width, image_size):
+                return prefix, (height, width)
+    raise ValueError(
+        f"layer {name!r} returns {tokens} tokens, shape {tuple(shape)}, which are no grid of the image's aspect ratio "
+        f"{'1' if image_size is None else f'{image_size[0]} x {image_size[1]}'} with up to {MOST_PREFIX_TOKENS} "
+        "class or register tokens before it; name a layer that returns (B, C, H, W)"
+    )

@@ -1,0 +1,53 @@
+"""Reduced precision: the loss out of autocast's reach, and a scale of the attributed scalar that keeps fp16 alive."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Where the largest entry of g is kept: its rms is then of order 1, with room on both sides in float16.
+LARGEST = 2.0**4
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """A context in which nothing is cast; free where autocast is off already."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+class ScalarScale:
+    """A power of two by which the attributed scalar is multiplied where the layer's output is float16.
+
+    The loss does not depend on the scale of `g = dS/df` (DESIGN 1), but float16 does: entries under 6e-8 vanish,
+    and dP/dg, of order 1/g, overflows for a small g. The scale follows the largest entry of the previous step's
+    g on the device, without a synchronisation, so that the largest stays near 16.
+    """
+
+    def __init__(self) -> None:
+        self._next: Tensor | None = None
+        self.used: Tensor | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a gradient has been followed yet."""
+        return self._next is not None
+
+    @property
+    def value(self) -> Tensor | None:
+        """0-dim float32: the scale for the next gradient; None (a scale of 1) before the first."""
+        return self._next
+
+    def follow(self, gradients: Sequence[Tensor]) -> None:
+        """Sets the next scale from `gradients`, taken at the present one."""
+        if not gradients:
+            return
+        largest = torch.stack([g.detach().abs().amax().float() for g in gradients]).amax()
+        self.used = torch.ones_like(largest) if self._next is None else self._next
+        step = torch.exp2(torch.log2(LARGEST / largest).round())
+        step = torch.where(torch.isfinite(largest), torch.where(largest == 0, 2.0**8, step), 2.0**-8)
+        self._next = (self.used * step).clamp(2.0**-24, 2.0**24)

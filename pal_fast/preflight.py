@@ -1,0 +1,257 @@
+"""What goes wrong silently, found before it costs a training run: cheap checks at the first call, and `pal.check`."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from pal_fast import distributed, graph, reference, running_statistics
+from pal_fast.capture import Capture, Captured
+from pal_fast.targets import check_logits, refuse_probabilities
+
+#: One layer's trial: its output and gradient as (B, C, H, W), and the loss of it alone.
+Trial = Callable[[Tensor, Captured, Tensor], tuple[Tensor, Tensor | None, Tensor]]
+
+
+def first_call(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, exact: bool) -> None:
+    """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph.
+
+    Raises: ValueError for probabilities; TypeError for DataParallel and FSDP1; RuntimeError for parts above the
+        layer without a second derivative, naming the way out.
+    """
+    refuse_probabilities(logits)
+    distributed.refuse_unsound(model)
+    for record in taken:
+        if record.changed_in_place:
+            warnings.warn(_in_place(record.name), stacklevel=4)
+    if not exact:
+        return
+    for record in taken:
+        assert record.output is not None
+        refuse_first_order(logits, record.name, record.output)
+
+
+def refuse_first_order(logits: Tensor, name: str, output: Tensor) -> None:
+    """Raises RuntimeError if something between the layer and the logits has no second derivative."""
+    start = distributed.before_sink(logits) if distributed.in_play() else logits
+    root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node
+    nodes = graph.nodes_between(root, [output])
+    if distributed.in_play():
+        distributed.refuse_sink_between(nodes)
+    reason = graph.refusal(nodes)
+    if not reason and not nodes and get_gradient_edge(output).node.name().startswith("CompiledFunction"):
+        reason = graph.refusal([get_gradient_edge(output).node])
+    if reason:
+        raise RuntimeError(f"layer {name!r} cannot be attributed: {reason}")
+
+
+def warn_if_useless(name: str, gradient: Tensor) -> None:
+    """Warns if g, (B, C, H, W), is zero everywhere: then the loss is 0 and moves nothing."""
+    if gradient.numel() and not bool((gradient.detach() != 0).any()):
+        warnings.warn(_unreached(name), stacklevel=4)
+
+
+def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
+    """Why the layer's hook did not fire, if that is torch.compile's doing; "" otherwise."""
+    compiled = any(
+        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    if isinstance(logits, Tensor) and logits.grad_fn is not None:
+        compiled = compiled or graph.holds(logits.grad_fn, "CompiledFunction")
+    if not compiled or not model.training:
+        return ""
+    return (
+        "the layer's hook has not fired, because torch.compile does not see hooks that are added after the first "
+        "compiled call: make the PALLoss before that call and compile only the layers below it "
+        "(pal_fast.compiled.compile_body), or compile the whole step (pal_fast.compiled.compile_step)"
+    )
+
+
+def _in_place(name: str) -> str:
+    return (
+        f"the output of layer {name!r} is overwritten in place by a later layer, e.g. ReLU(inplace=True): what is "
+        "attributed is the overwritten value; name that later layer to say so, or set inplace=False"
+    )
+
+
+def _unreached(name: str) -> str:
+    return (
+        f"the gradient of the logits at layer {name!r} is zero everywhere, so that the loss moves nothing; in a ViT "
+        "that pools its class token the last block is such a layer: choose an earlier one"
+    )
+
+
+@dataclass
+class LayerReport:
+    """What `pal.check` found at one layer. Shapes as the loss sees them."""
+
+    name: str
+    shape: tuple[int, ...] = ()  # (B, C, H, W)
+    layout: str = ""
+    weights_above: tuple[int, int] = (0, 0)  # parameters that the loss moves, and all there are, above the layer
+    weights_below: tuple[int, int] = (0, 0)
+    flat_share: float = 0.0  # samples whose attribution map is constant in space
+    problems: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"layer {self.name}: {tuple(self.shape)} from {self.layout or 'unknown layout'}"]
+        if self.shape:
+            below, above = (f"{part[0]} of {part[1]}" for part in (self.weights_below, self.weights_above))
+            lines.append(f"  the loss moves {below} parameters below, {above} above")
+            lines.append(f"  attribution constant in space: {self.flat_share:.0%} of the samples")
+        lines += [f"  slow: {note}" for note in self.slow]
+        lines += [f"  PROBLEM: {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
+
+@dataclass
+class Report:
+    """What `pal.check` found. `step` and `plain_step` in seconds on this batch, the loss's share included or not."""
+
+    layers: list[LayerReport]
+    step: float
+    plain_step: float
+
+    @property
+    def problems(self) -> list[str]:
+        return [f"layer {layer.name!r}: {problem}" for layer in self.layers for problem in layer.problems]
+
+    @property
+    def cost(self) -> float:
+        """A step with the loss, in plain steps."""
+        return self.step / self.plain_step
+
+    def __str__(self) -> str:
+        cost = "" if self.problems else f"a step costs {self.cost:.2f} plain steps ({self.step * 1e3:.0f} ms here)"
+        verdict = f"{len(self.problems)} problem(s)" if self.problems else "no problem found"
+        return "\n".join([*map(str, self.layers), *([cost] if cost else []), verdict])
+
+
+def check(model: nn.Module, images: Any, capture: Capture, trial: Trial) -> Report:
+    """See `PALLoss.check`."""
+    inputs = images if isinstance(images, tuple) else (images,)
+    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    reports = {name: LayerReport(name) for name in capture.layers}
+    timer = _Timer(next((i.device for i in inputs if isinstance(i, Tensor)), torch.device("cpu")))
+
+    def run() -> tuple[Tensor, list[Captured]]:
+        logits: Tensor = model(*inputs)
+        check_logits(logits)
+        return logits, capture.take()
+
+    with _undisturbed(model), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logits, taken = run()
+        for record in taken:
+            _examine(reports[record.name], logits, record, parameters, trial)
+        del logits, taken
+        plain = loss = 0.0
+        if not any(report.problems for report in reports.values()):
+            for _ in range(2):  # the first warms up
+                with timer:
+                    logits, taken = run()
+                    _gradients(logits.square().mean(), parameters)
+                plain = timer.seconds
+                with timer:
+                    logits, taken = run()
+                    total = logits.square().mean()
+                    for record in taken:
+                        total = total + trial(logits, record, _prior(logits))[2] / len(taken)
+                    _gradients(total, parameters)
+                loss = timer.seconds
+    return Report(list(reports.values()), loss, plain or 1.0)
+
+
+def _examine(
+    report: LayerReport, logits: Tensor, record: Captured, parameters: dict[str, Tensor], trial: Trial
+) -> None:
+    """Fills in one layer's report."""
+    assert record.output is not None
+    if record.changed_in_place:
+        report.slow.append(_in_place(record.name))
+    try:
+        activation, gradient, loss = trial(logits, record, _prior(logits))
+        report.shape = tuple(activation.shape)
+        moved = _gradients(loss, parameters)
+    except (RuntimeError, ValueError) as error:
+        report.problems.append(str(error).strip().splitlines()[0])
+        return
+    below = {n for n, g in _gradients(record.output.float().sum(), parameters).items() if g is not None}
+    above = {n for n, g in _gradients(logits.float().sum(), parameters).items() if g is not None} - below
+    alive = {name for name, g in moved.items() if g is not None and bool((g != 0).any())}
+    report.weights_below = (len(alive & below), len(below))
+    report.weights_above = (len(alive & above), len(above))
+    broken = [name for name, g in moved.items() if g is not None and not bool(torch.isfinite(g).all())]
+    if broken:
+        report.problems.append(
+            f"the second derivative is not finite, first at parameter {broken[0]!r} ({len(broken)} in all): look for "
+            "the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine "
+            "attention does that), and choose a later layer"
+        )
+    if gradient is not None and not bool((gradient != 0).any()):
+        report.problems.append(_unreached(record.name))
+    elif not alive:
+        report.problems.append("the loss moves no parameter: all weights that it could move are frozen, or it is flat")
+    a = activation if gradient is None else activation * gradient.abs()
+    _, flat = reference.standardise(a.detach().double().mean(1), (1, 2))
+    report.flat_share = flat.double().mean().item()
+    if report.flat_share == 1 and not report.problems:
+        report.problems.append("the attribution is constant in space: there is nothing to align; choose another layer")
+    report.slow += graph.slow_parts(graph.nodes_between(get_gradient_edge(logits).node, [record.output]))
+
+
+def _gradients(scalar: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    if not scalar.requires_grad or not parameters:
+        return dict.fromkeys(parameters)
+    found = torch.autograd.grad(scalar, list(parameters.values()), retain_graph=True, allow_unused=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+def _prior(logits: Tensor) -> Tensor:
+    """(B, 32, 32), a spot at another place in each sample, never in the middle."""
+    batch = logits.shape[0]
+    centre = torch.linspace(0.2, 0.35, batch, device=logits.device)[:, None, None]
+    line = torch.linspace(0, 1, 32, device=logits.device)
+    return torch.exp(-((line[:, None] - centre) ** 2 + (line[None, :] - 2 * centre) ** 2) / 0.02)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """In train mode inside; mode, running statistics and random state afterwards as before."""
+    modes = {module: module.training for module in model.modules()}
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), running_statistics.kept(running_statistics.tracking(model)):
+        model.train()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+class _Timer:
+    """`with timer:` measures `seconds`, the device's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self._start

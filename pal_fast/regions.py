@@ -1,0 +1,50 @@
+"""Regions of the face: which landmarks of the 68-point scheme take part, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pal_fast import _checks
+from pal_fast.constants import REGIONS
+
+
+def region_weights(regions: str | Sequence[str] | Mapping[str, float] | None) -> Tensor | None:
+    """(68,) float32: the weight of each landmark of the 68-point scheme; None for no choice of regions."""
+    if regions is None:
+        return None
+    if isinstance(regions, str):
+        regions = [regions]
+    if not isinstance(regions, (Mapping, Sequence)):
+        raise TypeError(f"regions must be names or a mapping of names to weights, got {_checks.describe(regions)}")
+    chosen = dict(regions) if isinstance(regions, Mapping) else dict.fromkeys(regions, 1.0)
+    if not chosen:
+        raise ValueError(f"regions must name at least one of {', '.join(REGIONS)}, got none")
+    weights = torch.zeros(68)
+    for name, weight in chosen.items():
+        _checks.choice("regions", name, tuple(REGIONS))
+        _checks.finite_number(f"the weight of region {name!r}", weight)
+        weights[list(REGIONS[name])] = float(weight)
+    return weights
+
+
+class Regions:
+    """The weights of the chosen regions, kept on the device of the latest landmarks."""
+
+    def __init__(self, regions: str | Sequence[str] | Mapping[str, float] | None) -> None:
+        self._weights = region_weights(regions)
+
+    def weights_for(self, landmarks: Tensor) -> Tensor | None:
+        """(68,), or None for no choice. Raises ValueError for landmarks (B, K, 2) of another scheme."""
+        if self._weights is None:
+            return None
+        if landmarks.shape[1] != len(self._weights):
+            raise ValueError(
+                f"regions belong to the {len(self._weights)}-point scheme, but landmarks hold "
+                f"{landmarks.shape[1]} points"
+            )
+        if self._weights.device != landmarks.device:
+            self._weights = self._weights.to(landmarks.device)
+        return self._weights

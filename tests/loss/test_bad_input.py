@@ -1,0 +1,202 @@
+"""Every misuse ends in one sentence that names the argument and what is wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.networks import SmallNet, batch
+from torch import nn
+
+import pal_fast
+
+
+@pytest.fixture
+def model():
+    return SmallNet()
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "words"),
+    [
+        ("midle", ValueError, "did you mean 'middle'"),
+        ("", ValueError, "not a module"),
+        (3, TypeError, "dotted name"),
+        ([], ValueError, "at least one layer"),
+        (nn.ReLU(), ValueError, "not a module of SmallNet"),
+    ],
+)
+def test_a_layer_that_the_model_does_not_hold(model, layer, error, words):
+    with pytest.raises(error, match=words):
+        pal_fast.PALLoss(model, layer)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"attribution": "grad_inputs"}, ValueError, "attribution.*grad_input"),
+        ({"absolute": 1}, TypeError, "absolute"),
+        ({"channels": "some"}, ValueError, "channels"),
+        ({"channel_count": 0}, ValueError, "channel_count"),
+        ({"channel_count": 1.5}, ValueError, "channel_count"),
+        ({"score": "cosine"}, ValueError, "score"),
+        ({"scale": 2}, TypeError, "scale"),
+        ({"target": "logit"}, ValueError, "target"),
+        ({"image_size": (1.5, 2)}, TypeError, "image_size"),
+        ({"sigma": -1.0}, ValueError, "sigma"),
+        ({"combine": "mean"}, ValueError, "combine"),
+        ({"normalize": "l2"}, ValueError, "normalize"),
+        ({"regions": "ears"}, ValueError, "regions.*eyes"),
+        ({"regions": []}, ValueError, "at least one"),
+        ({"regions": {"eyes": "much"}}, TypeError, "eyes"),
+        ({"weight": float("nan")}, ValueError, "weight"),
+        ({"weight": "1"}, TypeError, "weight"),
+        ({"reduction": "average"}, ValueError, "reduction"),
+        ({"second_order": "approximate"}, ValueError, "second_order"),
+        ({"second_order": "finite_difference"}, TypeError, "head="),
+        ({"head": nn.Identity()}, ValueError, "finite_difference"),
+        ({"layout": "NCWH"}, ValueError, "layout"),
+        ({"backend": "gpu"}, ValueError, "backend"),
+    ],
+)
+def test_options(model, options, error, words):
+    with pytest.raises(error, match=words):
+        pal_fast.PALLoss(model, "middle", **options)
+
+
+def test_a_model_that_is_no_module():
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+        pal_fast.PALLoss(lambda x: x, "middle")
+
+
+def logits_and(model, options=None):
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle", **(options or {}))
+    return pal, model(images), landmarks
+
+
+@pytest.mark.parametrize("how", ["softmax", "softmax of something", "log of nothing"])
+def test_softmax_outputs_are_refused(model, how):
+    pal, logits, landmarks = logits_and(model)
+    probabilities = logits.softmax(1)
+    if how == "softmax of something":
+        probabilities = probabilities * 1.0
+    if how == "log of nothing":
+        probabilities = probabilities + 0.0
+    with pytest.raises(ValueError, match="before the softmax"):
+        pal(probabilities, landmarks)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda z: z.detach(), RuntimeError, "no gradient"),
+        (lambda z: z.tolist(), TypeError, "logits must be a tensor"),
+        (lambda z: z.argmax(1), TypeError, "floating point"),
+        (lambda z: z.sum(), ValueError, "scalar"),
+        (lambda z: z[:2], ValueError, "2 samples"),
+    ],
+)
+def test_logits(model, change, error, words):
+    pal, logits, landmarks = logits_and(model)
+    with pytest.raises(error, match=words):
+        pal(change(logits), landmarks[:2] if words == "2 samples" else landmarks)
+
+
+def test_an_output_object_points_to_its_logits(model):
+    class Output:
+        logits = torch.zeros(1)
+
+    pal, _, landmarks = logits_and(model)
+    with pytest.raises(TypeError, match=r"pass its \.logits"):
+        pal(Output(), landmarks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({}, ValueError, "neither"),
+        ({"landmarks": torch.zeros(4, 5)}, ValueError, "landmarks"),
+        ({"landmarks": torch.zeros(3, 5, 2)}, ValueError, "3 samples"),
+        ({"landmarks": [[1, 2]]}, TypeError, "landmarks"),
+        ({"heatmap": torch.zeros(4, 8)}, ValueError, "heatmap"),
+        ({"heatmap": torch.zeros(2, 8, 8)}, ValueError, "heatmap"),
+        ({"heatmap": torch.zeros(4, 8, 8), "landmarks": torch.zeros(4, 5, 2)}, ValueError, "both"),
+        ({"heatmap": torch.zeros(4, 8, 8), "visible": torch.ones(4, 5, dtype=torch.bool)}, ValueError, "visible"),
+        ({"landmarks": torch.zeros(4, 5, 2), "visible": torch.ones(4, 5)}, TypeError, "visible"),
+        ({"landmarks": torch.zeros(4, 5, 2), "sample_weight": torch.ones(3)}, ValueError, "sample_weight"),
+    ],
+)
+def test_arguments_of_the_call(model, arguments, error, words):
+    pal, logits, _ = logits_and(model)
+    with pytest.raises(error, match=words):
+        pal(logits, **arguments)
+
+
+def test_labels_are_needed_for_their_target(model):
+    pal, logits, landmarks = logits_and(model, {"target": "label"})
+    with pytest.raises(ValueError, match="labels are needed"):
+        pal(logits, landmarks)
+    pal, logits, landmarks = logits_and(model, {"target": "label"})
+    with pytest.raises(ValueError, match="labels must be integers"):
+        pal(logits, landmarks, labels=torch.zeros(4))
+    pal, logits, landmarks = logits_and(model, {"target": lambda z, y: z})
+    with pytest.raises(ValueError, match="one scalar per sample"):
+        pal(logits, landmarks)
+
+
+def test_regions_need_68_landmarks(model):
+    pal, logits, landmarks = logits_and(model, {"regions": "eyes"})
+    with pytest.raises(ValueError, match="68-point scheme, but landmarks hold 5"):
+        pal(logits, landmarks)
+
+
+def test_logits_of_another_forward(model):
+    pal, _, landmarks = logits_and(model)
+    with pytest.raises(RuntimeError, match="do not depend on the output of layer 'middle'"):
+        pal(torch.randn(4, 5, requires_grad=True) * 2, landmarks)
+
+
+def test_a_second_loss_of_the_same_forward_is_told_so(model):
+    pal, logits, landmarks = logits_and(model)
+    pal(logits, landmarks)
+    with pytest.raises(RuntimeError, match="before each call of the loss"):
+        pal(logits, landmarks)
+
+
+def test_a_layer_that_does_not_run_in_this_forward():
+    class Skipping(SmallNet):
+        def forward(self, images):
+            return self.classifier(self.pool(self.top(torch.zeros(4, 8, 8, 8) + images.mean())).flatten(1))
+
+    pal, logits, landmarks = logits_and(Skipping())
+    with pytest.raises(RuntimeError, match="layer 'middle' has not run"):
+        pal(logits, landmarks)
+
+
+def test_a_layer_that_runs_twice():
+    class Twice(SmallNet):
+        def forward(self, images):
+            x = self.middle(self.stem(images))
+            self.middle(self.stem(images))
+            return self.head(x)
+
+    pal, logits, landmarks = logits_and(Twice())
+    with pytest.raises(RuntimeError, match="ran 2 times"):
+        pal(logits, landmarks)
+
+
+def test_a_layer_that_returns_no_map(model):
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "classifier")
+    with pytest.raises(ValueError, match="must have shape"):
+        pal(model(images), landmarks)
+
+
+def test_an_input_that_is_no_image_needs_an_image_size():
+    model = nn.Sequential(nn.Unflatten(1, (3, 4, 4)), nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(64, 3))
+    x = torch.randn(2, 48)
+    pal = pal_fast.PALLoss(model, "1")
+    with pytest.raises(ValueError, match="image_size"):
+        pal(model(x), torch.rand(2, 5, 2))
+    with pal_fast.PALLoss(model, "1", image_size=4) as sized:
+        sized(model(x), torch.rand(2, 5, 2) * 4).backward()

@@ -1,0 +1,144 @@
+"""The model is the same model: same state_dict, copies and pickles; nothing is captured when nothing is trained."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from support.networks import SmallNet, batch
+from torch import nn
+
+import pal_fast
+
+
+@pytest.fixture
+def model():
+    return SmallNet()
+
+
+@pytest.fixture
+def data():
+    return batch(dtype=torch.float32)
+
+
+def test_no_parameter_and_no_state_dict_key_is_added(model):
+    keys, count = list(model.state_dict()), len(list(model.parameters()))
+    pal = pal_fast.PALLoss(model, "middle")
+    assert list(model.state_dict()) == keys
+    assert len(list(model.parameters())) == count
+    assert not list(pal.parameters())
+    assert not pal.state_dict()
+    assert not list(pal.children())
+
+
+def test_copies_and_pickles_of_the_model_carry_no_live_hook(model, data):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, "middle")
+    twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    twins.append(torch.load(stream, weights_only=False))
+    for twin in twins:
+        twin(images)
+        with pytest.raises(RuntimeError, match="has not run"):
+            pal(twin(images), landmarks)
+    pal(model(images), landmarks).backward()
+
+
+def test_a_pickled_model_opens_without_pal_fast(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(32, 2))
+    pal = pal_fast.PALLoss(model, "0")
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(model))
+    code = (
+        "import pickle, sys, torch; sys.modules['pal_fast'] = None; "
+        f"m = pickle.load(open({str(tmp_path / 'model.pkl')!r}, 'rb')); print(m(torch.zeros(1, 3, 4, 4)).shape)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert pal.layers == ("0",)
+
+
+def test_a_copied_loss_works_on_the_copied_model(model, data):
+    images, _, landmarks = data
+    trainer = nn.ModuleDict({"model": model, "pal": pal_fast.PALLoss(model, "middle", weight=2.0)})
+    first = trainer["pal"](model(images), landmarks)
+    twin = copy.deepcopy(trainer)
+    assert twin["pal"].model is twin["model"]
+    torch.testing.assert_close(twin["pal"](twin["model"](images), landmarks), first)
+    thawed = pickle.loads(pickle.dumps(trainer))
+    torch.testing.assert_close(thawed["pal"](thawed["model"](images), landmarks), first)
+
+
+def test_in_eval_mode_and_without_gradients_nothing_is_captured(model, data):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, "middle")
+    model.eval()
+    logits = model(images)
+    assert pal._capture.captured[0].output is None
+    with pytest.raises(RuntimeError, match="eval mode"):
+        pal(logits, landmarks)
+    model.train()
+    with torch.no_grad():
+        logits = model(images)
+        assert pal._capture.captured[0].output is None
+        with pytest.raises(RuntimeError, match="grad mode is off"):
+            pal(logits, landmarks)
+    with pytest.raises(RuntimeError, match="has not run with gradients"):
+        pal(logits, landmarks)
+
+
+def test_an_evaluation_between_forward_and_loss_is_noticed(model, data):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, "middle")
+    logits = model(images)
+    with torch.no_grad():
+        model(images)
+    with pytest.raises(RuntimeError, match="has not run with gradients"):
+        pal(logits, landmarks)
+
+
+def test_remove_and_with_take_the_hooks_off(model, data):
+    images, _, landmarks = data
+    with pal_fast.PALLoss(model, "middle") as pal:
+        pal(model(images), landmarks)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="removed"):
+        pal(model(images), landmarks)
+    pal.remove()
+
+
+def test_captured_tensors_are_freed_after_the_loss_and_by_the_next_forward(model, data):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, "middle")
+    held = []
+    model.middle.register_forward_hook(lambda m, a, out: held.append(weakref.ref(out)))
+    logits = model(images)
+    loss = pal(logits, landmarks)
+    loss.backward()
+    del logits, loss
+    gc.collect()
+    assert held[0]() is None
+    model(images)
+    model(images)
+    gc.collect()
+    assert held[1]() is None
+    assert held[2]() is not None
+    pal.remove()
+    gc.collect()
+    assert held[2]() is None
+
+
+def test_the_repr_names_what_is_computed(model):
+    text = repr(pal_fast.PALLoss(model, "middle", channels="half"))
+    assert "middle" in text
+    assert "half" in text

@@ -1,0 +1,132 @@
+"""Small networks, and what they must come to: the plain eager float64 double backward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from support.compare import relative_error
+from torch import Tensor, nn
+
+from pal_fast import reference
+
+
+class SmallNet(nn.Module):
+    """Two convolutional stages and a head; `act` after each normalisation."""
+
+    def __init__(self, act: Callable[[], nn.Module] = nn.ReLU, norm: Callable[[int], nn.Module] = nn.BatchNorm2d):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), norm(6), act())
+        self.middle = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), norm(8), act())
+        self.top = nn.Sequential(nn.Conv2d(8, 10, 3, padding=1), norm(10), act())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(10, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.top(self.middle(self.stem(images)))).flatten(1))
+
+    def head(self, activation: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.top(activation)).flatten(1))
+
+
+class Tokens(nn.Module):
+    """A little ViT: patches, a class token, two blocks with scaled_dot_product_attention, class-token pooling."""
+
+    def __init__(self, width: int = 16, patch: int = 4, grid: int = 4, pool: str = "class"):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, stride=patch)
+        self.class_token = nn.Parameter(torch.randn(1, 1, width))
+        self.position = nn.Parameter(torch.randn(1, grid * grid + 1, width))
+        self.blocks = nn.ModuleList([Block(width) for _ in range(3)])
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, 5)
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.position
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return self.classifier(x[:, 0] if self.pool == "class" else x.mean(1))
+
+    def head_after(self, index: int) -> Callable[[Tensor], Tensor]:
+        def head(x: Tensor) -> Tensor:
+            for block in self.blocks[index + 1 :]:
+                x = block(x)
+            return self.classifier(self.norm(x)[:, 0] if self.pool == "class" else self.norm(x).mean(1))
+
+        return head
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, count, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, count, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(attended)
+        return x + self.mlp(self.norm2(x))
+
+
+def batch(count: int = 4, size: int = 16, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """images (B, 3, S, S), labels (B,), landmarks (B, 5, 2)."""
+    return (
+        torch.randn(count, 3, size, size, dtype=dtype),
+        torch.randint(0, 5, (count,)),
+        torch.rand(count, 5, 2, dtype=dtype) * size,
+    )
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """The judge's copy: float64, without hooks."""
+    return copy.deepcopy(model).double()
+
+
+def judged(
+    model: nn.Module,
+    layer: str,
+    images: Tensor,
+    labels: Tensor | None,
+    landmarks: Tensor,
+    *,
+    view: Callable[[Tensor], Tensor] = lambda f: f,
+    scalar: Callable[[Tensor], Tensor] = torch.sum,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss (plus cross-entropy, where labels are given) of a twin and its parameters' gradients, by the
+    reference and `create_graph=True` in plain eager float64."""
+    model = model.double()
+    caught: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda m, a, out: caught.append(out))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        logits = model(images.double())
+    handle.remove()
+    (g,) = torch.autograd.grad(scalar(logits), caught[0], create_graph=True)
+    f, g = view(caught[0]), view(g)
+    size = (images.shape[-2], images.shape[-1])
+    h = reference.landmark_heatmap(landmarks.double(), (f.shape[2], f.shape[3]), image_size=size, sigma=max(size) / 16)
+    loss = reference.pal_loss(f, g, h, channel_count=f.shape[1])
+    if labels is not None:
+        loss = loss + nn.functional.cross_entropy(logits, labels)
+    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return loss.detach(), {
+        n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, gradients, strict=True)
+    }
+
+
+def gradient_error(model: nn.Module, wanted: dict[str, Tensor]) -> float:
+    """The relative L2 error of all gradients together."""
+    got = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    assert got.keys() == wanted.keys()
+    return relative_error(
+        torch.cat([got[n].flatten().double() for n in wanted]), torch.cat([wanted[n].flatten() for n in wanted])
+    )
