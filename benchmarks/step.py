@@ -4,8 +4,14 @@
     python -m benchmarks.step --quick         one small case, seconds
     python -m benchmarks.step --case resnet18:layer3:112:16:float32
 
-A time is shown only where the step's loss and gradients agree with the formula in eager PyTorch (`Naive`). Steps of
-a case take turns, so that a change of clock or load meets all of them; the ratio is the median of the rounds' ratios.
+A time is shown only where the gradients are right, judged by the formula in eager PyTorch (`Naive`) in two ways. In
+float64, on two images, they agree to 1e-6: the step computes the right thing. In the type that is timed they are no
+further from the judge than twice what PyTorch itself moves by when the memory format changes: a deep random network
+amplifies rounding (ReLU masks flip), so that right gradients differ by 1e-2 between kernels, and a fixed bound would
+either refuse right steps or pass wrong ones. Both errors, and that bound, are in the CSV.
+
+Steps of a case take turns, so that a change of clock or load meets all of them; the ratio is the median of the rounds'
+ratios.
 """
 
 from __future__ import annotations
@@ -16,14 +22,25 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import pal_fast
-from benchmarks.step_cases import PAL, Captum, Case, Naive, Plain, Prepared, Step, UnavailableError, head_share
+from benchmarks.step_cases import (
+    PAL,
+    Captum,
+    Case,
+    Naive,
+    Plain,
+    Prepared,
+    Relaid,
+    Step,
+    UnavailableError,
+    head_share,
+)
 from benchmarks.step_compiled import CompiledNaive, CompiledPrepared, Graphed
 from benchmarks.step_memory import measure_footprint
 from pal_fast.constants import BACKENDS
@@ -60,12 +77,14 @@ VARIANTS: dict[str, type[Step]] = {
     "compiled, prepare_head": CompiledPrepared,
     "graphed": Graphed,
 }
-# How far gradients may be from the judge's: rounding, amplified by the second derivative of a random network.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+# Of the float64 gradients. And the least bound in the timed type, for networks that the memory format does not move.
+EXACT = 1e-6
+LEAST_BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 COLUMNS = (
     "model", "layer", "image", "batch", "dtype", "variant", "ms", "ms_p20", "ms_p80", "ratio", "one_plus_h",
-    "peak_mb", "calls", "gradient_error", "note", "device", "threads", "torch", "pal_fast",
+    "peak_mb", "calls", "float64_error", "gradient_error", "gradient_bound",
+    "note", "loss_backend", "device", "threads", "torch", "pal_fast",
 )  # fmt: skip
 
 
@@ -80,7 +99,9 @@ class Row:
     ratio: float | None = None
     peak_bytes: int | None = None
     calls: int | None = None
+    exact_error: float | None = None
     error: float | None = None
+    bound: float | None = None
     note: str = ""
 
 
@@ -88,20 +109,24 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
     one_plus_h = 1 + head_share(case)
     rows = {name: Row(case, name, one_plus_h) for name in variants}
     steps: dict[str, Step] = {}
-    judges: dict[type[Step], Tensor] = {}
+    judge = Judge(device)
+    small = replace(case, batch=2, dtype=torch.float64)
     for name, row in rows.items():
+        kind = VARIANTS[name]
         try:
-            step = VARIANTS[name](case, device)
-            wanted = _judge(step, case, device, judges)
-            row.error = relative_error(gradients_of(step), wanted)
+            row.exact_error, _ = judge(kind(small, device))
+            step = kind(case, device)
+            row.error, row.bound = judge(step)
         except UnavailableError as reason:
             row.note = str(reason)
             continue
-        if not row.error <= TOLERANCE[case.dtype]:
-            row.note = f"wrong: gradients differ by {row.error:.1e}"
-            continue
-        row.peak_bytes, row.calls = measure_footprint(step, device)
-        steps[name] = step
+        if not row.exact_error <= EXACT:
+            row.note = f"wrong: gradients in float64 differ by {row.exact_error:.1e}"
+        elif not row.error <= row.bound:
+            row.note = f"wrong: gradients differ by {row.error:.1e}, bound {row.bound:.1e}"
+        else:
+            row.peak_bytes, row.calls = measure_footprint(step, device)
+            steps[name] = step
     times = take_turns(steps, device, rounds)
     for name, taken in times.items():
         ordered = sorted(taken)
@@ -111,11 +136,26 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
     return list(rows.values())
 
 
-def _judge(step: Step, case: Case, device: torch.device, known: dict[type[Step], Tensor]) -> Tensor:
-    kind = getattr(type(step), "judge", Plain if type(step) is Plain else Naive)
-    if kind not in known:
-        known[kind] = gradients_of(kind(case, device))
-    return known[kind]
+class Judge:
+    """Compares a step's gradients with those of the formula in eager PyTorch for the same case."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._gradients: dict[tuple[type[Step], Case], Tensor] = {}
+
+    def __call__(self, step: Step) -> tuple[float, float]:
+        """(relative L2 error, bound in the case's dtype)."""
+        wanted = self._of(getattr(type(step), "judge", Plain if type(step) is Plain else Naive), step.case)
+        bound = EXACT
+        if step.case.dtype != torch.float64:
+            spread = relative_error(self._of(Relaid, step.case), self._of(Naive, step.case))
+            bound = max(2 * spread, LEAST_BOUND[step.case.dtype])
+        return relative_error(gradients_of(step), wanted), bound
+
+    def _of(self, kind: type[Step], case: Case) -> Tensor:
+        if (kind, case) not in self._gradients:
+            self._gradients[kind, case] = gradients_of(kind(case, self.device))
+        return self._gradients[kind, case]
 
 
 def gradients_of(step: Step) -> Tensor:
@@ -157,10 +197,14 @@ def as_record(row: Row, device: torch.device) -> dict[str, object]:
         row.case.model, row.case.layer, row.case.image, row.case.batch, row.case.dtype_name, row.variant,
         _round(p50, 3), _round(p20, 3), _round(p80, 3), _round(row.ratio, 4), _round(row.one_plus_h, 4),
         _round(None if row.peak_bytes is None else row.peak_bytes / 1e6, 1), row.calls,
-        None if row.error is None else f"{row.error:.1e}", row.note, name, torch.get_num_threads(),
-        torch.__version__, pal_fast.__version__,
+        _exponent(row.exact_error), _exponent(row.error), _exponent(row.bound),
+        row.note, PAL.backend or "fastest", name, torch.get_num_threads(), torch.__version__, pal_fast.__version__,
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def _exponent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1e}"
 
 
 def _round(value: float | None, digits: int) -> float | None:
@@ -169,7 +213,8 @@ def _round(value: float | None, digits: int) -> float | None:
 
 def print_rows(rows: Sequence[Row]) -> None:
     print(f"\n{rows[0].case}    1 + h = {rows[0].one_plus_h:.3f}")
-    print(f"  {'':24}{'ms':>9}{'ratio':>8}{'/(1+h)':>8}{'peak MB':>10}{'calls':>8}{'error':>10}")
+    headings = f"{'ms':>9}{'ratio':>8}{'/(1+h)':>8}{'peak MB':>10}{'calls':>8}"
+    print(f"  {'':24}{headings}{'f64 error':>11}{'error':>9}{'bound':>9}")
     for row in rows:
         if row.milliseconds is None:
             print(f"  {row.variant:24}{'':>9} {row.note}")
@@ -179,7 +224,7 @@ def print_rows(rows: Sequence[Row]) -> None:
         peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
         print(
             f"  {row.variant:24}{row.milliseconds[1]:9.2f}{ratio:>8}{over:>8}{peak:>10}{row.calls or '':>8}"
-            f"{row.error:>10.1e}"
+            f"{row.exact_error:>11.1e}{row.error:>9.1e}{row.bound:>9.1e}"
         )
 
 

@@ -40,7 +40,7 @@ class UnavailableError(Exception):
 
 
 def build_model(case: Case, device: torch.device) -> nn.Module:
-    """The same weights for the same case. In float32; a bfloat16 case runs under autocast."""
+    """The same weights for the same case. In float32, or float64; a bfloat16 case runs under autocast."""
     torch.manual_seed(0)
     if case.model == "vit_small":
         import timm
@@ -55,7 +55,7 @@ def build_model(case: Case, device: torch.device) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # Masks drawn at random could not be compared between variants.
-    return model.to(device).train()
+    return model.to(device, torch.float64 if case.dtype == torch.float64 else torch.float32).train()
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def build_batch(case: Case, device: torch.device) -> Batch:
     images = torch.randn(case.batch, 3, case.image, case.image, generator=generator)
     labels = torch.randint(CLASSES, (case.batch,), generator=generator)
     landmarks = torch.rand(case.batch, LANDMARKS, 2, generator=generator) * case.image
-    return Batch(images.to(device), labels.to(device), landmarks.to(device))
+    dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
+    return Batch(images.to(device, dtype), labels.to(device), landmarks.to(device, dtype))
 
 
 def head_share(case: Case) -> float:
@@ -147,6 +148,16 @@ class Signed(Naive):
     absolute = False
 
 
+class Relaid(Naive):
+    """`Naive` in channels_last: the same mathematics through PyTorch's other kernels."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        super().__init__(case, device)
+        self.model.to(memory_format=torch.channels_last)
+        images = self.batch.images.to(memory_format=torch.channels_last)
+        self.batch = Batch(images, self.batch.labels, self.batch.landmarks)
+
+
 class Captum(Step):
     """captum's LayerGradientXActivation, which runs a forward of its own."""
 
@@ -191,12 +202,12 @@ class Prepared(PAL):
 
 def naive_loss(attribution: Tensor, landmarks: Tensor, image: int) -> Tensor:
     """Minus the correlation of the channels' mean with the landmarks' Gaussians. attribution: (B, C, H, W)."""
-    attribution = as_map(attribution).float()
-    m = attribution.mean(1)
+    attribution = as_map(attribution)
+    m = attribution.to(torch.promote_types(attribution.dtype, torch.float32)).mean(1)
     height, width = m.shape[1:]
     sigma = image / 16
-    x = (torch.arange(width, device=m.device) + 0.5) * image / width - 0.5
-    y = (torch.arange(height, device=m.device) + 0.5) * image / height - 0.5
+    x = (torch.arange(width, device=m.device, dtype=m.dtype) + 0.5) * image / width - 0.5
+    y = (torch.arange(height, device=m.device, dtype=m.dtype) + 0.5) * image / height - 0.5
     gx = torch.exp(-((x - landmarks[:, :, :1]) ** 2) / (2 * sigma**2))  # (B, K, W)
     gy = torch.exp(-((y - landmarks[:, :, 1:]) ** 2) / (2 * sigma**2))  # (B, K, H)
     h = torch.einsum("bkh,bkw->bhw", gy, gx)
