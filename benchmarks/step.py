@@ -228,6 +228,14 @@ def print_rows(rows: Sequence[Row]) -> None:
         )
 
 
+def write_csv(output: Path, records: Sequence[dict[str, object]]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(records)
+
+
 def parse_case(text: str) -> Case:
     try:
         model, layer, image, batch, dtype = text.split(":")
@@ -254,18 +262,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     variants = options.variants or [name for name in VARIANTS if not (options.quick and "compiled" in name)]
     rounds = options.rounds or (3 if options.quick else 20)
     output = options.output or (None if options.quick else RESULTS / f"step_{device.type}.csv")
-    records = []
+    records: list[dict[str, object]] = []
     for case in cases:
         rows = measure_case(case, device, variants, rounds)
         print_rows(rows)
         records += [as_record(row, device) for row in rows]
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(records)
-        print(f"\nwritten to {output}")
+        if output is not None:  # after each case: a run that is cut short keeps what it has
+            write_csv(output, records)
     return 1 if any("wrong" in str(record["note"]) for record in records) else 0
 
 
