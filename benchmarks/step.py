@@ -41,7 +41,7 @@ from benchmarks.step_cases import (
     UnavailableError,
     head_share,
 )
-from benchmarks.step_compiled import CompiledNaive, CompiledPrepared, Graphed
+from benchmarks.step_compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
 from benchmarks.step_memory import measure_footprint
 from pal_fast.constants import BACKENDS
 
@@ -74,7 +74,8 @@ VARIANTS: dict[str, type[Step]] = {
     "PALLoss": PAL,
     "prepare_head": Prepared,
     "compiled naive": CompiledNaive,
-    "compiled, prepare_head": CompiledPrepared,
+    "compiled naive, prepare_head": CompiledPrepared,
+    "compiled PALLoss, prepare_head": CompiledPAL,
     "graphed": Graphed,
 }
 # Of the float64 gradients. And the least bound in the timed type, for networks that the memory format does not move.
@@ -125,8 +126,11 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
         elif not row.error <= row.bound:
             row.note = f"wrong: gradients differ by {row.error:.1e}, bound {row.bound:.1e}"
         else:
-            row.peak_bytes, row.calls = measure_footprint(step, device)
             steps[name] = step
+            if device.type == "cuda" or step.watchable:
+                row.peak_bytes, row.calls = measure_footprint(step, device)
+            else:
+                row.note = "memory and calls of a compiled step can only be had on a GPU"
     times = take_turns(steps, device, rounds)
     for name, taken in times.items():
         ordered = sorted(taken)
@@ -214,16 +218,16 @@ def _round(value: float | None, digits: int) -> float | None:
 def print_rows(rows: Sequence[Row]) -> None:
     print(f"\n{rows[0].case}    1 + h = {rows[0].one_plus_h:.3f}")
     headings = f"{'ms':>9}{'ratio':>8}{'/(1+h)':>8}{'peak MB':>10}{'calls':>8}"
-    print(f"  {'':24}{headings}{'f64 error':>11}{'error':>9}{'bound':>9}")
+    print(f"  {'':30}{headings}{'f64 error':>11}{'error':>9}{'bound':>9}")
     for row in rows:
         if row.milliseconds is None:
-            print(f"  {row.variant:24}{'':>9} {row.note}")
+            print(f"  {row.variant:30}{'':>9} {row.note}")
             continue
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
         over = "" if row.ratio is None else f"{row.ratio / row.one_plus_h:.3f}"
         peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
         print(
-            f"  {row.variant:24}{row.milliseconds[1]:9.2f}{ratio:>8}{over:>8}{peak:>10}{row.calls or '':>8}"
+            f"  {row.variant:30}{row.milliseconds[1]:9.2f}{ratio:>8}{over:>8}{peak:>10}{row.calls or '':>8}"
             f"{row.exact_error:>11.1e}{row.error:>9.1e}{row.bound:>9.1e}"
         )
 

@@ -92,6 +92,9 @@ def head_share(case: Case) -> float:
 class Step:
     """A training step up to the gradients: forward, loss, backward. Calling it returns the loss."""
 
+    #: Whether operators can be watched while it runs; a compiled function refuses to run under a dispatch mode.
+    watchable = True
+
     def __init__(self, case: Case, device: torch.device) -> None:
         self.model = build_model(case, device)
         self.batch = build_batch(case, device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +15,8 @@ from pal_fast.nn import prepare_head
 
 class CompiledNaive(Naive):
     """The naive step's forward, gradient and formula in one compiled function: the compiler against the kernels."""
+
+    watchable = False
 
     def __init__(self, case: Case, device: torch.device) -> None:
         super().__init__(case, device)
@@ -30,6 +35,25 @@ class CompiledPrepared(CompiledNaive):
     def __init__(self, case: Case, device: torch.device) -> None:
         super().__init__(case, device)
         prepare_head(self.model, case.layer, self.batch.images[:2])
+
+
+class CompiledPAL(Prepared):
+    """`PALLoss` and `prepare_head` in one compiled function."""
+
+    watchable = False
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        super().__init__(case, device)
+        if importlib.util.find_spec("pal_fast.compiled") is None:
+            raise UnavailableError("this pal_fast has no pal_fast.compiled")
+        compiled = importlib.import_module("pal_fast.compiled")
+        if not compiled.can_compile_a_step():
+            raise UnavailableError(f"PyTorch {torch.__version__} cannot compile a gradient taken inside the step")
+        self.compiled = compiled.compile_step(super().losses)
+
+    def losses(self) -> tuple[Tensor, Tensor | None]:
+        logits, attribution_loss = self.compiled()
+        return logits, attribution_loss
 
 
 class Graphed(Prepared):
