@@ -73,7 +73,7 @@ class _Attach(torch.autograd.Function):
 def reaching_all_parameters(loss: Tensor, logits: Tensor) -> Tensor:
     """The loss, attached to `logits`: DDP waits for a gradient of every parameter, and the loss alone gives none
     to, say, the last bias."""
-    attached: Tensor = _Attach.apply(loss, logits)  # type: ignore[operator]
+    attached: Tensor = _Attach.apply(loss, logits)
     return attached
 
 
@@ -83,7 +83,8 @@ def parameters_kept(model: nn.Module) -> Iterator[None]:
 
     The backward pass of the loss itself then frees and reduces as ever.
     """
-    states = [module._get_fsdp_state() for module in model.modules() if _is_fully_sharded(module)]
+    sharded: list[Any] = [module for module in model.modules() if _is_fully_sharded(module)]
+    states = [module._get_fsdp_state() for module in sharded]
     if not states:
         yield
         return

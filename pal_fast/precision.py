@@ -12,6 +12,9 @@ from torch import Tensor
 #: Where the largest entry of g is kept: its rms is then of order 1, with room on both sides in float16.
 LARGEST = 2.0**4
 
+#: The scale's bound: it enters the backward pass as a float16 number.
+MOST = 2.0**15
+
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """A context in which nothing is cast; free where autocast is off already."""
@@ -50,4 +53,4 @@ class ScalarScale:
         self.used = torch.ones_like(largest) if self._next is None else self._next
         step = torch.exp2(torch.log2(LARGEST / largest).round())
         step = torch.where(torch.isfinite(largest), torch.where(largest == 0, 2.0**8, step), 2.0**-8)
-        self._next = (self.used * step).clamp(2.0**-24, 2.0**24)
+        self._next = (self.used * step).clamp(1 / MOST, MOST)

@@ -1,7 +1,19 @@
 """Layers whose second derivative is fused: what a training step with an attribution loss spends its time on."""
 
+from pal_fast.nn.activations import Hardsigmoid, replace_hardsigmoid
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
 from pal_fast.nn.head import PreparedHead, prepare_head
+from pal_fast.nn.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "Conv2d", "PreparedHead", "prepare_head"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv2d",
+    "Hardsigmoid",
+    "PreparedHead",
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
+    "prepare_head",
+    "replace_hardsigmoid",
+]

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable
 
 import torch
-from support.compare import relative_error
 from torch import Tensor, nn
 
 from pal_fast import reference
+from support.compare import relative_error
 
 
 class SmallNet(nn.Module):

@@ -1,0 +1,129 @@
+"""torch.compile beside an attribution loss: the body compiled and the head eager, or a whole step in one graph.
+
+What torch.compile compiles cannot be differentiated twice from outside. So either the layers below the
+attributed one are compiled, which no second derivative passes (the default advice), or the gradient is taken
+inside the compiled function, whose backward is then an ordinary first derivative.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import nn
+
+from pal_fast.capture import find_layers
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+@overload
+def compile_step(step: Step, **options: Any) -> Step: ...
+@overload
+def compile_step(step: None = None, **options: Any) -> Callable[[Step], Step]: ...
+def compile_step(step: Any = None, **options: Any) -> Any:
+    """A compiled `step`, in which a PALLoss may be called.
+
+        @pal_fast.compiled.compile_step
+        def step(images, labels, landmarks):
+            logits = model(images)
+            return cross_entropy(logits, labels) + pal(logits, landmarks)
+
+        step(images, labels, landmarks).backward()
+
+    The backward pass, the optimiser and DistributedDataParallel stay outside. Checks that look at values (a softmax
+    in place of logits, a gradient of zero) are left out: `pal.check(images)` makes them beforehand. Attention above
+    the layer runs with the MATH kernel throughout the step.
+
+    Args:
+        step: a function that runs the model and returns the loss; without it, a decorator is returned.
+        options: of `torch.compile`; fullgraph=True unless given.
+
+    Raises: RuntimeError where this PyTorch cannot trace a gradient inside a compiled function.
+    """
+    if not can_compile_a_step():
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} cannot trace torch.autograd.grad inside a compiled function: compile the "
+            "layers below the attributed one instead (pal_fast.compiled.compile_body)"
+        )
+    if step is None:
+        return functools.partial(compile_step, **options)
+    compiled = torch.compile(step, **{"fullgraph": True, **options})
+    config = torch._dynamo.config
+
+    @functools.wraps(step)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with (
+            config.patch(trace_autograd_ops=True),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        ):
+            return compiled(*args, **kwargs)
+
+    return run
+
+
+def can_compile_a_step() -> bool:
+    """Whether this PyTorch traces `torch.autograd.grad` inside a compiled function."""
+    import torch._dynamo.config as config
+
+    return hasattr(config, "trace_autograd_ops")
+
+
+def compile_body(
+    model: nn.Module, layer: nn.Module | str | Sequence[nn.Module | str], example: Any, **options: Any
+) -> tuple[str, ...]:
+    """Compiles, in place, the modules that finish before the attributed layer does; the rest stays eager.
+
+    Their order is found in one forward of `example` in eval mode without gradients. The layer itself is compiled
+    too.
+
+    Args:
+        model, layer: as for `PALLoss`, before or after it is made.
+        example: an input of the model, or a tuple of its positional inputs.
+        options: of `torch.compile`.
+
+    Returns: the dotted names of the compiled modules, the largest whole ones below the layer.
+
+    Raises: ValueError, TypeError naming the argument; RuntimeError if `example` does not reach the layer.
+    """
+    layers = find_layers(model, layer)
+    names = _finished_before(model, set(layers.values()), example if isinstance(example, tuple) else (example,))
+    if not names:
+        raise RuntimeError(f"the forward of example did not run layer {', '.join(map(repr, layers))}")
+    named = dict(model.named_modules())
+    chosen = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
+    for name in chosen:
+        module = named[name]
+        # Only the forward: the module's hooks, among them those of PALLoss, stay outside the compiled region.
+        module.forward = torch.compile(module.forward, **options)
+    return tuple(chosen)
+
+
+def _finished_before(model: nn.Module, layers: set[nn.Module], inputs: tuple[Any, ...]) -> list[str]:
+    """The modules whose every run ends before (or at) the end of the first of `layers`."""
+    finished: list[str] = []
+    later: set[str] = set()
+    reached = False
+
+    def on_end(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            nonlocal reached
+            (later.add if reached else finished.append)(name)
+            reached = reached or module in layers
+
+        return hook
+
+    handles = [m.register_forward_hook(on_end(n, m)) for n, m in model.named_modules() if n]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return [name for name in dict.fromkeys(finished) if name not in later] if reached else []

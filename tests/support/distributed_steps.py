@@ -1,0 +1,149 @@
+"""What the processes of `tests/training_loops/test_distributed.py` run."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import pal_fast
+import pal_fast.nn
+from support.compare import relative_error
+from support.networks import SmallNet, batch, gradient_error, judged, twin
+
+
+class Branched(SmallNet):
+    """With a branch that a forward may leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(3, 3)
+
+
+def shares(rank: int, count: int = 4) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The whole batch, the same in every process, and this process's share of it."""
+    whole = batch(2 * count)
+    return whole, tuple(t[count * rank : count * (rank + 1)] for t in whole)
+
+
+def averaged(model: nn.Module, layer: str, whole: tuple[Tensor, ...], cross_entropy: bool) -> dict[str, Tensor]:
+    """The mean over two halves of the batch of the judge's gradients."""
+    halves = [
+        judged(twin(model), layer, images, labels if cross_entropy else None, landmarks)[1]
+        for images, labels, landmarks in zip(*(t.chunk(2) for t in whole), strict=True)
+    ]
+    return {n: (halves[0][n] + halves[1][n]) / 2 for n in halves[0]}
+
+
+def loss_of(pal: Any, logits: Tensor, labels: Tensor, landmarks: Tensor, cross_entropy: bool) -> Tensor:
+    loss: Tensor = pal(logits, landmarks)
+    return loss + nn.functional.cross_entropy(logits, labels) if cross_entropy else loss
+
+
+def ddp(rank: int, options: dict[str, Any], cross_entropy: bool, on_wrapper: bool) -> None:
+    model = (Branched if options.get("find_unused_parameters") else SmallNet)().double()
+    whole, (images, labels, landmarks) = shares(rank)
+    wanted = averaged(model, "middle", whole, cross_entropy)
+    wrapped = DistributedDataParallel(model, **options)
+    pal = pal_fast.PALLoss(wrapped if on_wrapper else model, "middle")
+    for step in range(3):
+        model.zero_grad()
+        logits = wrapped(images)
+        loss_of(pal, logits, labels, landmarks, cross_entropy).backward()
+        assert gradient_error(model, wanted) < 1e-10, f"step {step}"
+
+
+def ddp_callable_target(rank: int) -> None:
+    model = SmallNet().double()
+    _, (images, labels, landmarks) = shares(rank)
+    _, wanted = judged(twin(model), "middle", images, None, landmarks, scalar=lambda z: z.square().sum())
+    for gradient in wanted.values():
+        dist.all_reduce(gradient)
+        gradient /= 2
+    wrapped = DistributedDataParallel(model, static_graph=True)
+    pal = pal_fast.PALLoss(wrapped, "middle", target=lambda z, y: z.square().sum(1))
+    for _ in range(2):
+        model.zero_grad()
+        pal(wrapped(images), landmarks, labels=labels).backward()
+        assert gradient_error(model, wanted) < 1e-10
+
+
+def ddp_scaled_logits(rank: int) -> None:
+    model = SmallNet().double()
+    _, (images, _, landmarks) = shares(rank)
+    wrapped = DistributedDataParallel(model, static_graph=True)
+    pal = pal_fast.PALLoss(wrapped, "middle")
+    with pytest.raises(RuntimeError, match="the very tensor that the wrapped model returned"):
+        pal(wrapped(images) / 2, landmarks)
+
+
+def ddp_no_sync(rank: int) -> None:
+    model = SmallNet().double()
+    whole, (images, labels, landmarks) = shares(rank)
+    wanted = averaged(model, "middle", whole, True)
+    wrapped = DistributedDataParallel(model)
+    pal = pal_fast.PALLoss(wrapped, "middle")
+    for part in range(2):
+        with wrapped.no_sync() if part == 0 else contextlib.nullcontext():
+            logits = wrapped(images)
+            (loss_of(pal, logits, labels, landmarks, True) / 2).backward()
+    assert gradient_error(model, wanted) < 1e-10
+
+
+def fsdp(rank: int, cross_entropy: bool, accumulate: bool) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = SmallNet().double()
+    whole, (images, labels, landmarks) = shares(rank)
+    wanted = averaged(model, "middle", whole, cross_entropy)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    for name in ("stem", "middle", "top", "classifier"):
+        fully_shard(model.get_submodule(name), mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    pal = pal_fast.PALLoss(model, "middle")
+    for step in range(3):
+        model.zero_grad()
+        for part in range(2 if accumulate else 1):
+            if accumulate:
+                model.set_requires_gradient_sync(part == 1)
+            logits = model(images)
+            loss = loss_of(pal, logits, labels, landmarks, cross_entropy)
+            (loss / 2 if accumulate else loss).backward()
+        error = relative_error(
+            torch.cat([p.grad.full_tensor().flatten() for p in model.parameters()]),
+            torch.cat([wanted[n].flatten() for n, _ in model.named_parameters()]),
+        )
+        assert error < 1e-10, f"step {step}: {error}"
+
+
+def fsdp1(rank: int) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(SmallNet(), device_id=torch.device("cpu"))
+    with pytest.raises(TypeError, match="fully_shard"):
+        pal_fast.PALLoss(model, "middle")
+
+
+def sync_batchnorm(rank: int, wrapped: bool) -> None:
+    """Equal to the large batch: outputs, statistics and gradients, second derivatives included."""
+    model = SmallNet().double()
+    whole, (images, _, landmarks) = shares(rank)
+    judge = twin(model)
+    _, wanted = judged(judge, "middle", whole[0], None, whole[2])
+    assert pal_fast.nn.convert_sync_batchnorm(model) is model
+    layer = DistributedDataParallel(model) if wrapped else model
+    pal = pal_fast.PALLoss(layer, "middle")
+    pal(layer(images), landmarks).backward()
+    if not wrapped:
+        for p in model.parameters():
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= 2
+    assert gradient_error(model, wanted) < 1e-11
+    for name, buffer in judge.named_buffers():
+        assert relative_error(model.get_buffer(name), buffer) < 1e-12, name

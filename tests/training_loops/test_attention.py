@@ -1,0 +1,129 @@
+"""Fused attention has no second derivative: MATH above the layer, the fast kernels below, and nothing left switched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.compare import relative_error
+from support.networks import Tokens, batch, gradient_error, judged, twin
+from torch import nn
+
+import pal_fast
+from pal_fast.graph import nodes_between
+
+
+def grid(f):
+    return f[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
+
+@pytest.fixture
+def model():
+    return Tokens().double()
+
+
+def fused(tensor, above):
+    return [n.name() for n in nodes_between(tensor.grad_fn, above) if "ScaledDotProduct" in n.name()]
+
+
+def test_a_vit_is_right_with_attention_as_its_author_wrote_it(model):
+    images, labels, landmarks = batch()
+    wanted, gradients = judged(twin(model), "blocks.0", images, labels, landmarks, view=grid)
+    pal = pal_fast.PALLoss(model, "blocks.0")
+    logits = model(images)
+    loss = nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-10
+    assert gradient_error(model, gradients) < 1e-9
+
+
+def test_the_body_keeps_its_fused_kernel(model):
+    images, _, _ = batch()
+    held = []
+    model.blocks[0].register_forward_hook(lambda m, a, out: held.append(out))
+    x = images.requires_grad_()
+    pal_fast.PALLoss(model, "blocks.0")
+    logits = model(x)
+    assert fused(held[0], [x])
+    assert not fused(logits, held)
+
+
+def test_multihead_attention_in_an_encoder_layer_is_right():
+    class Encoder(Tokens):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True) for _ in "123"])
+
+    model = Encoder().double()
+    images, labels, landmarks = batch()
+    wanted, gradients = judged(twin(model), "blocks.1", images, labels, landmarks, view=grid)
+    pal = pal_fast.PALLoss(model, "blocks.1")
+    logits = model(images)
+    (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+    assert gradient_error(model, gradients) < 1e-9
+    assert wanted > 0
+
+
+def switches():
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
+
+
+def test_the_kernels_are_switched_back_at_the_models_end(model):
+    before = switches()
+    seen = []
+    model.norm.register_forward_hook(lambda *_: seen.append(switches()))
+    pal = pal_fast.PALLoss(model, "blocks.0")
+    model(batch()[0])
+    assert seen == [(False, False, True, False)]
+    assert switches() == before
+    with torch.no_grad():
+        model(batch()[0])
+    assert seen[1] == before
+    pal.remove()
+
+
+def test_the_kernels_are_switched_back_after_an_exception(model):
+    before = switches()
+
+    def fail(*_):
+        raise KeyError("in the head")
+
+    handle = model.norm.register_forward_hook(fail)
+    pal_fast.PALLoss(model, "blocks.0")
+    with pytest.raises(KeyError):
+        model(batch()[0])
+    assert switches() == before
+    handle.remove()
+
+
+def test_the_kernels_stay_where_only_a_part_of_the_model_is_called(model):
+    before = switches()
+    pal = pal_fast.PALLoss(model, "blocks.0")
+    images, _, landmarks = batch()
+    tokens = model.patches(images).flatten(2).transpose(1, 2)
+    tokens = torch.cat([model.class_token.expand(len(tokens), -1, -1), tokens], 1)
+    logits = model.head_after(0)(model.blocks[0](tokens))
+    assert switches() == before
+    with pytest.raises(RuntimeError, match=r"fused attention.*call the model itself"):
+        pal(logits, heatmap=torch.rand(4, 4, 4, dtype=torch.float64))
+    assert landmarks.shape == (4, 5, 2)
+
+
+def test_the_users_own_choice_of_math_is_left_alone(model):
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        before = switches()
+        pal_fast.PALLoss(model, "blocks.0")
+        model(batch()[0])
+        assert switches() == before
+
+
+def test_a_layer_above_which_only_the_class_token_counts_is_warned_of(model):
+    images, _, landmarks = batch()
+    pal = pal_fast.PALLoss(model, "blocks.2")
+    with pytest.warns(UserWarning, match="choose an earlier one"):
+        loss = pal(model(images), landmarks)
+    loss.backward()
+    assert loss == 0
+    report = pal.check(images)
+    assert "blocks.2" in report.problems[0]
+    assert "zero" in report.problems[0]

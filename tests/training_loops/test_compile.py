@@ -1,0 +1,126 @@
+"""torch.compile: the body compiled, a whole step compiled, and everything else refused with the way out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.compare import relative_error
+from support.networks import SmallNet, Tokens, batch, gradient_error, judged, twin
+from torch import nn
+
+import pal_fast
+from pal_fast.compiled import compile_body, compile_step
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_the_body_compiled_and_the_head_eager_is_right():
+    model = SmallNet().double()
+    images, labels, landmarks = batch()
+    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    statistics = model.stem[1].running_mean.clone()
+    pal = pal_fast.PALLoss(model, "middle")
+    assert compile_body(model, "middle", images, backend="aot_eager") == ("stem", "middle")
+    assert torch.equal(model.stem[1].running_mean, statistics)
+    for _ in range(2):
+        model.zero_grad()
+        logits = model(images)
+        loss = nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+        loss.backward()
+        assert relative_error(loss, wanted) < 1e-10
+        assert gradient_error(model, gradients) < 1e-10
+
+
+def test_the_body_compiled_by_inductor_is_right():
+    model = SmallNet()
+    images, labels, landmarks = batch(dtype=torch.float32)
+    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    pal = pal_fast.PALLoss(model, "middle")
+    compile_body(model, "middle", images)
+    logits = model(images)
+    loss = nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-5
+    assert gradient_error(model, gradients) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiler", "dtype", "bound"),
+    [
+        ("convolutions", "aot_eager", torch.float64, 1e-10),
+        ("tokens", "aot_eager", torch.float64, 1e-10),
+        ("convolutions", "inductor", torch.float32, 1e-3),
+    ],
+)
+def test_a_whole_step_compiles_into_one_graph(kind, compiler, dtype, bound):
+    tokens = kind == "tokens"
+    model, layer = (Tokens(), "blocks.0") if tokens else (SmallNet(), "middle")
+    model = model.to(dtype)
+    images, labels, landmarks = batch(dtype=dtype)
+    view = (lambda f: f[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)) if tokens else (lambda f: f)
+    wanted, gradients = judged(twin(model), layer, images, labels, landmarks, view=view)
+    pal = pal_fast.PALLoss(model, layer)
+
+    @compile_step(backend=compiler)
+    def step(images, labels, landmarks):
+        logits = model(images)
+        return nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+
+    for _ in range(2):
+        model.zero_grad()
+        loss = step(images, labels, landmarks)
+        loss.backward()
+        assert relative_error(loss, wanted) < bound
+        assert gradient_error(model, gradients) < bound
+
+
+def test_batch_norm_statistics_of_a_compiled_step_are_those_of_an_eager_one():
+    model = SmallNet()
+    judge = twin(model)
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+    step = compile_step(lambda x, p: pal(model(x), p), backend="aot_eager")
+    step(images, landmarks).backward()
+    judge(images.double())
+    assert relative_error(model.top[1].running_var, judge.top[1].running_var) < 1e-6
+    assert model.top[1].num_batches_tracked == 1
+
+
+def test_where_a_step_cannot_be_compiled_the_error_says_what_can(monkeypatch):
+    monkeypatch.setattr(pal_fast.compiled, "can_compile_a_step", lambda: False)
+    with pytest.raises(RuntimeError, match="compile_body"):
+        compile_step(lambda: None)
+
+
+def test_a_compiled_model_is_refused_with_the_way_out():
+    model = SmallNet()
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+    compiled = torch.compile(model, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"compile_body.*compile_step"):
+        pal(compiled(images), landmarks)
+
+
+def test_a_compiled_head_is_refused_with_the_way_out():
+    model = SmallNet()
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+    model.top.compile(backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"layer 'middle' cannot be attributed: .*compile_body"):
+        pal(model(images), landmarks)
+
+
+@pytest.mark.parametrize("given", ["the compiled model", "the model itself"])
+def test_hooks_added_after_the_first_compiled_call_are_detected(given):
+    model = SmallNet()
+    images, _, landmarks = batch(dtype=torch.float32)
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(images)
+    pal = pal_fast.PALLoss(compiled if given == "the compiled model" else model, "middle")
+    with pytest.raises(RuntimeError, match=r"after the first compiled call.*compile_body"):
+        pal(compiled(images), landmarks)

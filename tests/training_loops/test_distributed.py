@@ -1,0 +1,96 @@
+"""DistributedDataParallel, FSDP2 and SyncBatchNorm in two processes, each step against the float64 judge."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from support import distributed_steps as steps
+from support.compare import relative_error
+from support.networks import SmallNet, batch
+from support.processes import Pair
+from torch import nn
+
+import pal_fast.nn
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this PyTorch is built without gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    processes = Pair()
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture
+def run(pair, seed):
+    return functools.partial(pair.run, seed=seed)
+
+
+@pytest.mark.parametrize("cross_entropy", [True, False], ids=["with cross-entropy", "the loss alone"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"find_unused_parameters": True}, {"static_graph": True}, {"gradient_as_bucket_view": True}],
+    ids=["default", "find_unused_parameters", "static_graph", "bucket_view"],
+)
+def test_ddp_averages_the_gradients_of_the_judge(options, cross_entropy, run):
+    run(steps.ddp, options, cross_entropy, True)
+
+
+def test_ddp_with_the_loss_made_on_the_inner_model(run):
+    run(steps.ddp, {"static_graph": True}, True, False)
+
+
+def test_ddp_static_graph_with_a_callable_target(run):
+    run(steps.ddp_callable_target)
+
+
+def test_ddp_static_graph_refuses_a_function_of_its_logits(run):
+    run(steps.ddp_scaled_logits)
+
+
+def test_ddp_no_sync_accumulates(run):
+    run(steps.ddp_no_sync)
+
+
+@pytest.mark.parametrize("cross_entropy", [True, False], ids=["with cross-entropy", "the loss alone"])
+@pytest.mark.parametrize("accumulate", [False, True], ids=["each step", "accumulating"])
+def test_fully_shard_averages_the_gradients_of_the_judge(cross_entropy, accumulate, run):
+    run(steps.fsdp, cross_entropy, accumulate)
+
+
+def test_fsdp1_is_refused(run):
+    run(steps.fsdp1)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "under DDP"])
+def test_sync_batchnorm_equals_the_large_batch(wrapped, run):
+    run(steps.sync_batchnorm, wrapped)
+
+
+def test_without_a_process_group_sync_batchnorm_is_batchnorm():
+    model = SmallNet().double()
+    images, _, _ = batch()
+    wanted = model(images)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pal_fast.nn.convert_sync_batchnorm(model)
+    assert isinstance(model.stem[1], pal_fast.nn.SyncBatchNorm)
+    assert any(p is model.stem[1].weight for p in optimizer.param_groups[0]["params"])
+    assert relative_error(model(images), wanted) < 1e-14
+
+
+def test_torchs_sync_batchnorm_above_the_layer_is_refused_by_name():
+    names = {"SyncBatchNorm": "SyncBatchNormBackward"}
+    from pal_fast import graph
+
+    class Node:
+        def name(self):
+            return names["SyncBatchNorm"]
+
+    assert "convert_sync_batchnorm" in graph.refusal([Node()])
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(SmallNet()).stem[1], nn.SyncBatchNorm)

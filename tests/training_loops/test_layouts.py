@@ -1,0 +1,118 @@
+"""Tokens and channels-last images become (B, C, H, W) without a copy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.networks import SmallNet, batch, gradient_error, judged, twin
+from torch import nn
+
+import pal_fast
+from pal_fast.layouts import find_layout
+
+
+@pytest.mark.parametrize(
+    ("shape", "image", "kind", "prefix", "grid"),
+    [
+        ((2, 197, 384), (224, 224), "tokens", 1, (14, 14)),
+        ((2, 196, 384), (224, 224), "tokens", 0, (14, 14)),
+        ((2, 201, 384), (224, 224), "tokens", 5, (14, 14)),
+        ((2, 1 + 14 * 21, 64), (224, 336), "tokens", 1, (14, 21)),
+        ((2, 2 + 30 * 10, 64), (480, 160), "tokens", 2, (30, 10)),
+        ((2, 50, 64), None, "tokens", 1, (7, 7)),
+        ((2, 14, 14, 384), (224, 224), "NHWC", 0, None),
+        ((2, 7, 14, 384), (112, 224), "NHWC", 0, None),
+        ((2, 384, 14, 14), (224, 224), "NCHW", 0, None),
+        ((2, 7, 7, 7), (224, 224), "NCHW", 0, None),
+        ((2, 512, 7, 7), (193, 193), "NCHW", 0, None),
+        ((2, 16, 13, 12), (100, 90), "NCHW", 0, None),
+        ((2, 14, 14, 384), None, "NHWC", 0, None),
+    ],
+)
+def test_the_layout_is_found(shape, image, kind, prefix, grid):
+    layout = find_layout("auto", "layer", shape, image)
+    assert (layout.kind, layout.prefix) == (kind, prefix)
+    if grid:
+        assert layout.grid == grid
+    view = layout.view(torch.empty(shape))
+    assert view.ndim == 4
+    assert view.shape[1] == (shape[1] if kind == "NCHW" else shape[-1])
+
+
+def test_views_share_memory_and_are_channels_last():
+    tokens = torch.randn(2, 16, 8)
+    view = find_layout("auto", "layer", (2, 16, 8), (32, 32)).view(tokens)
+    assert view.data_ptr() == tokens.data_ptr()
+    assert view.is_contiguous(memory_format=torch.channels_last)
+    view = find_layout("auto", "layer", (2, 17, 8), (32, 32)).view(torch.randn(2, 17, 8))
+    assert view._base is not None
+    image = torch.randn(2, 4, 4, 8)
+    view = find_layout("auto", "layer", (2, 4, 4, 8), (32, 32)).view(image)
+    assert view.data_ptr() == image.data_ptr()
+    assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((2, 255, 8), "no grid"), ((2, 8), "must have shape"), ((2,) * 5, "shape")]
+)
+def test_what_is_no_map_is_refused(shape, words):
+    with pytest.raises(ValueError, match=words):
+        find_layout("auto", "fc", shape, (224, 224))
+
+
+def test_an_explicit_layout_decides_where_the_shape_does_not():
+    assert find_layout("NHWC", "layer", (2, 7, 7, 7), (224, 224)).kind == "NHWC"
+    assert find_layout("NCHW", "layer", (2, 14, 14, 384), (224, 224)).kind == "NCHW"
+    with pytest.raises(ValueError, match="tokens"):
+        find_layout("tokens", "layer", (2, 7, 7, 7), (224, 224))
+
+
+class LastNet(SmallNet):
+    """Its `middle` returns (B, H, W, C)."""
+
+    def __init__(self):
+        super().__init__()
+        self.middle = nn.Sequential(self.middle, Permute(0, 2, 3, 1))
+
+    def forward(self, images):
+        return self.head(self.middle(self.stem(images)).permute(0, 3, 1, 2))
+
+
+class Permute(nn.Module):
+    def __init__(self, *dims):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x):
+        return x.permute(self.dims)
+
+
+def test_a_channels_last_layer_trains_as_the_double_backward_does():
+    model = LastNet().double()
+    images, labels, landmarks = batch()
+    _, gradients = judged(twin(model), "middle", images, labels, landmarks, view=lambda f: f.permute(0, 3, 1, 2))
+    pal = pal_fast.PALLoss(model, "middle", layout="NHWC")  # 8 channels on 8 x 8 cells: no shape tells
+    logits = model(images)
+    (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+    assert gradient_error(model, gradients) < 1e-10
+
+
+def test_a_layer_that_returns_a_tuple_of_tokens():
+    class Tupled(nn.Module):
+        def forward(self, x):
+            return x * 1, None
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.block, self.fc = nn.Conv2d(3, 8, 4, stride=4), Tupled(), nn.Linear(8, 5)
+
+        def forward(self, images):
+            x = self.block(self.patches(images).flatten(2).transpose(1, 2))[0]
+            return self.fc(torch.tanh(x).mean(1))
+
+    model = Net()
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "block")
+    pal(model(images), landmarks).backward()
+    assert model.patches.weight.grad.norm() > 0

@@ -1,0 +1,122 @@
+"""Loops as people write them: accumulation, several losses and models, memory formats, long runs."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from support.compare import relative_error
+from support.networks import SmallNet, batch, gradient_error, judged, twin
+from torch import nn
+
+import pal_fast
+
+
+def test_gradients_accumulate_over_micro_batches():
+    model = SmallNet(norm=lambda c: nn.GroupNorm(1, c)).double()
+    images, labels, landmarks = batch(8)
+    _, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    pal = pal_fast.PALLoss(model, "middle")
+    for part in range(2):
+        half = slice(4 * part, 4 * part + 4)
+        logits = model(images[half])
+        loss = nn.functional.cross_entropy(logits, labels[half]) + pal(logits, landmarks[half])
+        (loss / 2).backward()
+    assert gradient_error(model, gradients) < 1e-10
+
+
+def test_two_losses_on_one_model_and_one_on_another_do_not_meet():
+    models = [SmallNet().double(), SmallNet().double()]
+    images, _, landmarks = batch()
+    wanted = [
+        judged(twin(models[0]), "stem", images, None, landmarks),
+        judged(twin(models[0]), "top", images, None, landmarks),
+        judged(twin(models[1]), "middle", images, None, landmarks),
+    ]
+    first, second = pal_fast.PALLoss(models[0], "stem"), pal_fast.PALLoss(models[0], "top")
+    other = pal_fast.PALLoss(models[1], "middle")
+    logits = models[0](images)
+    others = models[1](images)
+    loss = first(logits, landmarks) + second(logits, landmarks) + other(others, landmarks)
+    loss.backward()
+    assert relative_error(loss, sum(w[0] for w in wanted)) < 1e-12
+    assert gradient_error(models[0], {n: wanted[0][1][n] + wanted[1][1][n] for n in wanted[0][1]}) < 1e-10
+    assert gradient_error(models[1], wanted[2][1]) < 1e-10
+
+
+def test_a_channels_last_model_agrees():
+    model = SmallNet().to(memory_format=torch.channels_last)
+    images, labels, landmarks = batch(dtype=torch.float32)
+    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    pal = pal_fast.PALLoss(model, "middle")
+    logits = model(images.contiguous(memory_format=torch.channels_last))
+    loss = nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-5
+    assert gradient_error(model, gradients) < 1e-4
+
+
+def test_retain_graph_gives_the_same_gradients_twice():
+    model = SmallNet().double()
+    images, _, landmarks = batch()
+    loss = pal_fast.PALLoss(model, "middle")(model(images), landmarks)
+    first = torch.autograd.grad(loss, list(model.top.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(model.top.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_other_sizes_of_images_and_batches_follow_one_another():
+    model = SmallNet().double()
+    pal = pal_fast.PALLoss(model, "middle")
+    for count, size in ((4, 16), (2, 24), (5, 16)):
+        images, _, landmarks = batch(count, size)
+        wanted, _ = judged(twin(model), "middle", images, None, landmarks)
+        assert relative_error(pal(model(images), landmarks), wanted) < 1e-12
+
+
+def test_ten_thousand_steps_hold_no_more_tensors_than_ten():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.Conv2d(2, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
+    pal = pal_fast.PALLoss(model, "1")
+    images, landmarks = torch.randn(2, 3, 6, 6), torch.rand(2, 3, 2) * 6
+
+    def steps(count):
+        for _ in range(count):
+            model.zero_grad()
+            pal(model(images), landmarks).backward()
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ten = steps(10)
+        assert steps(10_000) <= ten
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.gpu
+def test_a_whole_step_in_a_cuda_graph_replays_to_the_eager_result():
+    model = SmallNet(norm=lambda c: nn.GroupNorm(1, c)).cuda()
+    images, labels, landmarks = (t.cuda() for t in batch(dtype=torch.float32))
+    _, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    pal = pal_fast.PALLoss(model, "middle")
+
+    def step():
+        logits = model(images)
+        (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            model.zero_grad(set_to_none=True)
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    model.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    assert gradient_error(model, {n: g for n, g in gradients.items()}) < 1e-4
