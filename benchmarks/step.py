@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._inductor.exc import InductorError
 
 import pal_fast
 from benchmarks.step_cases import (
@@ -120,6 +121,9 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
             row.error, row.bound = judge(step)
         except UnavailableError as reason:
             row.note = str(reason)
+            continue
+        except InductorError as error:  # unchecked, so no time is shown
+            row.note = f"the compiler failed: {str(error).splitlines()[0][:80]}"
             continue
         if not row.exact_error <= EXACT:
             row.note = f"wrong: gradients in float64 differ by {row.exact_error:.1e}"
