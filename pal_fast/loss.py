@@ -334,8 +334,8 @@ class PALLoss(nn.Module):
         """
         return preflight.check(self.model, images, self._capture, self._trial)
 
-    def _trial(self, logits: Tensor, record: Captured, heatmap: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """One layer's output and gradient as (B, C, H, W), and its loss, for `check`."""
+    def _trial(self, logits: Tensor, record: Captured, heatmap: Tensor) -> preflight.Trial:
+        """One layer on its own, for `check`."""
         assert record.output is not None
         layout = self._layout(record.name, record.output)
         preflight.first_call(self.model, logits, [record], exact=self._engine == "exact")
@@ -346,7 +346,7 @@ class PALLoss(nn.Module):
             gradient = layout.view(gradient.detach())
         with without_autocast(logits.device.type):
             loss = self._loss(logits, [record], [record.output], [layout], None, prior)
-        return layout.view(record.output), gradient, loss
+        return preflight.Trial(str(layout), layout.view(record.output), gradient, loss)
 
     def remove(self) -> None:
         """Takes the hooks off the model. The loss cannot be called afterwards."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,18 @@ from pal_fast import distributed, graph, reference, running_statistics
 from pal_fast.capture import Capture, Captured
 from pal_fast.targets import check_logits, refuse_probabilities
 
-#: One layer's trial: its output and gradient as (B, C, H, W), and the loss of it alone.
-Trial = Callable[[Tensor, Captured, Tensor], tuple[Tensor, Tensor | None, Tensor]]
+
+class Trial(NamedTuple):
+    """One layer tried: its output and gradient as (B, C, H, W), and the loss of it alone."""
+
+    layout: str
+    activation: Tensor
+    gradient: Tensor | None
+    loss: Tensor
+
+
+#: Tries one layer from the logits, what was captured of it, and a prior (B, h, w).
+Try = Callable[[Tensor, Captured, Tensor], Trial]
 
 
 def first_call(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, exact: bool) -> None:
@@ -137,7 +147,7 @@ class Report:
         return "\n".join([*map(str, self.layers), *([cost] if cost else []), verdict])
 
 
-def check(model: nn.Module, images: Any, capture: Capture, trial: Trial) -> Report:
+def check(model: nn.Module, images: Any, capture: Capture, trial: Try) -> Report:
     """See `PALLoss.check`."""
     inputs = images if isinstance(images, tuple) else (images,)
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -166,22 +176,20 @@ def check(model: nn.Module, images: Any, capture: Capture, trial: Trial) -> Repo
                     logits, taken = run()
                     total = logits.square().mean()
                     for record in taken:
-                        total = total + trial(logits, record, _prior(logits))[2] / len(taken)
+                        total = total + trial(logits, record, _prior(logits)).loss / len(taken)
                     _gradients(total, parameters)
                 loss = timer.seconds
     return Report(list(reports.values()), loss, plain or 1.0)
 
 
-def _examine(
-    report: LayerReport, logits: Tensor, record: Captured, parameters: dict[str, Tensor], trial: Trial
-) -> None:
+def _examine(report: LayerReport, logits: Tensor, record: Captured, parameters: dict[str, Tensor], trial: Try) -> None:
     """Fills in one layer's report."""
     assert record.output is not None
     if record.changed_in_place:
         report.slow.append(_in_place(record.name))
     try:
-        activation, gradient, loss = trial(logits, record, _prior(logits))
-        report.shape = tuple(activation.shape)
+        layout, activation, gradient, loss = trial(logits, record, _prior(logits))
+        report.shape, report.layout = tuple(activation.shape), layout
         moved = _gradients(loss, parameters)
     except (RuntimeError, ValueError) as error:
         report.problems.append(str(error).strip().splitlines()[0])

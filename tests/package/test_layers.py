@@ -16,7 +16,7 @@ ORDER = [
     {"functional"},
     {"attention", "running_statistics", "graph", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
-    {"inspection", "first_order", "preflight", "compiled"},
+    {"inspection", "first_order", "preflight", "compiled", "candidates"},
     {"loss"},
     {"faces", "metrics", "visualize", "landmarks"},
     {"data"},

@@ -13,12 +13,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from support.triton_namesake import hide
+
 Task = tuple[Callable[..., None], tuple[Any, ...], int]
 
 
 def _serve(rank: int, count: int, store: str, tasks: Any, answers: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    hide()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
     while (task := tasks.get()) is not None:
         function, arguments, seed = task

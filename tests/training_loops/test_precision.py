@@ -55,7 +55,7 @@ def test_autocast_loses_no_more_than_the_rounding_of_activations(dtype, inside):
     assert gradient_error(model, gradients) < 1.1 * rounding + 0.01
 
 
-@pytest.mark.parametrize("shrink", [1.0, 1e-3], ids=["ordinary logits", "gradients of 1e-6"])
+@pytest.mark.parametrize("shrink", [1.0, 1e-4], ids=["ordinary logits", "gradients of 1e-7"])
 def test_float16_with_grad_scaler_does_not_underflow(shrink):
     model, images, _, landmarks = setup(torch.float16)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_float16_with_grad_scaler_does_not_underflow(shrink):
         scaler.unscale_(optimizer)
         assert relative_error(loss, wanted) < 0.02
         rest = nn.ModuleDict({n: m for n, m in model.named_children() if n != "classifier"})
-        assert gradient_error(rest, gradients) < 0.1
+        assert gradient_error(rest, gradients) < 0.3  # by the rounding of activations; NaN without the scale
         scaler.step(optimizer)
         scaler.update()
 

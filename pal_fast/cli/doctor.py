@@ -1,0 +1,72 @@
+"""`pal-fast doctor MODEL`: which layers can be attributed, and whether the chosen one will do its work."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "doctor"
+HELP = "list a model's candidate layers, or check the chosen one, before a GPU is spent on it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a name in torchvision or timm, or PACKAGE.MODULE:FACTORY")
+    parser.add_argument("--layer", action="append", help="the layer to check; repeat it for several")
+    parser.add_argument("--image-size", type=int, default=224, help="of the square images, in pixels (default 224)")
+    parser.add_argument("--batch", type=int, default=2, help="images in the trial batch (default 2)")
+    parser.add_argument(
+        "--classes", type=int, default=7, help="of the model's head, where the name takes it (default 7)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from pal_fast import PALLoss
+    from pal_fast.candidates import candidates
+
+    model = build(args.model, args.classes).to(args.device).train()
+    images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
+    if not args.layer:
+        side = f"{args.image_size} x {args.image_size}"
+        print(f"{args.model}: layers with a map, in the order in which they run (images {side})")
+        print(f"  {'layer':<32} {'B, C, H, W':<20} {'layout':<20} time above")
+        for candidate in candidates(model, images):
+            print(f"  {candidate}")
+        print("Choose one past the middle whose map still has some 7 x 7 cells, then run again with --layer.")
+        return 0
+    with PALLoss(model, args.layer) as pal:
+        report = pal.check(images)
+    print(report)
+    return 1 if report.problems else 0
+
+
+def build(name: str, classes: int) -> nn.Module:
+    """The model of that name with random weights: PACKAGE.MODULE:FACTORY, else torchvision's, else timm's."""
+    import importlib
+
+    from torch import nn
+
+    if ":" in name:
+        module, _, factory = name.partition(":")
+        model: Any = getattr(importlib.import_module(module), factory)()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
+        return model
+    try:
+        import timm
+        import torchvision
+    except ImportError as error:
+        raise ImportError("models by name need torchvision and timm: pip install 'pal_fast[explain]'") from error
+    if name in torchvision.models.list_models():
+        return torchvision.models.get_model(name, weights=None, num_classes=classes)
+    if timm.is_model(name):
+        return timm.create_model(name, num_classes=classes)
+    from pal_fast import _checks
+
+    known = [*torchvision.models.list_models(), *timm.list_models()]
+    raise ValueError(f"model {name!r} is neither torchvision's nor timm's{_checks.near(name, known)}")

@@ -1,0 +1,12 @@
+"""Where triton is not installed, the folder `tests/triton` must not pass for it when PyTorch looks for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+
+def hide() -> None:
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:
+        sys.modules["triton"] = None  # type: ignore[assignment]

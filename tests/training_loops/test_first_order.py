@@ -1,0 +1,152 @@
+"""The first-order engine: central differences equal the double backward on smooth heads, kinks are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.compare import relative_error
+from support.networks import Block, SmallNet, Tokens, batch, gradient_error, judged, twin
+from torch import nn
+
+import pal_fast
+
+GRID = lambda f: f[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # noqa: E731
+
+
+def finite(model, layer, head, **options):
+    return pal_fast.PALLoss(model, layer, second_order="finite_difference", head=head, **options)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-5), (torch.float32, 2e-3)])
+def test_a_vit_under_its_fused_attention(dtype, bound):
+    model = Tokens().to(dtype)
+    images, labels, landmarks = batch(dtype=dtype)
+    wanted, gradients = judged(twin(model), "blocks.0", images, labels, landmarks, view=GRID)
+    pal = finite(model, "blocks.0", model.head_after(0))
+    logits = model(images)
+    loss = nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-5
+    assert gradient_error(model, gradients) < bound
+
+
+def test_a_head_with_batch_norm_in_train_mode_and_its_statistics():
+    model = SmallNet(act=nn.GELU).double()
+    judge = twin(model)
+    images, labels, landmarks = batch()
+    wanted, gradients = judged(judge, "middle", images, labels, landmarks)
+    pal = finite(model, "middle", model.head)
+    logits = model(images)
+    loss = nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-10
+    assert gradient_error(model, gradients) < 1e-5
+    for name, buffer in judge.named_buffers():
+        assert relative_error(model.get_buffer(name), buffer) < 1e-12, name
+
+
+def test_dropout_of_the_main_pass_is_repeated_and_the_generator_left_where_it_was(seed):
+    class Dropping(Tokens):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(16, dropout=0.5) for _ in range(3)])
+
+    model = Dropping().double()
+    images, _, landmarks = batch()
+    judge = twin(model)
+    torch.manual_seed(seed)
+    wanted, gradients = judged(judge, "blocks.0", images, None, landmarks, view=GRID)
+    pal = finite(model, "blocks.0", model.head_after(0))
+    torch.manual_seed(seed)
+    logits = model(images)
+    after = torch.get_rng_state()
+    loss = pal(logits, landmarks)
+    assert torch.equal(torch.get_rng_state(), after)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-10
+    assert gradient_error(model, gradients) < 1e-4
+
+
+@pytest.mark.parametrize("target", ["label", "predicted", "callable"])
+def test_other_targets(target):
+    model = SmallNet(act=nn.SiLU, norm=lambda c: nn.GroupNorm(1, c)).double()
+    images, labels, landmarks = batch()
+
+    def scalar(logits):
+        picked = logits.gather(1, (logits.argmax(1) if target == "predicted" else labels)[:, None])
+        return picked.square().sum() if target == "callable" else picked.sum()
+
+    _, gradients = judged(twin(model), "middle", images, None, landmarks, scalar=scalar)
+    own = (lambda z, y: z.gather(1, y[:, None])[:, 0].square()) if target == "callable" else target
+    pal = finite(model, "middle", model.head, target=own)
+    pal(model(images), landmarks, labels=labels).backward()
+    assert gradient_error(model, gradients) < 1e-5
+
+
+def test_under_autocast_the_repeated_passes_run_as_the_forward_did():
+    model = SmallNet(act=nn.GELU, norm=lambda c: nn.GroupNorm(1, c))
+    images, labels, landmarks = batch(8, dtype=torch.float32)
+    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    pal = finite(model, "middle", model.head)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    loss = nn.functional.cross_entropy(logits.float(), labels) + pal(logits, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 0.05
+    assert gradient_error(model, gradients) < 0.5
+
+
+@pytest.mark.parametrize("kink", ["ReLU", "Hardswish", "max-pooling"])
+def test_heads_with_kinks_are_refused(kink):
+    model = SmallNet(act=getattr(nn, kink, nn.GELU))
+    if kink == "max-pooling":
+        model.pool = nn.AdaptiveMaxPool2d(1)
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = finite(model, "middle", model.head)
+    with pytest.raises(RuntimeError, match="wrong for heads with kinks"):
+        pal(model(images), landmarks)
+
+
+def test_a_relu_below_the_layer_is_no_kink():
+    model = SmallNet().double()
+    model.top = nn.Sequential(model.top[0], nn.GELU())
+    images, _, landmarks = batch()
+    _, gradients = judged(twin(model), "middle", images, None, landmarks)
+    pal = finite(model, "middle", model.head)
+    pal(model(images), landmarks).backward()
+    assert gradient_error(model, gradients) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("head", "words"), [(lambda m: m.classifier, "must return the logits|shapes"), (lambda m: Twice(m), "differs")]
+)
+def test_a_head_that_is_not_the_models_is_refused(head, words):
+    model = SmallNet(act=nn.GELU)
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = finite(model, "middle", head(model))
+    with pytest.raises((ValueError, RuntimeError), match=words):
+        pal(model(images), landmarks)
+
+
+class Twice:
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, f):
+        return 2 * self.model.head(f)
+
+
+@pytest.mark.parametrize("options", [{"layer": ["stem", "middle"]}, {"reduction": "none"}])
+def test_options_that_the_engine_cannot_serve(options):
+    model = SmallNet(act=nn.GELU)
+    with pytest.raises(ValueError, match="finite_difference"):
+        finite(model, options.pop("layer", "middle"), model.head, **options)
+
+
+def test_a_batch_without_landmarks_has_no_slope():
+    model = SmallNet(act=nn.GELU)
+    images, _, landmarks = batch(dtype=torch.float32)
+    loss = finite(model, "middle", model.head)(model(images), torch.full_like(landmarks, float("nan")))
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
