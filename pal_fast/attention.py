@@ -23,11 +23,18 @@ class MathAttention:
 
     def __init__(self) -> None:
         self._before: tuple[bool, ...] | None = None
+        self._inside = False
+
+    @property
+    def entered(self) -> bool:
+        """Whether this object, or someone before it, has switched to MATH and this one has not left."""
+        return self._inside
 
     def enter(self) -> None:
         """Idempotent until `leave`."""
-        if self._before is not None:
+        if self._inside:
             return
+        self._inside = True
         before = tuple(enabled() for enabled, _ in _KERNELS)
         if before != _ONLY_MATH:
             self._before = before
@@ -35,6 +42,7 @@ class MathAttention:
 
     def leave(self) -> None:
         """Idempotent."""
+        self._inside = False
         if self._before is not None:
             _enable(self._before)
             self._before = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pal_fast import _checks
 from pal_fast.attention import MathAttention
-from pal_fast.running_statistics import CheckpointedStatistics
+from pal_fast.checkpointing import CheckpointedSegments
 
 #: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper) put into a module's dotted name.
 _WRAPPER_NAMES = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -136,7 +136,7 @@ class Capture:
     #: Whether a forward of the model with gradients is under way.
     running: bool = False
     attention: MathAttention = field(default_factory=MathAttention)
-    statistics: CheckpointedStatistics | None = None
+    segments: CheckpointedSegments | None = None
 
     def attach(self) -> None:
         """Puts the hooks on: one per layer, two on the model."""
@@ -147,15 +147,15 @@ class Capture:
         self.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
         # Also after an exception, so that the attention kernels are never left switched.
         self.handles.append(self.model.register_forward_hook(after, always_call=True))
-        self.statistics = CheckpointedStatistics(self.model, Hook)
+        self.segments = CheckpointedSegments(self.model, Hook, lambda: self.attention.entered)
 
     def remove(self) -> None:
         """Takes the hooks off and drops what they hold. Idempotent."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-        if self.statistics is not None:
-            self.statistics.remove()
+        if self.segments is not None:
+            self.segments.remove()
         self.attention.leave()
         self.clear()
 
@@ -218,6 +218,8 @@ class Capture:
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return
         self.clear()
+        if self.running and not torch.compiler.is_compiling():
+            self.attention.leave()  # The forward before this one was interrupted.
         self.running = self.wanted
         image = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim == 4), None)
         if image is not None:
@@ -228,8 +230,8 @@ class Capture:
             self.running = False
             if not torch.compiler.is_compiling():
                 self.attention.leave()
-                if self.statistics is not None:
-                    self.statistics.stop_probing()
+                if self.segments is not None:
+                    self.segments.stop_probing()
 
     def _on_layer(self, record: Captured) -> Callable[..., Any]:
         def on_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -50,15 +50,13 @@ _KINKS = (
 )
 
 
-def check_options(head: object, layers: int, reduction: str) -> None:
+def check_options(head: object, reduction: str) -> None:
     """Raises TypeError or ValueError for options with which the engine cannot work."""
     if not callable(head):
         raise TypeError(
             "second_order='finite_difference' needs head=, a callable from the layer's output to the logits, got "
             f"{_checks.describe(head)}"
         )
-    if layers != 1:
-        raise ValueError(f"second_order='finite_difference' takes one layer, got {layers}; make a PALLoss for each")
     if reduction == "none":
         raise ValueError("second_order='finite_difference' needs reduction='mean' or 'sum', got 'none'")
 

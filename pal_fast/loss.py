@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pal_fast import _checks, distributed, first_order, preflight
+from pal_fast import _checks, distributed, preflight
 from pal_fast.capture import Capture, Captured, find_layers
 from pal_fast.constants import BACKENDS
-from pal_fast.functional import loss_of
-from pal_fast.layouts import LAYOUTS, NCHW, Layout, find_layout
+from pal_fast.engine import Engine, Prior
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
-from pal_fast.precision import ScalarScale, without_autocast
 from pal_fast.regions import Regions
-from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
-
-SECOND_ORDER = ("exact", "finite_difference")
-
-
-class Prior(NamedTuple):
-    """What the attribution is compared with, in the order in which `functional.loss_of` takes it."""
-
-    heatmap: Tensor | None
-    landmarks: Tensor | None
-    visible: Tensor | None
-    weights: Tensor | None
-    sample_weight: Tensor | None
-    image_size: tuple[int, int] | None
+from pal_fast.targets import Target, check_logits
 
 
 class PALLoss(nn.Module):
@@ -97,52 +81,37 @@ class PALLoss(nn.Module):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {_checks.describe(model)}")
         distributed.refuse_unsound(model)
-        self._options = LossOptions(
+        options = LossOptions(
             AttributionOptions(attribution, absolute, channels, channel_count),
             HeatmapOptions(sigma, combine, normalize),
             score,
             scale,
             reduction,
         )
-        check_target(target)
         _checks.finite_number("weight", weight)
-        _checks.choice("second_order", second_order, SECOND_ORDER)
-        _checks.choice("layout", layout, LAYOUTS)
         if backend is not None:
             _checks.choice("backend", backend, BACKENDS)
-        self._target = target
+        self._engine = Engine(options, target, second_order, head, layout, backend)
         self._image_size = None if image_size is None else _checks.size_pair("image_size", image_size)
         self._regions = Regions(regions)
         self.weight = weight
-        self._backend = backend
-        self._wanted_layout = layout
-        self._layouts: dict[Any, Layout] = {}
-        self._scale = ScalarScale()
-        #: Whether the first call, with its checks, is over.
-        self._begun = False
-        self._engine = second_order if self._options.attribution.needs_gradient else "none"
-        # In tuples, so that neither is registered as a submodule of the loss.
+        # In a tuple, so that the model is not registered as a submodule of the loss.
         self._model = (model,)
-        self._heads = (head,)
         layers = find_layers(model, layer)
-        if second_order == "finite_difference":
-            first_order.check_options(head, len(layers), reduction)
-        elif head is not None:
-            raise ValueError("head belongs to second_order='finite_difference'; leave it out")
+        if second_order == "finite_difference" and len(layers) != 1:
+            raise ValueError(
+                f"second_order='finite_difference' takes one layer, got {len(layers)}; make a PALLoss for each"
+            )
         self._attach(layers)
 
     def _attach(self, layers: dict[str, nn.Module]) -> None:
         self._capture = Capture(
             self.model,
             layers,
-            math_attention=self._engine == "exact",
-            keep_conditions=self._engine == "finite_difference",
+            math_attention=self._engine.exact,
+            keep_conditions=self._engine.by_differences,
         )
         self._capture.attach()
-
-    @property
-    def _head(self) -> Callable[[Tensor], Tensor] | None:
-        return self._heads[0]
 
     @property
     def model(self) -> nn.Module:
@@ -181,11 +150,8 @@ class PALLoss(nn.Module):
         if not torch.is_grad_enabled():
             self._capture.clear()
             raise RuntimeError("PALLoss needs gradients, but grad mode is off (torch.no_grad or inference_mode)")
-        compiling = torch.compiler.is_compiling()
-        taken = self._capture.take() if compiling else self._take(logits)
+        taken = self._take(logits)
         check_logits(logits)
-        outputs = [record.output for record in taken if record.output is not None]
-        layouts = [self._layout(record.name, output) for record, output in zip(taken, outputs, strict=True)]
         image_size, weights = self._image_size, None
         if landmarks is not None:
             _checks.landmarks(landmarks, logits.shape[0])
@@ -195,112 +161,23 @@ class PALLoss(nn.Module):
                     "image_size=(height, width) is needed: the model's input is not an image of shape (B, C, H, W)"
                 )
             weights = self._regions.weights_for(landmarks)
-        for record, output in zip(taken, outputs, strict=True):
-            if output.shape[0] != logits.shape[0]:
+        for record in taken:
+            if record.output is not None and record.output.shape[0] != logits.shape[0]:
                 raise ValueError(
-                    f"logits hold {logits.shape[0]} samples, but layer {record.name!r} ran on {output.shape[0]}"
+                    f"logits hold {logits.shape[0]} samples, but layer {record.name!r} ran on {record.output.shape[0]}"
                 )
         prior = Prior(heatmap, landmarks, visible, weights, sample_weight, image_size)
-        if not compiling and not self._begun:
-            preflight.first_call(self.model, logits, taken, exact=self._engine == "exact")
-        with without_autocast(logits.device.type):
-            loss = self._loss(logits, taken, outputs, layouts, labels, prior)
-            if not compiling and distributed.in_play():
-                loss = distributed.reaching_all_parameters(loss, logits)
-        self._begun = True
-        return loss
+        loss = self._engine.loss(self.model, logits, taken, labels, prior, self._input_size)
+        return loss if self.weight == 1 else loss * self.weight
 
-    def _loss(
-        self,
-        logits: Tensor,
-        taken: Sequence[Captured],
-        outputs: Sequence[Tensor],
-        layouts: Sequence[Layout],
-        labels: Tensor | None,
-        prior: Prior,
-    ) -> Tensor:
-        """The layers' average, times `weight`."""
-        exact = self._engine == "exact"
-        gradients: Sequence[Tensor | None] = [None] * len(outputs)
-        if self._engine != "none":
-            gradients = self._gradients(logits, taken, outputs, labels, create_graph=exact)
-        total: Tensor | None = None
-        for record, output, gradient, layout in zip(taken, outputs, gradients, layouts, strict=True):
-            g = None if gradient is None else layout.view(gradient)
-            if not self._begun and g is not None and not torch.compiler.is_compiling():
-                preflight.warn_if_useless(record.name, g)
-            loss = loss_of(layout.view(output), g, *prior, self._options, self._backend)
-            total = loss if total is None else total + loss
-        assert total is not None
-        if self._engine == "finite_difference":
-            total = total + self._difference(total, logits, taken[0], outputs[0], gradients[0], labels)
-        factor = self.weight / len(outputs)
-        return total if factor == 1 else total * factor
-
-    def _gradients(
-        self,
-        logits: Tensor,
-        taken: Sequence[Captured],
-        outputs: Sequence[Tensor],
-        labels: Tensor | None,
-        *,
-        create_graph: bool,
-    ) -> list[Tensor]:
-        scaled = any(output.dtype == torch.float16 for output in outputs)
-        start: Any = None
-        with contextlib.ExitStack() as stack:
-            if not torch.compiler.is_compiling() and distributed.in_play():
-                stack.enter_context(distributed.parameters_kept(self.model))
-                start = distributed.before_sink(logits)
-            for _ in range(1 if not scaled or self._scale.ready else 3):
-                scale = self._scale.value if scaled else None
-                found = attributed_gradients(
-                    logits, outputs, self._target, labels, create_graph=create_graph, scale=scale, start=start
-                )
-                if scaled:
-                    self._scale.follow([g for g in found if g is not None])
-        gradients = []
-        for record, gradient in zip(taken, found, strict=True):
-            if gradient is None:
-                raise RuntimeError(
-                    f"the logits do not depend on the output of layer {record.name!r} in the latest forward: pass "
-                    "the logits of that very forward, and a layer that leads to them"
-                )
-            gradients.append(gradient if create_graph else gradient.detach().requires_grad_())
-        return gradients
-
-    def _difference(
-        self,
-        loss: Tensor,
-        logits: Tensor,
-        record: Captured,
-        output: Tensor,
-        gradient: Tensor | None,
-        labels: Tensor | None,
-    ) -> Tensor:
-        """The loss's gradient through g by the first-order engine, on a value of 0."""
-        assert gradient is not None
-        assert record.conditions is not None
-        assert self._head is not None
-        nodes = first_order.head_nodes(logits, output)
-        if not self._begun:
-            first_order.refuse_kinks(nodes)
-            first_order.refuse_other_head(self._head, self.model, output, logits, record.conditions)
-        (v,) = torch.autograd.grad(loss, gradient, retain_graph=True)
-        return first_order.through_gradient(
-            self._head,
-            self.model,
-            output,
-            v,
-            logits,
-            self._target,
-            labels,
-            coupled=first_order.is_coupled(nodes),
-            conditions=record.conditions,
-            scale=self._scale.used if output.dtype == torch.float16 else None,
-        )
+    @property
+    def _input_size(self) -> tuple[int, int] | None:
+        """(IH, IW) of the model's input, or else what the user said."""
+        return self._capture.image_size or self._image_size
 
     def _take(self, logits: Tensor) -> list[Captured]:
+        if torch.compiler.is_compiling():
+            return self._capture.take()
         try:
             return self._capture.take()
         except RuntimeError:
@@ -308,19 +185,6 @@ class PALLoss(nn.Module):
             if reason:
                 raise RuntimeError(reason) from None
             raise
-
-    def _layout(self, name: str, output: Tensor) -> Layout:
-        """The layout of one layer's output; found anew only when its shape or the image's changes."""
-        if self._wanted_layout == "auto" and output.ndim == 4 and output.shape[2] == output.shape[3] != output.shape[1]:
-            return NCHW
-        key = (name, output.shape[1:], self._capture.image_size)
-        layout = self._layouts.get(key)
-        if layout is None:
-            image_size = self._capture.image_size or self._image_size
-            layout = find_layout(self._wanted_layout, name, tuple(output.shape), image_size)
-            _checks.layer_tensor(f"the output of layer {name!r}", layout.view(output))
-            self._layouts[key] = layout
-        return layout
 
     def check(self, images: Any) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.
@@ -335,18 +199,7 @@ class PALLoss(nn.Module):
         return preflight.check(self.model, images, self._capture, self._trial)
 
     def _trial(self, logits: Tensor, record: Captured, heatmap: Tensor) -> preflight.Trial:
-        """One layer on its own, for `check`."""
-        assert record.output is not None
-        layout = self._layout(record.name, record.output)
-        preflight.first_call(self.model, logits, [record], exact=self._engine == "exact")
-        prior = Prior(heatmap, None, None, None, None, None)
-        gradient = None
-        if self._engine != "none":
-            (gradient,) = self._gradients(logits, [record], [record.output], None, create_graph=False)
-            gradient = layout.view(gradient.detach())
-        with without_autocast(logits.device.type):
-            loss = self._loss(logits, [record], [record.output], [layout], None, prior)
-        return preflight.Trial(str(layout), layout.view(record.output), gradient, loss)
+        return self._engine.trial(self.model, logits, record, heatmap, self._input_size)
 
     def remove(self) -> None:
         """Takes the hooks off the model. The loss cannot be called afterwards."""
@@ -361,10 +214,11 @@ class PALLoss(nn.Module):
         self.remove()
 
     def extra_repr(self) -> str:
-        a = self._options.attribution
+        options = self._engine.options
+        a = options.attribution
         return (
             f"layers={list(self.layers)}, attribution={a.attribution!r}, absolute={a.absolute}, "
-            f"channels={a.channels!r}, score={self._options.score!r}, weight={self.weight}"
+            f"channels={a.channels!r}, score={options.score!r}, weight={self.weight}"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PALLoss:
@@ -373,8 +227,7 @@ class PALLoss(nn.Module):
         memo[id(self)] = twin
         model = copy.deepcopy(self.model, memo)
         twin._model = (model,)
-        twin._heads = copy.deepcopy(self._heads, memo)
-        twin._scale, twin._layouts = ScalarScale(), {}
+        twin._engine = copy.deepcopy(self._engine, memo)
         twin._attach(find_layers(model, list(self.layers)))
         return twin
 

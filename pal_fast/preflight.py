@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,9 @@ class Trial(NamedTuple):
     gradient: Tensor | None
     loss: Tensor
 
+
+#: How often `check` times a step; the fastest counts, the first warms up.
+_TIMED = 3
 
 #: Tries one layer from the logits, what was captured of it, and a prior (B, h, w).
 Try = Callable[[Tensor, Captured, Tensor], Trial]
@@ -95,8 +99,9 @@ def _in_place(name: str) -> str:
 
 def _unreached(name: str) -> str:
     return (
-        f"the gradient of the logits at layer {name!r} is zero everywhere, so that the loss moves nothing; in a ViT "
-        "that pools its class token the last block is such a layer: choose an earlier one"
+        f"the gradient of the logits at layer {name!r} is zero everywhere, so that the loss moves nothing: in a ViT "
+        "that pools its class token the last block is such a layer (choose an earlier one), and so is any layer "
+        "while the classifier's weights are all zero (torchvision's ViT starts like that; initialise them)"
     )
 
 
@@ -126,7 +131,8 @@ class LayerReport:
 
 @dataclass
 class Report:
-    """What `pal.check` found. `step` and `plain_step` in seconds on this batch, the loss's share included or not."""
+    """What `pal.check` found. `step` and `plain_step`, with and without the loss, in seconds on this batch; infinite
+    where a problem made timing pointless."""
 
     layers: list[LayerReport]
     step: float
@@ -139,7 +145,7 @@ class Report:
     @property
     def cost(self) -> float:
         """A step with the loss, in plain steps."""
-        return self.step / self.plain_step
+        return self.step / self.plain_step if math.isfinite(self.plain_step) else math.nan
 
     def __str__(self) -> str:
         cost = "" if self.problems else f"a step costs {self.cost:.2f} plain steps ({self.step * 1e3:.0f} ms here)"
@@ -165,21 +171,21 @@ def check(model: nn.Module, images: Any, capture: Capture, trial: Try) -> Report
         for record in taken:
             _examine(reports[record.name], logits, record, parameters, trial)
         del logits, taken
-        plain = loss = 0.0
+        plain = loss = math.inf
         if not any(report.problems for report in reports.values()):
-            for _ in range(2):  # the first warms up
+            for _ in range(_TIMED):
                 with timer:
                     logits, taken = run()
                     _gradients(logits.square().mean(), parameters)
-                plain = timer.seconds
+                plain = min(plain, timer.seconds)
                 with timer:
                     logits, taken = run()
                     total = logits.square().mean()
                     for record in taken:
                         total = total + trial(logits, record, _prior(logits)).loss / len(taken)
                     _gradients(total, parameters)
-                loss = timer.seconds
-    return Report(list(reports.values()), loss, plain or 1.0)
+                loss = min(loss, timer.seconds)
+    return Report(list(reports.values()), loss, plain)
 
 
 def _examine(report: LayerReport, logits: Tensor, record: Captured, parameters: dict[str, Tensor], trial: Try) -> None:

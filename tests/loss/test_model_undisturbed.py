@@ -77,6 +77,14 @@ def test_a_copied_loss_works_on_the_copied_model(model, data):
     torch.testing.assert_close(thawed["pal"](thawed["model"](images), landmarks), first)
 
 
+def test_a_copied_loss_takes_its_head_from_the_copied_model():
+    model = SmallNet(act=nn.GELU)
+    pal = pal_fast.PALLoss(model, "middle", second_order="finite_difference", head=model.head)
+    trainer = nn.ModuleDict({"model": model, "pal": pal})
+    for twin in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
+        assert twin["pal"]._engine.head.__self__ is twin["model"]
+
+
 def test_in_eval_mode_and_without_gradients_nothing_is_captured(model, data):
     images, _, landmarks = data
     pal = pal_fast.PALLoss(model, "middle")

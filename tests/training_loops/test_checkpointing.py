@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.compare import relative_error
-from support.networks import SmallNet, batch, gradient_error, judged, twin
+from support.networks import SmallNet, Tokens, batch, gradient_error, judged, twin
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -85,3 +85,33 @@ def test_reentrant_below_the_layer_is_right():
     logits = model(images.requires_grad_())
     (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
     assert gradient_error(model, gradients) < 1e-10
+
+
+class CheckpointedTokens(Tokens):
+    """Every block under non-reentrant checkpointing, the attributed one among them."""
+
+    def forward(self, images):
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.position
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.classifier(self.norm(x)[:, 0])
+
+
+def test_attention_is_recomputed_with_the_kernel_of_the_forward():
+    model = CheckpointedTokens().double()
+    images, labels, landmarks = batch()
+
+    def grid(f):
+        return f[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
+    plain = Tokens().double()
+    plain.load_state_dict(model.state_dict())
+    _, gradients = judged(plain, "blocks.0", images, labels, landmarks, view=grid)
+    pal = pal_fast.PALLoss(model, "blocks.0")
+    for _ in range(2):
+        model.zero_grad()
+        logits = model(images)
+        (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+        assert gradient_error(model, gradients) < 1e-9
+    assert torch.backends.cuda.flash_sdp_enabled()

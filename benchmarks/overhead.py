@@ -1,0 +1,88 @@
+"""The Python that PALLoss adds to a bare double backward: hooks, checks and dispatch, in microseconds per call.
+
+    python -m benchmarks.overhead
+
+Both sides run the same operators on a network so small that Python is what is measured: forward, gradient with
+`create_graph=True`, the loss, backward. The bare side calls the loss's operator with its arguments ready made.
+Rounds alternate; the medians' difference is printed. No compile, DDP or autocast is in play.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast import PALLoss, dispatch, ops, reference
+from pal_fast.options import LossOptions
+
+#: What issue 4 grants.
+LIMIT_US = 100.0
+
+
+def steps(backend: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """(bare, with PALLoss): one training step's gradients each, on the same small network."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
+    images, landmarks = torch.randn(2, 3, 8, 8), torch.rand(2, 68, 2) * 8
+    body, head = model[:2], model[2:]
+    options = LossOptions()
+
+    def loss_of(f: Tensor, g: Tensor) -> Tensor:
+        if backend == "reference":
+            h = reference.landmark_heatmap(landmarks, (6, 6), image_size=(8, 8), sigma=0.5)
+            annotated = reference.valid_landmarks(landmarks, None).any(1)
+            return reference.pal_loss(f, g, h, annotated=annotated, channel_count=4)
+        return ops.pal_loss(dispatch.namespace(backend), f, g, None, landmarks, None, None, None, (8, 8), options, 4)
+
+    def bare() -> None:
+        model.zero_grad()
+        f = body(images)
+        logits = head(f)
+        (g,) = torch.autograd.grad(logits, f, torch.ones_like(logits), create_graph=True)
+        loss_of(f, g).backward()
+
+    def with_loss() -> None:
+        model.zero_grad()
+        pal(model(images), landmarks).backward()
+
+    pal = PALLoss(model, "1", backend=backend)
+    return bare, with_loss
+
+
+def measure(backend: str, rounds: int = 30, calls: int = 20) -> tuple[float, float]:
+    """Medians over rounds of the bare step and of PALLoss's, in microseconds."""
+    bare, with_loss = steps(backend)
+    times: dict[Callable[[], None], list[float]] = {bare: [], with_loss: []}
+    for index in range(rounds + 3):
+        for step in (bare, with_loss):
+            start = time.perf_counter()
+            for _ in range(calls):
+                step()
+            if index >= 3:
+                times[step].append((time.perf_counter() - start) / calls * 1e6)
+    return statistics.median(times[bare]), statistics.median(times[with_loss])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for backend in ("cpu", "reference"):
+        if dispatch.why_not(backend, torch.device("cpu")):
+            print(f"{backend:<10} unavailable: {dispatch.why_not(backend, torch.device('cpu'))}")
+            continue
+        bare, with_loss = measure(backend, args.rounds)
+        print(
+            f"{backend:<10} bare {bare:7.0f} us   PALLoss {with_loss:7.0f} us   added {with_loss - bare:5.0f} us "
+            f"(limit {LIMIT_US:.0f})"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""From what was captured in a forward to the loss: layouts, the inner gradient, and how it is differentiated."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast import _checks, distributed, first_order, preflight
+from pal_fast.capture import Captured
+from pal_fast.functional import loss_of
+from pal_fast.layouts import LAYOUTS, Layout, find_layout
+from pal_fast.options import LossOptions
+from pal_fast.precision import ScalarScale, without_autocast
+from pal_fast.targets import Target, attributed_gradients, check_target
+
+SECOND_ORDER = ("exact", "finite_difference")
+
+Head = Callable[[Tensor], Tensor]
+
+
+class Prior(NamedTuple):
+    """What the attribution is compared with, in the order in which `functional.loss_of` takes it."""
+
+    heatmap: Tensor | None = None
+    landmarks: Tensor | None = None
+    visible: Tensor | None = None
+    weights: Tensor | None = None
+    sample_weight: Tensor | None = None
+    image_size: tuple[int, int] | None = None
+
+
+class Engine:
+    """Computes one PALLoss from captured outputs and logits; keeps what carries over from step to step."""
+
+    def __init__(
+        self,
+        options: LossOptions,
+        target: Target,
+        second_order: str,
+        head: Head | None,
+        layout: str,
+        backend: str | None,
+    ) -> None:
+        check_target(target)
+        _checks.choice("second_order", second_order, SECOND_ORDER)
+        _checks.choice("layout", layout, LAYOUTS)
+        if second_order == "finite_difference":
+            first_order.check_options(head, options.reduction)
+        elif head is not None:
+            raise ValueError("head belongs to second_order='finite_difference'; leave it out")
+        self.options = options
+        self.target = target
+        self.head = head
+        self.backend = backend
+        needed = options.attribution.needs_gradient
+        self.exact = needed and second_order == "exact"
+        self.by_differences = needed and second_order == "finite_difference"
+        self._layout = layout
+        self._layouts: dict[Any, Layout] = {}
+        self._scale = ScalarScale()
+        #: Whether the first call, with its checks, is over.
+        self._begun = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """A head that is a method of the model becomes that of the model's copy, if `memo` holds it."""
+        return self._fresh(copy.deepcopy(self.head, memo))
+
+    def __reduce__(self) -> Any:
+        return Engine._made, (self.options, self.target, self.head, self._layout, self.backend)
+
+    def _fresh(self, head: Head | None) -> Engine:
+        return Engine._made(self.options, self.target, head, self._layout, self.backend)
+
+    @classmethod
+    def _made(cls, options: LossOptions, target: Target, head: Head | None, layout: str, backend: str | None) -> Engine:
+        second_order = "exact" if head is None else "finite_difference"
+        return cls(options, target, second_order, head, layout, backend)
+
+    def loss(
+        self,
+        model: nn.Module,
+        logits: Tensor,
+        taken: Sequence[Captured],
+        labels: Tensor | None,
+        prior: Prior,
+        image_size: tuple[int, int] | None,
+    ) -> Tensor:
+        """The layers' average.
+
+        Args:
+            taken: what was captured of each layer, output present.
+            image_size: of the model's input or given by the user, for the layouts.
+        """
+        compiling = torch.compiler.is_compiling()
+        first = not compiling and not self._begun
+        if first:
+            preflight.first_call(model, logits, taken, exact=self.exact)
+        outputs = [_output(record) for record in taken]
+        layouts = [
+            self.layout_of(record.name, output, image_size) for record, output in zip(taken, outputs, strict=True)
+        ]
+        with without_autocast(logits.device.type):
+            gradients: Sequence[Tensor | None] = [None] * len(outputs)
+            if self.exact or self.by_differences:
+                gradients = self.gradients(model, logits, taken, labels, create_graph=self.exact)
+            total: Tensor | None = None
+            for record, output, gradient, layout in zip(taken, outputs, gradients, layouts, strict=True):
+                g = None if gradient is None else layout.view(gradient)
+                if first and g is not None:
+                    preflight.warn_if_useless(record.name, g)
+                part = loss_of(layout.view(output), g, *prior, self.options, self.backend)
+                total = part if total is None else total + part
+            assert total is not None
+            if self.by_differences:
+                total = total + self._difference(model, total, logits, taken[0], gradients[0], labels, first)
+            if len(outputs) > 1:
+                total = total / len(outputs)
+            if not compiling and distributed.in_play():
+                total = distributed.reaching_all_parameters(total, logits)
+        if not compiling:
+            self._begun = True
+        return total
+
+    def gradients(
+        self, model: nn.Module, logits: Tensor, taken: Sequence[Captured], labels: Tensor | None, *, create_graph: bool
+    ) -> list[Tensor]:
+        """g for each layer in its own layout; a leaf that requires gradients, unless `create_graph`.
+
+        Raises: RuntimeError if the logits do not depend on a layer's output.
+        """
+        outputs = [_output(record) for record in taken]
+        scaled = any(output.dtype == torch.float16 for output in outputs)
+        start: Any = None
+        context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if not torch.compiler.is_compiling() and distributed.in_play():
+            context, start = distributed.parameters_kept(model), distributed.before_sink(logits)
+        with context:
+            # In float16 the first call finds its scale in three attempts; later ones follow the step before.
+            for _ in range(1 if not scaled or self._scale.ready else 3):
+                scale = self._scale.value if scaled else None
+                found = attributed_gradients(
+                    logits, outputs, self.target, labels, create_graph=create_graph, scale=scale, start=start
+                )
+                if scaled:
+                    self._scale.follow([g for g in found if g is not None])
+        gradients = []
+        for record, gradient in zip(taken, found, strict=True):
+            if gradient is None:
+                raise RuntimeError(
+                    f"the logits do not depend on the output of layer {record.name!r} in the latest forward: pass "
+                    "the logits of that very forward, and a layer that leads to them"
+                )
+            gradients.append(gradient if create_graph else gradient.detach().requires_grad_())
+        return gradients
+
+    def layout_of(self, name: str, output: Tensor, image_size: tuple[int, int] | None) -> Layout:
+        """The layout of one layer's output; found anew only when its shape or the image's changes.
+
+        Raises: ValueError, TypeError if the output is no map.
+        """
+        key = (name, output.shape[1:], image_size)
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = find_layout(self._layout, name, tuple(output.shape), image_size)
+            _checks.layer_tensor(f"the output of layer {name!r}", layout.view(output))
+            self._layouts[key] = layout
+        return layout
+
+    def trial(
+        self, model: nn.Module, logits: Tensor, record: Captured, heatmap: Tensor, image_size: tuple[int, int] | None
+    ) -> preflight.Trial:
+        """One layer on its own, for `preflight.check`."""
+        output = _output(record)
+        layout = self.layout_of(record.name, output, image_size)
+        fresh = self._fresh(self.head)
+        loss = fresh.loss(model, logits, [record], None, Prior(heatmap), image_size)
+        gradient = None
+        if self.exact or self.by_differences:
+            (gradient,) = fresh.gradients(model, logits, [record], None, create_graph=False)
+            gradient = layout.view(gradient.detach())
+        return preflight.Trial(str(layout), layout.view(output), gradient, loss)
+
+    def _difference(
+        self,
+        model: nn.Module,
+        loss: Tensor,
+        logits: Tensor,
+        record: Captured,
+        gradient: Tensor | None,
+        labels: Tensor | None,
+        first: bool,
+    ) -> Tensor:
+        """The loss's gradient through g by the first-order engine, on a value of 0."""
+        output, conditions, head = _output(record), record.conditions, self.head
+        assert gradient is not None
+        assert conditions is not None
+        assert head is not None
+        nodes = first_order.head_nodes(logits, output)
+        if first:
+            first_order.refuse_kinks(nodes)
+            first_order.refuse_other_head(head, model, output, logits, conditions)
+        (v,) = torch.autograd.grad(loss, gradient, retain_graph=True)
+        return first_order.through_gradient(
+            head,
+            model,
+            output,
+            v,
+            logits,
+            self.target,
+            labels,
+            coupled=first_order.is_coupled(nodes),
+            conditions=conditions,
+            scale=self._scale.used if output.dtype == torch.float16 else None,
+        )
+
+
+def _output(record: Captured) -> Tensor:
+    assert record.output is not None
+    return record.output

@@ -1,0 +1,112 @@
+"""The examples of docs/integrations as they stand in the docs: they run, they train, they are short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.networks import SmallNet, batch
+from torch.utils.data import DataLoader, TensorDataset
+
+FOLDER = Path(__file__).parents[2] / "docs" / "integrations"
+
+
+def code_of(path: Path) -> str:
+    """The only Python block of a page."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return code
+
+
+def example(name: str) -> SimpleNamespace:
+    names: dict[str, object] = {"__name__": name}
+    exec(compile(code_of(FOLDER / f"{name}.md"), f"{name}.md", "exec"), names)
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture
+def data():
+    return TensorDataset(*batch(8, dtype=torch.float32))
+
+
+@pytest.fixture
+def network():
+    return SmallNet()
+
+
+def trained(network, run) -> None:
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    keys = list(network.state_dict())
+    run()
+    assert all(not torch.equal(p.cpu(), before[n]) for n, p in network.named_parameters() if n.endswith("weight"))
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+    assert list(network.state_dict()) == keys
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.md")), ids=lambda path: path.stem)
+def test_every_example_is_under_40_lines(path):
+    assert len(code_of(path).splitlines()) < 40
+
+
+def test_the_plain_loop(network, data):
+    loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
+    trained(network, lambda: example("plain_loop").train(network, loader, optimizer, "middle", accumulate=2))
+    assert not network.middle._forward_hooks
+
+
+def test_accelerate(network, data):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
+    train = example("accelerate").train
+    trained(network, lambda: train(network, loader, optimizer, "middle", cpu=True, gradient_accumulation_steps=2))
+
+
+def test_lightning(network, data, tmp_path):
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+    loader = DataLoader(data, 4)
+    module = example("lightning").Classifier(network, "middle")
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trained(network, lambda: trainer.fit(module, loader, loader))
+    saved = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=False)["state_dict"]
+    assert list(saved) == [f"model.{key}" for key in network.state_dict()]
+
+
+def test_hugging_face_trainer(data, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=4,
+        num_labels=5,
+    )
+    model = transformers.ViTForImageClassification(config)
+    rows = [{"pixel_values": x, "labels": y, "landmarks": p} for x, y, p in data]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=1,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        remove_unused_columns=False,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    block = next(n for n, m in model.named_modules() if type(m).__name__ == "ViTLayer")
+    trainer = example("hugging_face_trainer").PALTrainer(model=model, args=arguments, train_dataset=rows, layer=block)
+    before = model.classifier.weight.detach().clone()
+    losses = []
+    trainer.pal.register_forward_hook(lambda m, a, loss: losses.append(loss.item()))
+    result = trainer.train()
+    assert result.global_step == 2
+    assert not torch.equal(model.classifier.weight, before)
+    assert len(losses) == 2
+    assert all(losses)
+    assert trainer.evaluate(rows)["eval_loss"] > 0
