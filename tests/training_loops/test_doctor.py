@@ -1,0 +1,83 @@
+"""`pal-fast doctor` lists layers and judges the chosen one."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from support.networks import SmallNet, Tokens
+from torch import nn
+
+import pal_fast
+from pal_fast.candidates import candidates
+from pal_fast.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _networks(monkeypatch):
+    module = types.ModuleType("some_networks")
+    module.small, module.number = SmallNet, lambda: 3
+    monkeypatch.setitem(sys.modules, "some_networks", module)
+
+
+def test_it_lists_the_layers_with_a_map(capsys):
+    assert main(["doctor", "some_networks:small", "--image-size", "32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("  ")][1:]
+    assert names[-1] == "top"
+    assert {"stem", "middle", "top.0"} <= set(names)
+    assert not {"pool", "classifier"} & set(names)
+
+
+def test_it_judges_a_layer(capsys):
+    assert main(["doctor", "some_networks:small", "--image-size", "32", "--layer", "middle", "--layer", "top"]) == 0
+    text = capsys.readouterr().out
+    assert "layer middle: (2, 8, 16, 16) from NCHW" in text
+    assert "no problem found" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["some_networks:small", "--layer", "midle"], "did you mean 'middle'"),
+        (["some_networks:number"], "not a torch.nn.Module"),
+        (["resnett18"], "did you mean"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(arguments, words, capsys):
+    if ":" not in arguments[0]:
+        pytest.importorskip("torchvision", reason="torchvision is not installed")
+        pytest.importorskip("timm", reason="timm is not installed")
+    assert main(["doctor", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_a_problem_shows_in_the_exit_status(monkeypatch, capsys):
+    frozen = SmallNet()
+    frozen.requires_grad_(False)
+    frozen.classifier.bias.requires_grad_(True)
+    monkeypatch.setattr(sys.modules["some_networks"], "small", lambda: frozen)
+    assert main(["doctor", "some_networks:small", "--image-size", "32", "--layer", "middle"]) == 1
+    assert "PROBLEM" in capsys.readouterr().out
+
+
+def test_candidates_leave_the_model_as_it_was_and_know_tokens():
+    model = Tokens().train()
+    found = {c.name: c for c in candidates(model, torch.randn(2, 3, 16, 16))}
+    assert found["blocks.1"].shape == (2, 16, 4, 4)
+    assert found["blocks.1"].layout == "tokens, 1 + 4 x 4"
+    assert found["blocks.0"].share_above > found["blocks.2"].share_above
+    assert model.training
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_every_layer_that_the_doctor_lists_can_be_attributed():
+    model = SmallNet(norm=lambda c: nn.GroupNorm(1, c))
+    images = torch.randn(2, 3, 32, 32)
+    for candidate in candidates(model, images):
+        with pal_fast.PALLoss(model, candidate.name) as pal:
+            assert pal.check(images).problems == []
