@@ -5,6 +5,8 @@ Environment variables (README, "Install"):
                         pypi (bring nvcc from PyPI for this build)
     PAL_FAST_ARCHS      semicolon-separated architectures, default "75;80;86;89;90;100;120" and PTX of the last
     PAL_FAST_SANITIZE   e.g. "address,undefined": a debug build of the CPU part
+    PAL_FAST_OBJECTS    where object files are kept between builds, default the build directory; each is made anew
+                        when its sources, headers, flags or PyTorch's version differ
     MAX_JOBS            compilers at once, default the number of cores
 """
 
@@ -114,7 +116,7 @@ class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import torch.utils.cpp_extension as torch_build
 
-        objects = Path(self.build_temp).resolve()
+        objects = Path(os.environ.get("PAL_FAST_OBJECTS") or self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
         cuda_home = find_cuda_home(objects)
         # The ops use headers that PyTorch alone provides; CUDA's own come after them.
