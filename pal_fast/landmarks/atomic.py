@@ -1,0 +1,68 @@
+"""Files that are either whole or not there: written beside their place, flushed to the disk, then moved."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a temporary file in the folder of `path` and moves it there when the block ends without error.
+
+    After an error, a full disk or a kill, `path` is what it was before; an error also removes the temporary
+    file, and `remove_partial` what a kill left.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent or ".")
+    try:
+        # mkstemp makes files that only the owner may read; results are as readable as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def remove_partial(path: str | Path) -> None:
+    """Removes the temporary files that killed writers of `path` left. Not while another process writes it."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Calls `write` with an open file and moves the result to `path`."""
+    with atomic_write(path) as file:
+        write(file)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_npz(path: str | Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    """A compressed .npz of plain arrays (no pickle)."""
+    pickled = [name for name, array in arrays.items() if array.dtype.hasobject]
+    if pickled:
+        raise TypeError(f"arrays must hold no Python objects, got some in {', '.join(pickled)}")
+    memory = io.BytesIO()
+    plain: dict[str, Any] = arrays
+    np.savez_compressed(memory, **plain)
+    write_bytes(path, lambda file: file.write(memory.getbuffer()))

@@ -1,0 +1,243 @@
+"""Every landmark format by its name: guessed from a file, read to a `LandmarkSet`, written from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pal_fast import _checks
+from pal_fast.landmarks import affectnet, rafdb, text_formats
+from pal_fast.landmarks.dlib_xml import read_dlib_xml, write_dlib_xml
+from pal_fast.landmarks.errors import LandmarkFileError, first_few
+from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, stem_of, without_extension
+from pal_fast.landmarks.mediapipe import COUNTS, ImageSize, read_mediapipe
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    Attributes:
+        describe: what it is, for help texts.
+        read_one: of a format with one file per image: (K, 2) float32 from a file.
+        pattern: how these files are called in a folder.
+        read_all: of a format with many images in a file.
+        write_one, write_all: the same for writing; None where the format cannot be written.
+        extension: of the files that `write_one` makes.
+    """
+
+    describe: str
+    read_one: Callable[[Path], np.ndarray] | None = None
+    pattern: str = ""
+    read_all: Callable[[Path], LandmarkSet] | None = None
+    write_one: Callable[[Path, np.ndarray], None] | None = None
+    write_all: Callable[[Path, LandmarkSet], None] | None = None
+    extension: str = ""
+
+
+def _affectnet_csv(path: Path) -> LandmarkSet:
+    rows = list(affectnet.read_csv(path))
+    points = np.stack([row.points for row in rows]) if rows else np.zeros((0, 68, 2), np.float32)
+    try:
+        return LandmarkSet(torch.from_numpy(points), tuple(row.name for row in rows))
+    except ValueError as error:
+        raise LandmarkFileError(path, None, "every image once", str(error)) from error
+
+
+FORMATS: Final[dict[str, Format]] = {
+    "npz": Format(
+        "the package's own: names, points, scores", read_all=load_npz, write_all=lambda path, marks: marks.save(path)
+    ),
+    "pts": Format(
+        "300-W .pts, one per image, pixels counted from 1",
+        text_formats.read_pts,
+        "*.pts",
+        write_one=text_formats.write_pts,
+        extension=".pts",
+    ),
+    "row-column": Format(
+        "68 lines row<TAB>column per image, a known dump for aligned RAF-DB",
+        text_formats.read_row_column,
+        "*.txt",
+        write_one=text_formats.write_row_column,
+        extension=".txt",
+    ),
+    "rafdb-auto": Format(
+        "RAF-DB Annotation/auto, 37 points in the original image", rafdb.read_auto, "*_auto_attri.txt"
+    ),
+    "rafdb-manual": Format(
+        "RAF-DB Annotation/manual, 5 points in the original image",
+        lambda path: rafdb.read_manual(path).points,
+        "*_manu_attri.txt",
+    ),
+    "affectnet-csv": Format("AffectNet list, 68 points in the full image", read_all=_affectnet_csv),
+    "affectnet-npy": Format("AffectNet *_lnd.npy, 68 points per image", affectnet.read_npy, "*_lnd.npy"),
+    "wflw": Format("WFLW list, 98 points", read_all=text_formats.read_wflw, write_all=text_formats.write_wflw),
+    "dlib-xml": Format("dlib imglab XML", read_all=read_dlib_xml, write_all=write_dlib_xml),
+    "mediapipe": Format("MediaPipe mesh, 468 or 478 normalised points, .json or .npy; needs the images' size"),
+}
+
+
+def guess_format(path: str | Path) -> str:
+    """The format of a file or folder, from its name and first lines.
+
+    Raises: FileNotFoundError; ValueError with the known formats.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no landmarks at {path}")
+    if path.is_dir():
+        for name in ("rafdb-auto", "rafdb-manual", "affectnet-npy", "pts", "row-column"):
+            if next(path.rglob(FORMATS[name].pattern), None) is not None:
+                return name
+        raise ValueError(f"{path} holds no landmark file; name its format: {', '.join(FORMATS)}")
+    by_suffix = {".npz": "npz", ".pts": "pts", ".csv": "affectnet-csv", ".xml": "dlib-xml", ".json": "mediapipe"}
+    if path.suffix.lower() in by_suffix:
+        return by_suffix[path.suffix.lower()]
+    if path.suffix == ".npy":
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        return "mediapipe" if len(shape) > 1 and shape[-2] in COUNTS else "affectnet-npy"
+    if path.suffix == ".txt":
+        if path.name.endswith("_auto_attri.txt"):
+            return "rafdb-auto"
+        if path.name.endswith("_manu_attri.txt"):
+            return "rafdb-manual"
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            return "wflw" if len(file.readline().split()) > 100 else "row-column"
+    raise ValueError(f"the format of {path} is not known from its name; name it: {', '.join(FORMATS)}")
+
+
+def read_landmark_set(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    images: str | Path | None = None,
+) -> LandmarkSet:
+    """Reads landmarks of any known format.
+
+    Args:
+        path: a file, or a folder of files with one image each (read in the order of their names).
+        format: one of `FORMATS`; None guesses.
+        image_size: (height, width) of all images, for normalised formats.
+        images: folder of the images, whose sizes are read from the files, for normalised formats.
+
+    Raises: LandmarkFileError with file, line and what was expected; FileNotFoundError; ValueError.
+    """
+    path = Path(path)
+    name = format or guess_format(path)
+    _checks.choice("format", name, tuple(FORMATS))
+    if not path.exists():
+        raise FileNotFoundError(f"no landmarks at {path}")
+    if name == "mediapipe":
+        return read_mediapipe(path, _image_sizes(image_size, images))
+    chosen = FORMATS[name]
+    if chosen.read_all is not None:
+        return chosen.read_all(path)
+    assert chosen.read_one is not None
+    if path.is_dir():
+        files = sorted(path.rglob(chosen.pattern))
+        if not files:
+            raise FileNotFoundError(f"no {chosen.pattern} under {path}")
+        names = tuple(file.relative_to(path).with_suffix("").as_posix() for file in files)
+    else:
+        files, names = [path], (stem_of(path.name),)
+    tables = _read_each(path, files, chosen.read_one)
+    counts: dict[int, list[str]] = {}
+    for table, file in zip(tables, names, strict=True):
+        counts.setdefault(len(table), []).append(file)
+    if len(counts) > 1:
+        odd = "; ".join(f"{len(of)} files with {count} ({first_few(of, 3)})" for count, of in sorted(counts.items()))
+        raise LandmarkFileError(path, None, "the same number of landmarks in every file", odd)
+    return LandmarkSet(torch.from_numpy(np.stack(tables)), names)
+
+
+def _read_each(path: Path, files: list[Path], read_one: Callable[[Path], np.ndarray]) -> list[np.ndarray]:
+    """Reads all files. One that fails raises its own error, several one summary."""
+    tables, failures = [], []
+    for file in files:
+        try:
+            tables.append(read_one(file))
+        except LandmarkFileError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        shown = "; ".join(str(error) for error in failures[:3])
+        raise LandmarkFileError(path, None, f"{len(files)} readable files", f"{len(failures)} that are not: {shown}")
+    return tables
+
+
+def read_landmarks(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    images: str | Path | None = None,
+) -> Tensor:
+    """The points of `read_landmark_set`: (N, K, 2) float32, (x, y) in pixels, integer = pixel centre, NaN missing."""
+    return read_landmark_set(path, format, image_size=image_size, images=images).points
+
+
+def write_landmarks(path: str | Path, landmarks: LandmarkSet, format: str = "npz") -> None:
+    """Writes landmarks: one file, or for formats with one file per image a folder of them.
+
+    A folder's files are written each in one piece, and only after all of `landmarks` has been found to fit the
+    format; images without any landmark get no file.
+
+    Raises: ValueError for a format that cannot be written, or cannot hold these landmarks.
+    """
+    _checks.choice("format", format, tuple(FORMATS))
+    chosen, path = FORMATS[format], Path(path)
+    if chosen.write_all is not None:
+        chosen.write_all(path, landmarks)
+        return
+    if chosen.write_one is None:
+        writable = [name for name, known in FORMATS.items() if known.write_one or known.write_all]
+        raise ValueError(f"format {format!r} can be read but not written; writable are {', '.join(writable)}")
+    if format == "row-column":
+        text_formats.check_row_column(landmarks)
+    files: dict[PurePosixPath, int] = {}
+    for row in landmarks.found.nonzero().flatten().tolist():
+        file = PurePosixPath(without_extension(landmarks.names[row]) + chosen.extension)
+        if file.is_absolute() or ".." in file.parts:
+            raise ValueError(f"the name {landmarks.names[row]!r} leads out of the folder {path}")
+        if file in files:
+            pair = f"{landmarks.names[files[file]]!r} and {landmarks.names[row]!r}"
+            raise ValueError(f"images {pair} would share the file {file}")
+        files[file] = row
+    for file, row in files.items():
+        target = path / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        chosen.write_one(target, landmarks.points[row].numpy())
+
+
+def _image_sizes(image_size: int | tuple[int, int] | None, images: str | Path | None) -> ImageSize:
+    if image_size is not None:
+        size = _checks.size_pair("image_size", image_size)
+        return lambda name: size
+    if images is None:
+        raise ValueError("normalised landmarks need image_size=(height, width), or images= with the images' folder")
+    folder = Path(images)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no images' folder at {folder}")
+    by_stem = {stem_of(file.name): file for file in sorted(folder.rglob("*")) if file.is_file()}
+
+    def size_of(name: str) -> tuple[int, int]:
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise ImportError("reading images' sizes needs Pillow: pip install 'pal_fast[explain]'") from error
+        file = folder / name if (folder / name).is_file() else by_stem.get(stem_of(name))
+        if file is None:
+            raise FileNotFoundError(f"no image {name!r} under {folder}")
+        with Image.open(file) as image:
+            return image.height, image.width
+
+    return size_of

@@ -1,0 +1,187 @@
+"""`LandmarkSet`: the landmarks of many images by name, in the package's own coordinates and file format."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pal_fast.landmarks.atomic import write_npz
+from pal_fast.landmarks.errors import LandmarkFileError, first_few
+
+#: What annotation files put behind the name of their image.
+_ANNOTATION_SUFFIXES = ("_aligned", "_auto_attri", "_manu_attri", "_boundingbox", "_lnd", "_exp")
+
+
+#: What numpy raises for a file that is not an .npz, is cut off, or is an .npy.
+_NOT_AN_NPZ = (ValueError, TypeError, AttributeError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error)
+
+#: Extensions of images and of files with the landmarks of one image. Any other dot belongs to the name.
+_EXTENSIONS: Final = frozenset(
+    {
+        *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"),
+        *(".txt", ".pts", ".npy", ".json"),
+    }
+)
+
+
+def without_extension(name: str) -> str:
+    """The path of an image without the extension of an image or landmark file, with forward slashes."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return str(path.with_suffix("")) if path.suffix.lower() in _EXTENSIONS else str(path)
+
+
+def stem_of(name: str) -> str:
+    """The name of an image without folder, extension and what RAF-DB and AffectNet append to it."""
+    stem = PurePosixPath(without_extension(name)).name
+    for suffix in _ANNOTATION_SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return stem
+
+
+def _where_unique(names: Iterable[str]) -> dict[str, int]:
+    """Where each name stands; -1 for one that stands in several places."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        places[name] = -1 if name in places else place
+    return places
+
+
+@dataclass(frozen=True)
+class LandmarkSet:
+    """Landmarks of N images, K each.
+
+    Attributes:
+        points: (N, K, 2) float32, (x, y) in pixels of the image, an integer being the centre of a pixel, NaN
+            where a landmark is missing; all NaN for an image in which no face was found.
+        names: N names, each an image's path relative to the images' folder, or its stem.
+        scores: (N, K) float32, the confidence of each landmark, NaN where unknown; or None.
+    """
+
+    points: Tensor
+    names: tuple[str, ...]
+    scores: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        points = torch.as_tensor(self.points, dtype=torch.float32)
+        if points.ndim != 3 or points.shape[-1] != 2:
+            raise ValueError(f"points must have shape (N, K, 2), got {tuple(points.shape)}")
+        if len(self.names) != len(points):
+            raise ValueError(f"names must hold {len(points)} names, one for each image, got {len(self.names)}")
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "names", tuple(self.names))
+        if len(set(self.names)) < len(self.names):
+            twice = [name for name, times in Counter(self.names).items() if times > 1]
+            raise ValueError(f"names must differ, got {len(twice)} names more than once: {first_few(twice)}")
+        if self.scores is not None:
+            scores = torch.as_tensor(self.scores, dtype=torch.float32)
+            if scores.shape != points.shape[:2]:
+                raise ValueError(f"scores must have shape {tuple(points.shape[:2])}, got {tuple(scores.shape)}")
+            object.__setattr__(self, "scores", scores)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def found(self) -> Tensor:
+        """(N,) bool: whether the image has any landmark."""
+        return self.points.isfinite().all(-1).any(-1)
+
+    def find(self, names: Iterable[str]) -> Tensor:
+        """For each image's name, the row that belongs to it, or -1.
+
+        A name matches its own spelling first, then the one without extension, then its bare stem (without
+        folder and the suffixes of annotation files) where only one row and only one of `names` has that stem.
+
+        Returns: int64, one per name.
+        """
+        wanted = list(names)
+        rows = [-1] * len(wanted)
+        for spelling in (str, without_extension, stem_of):
+            asked = [spelling(name) for name in wanted]
+            held = _where_unique(spelling(name) for name in self.names)
+            once = _where_unique(asked)
+            for index, name in enumerate(asked):
+                if rows[index] < 0 and (spelling is str or once[name] >= 0):
+                    rows[index] = held.get(name, -1)
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def select(self, rows: Sequence[int] | Tensor) -> LandmarkSet:
+        """The images of these rows, in this order."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        scores = None if self.scores is None else self.scores[index]
+        return LandmarkSet(self.points[index], tuple(self.names[row] for row in index.tolist()), scores)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the package's own .npz (arrays `names`, `points`, `scores`; no pickle), whole or not at all."""
+        scores = torch.full(self.points.shape[:2], torch.nan) if self.scores is None else self.scores
+        names = np.array(self.names or [""], dtype=np.str_)[: len(self.names)]
+        write_npz(path, {"names": names, "points": self.points.numpy(), "scores": scores.numpy()})
+
+
+def load_npz(path: str | Path) -> LandmarkSet:
+    """Reads what `LandmarkSet.save` wrote. Raises LandmarkFileError for any other content."""
+    expected = "an .npz with arrays names (N,), points (N, K, 2) and scores (N, K), no pickle"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in ("names", "points") if name not in archive.files]
+            if missing:
+                raise LandmarkFileError(path, None, expected, f"no array {first_few(missing)} among {archive.files}")
+            names, points = archive["names"], archive["points"]
+            scores = archive["scores"] if "scores" in archive.files else None
+    except _NOT_AN_NPZ as error:
+        if isinstance(error, (LandmarkFileError, FileNotFoundError, PermissionError)):
+            raise
+        raise LandmarkFileError(path, None, expected, f"a file that cannot be read as one ({error})") from error
+    if points.ndim != 3 or points.shape[-1] != 2 or points.dtype.kind != "f" or len(names) != len(points):
+        raise LandmarkFileError(path, None, expected, f"points {points.shape} {points.dtype} for {len(names)} names")
+    if scores is not None and (scores.shape != points.shape[:2] or np.isnan(scores).all()):
+        scores = None
+    try:
+        return LandmarkSet(
+            torch.from_numpy(points.astype(np.float32)),
+            tuple(str(name) for name in names),
+            None if scores is None else torch.from_numpy(scores.astype(np.float32)),
+        )
+    except ValueError as error:
+        raise LandmarkFileError(path, None, expected, str(error)) from error
+
+
+def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
+    """One set of all, in the order of names. An image may be in several only with `overlap` (the last one wins).
+
+    Raises: ValueError for no set, different numbers of landmarks, or images that are in several sets.
+    """
+    if not sets:
+        raise ValueError("sets must hold at least one LandmarkSet, got none")
+    counts = sorted({part.points.shape[1] for part in sets})
+    if len(counts) > 1:
+        raise ValueError(f"sets must agree in their number of landmarks, got {counts}")
+    rows: dict[str, tuple[int, int]] = {}
+    twice = []
+    for number, part in enumerate(sets):
+        for row, name in enumerate(part.names):
+            if name in rows:
+                twice.append(name)
+            rows[name] = (number, row)
+    if twice and not overlap:
+        raise ValueError(f"{len(twice)} images are in more than one set: {first_few(twice)}")
+    order = sorted(rows)
+    points = [sets[number].points[row] for number, row in (rows[name] for name in order)]
+    merged = torch.stack(points) if points else sets[0].points
+    if all(part.scores is None for part in sets):
+        return LandmarkSet(merged, tuple(order))
+    unknown = torch.full((counts[0],), torch.nan)
+    scores = []
+    for number, row in (rows[name] for name in order):
+        known = sets[number].scores
+        scores.append(unknown if known is None else known[row])
+    return LandmarkSet(merged, tuple(order), torch.stack(scores) if scores else sets[0].scores)

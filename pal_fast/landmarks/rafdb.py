@@ -1,0 +1,139 @@
+"""RAF-DB's annotation files, and the transform from its original images to the aligned 100x100 crops.
+
+The data set's readme: `auto/*_auto_attri.txt` holds 37 points of Face++ "(x, y)" a row; `manual/*_manu_attri.txt`
+five points (eyes' centres, tip of the nose, mouth corners), then gender, race and age; all in pixels of
+`Image/original`. Aligned images come from "similarity transformation according to the two eye locations and the
+center of mouth" and are "then resized to 100*100".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pal_fast.landmarks.errors import LandmarkFileError, numbers
+from pal_fast.landmarks.geometry import fit_similarity, transform_points
+from pal_fast.landmarks.landmark_set import stem_of
+from pal_fast.landmarks.text_formats import Array, read_lines
+
+ALIGNED_SIZE: Final = 100
+
+#: Where the two eyes and the centre of the mouth lie in an aligned image, (x, y). RAF-DB does not publish them:
+#: these are an assumption (0.286, 0.714 and 0.5 of the width at 0.4 and 0.714 of the height).
+#: `measure_template` measures them on a copy at hand.
+TEMPLATE: Final[tuple[tuple[float, float], ...]] = ((28.1, 39.5), (70.9, 39.5), (49.5, 70.9))
+
+_ATTRIBUTES = (("gender", range(3)), ("race", range(3)), ("age", range(5)))
+
+
+@dataclass(frozen=True)
+class Manual:
+    """What RAF-DB's annotators wrote for one image.
+
+    Attributes:
+        points: (5, 2) float32, (x, y) in the original image: right and left eye (as one sees the picture: left
+            and right), nose, mouth corners.
+        gender: 0 male, 1 female, 2 unsure.
+        race: 0 Caucasian, 1 African-American, 2 Asian.
+        age: 0 to 4 for 0-3, 4-19, 20-39, 40-69, 70+ years.
+    """
+
+    points: Array
+    gender: int
+    race: int
+    age: int
+
+
+def _point(line: str, path: Path, number: int) -> list[float]:
+    pair = numbers(line, path, number, "a point, x y")
+    if len(pair) != 2:
+        raise LandmarkFileError(path, number, "a point, x y", f"{len(pair)} numbers")
+    return pair
+
+
+def read_auto(path: str | Path) -> Array:
+    """`*_auto_attri.txt`. Returns (37, 2) float32, (x, y) in the original image."""
+    path = Path(path)
+    points = [_point(line, path, number) for number, line in read_lines(path)]
+    if len(points) != 37:
+        raise LandmarkFileError(path, None, "37 rows of x y", f"{len(points)}")
+    return np.asarray(points, np.float32)
+
+
+def read_manual(path: str | Path) -> Manual:
+    """`*_manu_attri.txt`: five points, then gender, race and age, one a line."""
+    path = Path(path)
+    lines = read_lines(path)
+    if len(lines) != 8:
+        raise LandmarkFileError(path, None, "8 lines: 5 points, gender, race, age", f"{len(lines)}")
+    points = [_point(line, path, number) for number, line in lines[:5]]
+    attributes = []
+    for (number, line), (name, allowed) in zip(lines[5:], _ATTRIBUTES, strict=True):
+        expected = f"{name}, a whole number from 0 to {allowed[-1]}"
+        values = numbers(line, path, number, expected)
+        if len(values) != 1 or values[0] not in allowed:
+            raise LandmarkFileError(path, number, expected, repr(line.strip()))
+        attributes.append(int(values[0]))
+    return Manual(np.asarray(points, np.float32), *attributes)
+
+
+def read_box(path: str | Path) -> tuple[float, float, float, float]:
+    """`*_boundingbox.txt`: (left, top, right, bottom) in pixels of the original image."""
+    path = Path(path)
+    expected = "four numbers: left top right bottom"
+    lines = read_lines(path)
+    values = [value for number, line in lines for value in numbers(line, path, number, expected)]
+    if len(values) != 4 or values[2] <= values[0] or values[3] <= values[1]:
+        raise LandmarkFileError(path, lines[0][0] if lines else None, expected, f"{values}")
+    return values[0], values[1], values[2], values[3]
+
+
+def anchors(points: Tensor) -> Tensor:
+    """What RAF-DB aligns by: the eyes and the centre of the mouth. (..., 5, 2) -> (..., 3, 2)."""
+    return torch.stack([points[..., 0, :], points[..., 1, :], (points[..., 3, :] + points[..., 4, :]) / 2], -2)
+
+
+def aligned_transform(manual_points: Tensor, template: Tensor | None = None) -> Tensor:
+    """The similarity transform from an original image to its aligned 100x100 crop.
+
+    Args:
+        manual_points: (..., 5, 2), the manual points in the original image.
+        template: (3, 2), where eyes and mouth lie in an aligned image; None for `TEMPLATE`.
+
+    Returns: (..., 2, 3), for `transform_points`.
+    """
+    wanted = torch.tensor(TEMPLATE) if template is None else template
+    source = anchors(manual_points)
+    return fit_similarity(source, wanted.to(source).expand_as(source))
+
+
+def read_aligned(
+    annotation: str | Path, names: list[str], kind: str = "auto", template: Tensor | None = None
+) -> Tensor:
+    """The 37 (`kind="auto"`) or 5 ("manual") points of images in the frame of their aligned crops.
+
+    Args:
+        annotation: RAF-DB's folder `Annotation`.
+        names: images' names, `train_00001.jpg`, `train_00001_aligned.jpg` or `train_00001`.
+        template: see `aligned_transform`.
+
+    Returns: (N, 37 or 5, 2) float32, (x, y) in pixels of the aligned image.
+    """
+    folder = Path(annotation)
+    stems = [stem_of(name) for name in names]
+    manual = torch.stack(
+        [torch.from_numpy(read_manual(folder / "manual" / f"{stem}_manu_attri.txt").points) for stem in stems]
+    )
+    points = manual
+    if kind == "auto":
+        points = torch.stack(
+            [torch.from_numpy(read_auto(folder / "auto" / f"{stem}_auto_attri.txt")) for stem in stems]
+        )
+    elif kind != "manual":
+        raise ValueError(f"kind must be 'auto' or 'manual', got {kind!r}")
+    return transform_points(points.double(), aligned_transform(manual.double(), template)).float()

@@ -1,0 +1,137 @@
+"""Readers of plain-text landmarks: 300-W .pts, WFLW lists, and dumps of one "row<TAB>column" a line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pal_fast.landmarks.atomic import write_text
+from pal_fast.landmarks.errors import LandmarkFileError, first_few, numbers
+from pal_fast.landmarks.landmark_set import LandmarkSet
+
+Array = np.ndarray
+
+#: 300-W counts pixels from 1 ("the coordinates of the top left pixel are x=1, y=1", its web page says).
+PTS_ORIGIN = 1.0
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LandmarkFileError(path, None, "a text file in UTF-8", f"other bytes at {error.start}") from error
+    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def read_pts(path: str | Path) -> Array:
+    """300-W / menpo .pts: `version: 1`, `n_points: K`, `{`, K lines `x y`, `}`; the first pixel is 1.
+
+    Returns: (K, 2) float32, (x, y), integer = pixel centre (1 is subtracted).
+    """
+    path = Path(path)
+    lines = read_lines(path)
+    try:
+        opening = next(i for i, (_, line) in enumerate(lines) if line.strip() == "{")
+        closing = next(i for i, (_, line) in enumerate(lines) if line.strip() == "}")
+    except StopIteration:
+        raise LandmarkFileError(path, None, "points between lines '{' and '}'", "no such block") from None
+    declared = None
+    for number, line in lines[:opening]:
+        match = re.match(r"n_points\s*:\s*(\d+)\s*$", line.strip(), re.IGNORECASE)
+        declared = int(match[1]) if match else declared
+        if not match and not re.match(r"version\s*:", line.strip(), re.IGNORECASE):
+            raise LandmarkFileError(path, number, "'version: 1' or 'n_points: K'", repr(line.strip()[:60]))
+    points = []
+    for number, line in lines[opening + 1 : closing]:
+        pair = numbers(line, path, number, "two numbers, x y")
+        if len(pair) != 2:
+            raise LandmarkFileError(path, number, "two numbers, x y", f"{len(pair)} numbers")
+        points.append(pair)
+    if declared is not None and declared != len(points):
+        raise LandmarkFileError(path, None, f"{declared} points (n_points)", f"{len(points)} points")
+    if not points:
+        raise LandmarkFileError(path, None, "at least one point between '{' and '}'", "none")
+    return (np.asarray(points) - PTS_ORIGIN).astype(np.float32)
+
+
+def write_pts(path: str | Path, points: Array) -> None:
+    """(K, 2), (x, y), integer = pixel centre, as a .pts; NaN stays `nan`."""
+    body = "\n".join(f"{x:.6f} {y:.6f}" for x, y in np.asarray(points, np.float64) + PTS_ORIGIN)
+    write_text(path, f"version: 1\nn_points: {len(points)}\n{{\n{body}\n}}\n")
+
+
+def read_row_column(path: str | Path, count: int | None = 68) -> Array:
+    """One `row<TAB>column` a line, in this order, pixels counted from 0: a known dump for aligned RAF-DB.
+
+    Args: count: how many lines are wanted; None for any.
+    Returns: (K, 2) float32, (x, y): the two columns swapped.
+    """
+    path = Path(path)
+    points = []
+    for number, line in read_lines(path):
+        pair = numbers(line.replace(",", " "), path, number, "row<TAB>column, two numbers")
+        if len(pair) != 2:
+            raise LandmarkFileError(path, number, "row<TAB>column, two numbers", f"{len(pair)} numbers")
+        points.append((pair[1], pair[0]))
+    if not points or (count is not None and len(points) != count):
+        wanted = "at least one line" if count is None else f"{count} lines"
+        raise LandmarkFileError(path, None, f"{wanted} of row<TAB>column", f"{len(points)}")
+    return np.asarray(points, np.float32)
+
+
+def check_row_column(landmarks: LandmarkSet) -> None:
+    """Raises ValueError for images of which some landmarks are missing: whole pixels cannot say so."""
+    partial = landmarks.found & ~landmarks.points.isfinite().all(-1).all(-1)
+    if partial.any():
+        names = [landmarks.names[row] for row in partial.nonzero().flatten().tolist()]
+        raise ValueError(
+            f"row/column files hold whole pixels, so the landmarks missing in {len(names)} images cannot be "
+            f"written: {first_few(names)}"
+        )
+
+
+def write_row_column(path: str | Path, points: Array) -> None:
+    """(K, 2), (x, y), all finite, as `row<TAB>column` lines rounded to whole pixels."""
+    write_text(path, "".join(f"{round(float(y))}\t{round(float(x))}\n" for x, y in points))
+
+
+#: A WFLW line: 98 points, then (in the lists with rectangles and attributes) 4 corners and 6 flags, the image.
+_WFLW_NUMBERS = {98 * 2: "196 coordinates", 98 * 2 + 4 + 6: "196 coordinates, 4 corners and 6 attributes"}
+
+
+def read_wflw(path: str | Path) -> LandmarkSet:
+    """A WFLW list: per line 98 points `x y`, optionally rectangle and attributes, and the image's path.
+
+    Returns: a set of K = 98. Names are the images' paths; an image with several faces keeps its first.
+    """
+    path = Path(path)
+    points: dict[str, list[float]] = {}
+    expected = "196 coordinates (98 points), optionally 4 corners and 6 attributes, and an image's path"
+    for number, line in read_lines(path):
+        words = line.split()
+        if len(words) - 1 not in _WFLW_NUMBERS:
+            raise LandmarkFileError(path, number, expected, f"{len(words)} words")
+        values = numbers(" ".join(words[:-1]), path, number, expected)
+        points.setdefault(words[-1], values[: 98 * 2])
+    if not points:
+        raise LandmarkFileError(path, None, expected, "no line")
+    table = torch.tensor(list(points.values()), dtype=torch.float32).view(-1, 98, 2)
+    return LandmarkSet(table, tuple(points))
+
+
+def write_wflw(path: str | Path, landmarks: LandmarkSet) -> None:
+    """A WFLW list without rectangles and attributes. Raises ValueError unless K is 98 and every name one word."""
+    if landmarks.points.shape[1] != 98:
+        raise ValueError(f"a WFLW list holds 98 points for each image, got {landmarks.points.shape[1]}")
+    broken = next((name for name in landmarks.names if len(name.split()) != 1), None)
+    if broken is not None:
+        raise ValueError(f"a WFLW list separates by spaces, so it cannot hold the name {broken!r}")
+    rows = (
+        " ".join(f"{value:.6f}" for value in points.flatten().tolist()) + f" {name}\n"
+        for points, name in zip(landmarks.points, landmarks.names, strict=True)
+    )
+    write_text(path, "".join(rows))
