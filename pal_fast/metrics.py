@@ -2,12 +2,15 @@
 
     metrics = pal_fast.metrics.alignment_metrics()
     for images, landmarks in loader:
-        metrics.update(attribution_maps, heatmaps)      # (B, H, W) each
+        maps, logits = pal_fast.attribute(model, "layer3", images)           # (B, H, W)
+        size, image_size = maps.shape[1:], images.shape[2:]
+        metrics.update(maps, pal_fast.landmark_heatmap(landmarks, size, image_size=image_size))
     metrics.compute()                                   # {"pearson": ..., "energy_pointing_game": ..., ...}
+    metrics["pointing_game"].counts()                   # samples that were scored, and samples that cannot be
 
 Each is a `torchmetrics.Metric` and averages a score per sample. A sample whose score is undefined (an empty
-mask, a flat map, a value that is not finite) is left out of the average and counted in `metric.undefined`; it is
-never a hit and never a miss. With no defined sample `compute()` is NaN.
+mask, a flat map, a value that is not finite) is left out of the average and counted; it is never a hit and never a
+miss. With no defined sample `compute()` is NaN.
 
 Maps are compared where they are: resize one of the two beforehand, or build the heatmap at the map's size.
 """
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pal_fast import _checks
 from pal_fast.reference import computing_dtype, standardise
 
 try:
@@ -74,10 +78,16 @@ class AlignmentMetric(Metric):
 
         Args:
             attribution: (B, H, W) float, as from `pal_fast.attribution_map`.
-            heatmap: (B, H, W) float or bool, at the same size; a mask is a heatmap of zeros and ones.
+            heatmap: (B, H, W) of any real dtype, at the same size; a mask is a heatmap of zeros and ones.
 
-        Raises: ValueError where the shapes are not that.
+        Raises: TypeError, ValueError naming the argument, unless both are such maps on the metric's device.
         """
+        for name, given in (("attribution", attribution), ("heatmap", heatmap)):
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{name} must be a tensor of shape (B, H, W), got {_checks.describe(given)}")
+            if given.is_complex():
+                raise TypeError(f"{name} must hold real numbers, got {given.dtype}")
+            _checks.on_device(name, given, "the metric", self.total.device)
         if attribution.ndim != 3 or attribution.shape != heatmap.shape:
             raise ValueError(
                 "attribution and heatmap must be (B, H, W) and of one shape, "
@@ -98,6 +108,11 @@ class AlignmentMetric(Metric):
     def compute(self) -> Tensor:
         """The mean over the defined samples, 0-dim float64; NaN without any."""
         return self.total / self.defined
+
+    def counts(self) -> tuple[int, int]:
+        """How many samples were defined and how many undefined, over all processes: each of them must call this."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return int(self.defined), int(self.undefined)
 
 
 class PearsonCorrelation(AlignmentMetric):
@@ -166,16 +181,20 @@ class PointingGame(_Masked):
 class RelevanceRankAccuracy(_Masked):
     """Of the k strongest cells, the share that lies in the mask, where k is the size of the mask.
 
-    Arras et al., Information Fusion 2022. Undefined where the mask is empty or the map is constant.
+    Arras et al., Information Fusion 2022. Where the k-th strongest value is tied (a map with many zeros), this is
+    the mean over all ways to break the tie, so that no corner of the map is preferred. Undefined where the mask is
+    empty or the map is constant.
     """
 
     def scores(self, attribution: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
-        mask = self.mask(heatmap).flatten(1)
+        mask = self.mask(heatmap).flatten(1)  # (B, N)
         values = attribution.flatten(1)
-        order = values.argsort(dim=1, descending=True, stable=True)
-        size = mask.sum(1, keepdim=True)
-        first = torch.arange(values.shape[1], device=values.device) < size
-        inside = (mask.gather(1, order) & first).sum(1)
+        size = mask.sum(1, keepdim=True)  # (B, 1), k
+        least = values.sort(dim=1, descending=True).values.gather(1, (size - 1).clamp(min=0))
+        above, tied = values > least, values == least
+        open_places = (size - above.sum(1, keepdim=True)).to(values)
+        share = open_places / tied.sum(1, keepdim=True)  # of the tied cells that are among the k
+        inside = (above & mask).sum(1) + share[:, 0] * (tied & mask).sum(1)
         varies = (values != values[:, :1]).any(1)
         return inside / size[:, 0].to(values), (size[:, 0] > 0) & varies
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,50 +127,142 @@ def test_half_precision_is_scored_in_float32(maps: tuple[Tensor, Tensor]) -> Non
     assert half.compute() == rounded.compute()
 
 
-def test_shapes_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"\(B, H, W\).*\(2, 1, 3, 3\)"):
-        metrics.PointingGame().update(torch.ones(2, 1, 3, 3), torch.ones(2, 3, 3))
-    with pytest.raises(ValueError, match="mask_threshold"):
-        metrics.PointingGame(mask_threshold=1.0)
-
-
 def _worker(rank: int, directory: str, attribution: Tensor, mask: Tensor) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
-    metric = metrics.RelevanceRankAccuracy()
+    collection = metrics.alignment_metrics()
     share = slice(0, 5) if rank == 0 else slice(5, None)  # uneven on purpose
-    metric.update(attribution[share], mask[share])
-    torch.save(metric.compute(), f"{directory}/{rank}.pt")
+    collection.update(attribution[share], mask[share])
+    counts = {name: metric.counts() for name, metric in collection.items()}
+    own = int(collection["pearson"].defined) + int(collection["pearson"].undefined)
+    torch.save((dict(collection.compute()), counts, own), f"{directory}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_agree_with_one(maps: tuple[Tensor, Tensor], tmp_path: Any) -> None:
     attribution, mask = maps
-    alone = metrics.RelevanceRankAccuracy()
+    mask[:2] = 0  # both in the first process
+    alone = metrics.alignment_metrics()
     alone.update(attribution, mask)
+    wanted = {name: value.item() for name, value in alone.compute().items()}
     torch.multiprocessing.spawn(_worker, (str(tmp_path), attribution, mask), nprocs=2)
-    for rank in (0, 1):
-        assert torch.load(tmp_path / f"{rank}.pt").item() == pytest.approx(alone.compute().item(), abs=1e-12)
+    for rank, share in enumerate((5, 7)):
+        values, counts, own = torch.load(tmp_path / f"{rank}.pt")
+        assert {name: value.item() for name, value in values.items()} == pytest.approx(wanted, abs=1e-12)
+        assert counts == dict.fromkeys(ALL, (10, 2)), "not counted over both processes"
+        assert own == share, "counting left the other process's samples in this one's state"
+
+
+QUANTUS = json.loads((Path(__file__).parent / "quantus.json").read_text())
+
+
+@pytest.mark.parametrize("name", QUANTUS["scores"])
+def test_agrees_with_the_figures_that_quantus_gave(name: str) -> None:
+    """The figures of tests/metrics/quantus.json come from Quantus itself, through support/quantus_figures.py."""
+    for a, m, wanted in zip(QUANTUS["attribution"], QUANTUS["mask"], QUANTUS["scores"][name], strict=True):
+        metric = metrics.alignment_metrics()[name]
+        metric.update(torch.tensor([a]), torch.tensor([m]))
+        assert metric.counts() == (1, 0)
+        assert metric.compute().item() == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", QUANTUS["scores"])
+def test_agrees_with_quantus_itself_where_both_are_defined(name: str, maps: tuple[Tensor, Tensor]) -> None:
+    pytest.importorskip(
+        "quantus", reason="Quantus is not installed; its kept figures were compared", exc_type=ImportError
+    )
+    from support.quantus_figures import judged
+
+    attribution, mask = maps
+    attribution = attribution.abs() + 0.01
+    theirs = judged(name, attribution.numpy(), mask.bool().numpy())
+    ours = metrics.alignment_metrics()[name]
+    ours.update(attribution, mask)
+    assert ours.compute().item() == pytest.approx(np.mean(theirs), abs=1e-6)
+
+
+def test_an_empty_mask_is_a_hit_for_quantus_and_undefined_here() -> None:
+    assert QUANTUS["score_of_an_empty_mask"]["pointing_game"] == "1.0"  # NaN written into a boolean array
+    metric = metrics.PointingGame()
+    metric.update(torch.tensor(QUANTUS["attribution"][:1]), torch.zeros(1, 5, 6))
+    assert metric.counts() == (0, 1)
+    assert metric.compute().isnan()
+
+
+@pytest.mark.parametrize("corner", [0, -1])
+def test_tied_cells_share_the_places_that_are_left(corner: int) -> None:
+    """One strong cell in the mask, two more places among eight zeros of which two are in it: 1 + 2 * 2 / 8 of 3."""
+    attribution, mask = torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)
+    attribution[0, 1, 1] = 5.0
+    mask[0, 1, 1] = mask[0, corner, corner] = mask[0, corner, 1] = 1
+    metric = metrics.RelevanceRankAccuracy()
+    metric.update(attribution, mask)
+    assert metric.compute().item() == pytest.approx((1 + 2 * 2 / 8) / 3)
+
+
+def test_a_soft_mask_weighs_the_energy() -> None:
+    attribution = torch.tensor([[[3.0, 1.0], [-7.0, 0.0]]])
+    heatmap = torch.tensor([[[2.0, 1.0], [4.0, 0.0]]])
+    metric = metrics.EnergyPointingGame()
+    metric.update(attribution, heatmap)
+    assert metric.compute().item() == pytest.approx((3 * 0.5 + 1 * 0.25) / 4)
+
+
+@pytest.mark.parametrize(("threshold", "wanted"), [(0.0, 2 / 4), (0.3, 2 / 3), (0.45, 1 / 3), (0.5, 0 / 3)])
+def test_iou_thresholds_are_shares_of_the_maximum(threshold: float, wanted: float) -> None:
+    attribution = torch.tensor([[[10.0, 4.0, 2.0, 5.0]]])  # strictly above it: 4, 3, 2 and 1 cells
+    mask = torch.tensor([[[0.0, 1.0, 0.0, 1.0]]])
+    metric = metrics.IntersectionOverUnion(threshold=threshold)
+    metric.update(attribution, mask)
+    assert metric.compute().item() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
-    ("name", "quantus_name"),
+    ("attribution", "heatmap", "error", "words"),
     [
-        ("pointing_game", "PointingGame"),
-        ("relevance_rank_accuracy", "RelevanceRankAccuracy"),
-        ("energy_pointing_game", "RelevanceMassAccuracy"),
+        ([[1.0]], torch.ones(1, 1, 1), TypeError, "attribution must be a tensor"),
+        (torch.ones(1, 2, 2), np.ones((1, 2, 2)), TypeError, "heatmap must be a tensor"),
+        (torch.ones(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.complex64), TypeError, "heatmap must hold real"),
+        (torch.ones(1, 2, 2), torch.ones(1, 4, 4), ValueError, "of one shape"),
+        (torch.ones(2, 1, 3, 3), torch.ones(2, 3, 3), ValueError, r"\(B, H, W\).*\(2, 1, 3, 3\)"),
+        (torch.ones(1, 0, 2), torch.ones(1, 0, 2), ValueError, "at least one cell"),
+        (
+            torch.ones(1, 2, 2, device="meta"),
+            torch.ones(1, 2, 2),
+            ValueError,
+            "attribution is on meta.*metric is on cpu",
+        ),
     ],
 )
-def test_agrees_with_quantus_where_both_are_defined(name: str, quantus_name: str, maps: tuple[Tensor, Tensor]) -> None:
-    quantus = pytest.importorskip("quantus", reason="the comparison needs Quantus", exc_type=ImportError)
+def test_bad_maps_are_refused(attribution: Any, heatmap: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        metrics.PointingGame().update(attribution, heatmap)
+
+
+@pytest.mark.parametrize("name", ["threshold", "mask_threshold"])
+@pytest.mark.parametrize("value", [1.0, -0.1, math.nan])
+def test_bad_thresholds_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        metrics.IntersectionOverUnion(**{name: value})
+
+
+def test_an_empty_batch_adds_nothing(maps: tuple[Tensor, Tensor]) -> None:
     attribution, mask = maps
-    attribution = attribution.abs() + 0.01
-    theirs = getattr(quantus, quantus_name)(
-        abs=False, normalise=False, disable_warnings=True, display_progressbar=False
-    )
-    judged = [
-        theirs.evaluate_instance(a=a, s=s)
-        for a, s in zip(attribution.numpy()[:, None], mask.bool().numpy()[:, None], strict=True)
-    ]
-    ours = metrics.alignment_metrics()[name]
-    ours.update(attribution, mask)
-    assert ours.compute().item() == pytest.approx(np.mean(judged, dtype=float), abs=1e-6)
+    collection = metrics.alignment_metrics()
+    collection.update(attribution, mask)
+    before = dict(collection.compute())
+    collection.update(attribution[:0], mask[:0])
+    assert dict(collection.compute()) == before
+    assert collection["iou"].counts() == (12, 0)
+
+
+def test_the_collections_metrics_are_the_literatures_names_in_one_call(maps: tuple[Tensor, Tensor]) -> None:
+    batch_value = metrics.alignment_metrics()(*maps)
+    assert list(batch_value) == list(ALL)
+    assert set(ALL) == {
+        "pearson",
+        "cosine",
+        "energy_pointing_game",
+        "pointing_game",
+        "relevance_rank_accuracy",
+        "iou",
+    }
