@@ -42,4 +42,4 @@ def test_one_place_defines_the_version():
 
 def test_the_extras_that_the_docs_name_exist():
     extras = {line.split("extra ==")[1].strip(" \"'") for line in requires("pal_fast") or [] if "extra ==" in line}
-    assert {"explain", "landmarks", "train", "metrics", "test", "lint"} <= extras
+    assert {"explain", "landmarks", "train", "metrics", "test", "lint", "docs"} <= extras
