@@ -1,0 +1,84 @@
+"""The public names and signatures are those of the specification (DESIGN, section 3), word for word."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+import torch
+
+import pal_fast
+
+SIGNATURES = {
+    "PALLoss": """model, layer, *, attribution="grad_input", absolute=True, channels="mean", channel_count=None,
+        score="pearson", scale="sum", target="sum", image_size=None, sigma=None, combine="sum", normalize="none",
+        regions=None, weight=1.0, reduction="mean", second_order="exact", backend=None""",
+    "PALLoss.forward": """self, logits, landmarks=None, *, heatmap=None, labels=None, visible=None,
+        sample_weight=None""",
+    "pal_loss": """activation, gradient, heatmap=None, *, landmarks=None, image_size=None, visible=None, weights=None,
+        sample_weight=None, attribution="grad_input", absolute=True, channels="mean", channel_count=None,
+        score="pearson", scale="sum", sigma=None, combine="sum", normalize="none", reduction="mean", backend=None""",
+    "attribution_map": """activation, gradient, *, attribution="grad_input", absolute=True, channels="mean",
+        channel_count=None""",
+    "landmark_heatmap": """landmarks, size, *, image_size=None, sigma=None, visible=None, weights=None, combine="sum",
+        normalize="none", backend=None""",
+    "backends": "",
+}
+
+#: Beyond the specification: how a first-order engine finds the head, and how a layer's output is laid out.
+ADDED = {"PALLoss": {"head": None, "layout": "auto"}}
+
+
+def parameters(function: object) -> list[tuple[str, object, object]]:
+    """Name, kind and default of each parameter."""
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]  # type: ignore[arg-type]
+
+
+def specified(text: str) -> list[tuple[str, object, object]]:
+    names: dict[str, object] = {}
+    exec(f"def function({text}): ...", names)
+    return parameters(names["function"])
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_the_specification(name):
+    function: object = pal_fast
+    for part in name.split("."):
+        function = getattr(function, part)
+    added = ADDED.get(name, {})
+    given = parameters(function)
+    assert [p for p in given if p[0] not in added] == specified(SIGNATURES[name])
+    assert {p[0]: p[2] for p in given if p[0] in added} == added
+
+
+def test_the_public_names_are_these():
+    assert set(pal_fast.__all__) == {
+        *(name for name in SIGNATURES if "." not in name),
+        *("data", "landmarks", "metrics", "visualize"),
+        *("BackendStatus", "__version__", "attribute"),
+    }
+
+
+@pytest.mark.parametrize("room", ["landmarks", "visualize", "metrics"])
+def test_the_rooms_of_the_package_exist(room):
+    if room == "metrics":
+        pytest.importorskip("torchmetrics", reason="the metrics need torchmetrics")
+    module = getattr(pal_fast, room)
+    assert module is importlib.import_module(f"pal_fast.{room}")
+    for name in module.__all__:
+        assert getattr(module, name).__doc__ or not callable(getattr(module, name)), f"{room}.{name} has no docstring"
+
+
+def test_backends_are_the_four_and_each_says_why_it_cannot_run():
+    found = pal_fast.backends()
+    assert list(found) == ["cuda", "cpu", "triton", "reference"]
+    assert all(status.detail for status in found.values())
+    assert found["reference"].available
+    assert found["cpu"].available, found["cpu"].detail
+    assert found["cuda"].available <= torch.cuda.is_available()
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="palloss"):
+        pal_fast.palloss  # noqa: B018
