@@ -10,6 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: The longest side of an image or a map: the operators take sizes as 32-bit numbers.
+MOST_PIXELS = 2**31 - 1
+
+
+class NotReadyError(RuntimeError, ValueError):
+    """A call at the wrong moment, or with tensors of another one: nothing was captured, or nothing can be
+    differentiated. A RuntimeError by Python's custom, and a ValueError as every other wrong call."""
+
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -27,18 +36,29 @@ def choice(name: str, given: object, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {wanted}, got {given!r}{near(given, known, 1)}")
 
 
-def positive_number(name: str, given: Any) -> None:
+def sigma(given: Any) -> None:
+    """Its square, and the inverse of that, must be float32 numbers."""
     if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise TypeError(f"{name} must be a positive number, got {describe(given)}")
-    if not (math.isfinite(given) and given > 0):
-        raise ValueError(f"{name} must be positive and finite, got {given}")
+        raise TypeError(f"sigma must be a positive number, got {describe(given)}")
+    if not (given > 0 and _finite(given)):
+        raise ValueError(f"sigma must be positive and finite, got {given}")
+    if not 1e-15 <= given <= 1e15:
+        raise ValueError(f"sigma must lie between 1e-15 and 1e15 pixels, got {given}")
 
 
 def finite_number(name: str, given: Any) -> None:
     if isinstance(given, bool) or not isinstance(given, (int, float)):
         raise TypeError(f"{name} must be a number, got {describe(given)}")
-    if not math.isfinite(given):
-        raise ValueError(f"{name} must be finite, got {given}")
+    if not _finite(given):
+        raise ValueError(f"{name} must be finite, got {describe(given)}")
+
+
+def _finite(given: int | float) -> bool:
+    """As a float: a whole number of more than 308 digits is not."""
+    try:
+        return math.isfinite(given)
+    except OverflowError:
+        return False
 
 
 def channel_count(given: Any) -> None:
@@ -61,6 +81,8 @@ def size_pair(name: str, given: Any) -> tuple[int, int]:
         raise TypeError(f"{name} must be (height, width) in whole pixels or one int, got {describe(given)}")
     if min(pair) < 1:
         raise ValueError(f"{name} must be at least 1 x 1, got {tuple(pair)}")
+    if max(pair) > MOST_PIXELS:
+        raise ValueError(f"{name} must be at most {MOST_PIXELS} on either side, got {tuple(pair)}")
     return int(pair[0]), int(pair[1])
 
 
@@ -72,6 +94,12 @@ def floating_tensor(name: str, given: Any, shape: str, ndim: int) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
     if given.dtype not in FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {given.dtype}")
+    dense(name, given)
+
+
+def dense(name: str, given: Tensor) -> None:
+    if given.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {given.layout}")
 
 
 def layer_tensor(name: str, given: Any) -> None:
@@ -101,6 +129,7 @@ def landmarks(given: Any, batch: int | None = None) -> None:
         raise ValueError(f"landmarks must have shape (B, K, 2), (x, y) in pixels, got {tuple(given.shape)}")
     if given.is_complex() or given.dtype == torch.bool:
         raise TypeError(f"landmarks must hold real numbers, got {given.dtype}")
+    dense("landmarks", given)
     if batch is not None and given.shape[0] != batch:
         raise ValueError(f"landmarks hold {given.shape[0]} samples, but the batch has {batch}")
 
@@ -116,6 +145,7 @@ def per_landmark(name: str, given: Any, points: Tensor, *, boolean: bool) -> Non
         raise TypeError(f"{name} must be a floating-point tensor, got {given.dtype}")
     if tuple(given.shape) != wanted and (boolean or tuple(given.shape) != wanted[1:]):
         raise ValueError(f"{name} must have shape {wanted}, as the landmarks have, got {tuple(given.shape)}")
+    dense(name, given)
     on_device(name, given, "landmarks", points.device)
 
 
@@ -126,7 +156,11 @@ def sample_weight(given: Any, batch: int, device: torch.device) -> None:
         raise ValueError(f"sample_weight must have shape ({batch},), got {tuple(given.shape)}")
     if given.is_complex():
         raise TypeError(f"sample_weight must hold real numbers, got {given.dtype}")
+    dense("sample_weight", given)
     on_device("sample_weight", given, "the layer's output", device)
+    # Values are looked at where that costs nothing: on a GPU it would stall the queue.
+    if device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(given).all()):
+        raise ValueError(f"sample_weight must be finite, got {given.tolist()}")
 
 
 def describe(given: object) -> str:

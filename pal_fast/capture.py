@@ -33,6 +33,8 @@ def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
     Raises: TypeError for anything else; ValueError for a name or module that the model does not hold, with the
         nearest names.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {_checks.describe(model)}")
     wanted = list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
     if not wanted:
         raise ValueError("layer must name at least one layer, got an empty list")
@@ -179,14 +181,14 @@ class Capture:
     def take(self) -> list[Captured]:
         """The layers' outputs of the latest forward, released here.
 
-        Raises: RuntimeError saying why there is none.
+        Raises: NotReadyError saying why there is none.
         """
         taken = []
         for record in self.captured:
             if record.output is None or record.problem or record.runs != 1:
                 message = self._why_none(record)
                 self.clear()
-                raise RuntimeError(message)
+                raise _checks.NotReadyError(message)
             taken.append(replace(record))
         self.clear()
         return taken

@@ -131,7 +131,7 @@ class Engine:
     ) -> list[Tensor]:
         """g for each layer in its own layout; a leaf that requires gradients, unless `create_graph`.
 
-        Raises: RuntimeError if the logits do not depend on a layer's output.
+        Raises: NotReadyError if the logits do not depend on a layer's output.
         """
         outputs = [_output(record) for record in taken]
         scaled = any(output.dtype == torch.float16 for output in outputs)
@@ -151,7 +151,7 @@ class Engine:
         gradients = []
         for record, gradient in zip(taken, found, strict=True):
             if gradient is None:
-                raise RuntimeError(
+                raise _checks.NotReadyError(
                     f"the logits do not depend on the output of layer {record.name!r} in the latest forward: pass "
                     "the logits of that very forward, and a layer that leads to them"
                 )

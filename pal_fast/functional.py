@@ -136,7 +136,7 @@ def pal_loss(
         landmarks: (B, K, 2), (x, y) in pixels of the image of `image_size`, integer = pixel centre.
         image_size: (IH, IW) or one int, needed with `landmarks`.
         visible, weights: (B, K) bool and (B, K) or (K,), see `landmark_heatmap`.
-        sample_weight: (B,), 0 leaves a sample out.
+        sample_weight: (B,), finite, 0 leaves a sample out.
         attribution: "grad_input" (the paper's Grad*Input), "grad" or "activation".
         absolute: abs(g) (the paper) or g.
         channels: "mean" (the map of all channels), "half" (of the first half), "all" (every element), "each"
@@ -294,6 +294,7 @@ def _heatmap_tensor(heatmap: Tensor, layer: Tensor, dtype: torch.dtype) -> Tenso
         raise ValueError(f"heatmap must have shape ({layer.shape[0]}, h, w), got {tuple(heatmap.shape)}")
     if heatmap.is_complex():
         raise TypeError(f"heatmap must hold real numbers, got {heatmap.dtype}")
+    _checks.dense("heatmap", heatmap)
     _checks.on_device("heatmap", heatmap, "the layer's output", layer.device)
     heatmap = heatmap.to(dtype)
     size = (layer.shape[2], layer.shape[3])

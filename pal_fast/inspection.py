@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pal_fast import _checks
 from pal_fast.capture import Capture, find_layers
 from pal_fast.functional import attribution_map
-from pal_fast.layouts import find_layout
+from pal_fast.layouts import LAYOUTS, find_layout
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
 
@@ -40,10 +40,11 @@ def attribute(
 
     Returns: maps (B, H, W) float32 (float64 for a float64 model); logits, detached.
 
-    Raises: ValueError, TypeError naming the argument; RuntimeError if the layer does not reach the logits.
+    Raises: ValueError, TypeError naming the argument, or that the layer does not reach the logits.
     """
     AttributionOptions(attribution, absolute, channels, channel_count)
     check_target(target)
+    _checks.choice("layout", layout, LAYOUTS)
     layers = find_layers(model, layer)
     if len(layers) != 1:
         raise ValueError(f"layer must name one layer, got {len(layers)}")
@@ -62,7 +63,7 @@ def attribute(
     finally:
         capture.remove()
     if gradient is None:
-        raise RuntimeError(f"the logits do not depend on the output of layer {taken.name!r}")
+        raise _checks.NotReadyError(f"the logits do not depend on the output of layer {taken.name!r}")
     maps = attribution_map(
         view(output.detach()),
         view(gradient),

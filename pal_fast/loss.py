@@ -94,7 +94,7 @@ class PALLoss(nn.Module):
         self._engine = Engine(options, target, second_order, head, layout, backend)
         self._image_size = None if image_size is None else _checks.size_pair("image_size", image_size)
         self._regions = Regions(regions)
-        self.weight = weight
+        self.weight = float(weight)
         # In a tuple, so that the model is not registered as a submodule of the loss.
         self._model = (model,)
         layers = find_layers(model, layer)
@@ -140,16 +140,18 @@ class PALLoss(nn.Module):
             heatmap: (B, h, w), any prior instead of landmarks; resized to the layer.
             labels: (B,) integers, for target="label" and callables.
             visible: (B, K) bool, False drops a landmark.
-            sample_weight: (B,), 0 leaves a sample out.
+            sample_weight: (B,), finite, 0 leaves a sample out.
 
         Returns: 0-dim, or (B,) for reduction="none"; float32 (float64 for a float64 model).
 
-        Raises: ValueError, TypeError naming the argument; RuntimeError if the layer has not run or gradients
-            are off.
+        Raises: ValueError, TypeError naming the argument; one that is also a RuntimeError if the layer has not run
+            or gradients are off.
         """
         if not torch.is_grad_enabled():
             self._capture.clear()
-            raise RuntimeError("PALLoss needs gradients, but grad mode is off (torch.no_grad or inference_mode)")
+            raise _checks.NotReadyError(
+                "PALLoss needs gradients, but grad mode is off (torch.no_grad or inference_mode)"
+            )
         taken = self._take(logits)
         check_logits(logits)
         image_size, weights = self._image_size, None
@@ -183,7 +185,7 @@ class PALLoss(nn.Module):
         except RuntimeError:
             reason = preflight.why_hooks_are_silent(self.model, logits)
             if reason:
-                raise RuntimeError(reason) from None
+                raise _checks.NotReadyError(reason) from None
             raise
 
     def check(self, images: Any) -> preflight.Report:

@@ -72,7 +72,7 @@ class HeatmapOptions:
         _checks.choice("combine", self.combine, COMBINE)
         _checks.choice("normalize", self.normalize, NORMALIZE)
         if self.sigma is not None:
-            _checks.positive_number("sigma", self.sigma)
+            _checks.sigma(self.sigma)
 
     def sigma_for(self, image_size: tuple[float, float]) -> float:
         return float(self.sigma) if self.sigma is not None else max(image_size) * SIGMA_SHARE

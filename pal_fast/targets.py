@@ -29,7 +29,7 @@ def check_logits(logits: object) -> None:
     if logits.ndim < 1:
         raise ValueError("logits must have shape (B, classes), got a scalar")
     if not logits.requires_grad:
-        raise RuntimeError(
+        raise _checks.NotReadyError(
             "logits carry no gradient: PALLoss needs the forward to run with gradients enabled and logits that "
             "are not detached"
         )

@@ -38,6 +38,18 @@ def test_no_parameter_and_no_state_dict_key_is_added(model):
     assert not list(pal.children())
 
 
+def test_a_step_runs_the_model_once(model, data):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, ["stem", "middle"])
+    runs = dict.fromkeys(("stem", "middle", "top", "classifier"), 0)
+    for name in runs:
+        model.get_submodule(name).register_forward_hook(
+            lambda m, a, out, name=name: runs.update({name: runs[name] + 1})
+        )
+    pal(model(images), landmarks).backward()
+    assert set(runs.values()) == {1}, runs
+
+
 def test_copies_and_pickles_of_the_model_carry_no_live_hook(model, data):
     images, _, landmarks = data
     pal = pal_fast.PALLoss(model, "middle")
