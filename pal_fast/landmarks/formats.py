@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Final
 
 import numpy as np
@@ -145,7 +145,7 @@ def read_landmark_set(
         files = sorted(path.rglob(chosen.pattern))
         if not files:
             raise FileNotFoundError(f"no {chosen.pattern} under {path}")
-        names = tuple(file.relative_to(path).with_suffix("").as_posix() for file in files)
+        names = tuple(_image_of(name, file.relative_to(path).with_suffix("")) for file in files)
     else:
         files, names = [path], (stem_of(path.name),)
     tables = _read_each(path, files, chosen.read_one)
@@ -156,6 +156,16 @@ def read_landmark_set(
         odd = "; ".join(f"{len(of)} files with {count} ({first_few(of, 3)})" for count, of in sorted(counts.items()))
         raise LandmarkFileError(path, None, "the same number of landmarks in every file", odd)
     return LandmarkSet(torch.from_numpy(np.stack(tables)), names)
+
+
+def _image_of(format: str, path: PurePath) -> str:
+    """The name, without extension, of the image that the annotation at this path belongs to."""
+    if format.startswith("rafdb"):
+        return stem_of(path.name)  # every name in RAF-DB is different, and its images lie elsewhere
+    if format == "affectnet-npy":
+        folder = path.parent.with_name("images") if path.parent.name == "annotations" else path.parent
+        return (folder / stem_of(path.name)).as_posix()
+    return path.as_posix()
 
 
 def _read_each(path: Path, files: list[Path], read_one: Callable[[Path], np.ndarray]) -> list[np.ndarray]:

@@ -47,10 +47,22 @@ def stem_of(name: str) -> str:
     return stem
 
 
-def _where_unique(names: Iterable[str]) -> dict[str, int]:
-    """Where each name stands; -1 for one that stands in several places."""
+def _normal(name: str) -> str:
+    """A name without extension and annotation suffix, its folders kept."""
+    folder, slash, _ = without_extension(name).rpartition("/")
+    return f"{folder}{slash}{stem_of(name)}"
+
+
+def _tails(name: str) -> list[str]:
+    """a/b/c -> b/c, c."""
+    parts = name.split("/")
+    return ["/".join(parts[start:]) for start in range(1, len(parts))]
+
+
+def _where_unique(names: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The number given to each name; -1 for one that several have."""
     places: dict[str, int] = {}
-    for place, name in enumerate(names):
+    for name, place in names:
         places[name] = -1 if name in places else place
     return places
 
@@ -98,20 +110,31 @@ class LandmarkSet:
     def find(self, names: Iterable[str]) -> Tensor:
         """For each image's name, the row that belongs to it, or -1.
 
-        A name matches its own spelling first, then the one without extension, then its bare stem (without
-        folder and the suffixes of annotation files) where only one row and only one of `names` has that stem.
+        A name matches its own spelling first. Then extensions and the suffixes of annotation files are left out, and
+        a name matches an equal one, or one of which it is the end, or that is the end of it, at a folder's border
+        (`1.jpg` and `train/happy/1.jpg`, but never `train/1.jpg` and `test/1.jpg`); always only where one row and
+        only one of `names` fits.
 
         Returns: int64, one per name.
         """
         wanted = list(names)
-        rows = [-1] * len(wanted)
-        for spelling in (str, without_extension, stem_of):
-            asked = [spelling(name) for name in wanted]
-            held = _where_unique(spelling(name) for name in self.names)
-            once = _where_unique(asked)
-            for index, name in enumerate(asked):
-                if rows[index] < 0 and (spelling is str or once[name] >= 0):
-                    rows[index] = held.get(name, -1)
+        held = [_normal(name) for name in self.names]
+        asked = [_normal(name) for name in wanted]
+        exact = {name: row for row, name in enumerate(self.names)}
+        equal = _where_unique((name, row) for row, name in enumerate(held))
+        ends_of_held = _where_unique((tail, row) for row, name in enumerate(held) for tail in _tails(name))
+        asked_count = Counter(asked)
+        ends_of_asked = Counter(tail for name in asked_count for tail in _tails(name))
+        rows = []
+        for name, plain in zip(wanted, asked, strict=True):
+            row = exact.get(name, -1)
+            if row < 0 and asked_count[plain] == 1:
+                row = equal.get(plain, -1)
+                row = ends_of_held.get(plain, -1) if row < 0 and not ends_of_asked[plain] else row
+            for tail in _tails(plain):
+                if row < 0 and asked_count[plain] == 1 and ends_of_asked[tail] == 1 and not asked_count[tail]:
+                    row = equal.get(tail, -1)
+            rows.append(row)
         return torch.tensor(rows, dtype=torch.int64)
 
     def select(self, rows: Sequence[int] | Tensor) -> LandmarkSet:

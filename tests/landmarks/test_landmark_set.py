@@ -20,15 +20,28 @@ def numbered(*names: str, count: int = 2) -> LandmarkSet:
     return LandmarkSet(points.clone(), names)
 
 
-def test_rows_are_found_by_name_then_without_extension_then_by_stem() -> None:
-    marks = numbered("happy/1.jpg", "sad/1.jpg", "train_00001_aligned", "img.v2", "x/only")
-    asked = ["sad/1.jpg", "happy/1.png", "train_00001.jpg", "img.v2.jpg", "elsewhere/only.png", "absent.jpg"]
-    assert marks.find(asked).tolist() == [1, 0, 2, 3, 4, -1]
-
-
-def test_a_stem_that_is_ambiguous_on_either_side_finds_nothing() -> None:
-    assert numbered("happy/1.jpg", "sad/1.jpg").find(["1.jpg"]).tolist() == [-1]
-    assert numbered("1").find(["happy/1.jpg", "sad/1.jpg"]).tolist() == [-1, -1]
+@pytest.mark.parametrize(
+    ("held", "asked", "rows"),
+    [
+        (["a.jpg", "a.png"], ["a.png", "a.jpg"], [1, 0]),
+        (["happy/1", "sad/1"], ["sad/1.jpg", "happy/1.png", "fear/1.jpg"], [1, 0, -1]),
+        (["train_00001_aligned", "test_0001"], ["Image/aligned/train_00001_aligned.jpg", "x/test_0001.png"], [0, 1]),
+        (["Image/aligned/train_00001_aligned.jpg"], ["train_00001.jpg"], [0]),
+        (["happy/1.jpg", "sad/1.jpg"], ["train/happy/1.jpg", "train/sad/1.jpg"], [0, 1]),
+        (["train/happy/1.jpg"], ["test/happy/1.jpg"], [-1]),
+        (["train/happy/1.jpg", "test/happy/1.jpg"], ["happy/1.jpg"], [-1]),
+        (["1"], ["happy/1.jpg", "sad/1.jpg"], [-1, -1]),
+        (["1"], ["1.jpg", "1.png"], [-1, -1]),
+        (["1"], ["1.jpg", "sad/1.jpg"], [0, -1]),
+        (["img.v2", "img"], ["img.v2.jpg", "img.jpg"], [0, 1]),
+        ([], ["a"], [-1]),
+        (["a"], [], []),
+    ],
+)
+def test_rows_are_found_by_name_where_one_fits_and_only_there(
+    held: list[str], asked: list[str], rows: list[int]
+) -> None:
+    assert numbered(*held).find(asked).tolist() == rows
 
 
 def test_windows_separators_match() -> None:

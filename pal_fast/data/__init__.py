@@ -1,0 +1,23 @@
+"""Datasets of faces with landmarks, and augmentation that moves landmarks with their image.
+
+`open_dataset` opens RAF-DB, AffectNet, FERPlus, a folder of class folders or the drawn faces. Heatmaps are never made
+here: the loss makes them from landmarks on the device.
+"""
+
+from __future__ import annotations
+
+from pal_fast.data.catalogue import DATASETS, open_dataset
+from pal_fast.data.dataset import FaceDataset
+from pal_fast.data.sampling import class_balanced_sampler
+from pal_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
+
+__all__ = [
+    "DATASETS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "FaceDataset",
+    "class_balanced_sampler",
+    "eval_transform",
+    "open_dataset",
+    "train_transform",
+]

@@ -1,0 +1,108 @@
+"""AffectNet: the full release (CSV lists and whole images) and the small one (.npy files and cut-out faces)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from pal_fast.data.images import IMAGE_EXTENSIONS
+from pal_fast.data.listing import Listing
+from pal_fast.landmarks import affectnet
+
+#: Expressions 0 to 7. `classes=7` leaves contempt out. 8 to 10 (none, uncertain, no face) are never read.
+CLASSES: Final = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
+
+#: AffectNet has no public test set: its validation set serves.
+_FOLDERS: Final = {"train": "train_set", "test": "val_set"}
+_LISTS: Final = {"train": "training.csv", "test": "validation.csv"}
+
+
+def list_images(
+    root: Path,
+    split: str,
+    *,
+    own_landmarks: bool = True,
+    images: str | Path | None = None,
+    margin: float = 0.0,
+    **_: Any,
+) -> Listing:
+    """The images of a split, in whichever layout `root` has.
+
+    Args:
+        images: of the full release, the folder that the list's paths start from; None looks for it.
+        margin: of the full release, by how much of its width and height a face's box grows on every side.
+    """
+    folder = root / _FOLDERS[split]
+    if folder.is_dir():
+        return _small(root, folder, own_landmarks)
+    path = _find_list(root, _LISTS[split])
+    if path is None:
+        raise FileNotFoundError(
+            f"neither {_FOLDERS[split]}/ nor {_LISTS[split]} under {root}: is it the folder of AffectNet?"
+        )
+    return _full(root, path, own_landmarks, images, margin)
+
+
+def _small(root: Path, folder: Path, own_landmarks: bool) -> Listing:
+    files = sorted(file for file in (folder / "images").iterdir() if file.suffix.lower() in IMAGE_EXTENSIONS)
+    annotations = folder / "annotations"
+    lacking = [file.name for file in files if not (annotations / f"{file.stem}_exp.npy").is_file()]
+    if lacking:
+        from pal_fast.landmarks.errors import first_few
+
+        raise FileNotFoundError(f"{annotations} holds no _exp.npy of {len(lacking)} images: {first_few(lacking)}")
+    labels = [affectnet.read_expression(annotations / f"{file.stem}_exp.npy") for file in files]
+    kept = [(file, label) for file, label in zip(files, labels, strict=True) if label < len(CLASSES)]
+    landmarks = None
+    if own_landmarks and kept:
+        landmarks = torch.full((len(kept), 68, 2), torch.nan)
+        for row, (file, _) in enumerate(kept):
+            path = annotations / f"{file.stem}_lnd.npy"
+            if path.is_file():
+                landmarks[row] = torch.from_numpy(affectnet.read_npy(path))
+    return Listing(
+        tuple(file.relative_to(root).as_posix() for file, _ in kept),
+        tuple(file for file, _ in kept),
+        tuple(label for _, label in kept),
+        CLASSES,
+        landmarks,
+    )
+
+
+def _full(root: Path, path: Path, own_landmarks: bool, images: str | Path | None, margin: float) -> Listing:
+    if not 0 <= margin <= 10:
+        raise ValueError(f"margin must be from 0 to 10 sides of the box, got {margin}")
+    rows = [row for row in affectnet.read_csv(path) if row.expression < len(CLASSES)]
+    folder = _find_images(root, [row.name for row in rows[:100]]) if images is None else Path(images)
+    boxes = np.zeros((len(rows), 4), np.int64)
+    for index, row in enumerate(rows):
+        if row.box is None:
+            from pal_fast.landmarks import LandmarkFileError
+
+            raise LandmarkFileError(path, row.line, "a face box with a width and a height", "none")
+        left, top, width, height = row.box
+        low = np.maximum(0, np.floor([left - margin * width, top - margin * height]))
+        high = np.ceil([left + (1 + margin) * width, top + (1 + margin) * height])
+        boxes[index] = [*low, *(high - low)]
+    return Listing(
+        tuple(row.name for row in rows),
+        tuple(folder / row.name for row in rows),
+        tuple(row.expression for row in rows),
+        CLASSES,
+        torch.from_numpy(np.stack([row.points for row in rows])) if own_landmarks and rows else None,
+        torch.from_numpy(boxes),
+    )
+
+
+def _find_list(root: Path, name: str) -> Path | None:
+    return next((path for pattern in (name, f"*/{name}", f"*/*/{name}") for path in sorted(root.glob(pattern))), None)
+
+
+def _find_images(root: Path, names: list[str]) -> Path:
+    """The folder under `root` in which most of these images are."""
+    usual = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images")
+    folders = [root, *(root / name for name in usual), *(path for path in sorted(root.glob("*")) if path.is_dir())]
+    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))

@@ -1,0 +1,128 @@
+"""`open_dataset`: the data sets by name."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pal_fast import _checks
+from pal_fast.data import affectnet, drawn, ferplus, folder, listing, rafdb
+from pal_fast.data.dataset import FaceDataset
+from pal_fast.data.images import ImageFiles
+from pal_fast.data.transforms import Transform
+from pal_fast.landmarks import LandmarkSet, read_landmark_set
+
+_READERS: Final[dict[str, Callable[..., listing.Listing]]] = {
+    "rafdb": rafdb.list_images,
+    "affectnet": affectnet.list_images,
+    "ferplus": ferplus.list_images,
+    "folder": folder.list_images,
+}
+#: Further keywords that a data set takes.
+_OPTIONS: Final[dict[str, tuple[str, ...]]] = {"rafdb": ("template",), "affectnet": ("images", "margin")}
+
+DATASETS: Final = (*_READERS, "drawn")
+
+
+def open_dataset(
+    name: str,
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    landmarks: str | os.PathLike[str] | LandmarkSet | bool | None = None,
+    transform: Transform | None = None,
+    classes: int | Sequence[str] | None = None,
+    bad_images: str = "error",
+    verify: str = "quick",
+    **options: Any,
+) -> FaceDataset:
+    """Opens a split of a data set and checks it as a whole.
+
+    Args:
+        name: "rafdb" (basic), "affectnet" (full release or the small one with .npy files), "ferplus", "folder" (class
+            folders under train/ and test/) or "drawn" (the embedded faces, in memory).
+        root: the data set's folder; for "drawn" its options, such as "count=200,size=48" or "".
+        split: "train" or "test" (AffectNet: its validation set; FERPlus: PrivateTest, and "validation" for PublicTest).
+        landmarks: a file or folder in any format of `pal_fast.landmarks`, or a `LandmarkSet`, in pixels of the whole
+            images. None for those that the data set brings: RAF-DB's 37 automatic points, AffectNet's 68, the drawn
+            faces' 68, none for the others. False for none at all.
+        transform: see `FaceDataset`; `train_transform` and `eval_transform` make some.
+        classes: the first n classes, or the names of those to keep; AffectNet: 7 leaves contempt out. None for all.
+        bad_images: "error" raises one summary of absent and unreadable images, "skip" leaves them out with a warning.
+        verify: "quick" reads every image's header and the end of every JPEG, "full" decodes all, "none" only looks
+            whether the files are there.
+        **options: rafdb: `template`, see `pal_fast.landmarks.rafdb.aligned_transform`. affectnet: `images`, the folder
+            that the list's paths start from, and `margin`, by how much of its size a face's box grows on every side.
+            drawn: those of `pal_fast.data.drawn.DEFAULTS`.
+
+    Raises: FileNotFoundError, ValueError or LandmarkFileError, each with all that is wrong in one message.
+    """
+    _checks.choice("name", name, DATASETS)
+    known = ("train", "validation", "test") if name == "ferplus" else ("train", "test")
+    _checks.choice("split", split, known)
+    if landmarks is True:
+        raise TypeError("landmarks must be a path, a LandmarkSet, None (the data set's own) or False, got True")
+    if name == "drawn":
+        return _open_drawn(os.fspath(root), split, landmarks, transform, classes, options)
+    for option in options:
+        _checks.choice(f"an option of {name}", option, _OPTIONS.get(name, ()) or ("(none)",))
+    where = Path(root)
+    if not where.is_dir():
+        raise FileNotFoundError(f"root must be the folder of {name}, but there is none at {where}")
+    found = _READERS[name](where, split, own_landmarks=landmarks is None, **options)
+    found = listing.choose_classes(found, classes)
+    found, sizes = listing.check_files(found, where, verify, bad_images)
+    listing.check_classes(found, where)
+    points, source = _points(found, landmarks, name)
+    if points is not None and sizes is not None:
+        listing.check_inside(found, points, sizes, source)
+    if points is not None and found.boxes is not None:
+        points = points - found.boxes[:, None, :2]
+    images = ImageFiles(found.files, found.boxes)
+    return FaceDataset(images, found.labels, found.classes, names=found.names, landmarks=points, transform=transform)
+
+
+def _points(
+    found: listing.Listing, landmarks: str | os.PathLike[str] | LandmarkSet | bool | None, name: str
+) -> tuple[Tensor | None, str]:
+    """The landmarks in pixels of the whole images, and where they come from, for messages."""
+    if landmarks is None:
+        points, source = found.landmarks, f"{name}'s own annotation"
+        lacking = 0 if points is None else int((~points.isfinite().all(-1).any(-1)).sum())
+        if lacking:
+            warnings.warn(f"{lacking} of {len(found)} images have no landmarks in {source}", stacklevel=3)
+        return points, source
+    if isinstance(landmarks, bool):
+        return None, ""
+    marks, source = _read_marks(landmarks)
+    return listing.attach(found, marks, source), source
+
+
+def _read_marks(landmarks: str | os.PathLike[str] | LandmarkSet) -> tuple[LandmarkSet, str]:
+    if isinstance(landmarks, LandmarkSet):
+        return landmarks, "landmarks"
+    return read_landmark_set(os.fspath(landmarks)), os.fspath(landmarks)
+
+
+def _open_drawn(
+    root: str,
+    split: str,
+    landmarks: str | os.PathLike[str] | LandmarkSet | bool | None,
+    transform: Transform | None,
+    classes: int | Sequence[str] | None,
+    options: dict[str, Any],
+) -> FaceDataset:
+    images, labels, points, names = drawn.draw(split, drawn.read_options(root, options))
+    made = listing.Listing(names, tuple(map(Path, names)), tuple(labels.tolist()), drawn.CLASSES, points)
+    chosen = listing.choose_classes(made, classes)
+    if len(chosen) < len(made):
+        where = {name: row for row, name in enumerate(names)}
+        images.images = images.images[torch.tensor([where[name] for name in chosen.names], dtype=torch.int64)]
+    own, _ = _points(chosen, landmarks, "drawn")
+    return FaceDataset(images, chosen.labels, chosen.classes, names=chosen.names, landmarks=own, transform=transform)

@@ -1,0 +1,113 @@
+"""`FaceDataset`: images, labels and landmarks of one split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pal_fast.landmarks import LandmarkSet
+
+
+class ImageSource(Protocol):
+    """Where the images come from."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(3, H, W) uint8, RGB."""
+        ...
+
+
+class FaceDataset(Dataset[dict[str, Any]]):
+    """Faces with labels and landmarks.
+
+    `dataset[i]` is a dict: `image` (3, H, W), what the transform made of it, without one float32 in [0, 1]; `label`
+    int; `landmarks` (K, 2) float32, (x, y) in pixels of that image, an integer being the centre of a pixel, NaN where
+    one is missing; `index` int, i.
+
+    Attributes:
+        classes: the classes' names; a label is an index into them.
+        labels: (N,) int64.
+        names: N names, the images' paths below the data set's root.
+        landmarks: (N, K, 2) float32 in pixels of the images as they are read.
+        landmark_count: K; 0 where the data set was opened without landmarks.
+        transform: called with a dict of `image` (torchvision `tv_tensors.Image`, uint8) and `landmarks`
+            (`pal_fast.data.points.Landmarks`, a `tv_tensors.KeyPoints`), returns the same; None for none.
+    """
+
+    def __init__(
+        self,
+        images: ImageSource,
+        labels: Tensor | Sequence[int],
+        classes: Sequence[str],
+        *,
+        names: Sequence[str] | None = None,
+        landmarks: Tensor | None = None,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        count = len(images)
+        self.images = images
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)
+        self.classes = tuple(classes)
+        self.names = tuple(names) if names is not None else tuple(str(index) for index in range(count))
+        self.landmarks = torch.zeros(count, 0, 2) if landmarks is None else landmarks.float()
+        self.transform = transform
+        if self.labels.shape != (count,):
+            raise ValueError(f"labels must have shape ({count},), one for each image, got {tuple(self.labels.shape)}")
+        if count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise ValueError(f"labels must be from 0 to {len(self.classes) - 1}, got {self.labels.unique().tolist()}")
+        if len(self.names) != count:
+            raise ValueError(f"names must hold {count} names, one for each image, got {len(self.names)}")
+        if self.landmarks.ndim != 3 or len(self.landmarks) != count or self.landmarks.shape[2] != 2:
+            raise ValueError(f"landmarks must have shape ({count}, K, 2), got {tuple(self.landmarks.shape)}")
+
+    @property
+    def landmark_count(self) -> int:
+        return self.landmarks.shape[1]
+
+    @property
+    def class_counts(self) -> Tensor:
+        """(classes,) int64: the number of images of each class."""
+        return self.labels.bincount(minlength=len(self.classes))
+
+    def landmark_set(self) -> LandmarkSet:
+        """Names and landmarks together, to be written to a file."""
+        return LandmarkSet(self.landmarks, self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range: the data set holds {len(self)} images")
+        index %= len(self)
+        image, points = self.images[index], self.landmarks[index]
+        if self.transform is None:
+            image = image.float() / 255
+        else:
+            image, points = _transformed(self.transform, image, points)
+        return {"image": image, "label": int(self.labels[index]), "landmarks": points, "index": index}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {n}" for name, n in zip(self.classes, self.class_counts.tolist(), strict=True))
+        return f"FaceDataset({len(self)} images: {counts}; {self.landmark_count} landmarks)"
+
+
+def _transformed(
+    transform: Callable[[dict[str, Any]], dict[str, Any]], image: Tensor, points: Tensor
+) -> tuple[Tensor, Tensor]:
+    from torchvision import tv_tensors
+
+    from pal_fast.data.points import Landmarks
+
+    given = {
+        "image": tv_tensors.Image(image),
+        # A copy, so that a transform in place leaves the data set as it is.
+        "landmarks": Landmarks(points.clone(), canvas_size=(image.shape[-2], image.shape[-1])),
+    }
+    made = transform(given)
+    return made["image"].as_subclass(Tensor), made["landmarks"].as_subclass(Tensor)

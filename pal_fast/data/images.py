@@ -1,0 +1,125 @@
+"""Images from files, cut out where a face box is given, and from memory; and which files cannot be used."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+#: (left, top, width, height) in whole pixels.
+Box = tuple[int, int, int, int]
+
+_THREADS: Final = 8
+_TAIL: Final = 4096  # bytes at the end of a JPEG in which its end marker is looked for
+
+
+def read_image(path: str | Path, box: Box | None = None) -> Tensor:
+    """(3, H, W) uint8, RGB, as stored: an EXIF orientation is not applied, since landmarks count stored pixels.
+
+    Args: box cuts this part out; what lies beyond the image's right and lower border is left off.
+    Raises: OSError that names the file.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if box is not None:
+                left, top, width, height = box
+                image = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
+            pixels = np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error and more
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class ImageFiles:
+    """Images read from files when they are asked for.
+
+    Args:
+        files: N paths.
+        boxes: (N, 4) int64, (left, top, width, height), to be cut out of the images; None for whole images.
+    """
+
+    def __init__(self, files: Sequence[Path], boxes: Tensor | None = None) -> None:
+        self.files = tuple(files)
+        self.boxes = boxes
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self.boxes is None:
+            return read_image(self.files[index])
+        left, top, width, height = self.boxes[index].tolist()
+        return read_image(self.files[index], (left, top, width, height))
+
+
+class MemoryImages:
+    """Images in memory, (N, 3, H, W) uint8."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def absent(files: Sequence[Path]) -> list[int]:
+    """The indices of files that are not there. Lists each folder once, which also a network disk does quickly."""
+    folders: dict[Path, list[int]] = defaultdict(list)
+    for index, file in enumerate(files):
+        folders[file.parent].append(index)
+    lacking: list[int] = []
+    for folder, indices in folders.items():
+        try:
+            held = {entry.name for entry in os.scandir(folder)}
+        except (FileNotFoundError, NotADirectoryError):
+            held = set()
+        lacking += [index for index in indices if files[index].name not in held]
+    return sorted(lacking)
+
+
+def inspect(path: Path, *, full: bool = False) -> tuple[int, int] | str:
+    """(height, width) of an image file, or why it cannot be used.
+
+    Reads the header and, of a JPEG, the end, which a file that was cut off lacks; with `full` all pixels.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            size, kind = (image.height, image.width), image.format
+            if full or (kind == "JPEG" and not _ends_as_jpeg(path)):
+                image.load()
+    except FileNotFoundError:
+        return "no such file"
+    except Exception as error:  # see read_image
+        return "not an image" if "cannot identify" in str(error) else (str(error) or type(error).__name__)
+    return size
+
+
+def _ends_as_jpeg(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _TAIL))
+        return b"\xff\xd9" in file.read()
+
+
+def inspect_all(files: Sequence[Path], *, full: bool = False) -> list[tuple[int, int] | str]:
+    """`inspect` for many files, several at a time, since most of the time is the disk's."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda file: inspect(file, full=full), files, chunksize=64))

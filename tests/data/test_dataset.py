@@ -1,0 +1,82 @@
+"""FaceDataset in memory, and sampling by class."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pal_fast.data import FaceDataset, class_balanced_sampler, open_dataset
+from pal_fast.data.ferplus import majority
+from pal_fast.data.images import MemoryImages
+
+
+def memory(labels: list[int], classes: int = 3) -> FaceDataset:
+    images = MemoryImages(torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4))
+    return FaceDataset(images, labels, [f"class {k}" for k in range(classes)])
+
+
+def test_indices_count_from_either_end_and_stop() -> None:
+    dataset = memory([0, 1, 2])
+    assert dataset[-1]["index"] == 2
+    assert [sample["label"] for sample in dataset] == [0, 1, 2]  # type: ignore[attr-defined]
+    with pytest.raises(IndexError, match="holds 3 images"):
+        dataset[3]
+
+
+def test_shapes_that_do_not_agree_are_named() -> None:
+    images = MemoryImages(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"labels must have shape \(2,\)"):
+        FaceDataset(images, [0], ["a"])
+    with pytest.raises(ValueError, match="labels must be from 0 to 0"):
+        FaceDataset(images, [0, 1], ["a"])
+    with pytest.raises(ValueError, match=r"landmarks must have shape \(2, K, 2\)"):
+        FaceDataset(images, [0, 0], ["a"], landmarks=torch.zeros(3, 68, 2))
+    with pytest.raises(ValueError, match="names must hold 2"):
+        FaceDataset(images, [0, 0], ["a"], names=["x"])
+
+
+def test_the_balanced_sampler_draws_every_class_equally_often(generator: torch.Generator) -> None:
+    dataset = memory([0] * 900 + [1] * 90 + [2] * 10)
+    drawn = torch.tensor(list(class_balanced_sampler(dataset, generator)) * 1)
+    assert len(drawn) == 1000
+    counts = dataset.labels[drawn].bincount(minlength=3)
+    assert int((counts - 1000 / 3).abs().max()) < 5 * (1000 * 2 / 9) ** 0.5
+
+
+def test_the_balanced_sampler_repeats_with_its_generator_and_skips_empty_classes() -> None:
+    dataset = memory([0] * 50 + [2] * 50)
+    first, second = (list(class_balanced_sampler(dataset, torch.Generator().manual_seed(3))) for _ in range(2))
+    assert first == second
+    assert set(dataset.labels[torch.tensor(first)].tolist()) == {0, 2}
+    with pytest.raises(ValueError, match="got none"):
+        class_balanced_sampler(memory([]), None)
+
+
+def test_a_transform_in_place_leaves_the_data_set_as_it_is() -> None:
+    pytest.importorskip("torchvision")
+
+    def ruin(sample: dict) -> dict:  # type: ignore[type-arg]
+        sample["landmarks"].mul_(0)
+        return sample
+
+    dataset = open_dataset("drawn", "count=2,size=16", "train", transform=ruin)
+    before = dataset.landmarks.clone()
+    assert dataset[0]["landmarks"].abs().sum() == 0
+    assert torch.equal(dataset.landmarks, before)
+
+
+@pytest.mark.parametrize(
+    ("votes", "label"),
+    [
+        ([4, 0, 0, 1, 3, 2, 0, 0, 0, 0], None),  # four of nine that count
+        ([6, 0, 0, 1, 3, 1, 0, 0, 0, 0], 0),
+        ([5, 0, 5, 0, 0, 0, 0, 0, 0, 0], None),
+        ([0, 0, 0, 0, 0, 0, 0, 9, 1, 0], 7),
+        ([0, 0, 0, 0, 0, 0, 0, 0, 9, 1], None),  # unknown
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 10], None),  # no face
+        ([1, 1, 1, 1, 1, 1, 1, 1, 1, 1], None),
+        ([1, 1, 1, 1, 1, 0, 2, 1, 1, 1], 6),
+    ],
+)
+def test_ferplus_majority(votes: list[int], label: int | None) -> None:
+    assert majority([float(vote) for vote in votes]) == label
