@@ -16,7 +16,16 @@ from torch import Tensor
 from pal_fast.constants import COMBINE, NORMALIZE
 
 from .gaussians import cell_centres, exact, heatmap_at, is_last, load_landmarks
-from .launch import accumulator, ceil_div, high_and_low, on_device, power_of_two, vector_width, zeroed_counters
+from .launch import (
+    accumulator,
+    ceil_div,
+    high_and_low,
+    interpreting,
+    on_device,
+    power_of_two,
+    vector_width,
+    zeroed_counters,
+)
 from .score import PEAK, TOTAL
 
 #: Cells that a program of the backward takes at once.
@@ -317,7 +326,7 @@ def landmark_heatmap(
             MAXIMUM=COMBINE[combine] == "max",
             NORMALIZE=normalize,
             MATRIX=matrix,
-            PRECISION="tf32x3" if landmarks.is_cuda and torch.version.hip is None else "ieee",
+            PRECISION="ieee" if interpreting() or torch.version.hip else "tf32x3",
             SEVERAL=tiles_h * tiles_w > 1,
             VECTOR=vector,
             BLOCK_H=block_h,

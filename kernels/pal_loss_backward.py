@@ -124,10 +124,10 @@ def pal_loss_backward_kernel(
             readable = inside & (c < (scored + (VECTOR - 1)) // VECTOR * VECTOR)
             channel = c
         else:
-            part = scored.to(tl.int64) * hw
-            loadable = (part + (VECTOR - 1)) // VECTOR * VECTOR
+            terms = scored.to(tl.int64) * hw
+            loadable = (terms + (VECTOR - 1)) // VECTOR * VECTOR
             mask = inside & (offsets < within(tl.cast(channels, tl.int64) * hw - position, BLOCK_R * period))
-            live = inside & (offsets < within(part - position, BLOCK_R * period))
+            live = inside & (offsets < within(terms - position, BLOCK_R * period))
             readable = inside & (offsets < within(loadable - position, BLOCK_R * period))
             if GROUPING == EACH:
                 channel = row * (period // hw) + offsets // hw
@@ -135,13 +135,14 @@ def pal_loss_backward_kernel(
             readable = live
         f, g = load_layer(activation_ptr, gradient_ptr, origin + position + offsets, readable, KIND, T)
         if GROUPING == EACH:
-            triple = 3 * (sample * used + channel)
-            slope = grad * tl.load(coefficients_ptr + triple, mask=live, other=0.0)
-            curve = grad * tl.load(coefficients_ptr + triple + 1, mask=live, other=0.0)
-            mean = tl.load(coefficients_ptr + triple + 2, mask=live, other=0.0)
-        d = slope * plane
-        if GROUPING != MAP:
-            d += curve * (attribute(f, g, KIND, ABSOLUTE) - mean)
+            triple = coefficients_ptr + 3 * (sample * used + channel)
+            d = grad * tl.load(triple, mask=live, other=0.0) * plane
+            centred = attribute(f, g, KIND, ABSOLUTE) - tl.load(triple + 2, mask=live, other=0.0)
+            d += grad * tl.load(triple + 1, mask=live, other=0.0) * centred
+        else:
+            d = slope * plane
+            if GROUPING != MAP:
+                d += curve * (attribute(f, g, KIND, ABSOLUTE) - mean)
         store_gradients(
             d_activation_ptr, d_gradient_ptr, origin + position + offsets, mask, live, d, f, g, KIND, ABSOLUTE
         )

@@ -133,7 +133,7 @@ def pal_loss_forward_kernel(
         tl.store(shares_ptr + share_base + split * hw + columns, share, mask=columns < hw)
     else:
         period = period_v * VECTOR
-        terms = tl.cast(used, tl.int64) * hw
+        elements = tl.cast(used, tl.int64) * hw
         columns = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         first = split * rows_per_split
         share, squares = sweep_nchw(
@@ -144,7 +144,7 @@ def pal_loss_forward_kernel(
             period,
             first,
             first + rows_per_split,
-            terms,
+            elements,
             pivot,
             KIND,
             ABSOLUTE,

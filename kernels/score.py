@@ -35,7 +35,7 @@ def sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON: 
     """w_b, float64: 0 without a landmark, for a heatmap that is not finite, and for a flat one under "pearson"."""
     valid = (annotated > 0) & (tl.abs(mean_h) < float("inf"))
     if PEARSON:
-        valid = valid & (var_h > FLAT * (var_h + mean_h * mean_h))
+        valid = valid & (var_h > (var_h + mean_h * mean_h) * FLAT)
     weight = tl.full([], 1.0, tl.float64)
     if sample_weight_ptr is not None:
         weight = tl.load(sample_weight_ptr + sample).to(tl.float64)
@@ -62,7 +62,7 @@ def score_and_slopes(mean_a, var_a, cov, scale, terms):
 
     `dP/da = A hc + Bc (a - mu)`. A group with NaN is not flat: NaN reaches the loss.
     """
-    flat = var_a <= FLAT * (var_a + mean_a * mean_a)
+    flat = var_a <= (var_a + mean_a * mean_a) * FLAT
     sigma = tl.sqrt(tl.where(flat, 1.0, var_a))
     score = -scale * cov / sigma
     slope = -scale / (terms * sigma)

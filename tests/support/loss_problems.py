@@ -1,0 +1,166 @@
+"""Random problems for the fused loss, made from a dict of options, and their solution by the float64 reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pal_fast
+from support.compare import assert_close
+
+IMAGE = (56, 48)  # pixels, of every problem with landmarks
+
+#: What a problem is where its dict is silent.
+DEFAULTS: dict[str, Any] = {
+    "shape": (2, 6, 7, 7),
+    "dtype": torch.float32,
+    "layout": "contiguous",  # or channels_last, transposed (needs a copy)
+    "offset": 0.0,  # added to the activation: a large mean over a small spread
+    "attribution": "grad_input",
+    "absolute": True,
+    "channels": "mean",
+    "channel_count": None,
+    "score": ("pearson", "sum"),
+    "reduction": "mean",
+    "landmarks": 5,  # how many; None: a dense heatmap; "small": a heatmap of another size
+    "trouble": "none",  # "some": NaN, infinite and far-out landmarks; "sample": sample 0 has no valid one
+    "visible": False,
+    "weights": None,  # or "shared" (K,), "own" (B, K)
+    "sample_weight": False,
+    "combine": "sum",
+    "normalize": "none",
+    "sigma": 6.0,
+    "needs": "both",  # or activation, gradient: which gradient is wanted
+}
+
+
+@dataclass
+class Problem:
+    """Arguments of `pal_fast.pal_loss`; `upstream` multiplies the loss before it is differentiated."""
+
+    case: dict[str, Any]
+    activation: Tensor | None
+    gradient: Tensor | None
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+    upstream: Tensor
+
+    def solve(self, backend: str, exact: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the gradients of those of activation and gradient that are wanted. `exact`: in float64."""
+
+        def given(tensor: Tensor) -> Tensor:
+            return (tensor.double() if exact and tensor.is_floating_point() else tensor).detach()
+
+        needs, layer = self.case["needs"], {}
+        for name, tensor in (("activation", self.activation), ("gradient", self.gradient)):
+            if tensor is not None:
+                layer[name] = given(tensor).requires_grad_(needs in ("both", name))
+        tensors = {name: given(tensor) for name, tensor in self.tensors.items()}
+        loss = pal_fast.pal_loss(
+            layer.get("activation"), layer.get("gradient"), **tensors, **self.options, backend=backend
+        )
+        wanted = [tensor for tensor in layer.values() if tensor.requires_grad]
+        return loss.detach(), list(torch.autograd.grad((loss * given(self.upstream)).sum(), wanted))
+
+
+def make(case: dict[str, Any], seed: int, device: str = "cpu") -> Problem:
+    """The problem that `case` and `seed` name, on `device`."""
+    case = DEFAULTS | case
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    shape, dtype = case["shape"], case["dtype"]
+    batch, _, height, width = shape
+    computing = torch.float64 if dtype == torch.float64 else torch.float32
+    # Like a network's: sparse and uneven activations, small gradients of either sign with zeros among them.
+    activation = normal(*shape).relu() * (1 + normal(*shape).abs()) + 0.05 * normal(*shape) + case["offset"]
+    gradient = torch.where(normal(*shape) > 1.5, 0.0, 0.01 * normal(*shape))
+    if case["attribution"] == "grad":
+        gradient = gradient + 0.01 * case["offset"]
+
+    def laid_out(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device, dtype)
+        if case["layout"] == "transposed":
+            return tensor.transpose(2, 3).contiguous().transpose(2, 3)
+        channels_last = case["layout"] == "channels_last"
+        return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    tensors: dict[str, Tensor] = {}
+    options = {name: case[name] for name in ("attribution", "absolute", "channels", "channel_count", "reduction")}
+    options["score"], options["scale"] = case["score"]
+    if isinstance(case["landmarks"], int):
+        count = case["landmarks"]
+        points = torch.rand(batch, count, 2, generator=generator, dtype=torch.float64)
+        points = points * torch.tensor([IMAGE[1] * 1.3, IMAGE[0] * 1.3]) - 8
+        if case["trouble"] == "some" and batch and count > 3:
+            points[0, 0, 0], points[0, 1, 1], points[-1, 2] = torch.nan, torch.inf, torch.tensor([-300.0, 4e4])
+        if case["trouble"] == "sample":
+            points[:1] = torch.nan
+        tensors["landmarks"] = points.to(device, computing)
+        if case["visible"]:
+            tensors["visible"] = (torch.rand(batch, count, generator=generator) > 0.3).to(device)
+        if case["weights"] is not None:
+            rows = (batch, count) if case["weights"] == "own" else (count,)
+            tensors["weights"] = (torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1).to(
+                device, computing
+            )
+        options |= {"image_size": IMAGE, **{name: case[name] for name in ("sigma", "combine", "normalize")}}
+    else:
+        size = (height, width) if case["landmarks"] is None else (2 * height + 1, width + 3)
+        tensors["heatmap"] = torch.rand(batch, *size, generator=generator, dtype=torch.float64).to(device, computing)
+        if case["trouble"] == "sample":
+            tensors["heatmap"][:1, 0, 0] = torch.inf
+    if case["sample_weight"]:
+        weight = torch.rand(batch, generator=generator) + 0.2
+        weight[1:2] = 0.0
+        tensors["sample_weight"] = weight.to(device)
+    upstream = normal(*((batch,) if case["reduction"] == "none" else ())).to(device, computing)
+    uses_activation, uses_gradient = case["attribution"] != "grad", case["attribution"] != "activation"
+    problem = Problem(
+        case,
+        laid_out(activation) if uses_activation else None,
+        laid_out(gradient) if uses_gradient else None,
+        tensors,
+        options,
+        upstream,
+    )
+    if (case["needs"] == "activation" and not uses_activation) or (case["needs"] == "gradient" and not uses_gradient):
+        case["needs"] = "both"
+    return problem
+
+
+def check(problem: Problem, backend: str) -> tuple[Tensor, list[Tensor]]:
+    """Solves the problem and asserts that it agrees with the reference in float64, in value and in form."""
+    # Gradients near 1, which float16 can hold.
+    _, judged = problem.solve("reference", exact=True)
+    largest = max((gradient.abs().max().item() for gradient in judged if gradient.numel()), default=0.0)
+    if largest:
+        problem.upstream = problem.upstream / largest
+    wanted, judged = problem.solve("reference", exact=True)
+    loss, gradients = problem.solve(backend)
+    dtype = problem.case["dtype"]
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_close(loss, wanted, dtype, "loss")
+    layer = problem.activation if problem.activation is not None else problem.gradient
+    assert layer is not None
+    for gradient, judge in zip(gradients, judged, strict=True):
+        assert gradient.dtype == dtype, gradient.dtype
+        if problem.case["layout"] != "transposed":
+            assert gradient.stride() == layer.stride(), f"strides {gradient.stride()}, wanted {layer.stride()}"
+        assert_close(gradient, judge, dtype, "gradient")
+    return loss, gradients
+
+
+def same_bits(first: tuple[Tensor, list[Tensor]], second: tuple[Tensor, list[Tensor]]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip([first[0], *first[1]], [second[0], *second[1]], strict=True))
+
+
+def name_of(case: dict[str, Any]) -> str:
+    """A test's id."""
+    words = (str(value).removeprefix("torch.") for value in case.values())
+    return ",".join(word.translate(str.maketrans("", "", " '()[]")) for word in words)

@@ -1,0 +1,106 @@
+"""Compiles for an H100, without a GPU, exactly the kernels that the host code launches for given tensors.
+
+The interpreter runs Python: it takes variables that change their type in a loop, and whatever else triton's compiler
+refuses. So a launch is caught here, its arguments specialised as triton does, and the kernel compiled to a cubin.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: Multiprocessors of an H100, for the host code that plans a launch.
+PROCESSORS = 132
+
+_TYPES = {
+    torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
+    torch.int32: "i32", torch.bool: "i1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for sm_90, and what ptxas says of it."""
+
+    name: str
+    grid: int
+    ptx: str
+    registers: int
+    spilled_bytes: int
+
+
+def ptxas() -> Path:
+    """The assembler that triton brings."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+
+
+def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
+    """Signature, constants and attributes of a launch, as triton's JIT derives them."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name], constants[(index,)] = "constexpr", value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = f"*{_TYPES[value.dtype]}"
+            aligned = True  # PyTorch's allocator aligns to 512 bytes on a GPU
+        elif type(value) is int:
+            signature[parameter.name] = "i32" if value < 2**31 else "i64"
+            aligned = value % 16 == 0
+        else:
+            assert type(value) is float, f"{parameter.name} is {value!r}"
+            signature[parameter.name] = "fp32"
+            aligned = False
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], num_warps: int) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = specialise(kernel, arguments)
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}).asm["ptx"]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [str(ptxas()), "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used, spilled = re.search(r"Used (\d+) registers", done.stderr), re.search(r"(\d+) bytes spill stores", done.stderr)
+    assert used is not None, done.stderr
+    assert spilled is not None, done.stderr
+    return Compiled(kernel.__name__, grid[0], ptx, int(used[1]), int(spilled[1]))
+
+
+@contextmanager
+def compiling() -> Iterator[list[Compiled]]:
+    """Launches inside compile and do not run; the list grows by one kernel each."""
+    from pal_fast.kernels import launch
+    from triton.runtime.jit import JITFunction
+
+    compiled: list[Compiled] = []
+
+    def run(self: Any, *, grid: tuple[int, ...], warmup: bool, num_warps: int = 4, **arguments: Any) -> None:
+        compiled.append(compile_launch(self, grid, arguments, num_warps))
+
+    before = JITFunction.run, launch.INTERPRETED_PROCESSORS
+    JITFunction.run, launch.INTERPRETED_PROCESSORS = run, PROCESSORS
+    try:
+        yield compiled
+    finally:
+        JITFunction.run, launch.INTERPRETED_PROCESSORS = before

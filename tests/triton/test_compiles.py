@@ -1,0 +1,100 @@
+"""The compiler takes every kernel, for sm_90, and the layers are read 16 bytes at a time. No GPU is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from support.triton_compile import Compiled, compiling, ptxas
+
+from pal_fast.constants import GROUPING
+
+
+def _assembler() -> str:
+    """Why ptxas cannot run; "" if it can."""
+    try:
+        subprocess.run([str(ptxas()), "--version"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"triton's ptxas cannot run: {error}"
+    return ""
+
+
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton interprets in this process"),
+    pytest.mark.skipif(bool(_assembler()), reason=_assembler()),
+]
+
+#: What a thread's widest load and store of a layer look like.
+WIDE_LOAD, WIDE_STORE = "ld.global.v4.b32", "st.global.v4.b32"
+
+
+def compile_loss(
+    grouping: str,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    shape: tuple[int, int, int, int] = (64, 1024, 14, 14),
+    *,
+    dense: bool = False,
+    attribution: int = 0,
+    absolute: bool = True,
+    score: tuple[int, int, int] = (0, 0, 0),
+    combine: int = 0,
+    normalize: int = 0,
+) -> list[Compiled]:
+    """The kernels of forward and backward, in the order of their launches."""
+    from pal_fast.kernels.pal_loss import pal_loss, pal_loss_backward
+
+    batch, channels, height, width = shape
+    computing = torch.float64 if dtype == torch.float64 else torch.float32
+    layer = torch.empty(shape, dtype=dtype, memory_format=layout)
+    f, g = (None if attribution == 1 else layer), (None if attribution == 2 else layer)
+    points, heatmap = torch.empty(batch, 68, 2, dtype=computing), torch.empty(batch, height, width, dtype=computing)
+    prior = (heatmap, None, None, None) if dense else (None, points, torch.ones(batch, 68) > 0, points[..., 0])
+    options = (attribution, absolute, GROUPING.index(grouping), channels)
+    with compiling() as compiled:
+        out = pal_loss(
+            f, g, *prior, torch.ones(batch, dtype=computing), 224.0, 224.0, 14.0, combine, normalize, *options, *score
+        )
+        pal_loss_backward(out[0], f, g, *out[1:], *options, True, True)
+    return compiled
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grouping", GROUPING)
+def test_the_loss_is_one_launch_each_way_without_spills(
+    grouping: str, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    *forward, backward = compile_loss(grouping, dtype, layout)
+    assert len(forward) == (2 if grouping == "each" else 1)
+    for kernel in (*forward, backward):
+        assert kernel.spilled_bytes == 0, f"{kernel.name} spills"
+    assert WIDE_LOAD in backward.ptx
+    assert WIDE_STORE in backward.ptx
+    if grouping != "each" or layout == torch.channels_last:
+        assert WIDE_LOAD in forward[-1].ptx
+
+
+@pytest.mark.parametrize("matrix", [True, False], ids=["sum", "max"])
+def test_the_heatmap_and_its_gradient_compile(matrix: bool) -> None:
+    from pal_fast.kernels.landmark_heatmap import landmark_heatmap, landmark_heatmap_backward
+
+    points, grad = torch.empty(256, 68, 2), torch.empty(256, 224, 224)
+    combine, normalize = (0, 2) if matrix else (1, 1)
+    options = (224, 224, 224.0, 224.0, 14.0, combine, normalize)
+    with compiling() as compiled:
+        landmark_heatmap(points, None, points[..., 0], *options)
+        landmark_heatmap_backward(grad, points, None, points[..., 0], *options, True, True)
+    assert [kernel.name for kernel in compiled] == [
+        "landmark_heatmap_kernel",
+        "raw_gradient_kernel",
+        "landmark_gradient_kernel",
+    ]
+    assert not any(kernel.spilled_bytes for kernel in compiled)
+    assert ("mma" in compiled[0].ptx) == matrix, "the sum of Gaussians is a product of matrices"
+    assert WIDE_STORE in compiled[0].ptx
