@@ -6,50 +6,13 @@
 #include <vector>
 
 #include "batch_norm_passes.h"
+#include "instruction_set.h"
+#include "tensors.h"
 
 namespace pal_fast::cpu {
 namespace {
 
-[[nodiscard]] const Passes& passes() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  static const Passes& chosen = [&]() -> const Passes& {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      return avx512::passes;
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-      return avx2::passes;
-    }
-    return baseline::passes;
-  }();
-  return chosen;
-#else
-  return baseline::passes;
-#endif
-}
-
-[[nodiscard]] Storage storage_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Half:
-      return Storage::float16;
-    case ScalarType::BFloat16:
-      return Storage::bfloat16;
-    case ScalarType::Double:
-      return Storage::float64;
-    default:
-      return Storage::float32;
-  }
-}
-
-template <typename T>
-[[nodiscard]] const T* read(const OptionalTensor& tensor) {
-  return tensor && tensor->numel() > 0 ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
-
-[[nodiscard]] void* written(const Tensor& tensor) {
-  return tensor.numel() > 0 ? tensor.mutable_data_ptr() : nullptr;
-}
+PAL_FAST_CHOOSE_INSTANCE(Passes, passes, passes)
 
 // Sums [k, C] of one reduction.
 [[nodiscard]] std::vector<double> sums_of(const Pass& pass, Sums kind, int64_t k) {
@@ -204,12 +167,12 @@ void double_backward(const BatchNormTensors& tensors, const BatchNormProblem& pr
   const double inverse_count = 1.0 / static_cast<double>(problem.count());
   for (int64_t c = 0; c < C; ++c) {
     const double r = channels.r_of(c);
-    const auto second = batch_norm_second_of<double>(
-        problem.training, inverse_count, channels.weight_of(c), r, s ? s[c] : 0.0, s ? s[C + c] : 0.0, u ? u[c] : 0.0,
-        u ? u[C + c] : 0.0, v[c], v[C + c] * r, v[2 * C + c]);
-    const double rows[] = {second.grad_grad.of_grad_grad,  second.grad_grad.of_input,   second.grad_grad.constant,
-                           second.grad_input.of_grad,      second.grad_input.of_grad_grad,
-                           second.grad_input.of_input,     second.grad_input.constant};
+    const auto second = batch_norm_second_of<double>(problem.training, inverse_count, channels.weight_of(c), r,
+                                                     s ? s[c] : 0.0, s ? s[C + c] : 0.0, u ? u[c] : 0.0,
+                                                     u ? u[C + c] : 0.0, v[c], v[C + c] * r, v[2 * C + c]);
+    const double rows[] = {second.grad_grad.of_grad_grad, second.grad_grad.of_input,      second.grad_grad.constant,
+                           second.grad_input.of_grad,     second.grad_input.of_grad_grad, second.grad_input.of_input,
+                           second.grad_input.constant};
     for (int64_t row = 0; row < DOUBLE_BACKWARD_ROWS - Row::first_free; ++row) {
       table[(Row::first_free + row) * C + c] = static_cast<T>(rows[row]);
     }
@@ -258,10 +221,12 @@ std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor&
   return {grad_input, sums};
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(
-    const OptionalTensor& grad_grad_input, const OptionalTensor& grad_sums, const Tensor& grad, const Tensor& input,
-    const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& statistics, const Tensor& sums,
-    bool training, bool relu, bool need_input) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(const OptionalTensor& grad_grad_input,
+                                                              const OptionalTensor& grad_sums, const Tensor& grad,
+                                                              const Tensor& input, const OptionalTensor& weight,
+                                                              const OptionalTensor& bias, const Tensor& statistics,
+                                                              const Tensor& sums, bool training, bool relu,
+                                                              bool need_input) {
   const BatchNormTensors tensors{.input = input,
                                  .grad = grad,
                                  .grad_grad = grad_grad_input,

@@ -4,9 +4,10 @@
 namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET {
 namespace {
 
-#include "batch_norm_lanes.h"
-
+// clang-format off: each needs those before it.
+#include "lanes.h"
 #include "batch_norm_loops.h"
+// clang-format on
 
 template <typename S, typename T, bool Relu>
 void reduce_stored(const Pass& pass, Sums kind, double* partial) {
@@ -40,7 +41,7 @@ template <bool Relu>
 void reduce_with(const Pass& pass, Sums kind, double* partial) {
   switch (pass.storage) {
     case Storage::float16:
-      return reduce_stored<_Float16, float, Relu>(pass, kind, partial);
+      return reduce_stored<HalfFloat, float, Relu>(pass, kind, partial);
     case Storage::bfloat16:
       return reduce_stored<BrainFloat, float, Relu>(pass, kind, partial);
     case Storage::float32:
@@ -54,7 +55,7 @@ template <bool Relu>
 void apply_with(const Pass& pass, Map kind) {
   switch (pass.storage) {
     case Storage::float16:
-      return apply_stored<_Float16, float, Relu>(pass, kind);
+      return apply_stored<HalfFloat, float, Relu>(pass, kind);
     case Storage::bfloat16:
       return apply_stored<BrainFloat, float, Relu>(pass, kind);
     case Storage::float32:

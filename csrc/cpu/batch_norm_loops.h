@@ -10,9 +10,6 @@ constexpr int64_t STRIP = 16;
 // Elements that are worth a thread.
 constexpr int64_t GRAIN = 16384;
 
-[[nodiscard]] inline int64_t at_least_one(int64_t n) { return n < 1 ? 1 : n; }
-[[nodiscard]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // One vector of a pass: xc = x - mean, G, v.
 template <typename T>
 struct Element {
@@ -29,7 +26,9 @@ template <typename T>
 }
 
 template <Sums Kind>
-constexpr int64_t sums_of = Kind == Sums::backward ? 2 : Kind == Sums::double_backward ? 3 : 1;
+constexpr int64_t sums_of = Kind == Sums::backward          ? 2
+                            : Kind == Sums::double_backward ? 3
+                                                            : 1;
 template <Sums Kind>
 constexpr bool sums_read_grad = Kind == Sums::backward || Kind == Sums::double_backward;
 
@@ -52,25 +51,24 @@ template <Sums Kind, typename T>
 // S is how an element is stored, T what is computed in.
 template <typename S, typename T, bool Relu>
 struct Loops {
-  using Stored = typename StoredAs<S>::type;
   static constexpr int64_t W = lanes<T>;
 
   const BatchNormProblem& problem;
-  const Stored* input;
-  const Stored* grad;
-  const Stored* grad_grad;
+  const Stored<S>* input;
+  const Stored<S>* grad;
+  const Stored<S>* grad_grad;
   const T* table;
-  Stored* output;
-  Stored* second_output;
+  Stored<S>* output;
+  Stored<S>* second_output;
 
   explicit Loops(const Pass& pass)
       : problem(pass.problem),
-        input(static_cast<const Stored*>(pass.input)),
-        grad(static_cast<const Stored*>(pass.grad)),
-        grad_grad(static_cast<const Stored*>(pass.grad_grad)),
+        input(static_cast<const Stored<S>*>(pass.input)),
+        grad(static_cast<const Stored<S>*>(pass.grad)),
+        grad_grad(static_cast<const Stored<S>*>(pass.grad_grad)),
         table(static_cast<const T*>(pass.table)),
-        output(static_cast<Stored*>(pass.output)),
-        second_output(static_cast<Stored*>(pass.second_output)) {}
+        output(static_cast<Stored<S>*>(pass.output)),
+        second_output(static_cast<Stored<S>*>(pass.second_output)) {}
 
   // Row `row` of the table for the n channels from c on, or for channel c alone in all lanes.
   [[gnu::always_inline]] Lanes<T> channels_of(int64_t row, int64_t c, int64_t n) const {
@@ -81,8 +79,7 @@ struct Loops {
   }
 
   template <bool ReadsGrad>
-  [[gnu::always_inline]] Element<T> element(int64_t at, int64_t n, Lanes<T> mean, Lanes<T> scale,
-                                            Lanes<T> bias) const {
+  [[gnu::always_inline]] Element<T> element(int64_t at, int64_t n, Lanes<T> mean, Lanes<T> scale, Lanes<T> bias) const {
     Element<T> e{};
     e.xc = first<T>(load<S, T>(input + at, n) - mean, n);
     if constexpr (ReadsGrad) {

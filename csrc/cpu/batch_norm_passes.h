@@ -3,10 +3,9 @@
 #pragma once
 
 #include "../batch_norm_problem.h"
+#include "storage.h"
 
 namespace pal_fast::cpu {
-
-enum class Storage { float16, bfloat16, float32, float64 };
 
 // With xc = x - mean, G = grad behind the ReLU's mask, v = grad_grad:
 enum class Sums {
@@ -36,7 +35,7 @@ struct Pass {
   const void* input = nullptr;
   const void* grad = nullptr;
   const void* grad_grad = nullptr;
-  const void* table = nullptr;  // [rows, C] of T
+  const void* table = nullptr;    // [rows, C] of T
   void* output = nullptr;         // y, dx or d_grad
   void* second_output = nullptr;  // d_input
 };

@@ -1,0 +1,226 @@
+// Vectors of the width of the instruction set that the including file compiles for, and their loads and stores.
+// To be included by *_instances.h only, inside their namespace: every instruction set has a copy of its own.
+
+// A vector of T as wide as a register.
+template <typename T>
+struct LanesOf {
+  typedef T type __attribute__((vector_size(PAL_FAST_VECTOR_BYTES)));
+  static constexpr int64_t count = PAL_FAST_VECTOR_BYTES / static_cast<int64_t>(sizeof(T));
+};
+template <typename T>
+using Lanes = typename LanesOf<T>::type;
+template <typename T>
+inline constexpr int64_t lanes = LanesOf<T>::count;
+
+// `Count` elements of T beside each other.
+template <typename T, int64_t Count>
+struct PackedOf {
+  typedef T type __attribute__((vector_size(Count * sizeof(T))));
+};
+template <typename T, int64_t Count>
+using Packed = typename PackedOf<T, Count>::type;
+
+// Names of the 16-bit types, which are stored as uint16_t.
+struct HalfFloat;
+struct BrainFloat;
+
+template <typename S>
+struct StoredAs {
+  using type = S;
+};
+template <>
+struct StoredAs<HalfFloat> {
+  using type = uint16_t;
+};
+template <>
+struct StoredAs<BrainFloat> {
+  using type = uint16_t;
+};
+template <typename S>
+using Stored = typename StoredAs<S>::type;
+
+// The type in which elements stored as S are computed.
+template <typename S>
+struct ComputedAs {
+  using type = float;
+};
+template <>
+struct ComputedAs<double> {
+  using type = double;
+};
+template <typename S>
+using Computed = typename ComputedAs<S>::type;
+
+// How N elements stored as S become float or double, and float or double elements S: to nearest, ties to even;
+// overflow becomes infinity, NaN stays NaN.
+template <typename S, int64_t N>
+struct Conversion {
+  using Values = Packed<S, N>;
+  [[gnu::always_inline]] static Values widen(Values stored) { return stored; }
+  [[gnu::always_inline]] static Values narrow(Values value) { return value; }
+};
+
+template <int64_t N>
+struct Conversion<BrainFloat, N> {
+  using Values = Packed<float, N>;
+  using Bits = Packed<uint32_t, N>;
+  using Words = Packed<uint16_t, N>;
+  [[gnu::always_inline]] static Values widen(Words stored) {
+    return reinterpret_cast<Values>(__builtin_convertvector(stored, Bits) << 16);
+  }
+  [[gnu::always_inline]] static Words narrow(Values value) {
+    const Bits bits = reinterpret_cast<Bits>(value);
+    const Bits rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    const Bits quiet = Bits{} + 0x7FC0u;
+    const Bits chosen = value == value ? rounded : quiet;
+    return __builtin_convertvector(chosen, Words);
+  }
+};
+
+template <int64_t N>
+struct Conversion<HalfFloat, N> {
+  using Values = Packed<float, N>;
+  using Bits = Packed<uint32_t, N>;
+  using Words = Packed<uint16_t, N>;
+  // Normal numbers by moving the exponent, subnormal ones by a subtraction that normalises them.
+  [[gnu::always_inline]] static Values widen(Words stored) {
+#if PAL_FAST_VECTOR_BYTES == 64
+    if constexpr (N == 16) {
+      return reinterpret_cast<Values>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(stored)));
+    }
+#endif
+#if PAL_FAST_VECTOR_BYTES >= 32
+    if constexpr (N == 8) {
+      return reinterpret_cast<Values>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(stored)));
+    }
+#endif
+    const Bits shifted = __builtin_convertvector(stored, Bits) << 16;
+    const Bits magnitude = shifted + shifted;  // the sign falls out
+    const Bits normal =
+        reinterpret_cast<Bits>(reinterpret_cast<Values>((magnitude >> 4) + (0xE0u << 23)) * 0x1.0p-112f);
+    const Bits subnormal = reinterpret_cast<Bits>(reinterpret_cast<Values>((magnitude >> 17) | (126u << 23)) - 0.5f);
+    const Bits bits = magnitude < (1u << 27) ? subnormal : normal;
+    return reinterpret_cast<Values>(bits | (shifted & 0x80000000u));
+  }
+  [[gnu::always_inline]] static Words narrow(Values value) {
+#if PAL_FAST_VECTOR_BYTES == 64
+    if constexpr (N == 16) {
+      return reinterpret_cast<Words>(_mm512_cvtps_ph(reinterpret_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+    }
+#endif
+#if PAL_FAST_VECTOR_BYTES >= 32
+    if constexpr (N == 8) {
+      return reinterpret_cast<Words>(_mm256_cvtps_ph(reinterpret_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+    }
+#endif
+    const Bits bits = reinterpret_cast<Bits>(value);
+    const Bits doubled = bits + bits;
+    // Too large for binary16 becomes infinity here, too small is scaled back exactly.
+    const Values base = (reinterpret_cast<Values>(bits & 0x7FFFFFFFu) * 0x1.0p+112f) * 0x1.0p-110f;
+    const Bits exponent = doubled & 0xFF000000u;
+    const Bits least = Bits{} + 0x71000000u;
+    // Adding this bias makes the float addition round the mantissa where binary16 ends.
+    const Bits bias = ((exponent < least ? least : exponent) >> 1) + 0x07800000u;
+    const Bits rounded = reinterpret_cast<Bits>(reinterpret_cast<Values>(bias) + base);
+    const Bits finite = ((rounded >> 13) & 0x7C00u) + (rounded & 0x0FFFu);
+    const Bits nan = Bits{} + 0x7E00u;
+    const Bits chosen = doubled > 0xFF000000u ? nan : finite;
+    return __builtin_convertvector(((bits >> 16) & 0x8000u) | chosen, Words);
+  }
+};
+
+// lanes<T> elements stored as S.
+template <typename S, typename T>
+struct Memory {
+  using Convert = Conversion<S, lanes<T>>;
+  using Vector = Packed<Stored<S>, lanes<T>>;
+  [[gnu::always_inline]] static Lanes<T> load(const Stored<S>* from) {
+    Vector packed;
+    __builtin_memcpy(&packed, from, sizeof(packed));
+    return __builtin_convertvector(Convert::widen(packed), Lanes<T>);
+  }
+  [[gnu::always_inline]] static Vector pack(Lanes<T> value) {
+    return Convert::narrow(__builtin_convertvector(value, typename Convert::Values));
+  }
+};
+
+// Loads and stores of lanes<T> elements stored as S, or of the first n of them (the others 0).
+template <typename S, typename T>
+[[gnu::always_inline]] inline Lanes<T> load(const Stored<S>* from, int64_t n) {
+  if (n == lanes<T>) [[likely]] {
+    return Memory<S, T>::load(from);
+  }
+  Stored<S> padded[lanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    padded[i] = from[i];
+  }
+  return Memory<S, T>::load(padded);
+}
+
+template <typename S, typename T>
+[[gnu::always_inline]] inline void store(Stored<S>* to, Lanes<T> value, int64_t n) {
+  const auto packed = Memory<S, T>::pack(value);
+  if (n == lanes<T>) [[likely]] {
+    __builtin_memcpy(to, &packed, sizeof(packed));
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    to[i] = packed[i];
+  }
+}
+
+// A whole vector, past the cache where the processor can; `to` is aligned to the vector's bytes. Needs
+// streams_done() before others may read.
+template <typename S, typename T>
+[[gnu::always_inline]] inline void stream(Stored<S>* to, Lanes<T> value) {
+  const auto packed = Memory<S, T>::pack(value);
+#if PAL_FAST_VECTOR_BYTES == 64
+  if constexpr (sizeof(packed) == 64) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(packed));
+    return;
+  }
+#endif
+#if PAL_FAST_VECTOR_BYTES >= 32
+  if constexpr (sizeof(packed) == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(packed));
+    return;
+  }
+#endif
+  __builtin_memcpy(to, &packed, sizeof(packed));
+}
+
+inline void streams_done() {
+#if PAL_FAST_VECTOR_BYTES >= 32
+  _mm_sfence();
+#endif
+}
+
+template <typename T>
+[[gnu::always_inline]] inline Lanes<T> lane_numbers() {
+  Lanes<T> numbers;
+  for (int64_t i = 0; i < lanes<T>; ++i) {
+    numbers[i] = static_cast<T>(i);
+  }
+  return numbers;
+}
+
+// The lanes 0..n-1 of `value`, the others 0.
+template <typename T>
+[[gnu::always_inline]] inline Lanes<T> first(Lanes<T> value, int64_t n) {
+  if (n == lanes<T>) [[likely]] {
+    return value;
+  }
+  return lane_numbers<T>() < static_cast<T>(n) ? value : Lanes<T>{};
+}
+
+template <typename T>
+[[gnu::always_inline]] inline double total(Lanes<T> value) {
+  double sum = 0;
+  for (int64_t i = 0; i < lanes<T>; ++i) {
+    sum += static_cast<double>(value[i]);
+  }
+  return sum;
+}
+
+[[nodiscard]] constexpr int64_t at_least_one(int64_t n) { return n < 1 ? 1 : n; }
+[[nodiscard]] constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

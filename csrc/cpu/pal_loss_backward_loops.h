@@ -1,0 +1,264 @@
+// The gradients of activation and gradient, from the derivative of the loss by the attribution.
+// To be included by pal_loss_instances.h only, inside its namespace.
+//
+// A "slope" says what d = dL/da is: at(i, n) fetches what it needs for elements i .. i + n, of(a) is d.
+
+// d = pattern, or pattern * (q + curve * (a - mean)) for a group with coefficients (A, B, mu).
+template <typename T, bool Curved>
+struct Line {
+  Lanes<T> slope, q, curve, mean;
+
+  [[gnu::always_inline]] Lanes<T> of(Lanes<T> a) const {
+    if constexpr (Curved) {
+      return slope * (q + curve * (a - mean));
+    } else {
+      return q;
+    }
+  }
+};
+
+template <typename T>
+[[gnu::always_inline]] inline Lanes<T> spread(T value) {
+  return Lanes<T>{} + value;
+}
+
+// The plane over and over, for a run of whole channels. Asked for elements in order, from the start of a channel.
+template <typename T, bool Curved>
+struct Repeated {
+  static constexpr bool uses_attribution = Curved;
+  static constexpr bool in_order = true;
+  const T* pattern;  // [period + a vector]
+  int64_t period;    // a multiple of the cells, at least a vector
+  Line<T, Curved> line;
+  int64_t phase = 0;
+
+  [[gnu::always_inline]] Line<T, Curved> at(int64_t, int64_t n) {
+    line.q = load<T, T>(pattern + phase, lanes<T>);
+    phase += n;
+    phase -= phase >= period ? period : 0;
+    return line;
+  }
+};
+
+// The plane once, for one channel that starts at element `start`.
+template <typename T>
+struct Once {
+  static constexpr bool uses_attribution = true;
+  static constexpr bool in_order = false;
+  const T* plane;  // [N]
+  int64_t start;
+  Line<T, true> line;
+
+  [[gnu::always_inline]] Line<T, true> at(int64_t i, int64_t n) {
+    line.q = load<T, T>(plane + (i - start), n);
+    return line;
+  }
+};
+
+// One cell of a channels_last sample, the same for all its channels.
+template <typename T, bool Curved>
+struct Cell {
+  static constexpr bool uses_attribution = Curved;
+  static constexpr bool in_order = false;
+  Line<T, Curved> line;
+
+  [[gnu::always_inline]] Line<T, Curved> at(int64_t, int64_t) const { return line; }
+};
+
+// One cell of a channels_last sample, every channel with coefficients of its own.
+template <typename T>
+struct CellOfEach {
+  static constexpr bool uses_attribution = true;
+  static constexpr bool in_order = false;
+  const T* slopes;  // [n]: A
+  const T* curves;  // [n]: B
+  const T* means;   // [n]: mu
+  int64_t start;
+  Lanes<T> q;
+
+  [[gnu::always_inline]] Line<T, true> at(int64_t i, int64_t n) const {
+    const int64_t c = i - start;
+    return {load<T, T>(slopes + c, n), q, load<T, T>(curves + c, n), load<T, T>(means + c, n)};
+  }
+};
+
+template <typename S, typename A>
+struct Gradients {
+  using T = Computed<S>;
+  static constexpr int64_t W = lanes<T>;
+  const Stored<S>* f;
+  const Stored<S>* g;
+  Stored<S>* df;
+  Stored<S>* dg;
+  bool streams;
+
+  template <bool Stream>
+  [[gnu::always_inline]] static void put(Stored<S>* to, Lanes<T> value, int64_t n) {
+    if constexpr (Stream) {
+      stream<S, T>(to, value);
+    } else {
+      store<S, T>(to, value, n);
+    }
+  }
+
+  template <bool Stream, typename Slope>
+  [[gnu::always_inline]] void vector(int64_t i, int64_t n, Slope& slope) const {
+    Lanes<T> activation{}, gradient{};
+    if constexpr (A::reads_activation) {
+      if (Slope::uses_attribution || dg != nullptr) {
+        activation = load<S, T>(f + i, n);
+      }
+    }
+    if constexpr (A::reads_gradient) {
+      gradient = load<S, T>(g + i, n);
+    }
+    const Lanes<T> d = slope.at(i, n).of(A::template of<T>(activation, gradient));
+    if (df != nullptr) {
+      put<Stream>(df + i, A::template to_activation<T>(d, gradient), n);
+    }
+    if (dg != nullptr) {
+      put<Stream>(dg + i, A::template to_gradient<T>(d, activation, gradient), n);
+    }
+  }
+
+  // Elements until one where vectors of df and dg are aligned.
+  [[nodiscard]] int64_t unaligned(int64_t i) const {
+    constexpr int64_t bytes = W * static_cast<int64_t>(sizeof(Stored<S>));
+    const auto address = reinterpret_cast<uintptr_t>((df != nullptr ? df : dg) + i);
+    const int64_t over = static_cast<int64_t>(address % bytes) / static_cast<int64_t>(sizeof(Stored<S>));
+    return over == 0 ? 0 : W - over;
+  }
+
+  template <typename Slope>
+  void run(int64_t begin, int64_t end, Slope slope) const {
+    int64_t i = begin;
+    if (streams) {
+      if (const int64_t head = smaller(unaligned(i), end - i)) {
+        vector<false>(i, head, slope);
+        i += head;
+      }
+      for (; i + W <= end; i += W) {
+        vector<true>(i, W, slope);
+      }
+    } else {
+      for (; i + W <= end; i += W) {
+        vector<false>(i, W, slope);
+      }
+      if (!Slope::in_order && i < end && end - begin >= W) {
+        vector<false>(end - W, W, slope);  // overlaps with the one before, and writes the same values twice
+        return;
+      }
+    }
+    if (i < end) {
+      vector<false>(i, end - i, slope);
+    }
+  }
+
+  void zero(int64_t begin, int64_t end) const {
+    Stored<S>* const both[] = {df, dg};
+    for (Stored<S>* to : both) {
+      int64_t i = begin;
+      if (to != nullptr && streams) {
+        i += smaller(unaligned(i), end - i);
+        store<S, T>(to + begin, Lanes<T>{}, i - begin);
+        for (; i + W <= end; i += W) {
+          stream<S, T>(to + i, Lanes<T>{});
+        }
+      }
+      for (; to != nullptr && i < end; i += W) {
+        store<S, T>(to + i, Lanes<T>{}, smaller(W, end - i));
+      }
+    }
+  }
+};
+
+template <typename S, typename A>
+void gradients_of_channels(const LossProblem& problem, const Gradients<S, A>& to, const Derivative<Computed<S>>& of,
+                           Range channels) {
+  using T = Computed<S>;
+  const int64_t cells = problem.cells(), live = smaller(channels.last, problem.count);
+  if (channels.first < live) {
+    if (problem.grouping == Grouping::each) {
+      for (int64_t c = channels.first; c < live; ++c) {
+        const T* group = of.coefficients + 3 * c;
+        to.run(
+            c * cells, (c + 1) * cells,
+            Once<T>{
+                of.plane, c * cells, {spread<T>(of.scale * group[0]), {}, spread<T>(group[1]), spread<T>(group[2])}});
+      }
+    } else {
+      const bool curved = problem.grouping == Grouping::all;
+      const int64_t period = cells < lanes<T> ? (lanes<T> + cells - 1) / cells * cells : cells;
+      const T factor = curved ? T(1) : of.scale;
+      for (int64_t i = 0, p = 0; i < period + lanes<T>; ++i) {
+        of.scratch[i] = factor * of.plane[p];
+        p = p + 1 == cells ? 0 : p + 1;
+      }
+      if (curved) {
+        const T* group = of.coefficients;
+        to.run(channels.first * cells, live * cells,
+               Repeated<T, true>{
+                   of.scratch, period, {spread<T>(of.scale * group[0]), {}, spread<T>(group[1]), spread<T>(group[2])}});
+      } else {
+        to.run(channels.first * cells, live * cells, Repeated<T, false>{of.scratch, period, {}});
+      }
+    }
+  }
+  to.zero((live > channels.first ? live : channels.first) * cells, channels.last * cells);
+}
+
+template <typename S, typename A>
+void gradients_of_cells(const LossProblem& problem, const Gradients<S, A>& to, const Derivative<Computed<S>>& of,
+                        Range range) {
+  using T = Computed<S>;
+  const int64_t channels = problem.channels, count = problem.count;
+  T* slopes = of.scratch;
+  T* curves = slopes + count;
+  T* means = curves + count;
+  if (problem.grouping == Grouping::each) {
+    for (int64_t c = 0; c < count; ++c) {
+      slopes[c] = of.scale * of.coefficients[3 * c];
+      curves[c] = of.coefficients[3 * c + 1];
+      means[c] = of.coefficients[3 * c + 2];
+    }
+  }
+  for (int64_t p = range.first; p < range.last; ++p) {
+    const int64_t begin = p * channels, end = begin + count;
+    switch (problem.grouping) {
+      case Grouping::map:
+        to.run(begin, end, Cell<T, false>{{{}, spread<T>(of.scale * of.plane[p]), {}, {}}});
+        break;
+      case Grouping::all: {
+        const T* group = of.coefficients;
+        to.run(begin, end,
+               Cell<T, true>{
+                   {spread<T>(of.scale * group[0]), spread<T>(of.plane[p]), spread<T>(group[1]), spread<T>(group[2])}});
+        break;
+      }
+      case Grouping::each:
+        to.run(begin, end, CellOfEach<T>{slopes, curves, means, begin, spread<T>(of.plane[p])});
+        break;
+    }
+    to.zero(end, begin + channels);
+  }
+}
+
+void gradients(const LossProblem& problem, Storage storage, const void* activation, const void* gradient,
+               const void* derivative, Range range, bool streams, void* d_activation, void* d_gradient) {
+  with_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
+    const auto& of = *static_cast<const Derivative<Computed<S>>*>(derivative);
+    const Gradients<S, A> to{static_cast<const Stored<S>*>(activation), static_cast<const Stored<S>*>(gradient),
+                             static_cast<Stored<S>*>(d_activation), static_cast<Stored<S>*>(d_gradient), streams};
+    const int64_t width = problem.layout == Layout::contiguous ? problem.cells() : problem.channels;
+    if (of.scale == 0) {  // whatever the sample holds, it is not read
+      to.zero(range.first * width, range.last * width);
+    } else if (problem.layout == Layout::contiguous) {
+      gradients_of_channels<S, A>(problem, to, of, range);
+    } else {
+      gradients_of_cells<S, A>(problem, to, of, range);
+    }
+  });
+  if (streams) {
+    streams_done();
+  }
+}

@@ -1,0 +1,24 @@
+// The kernels of the heatmap and the loss, written once and compiled for PAL_FAST_INSTRUCTION_SET with registers of
+// PAL_FAST_VECTOR_BYTES. Uses nothing of the standard library out of line: an instance of it compiled here for a
+// newer instruction set could be the one that the linker keeps for everybody.
+namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET {
+namespace {
+
+// clang-format off: each needs those before it.
+#include "lanes.h"
+#include "landmark_heatmap_loops.h"
+#include "pal_loss_attribution.h"
+#include "pal_loss_forward_loops.h"
+#include "pal_loss_backward_loops.h"
+// clang-format on
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    {&draw<float>, &heatmap_backward<float>},
+    {&draw<double>, &heatmap_backward<double>},
+    {&accumulate_map, &channel_moments, &gradients},
+};
+
+}  // namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET

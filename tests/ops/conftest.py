@@ -1,0 +1,16 @@
+"""The compiled backends of this machine: the CPU's always, CUDA's where there is a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pal_fast import dispatch
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of a compiled backend, which is also the device that its tensors lie on."""
+    reason = dispatch.why_not(request.param, torch.device(request.param))
+    assert not reason, reason
+    return request.param
