@@ -1,0 +1,279 @@
+"""`TrainingConfig`: everything that decides the result of a training, checked, and kept as a file beside it."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from pal_fast import _checks
+from pal_fast.constants import ATTRIBUTION, BACKENDS, CHANNELS, COMBINE, NORMALIZE, SCALE, SCORE
+from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
+from pal_fast.regions import region_weights
+
+DATA: Final = ("rafdb", "affectnet", "ferplus", "folder", "drawn")
+ANSWERS: Final = ("auto", "yes", "no")
+PRECISIONS: Final = ("no", "bf16", "fp16")
+DEVICES: Final = ("auto", "cpu", "cuda")
+TARGETS: Final = ("sum", "label", "predicted")
+
+#: The layer to begin with, by the start of the network's name (docs/training_loops.md).
+DEFAULT_LAYERS: Final = {
+    "small": "body",
+    "resnet": "layer3",
+    "resnext": "layer3",
+    "wide_resnet": "layer3",
+    "densenet": "features.denseblock3",
+    "convnext": "features.5",
+    "efficientnet_b0": "features.5",
+}
+
+
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with its line of help; `choices`, `metavar` and `group` go to the command line."""
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training in full. Same config, same number of processes, same machine: same weights, bit for bit.
+
+    Raises: ValueError, TypeError naming the option.
+    """
+
+    data: str = option(MISSING, "the data set", choices=DATA, group="data")
+    root: str | None = option(
+        None, "its folder; for drawn its options, such as count=200,test_count=100", metavar="DIR", group="data"
+    )
+    landmarks: str | None = option(
+        None, "landmarks of the images, where the data set brings none", metavar="FILE", group="data"
+    )
+    classes: int | None = option(None, "number of classes, where the data set has a choice", group="data")
+    size: int | None = option(None, "side of the images in pixels (default 224; 48 for drawn faces)", group="data")
+    augment: bool = option(True, "random crops, flips and rotations in training", group="data")
+    balanced: str = option(
+        "auto", "sample classes equally often; auto: for affectnet only", choices=ANSWERS, group="data"
+    )
+    limit: int | None = option(None, "use only so many images of each split, for a trial", metavar="N", group="data")
+    workers: int = option(2, "loading processes of each training process", group="data")
+
+    model: str = option(
+        "resnet50", "a network of torchvision or timm (timm:NAME if both have it), or small", group="network"
+    )
+    pretrained: str = option(
+        "auto",
+        "the library's own weights; auto: if they are on this machine, and it is said; yes: fetched if need be",
+        choices=ANSWERS,
+        group="network",
+    )
+    weights: str | None = option(
+        None, "a state_dict to begin with instead (.pt, .pth or .safetensors)", metavar="FILE", group="network"
+    )
+    sync_batchnorm: bool = option(False, "batch statistics over all processes", group="network")
+    prepare_head: bool = option(
+        False, "cheaper second derivatives above the layer (pal_fast.nn.prepare_head)", group="network"
+    )
+
+    weight: float = option(1.0, "of the loss; 0 is the baseline, without any of it", group="loss")
+    layer: tuple[str, ...] = option(
+        (), "the attributed layer; several are averaged (default: known for common networks)", group="loss"
+    )
+    attribution: str = option("grad_input", "what is attributed", choices=ATTRIBUTION, group="loss")
+    absolute: bool = option(True, "take the absolute gradient, as the paper does", group="loss")
+    channels: str = option("mean", "the channel strategy", choices=CHANNELS, group="loss")
+    channel_count: int | float | None = option(
+        None, "how many channels take part: a number, or a fraction such as 0.25", group="loss"
+    )
+    score: str = option("pearson", "pearson, or the paper's formula", choices=SCORE, group="loss")
+    scale: str = option("sum", "of cross_correlation", choices=SCALE, group="loss")
+    target: str = option("sum", "the scalar that is attributed", choices=TARGETS, group="loss")
+    sigma: float | None = option(None, "of the Gaussians, in pixels (default: a sixteenth of the size)", group="loss")
+    combine: str = option("sum", "of the Gaussians", choices=COMBINE, group="loss")
+    normalize: str = option("none", "of the heatmap", choices=NORMALIZE, group="loss")
+    regions: tuple[str, ...] = option(
+        (), "regions of the 68-point scheme that take part: eyes, or eyes=2 with a weight", group="loss"
+    )
+    backend: str | None = option(None, "of the loss (default: the fastest)", choices=BACKENDS, group="loss")
+
+    epochs: int = option(30, "passes over the training images", group="training")
+    batch: int = option(64, "images per step of the optimiser, over all processes and parts", group="training")
+    accumulate: int = option(1, "parts into which each process splits its share of the batch", group="training")
+    learning_rate: float = option(1e-4, "of Adam, at the beginning", group="training")
+    power: float = option(1.0, "of the polynomial decay to 0; 0 keeps the rate", group="training")
+    weight_decay: float = option(0.0, "of Adam", group="training")
+    precision: str = option("no", "autocast to bf16 or fp16", choices=PRECISIONS, group="training")
+    seed: int = option(0, "of the weights, the order, the augmentation and dropout", group="training")
+    deterministic: bool = option(
+        True, "reproducible kernels where PyTorch has them; --no-deterministic may be faster on a GPU", group="training"
+    )
+    device: str = option("auto", "where to train", choices=DEVICES, group="training")
+
+    checkpoint_every: int = option(1000, "steps between checkpoints; one is also written after each epoch")
+    validate_every: int = option(1, "epochs between validations; the last epoch always has one")
+    gallery: int = option(24, "validation faces whose attributions are kept for pictures")
+
+    def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if isinstance(value, list) and tuple in kinds:
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+                value = float(value)
+                object.__setattr__(self, name, value)
+            if type(value) not in kinds:
+                wanted = " or ".join(_WORDS[kind] for kind in kinds)
+                raise TypeError(f"{name} must be {wanted}, got {_checks.describe(value)}")
+            choices = _FIELDS[name].metadata.get("choices")
+            if choices is not None and value is not None:
+                _checks.choice(name, value, choices)
+        for name in ("layer", "regions"):
+            if not all(isinstance(part, str) and part for part in getattr(self, name)):
+                raise TypeError(f"{name} must hold names, got {_checks.describe(getattr(self, name))}")
+        for name in ("epochs", "batch", "accumulate", "learning_rate", "validate_every", "checkpoint_every"):
+            self._positive(name)
+        for name in ("classes", "size", "limit"):
+            if getattr(self, name) is not None:
+                self._positive(name)
+        for name in ("weight", "power", "weight_decay", "workers", "seed", "gallery"):
+            _checks.finite_number(name, getattr(self, name))
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
+        if self.weights is not None and self.pretrained == "yes":
+            raise ValueError("weights and pretrained='yes' are two beginnings for one network: give one of them")
+        self.loss_options()
+        region_weights(self.region_choice())
+
+    def _positive(self, name: str) -> None:
+        _checks.finite_number(name, getattr(self, name))
+        if getattr(self, name) <= 0:
+            raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def loss_options(self) -> LossOptions:
+        """The loss's options, checked."""
+        return LossOptions(
+            AttributionOptions(self.attribution, self.absolute, self.channels, self.channel_count),
+            HeatmapOptions(self.sigma, self.combine, self.normalize),
+            self.score,
+            self.scale,
+        )
+
+    def region_choice(self) -> dict[str, float] | None:
+        """`regions` as `PALLoss` takes them; None for all landmarks."""
+        if not self.regions:
+            return None
+        chosen: dict[str, float] = {}
+        for entry in self.regions:
+            name, equals, number = entry.partition("=")
+            try:
+                chosen[name] = float(number) if equals else 1.0
+            except ValueError:
+                raise ValueError(f"regions must be names such as eyes or eyes=2, got {entry!r}") from None
+        return chosen
+
+    def resolved(self) -> TrainingConfig:
+        """The config with every default that depends on another option written out.
+
+        Raises: ValueError if the loss is wanted on a network whose layer is neither named nor known.
+        """
+        layer = self.layer
+        if not layer:
+            name = self.model.partition(":")[2] or self.model
+            known = next((known for start, known in DEFAULT_LAYERS.items() if name.startswith(start)), None)
+            if known is None and self.weight:
+                raise ValueError(
+                    f"layer must be named for model {self.model!r}; `pal-fast doctor {name}` lists its layers"
+                )
+            layer = () if known is None else (known,)
+        balanced = self.balanced
+        if balanced == "auto":
+            balanced = "yes" if self.data == "affectnet" else "no"
+        size = self.size or (48 if self.data == "drawn" else 224)
+        return replace(self, layer=layer, balanced=balanced, size=size)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, as they stand in the file."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_mapping(), indent=2) + "\n"
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "config") -> TrainingConfig:
+        """Raises: ValueError or TypeError naming `source` and the option."""
+        unknown = [name for name in values if name not in _FIELDS]
+        if unknown:
+            raise ValueError(
+                f"{source}: there is no option {', '.join(map(repr, unknown))}{_checks.near(unknown[0], _FIELDS)}"
+            )
+        if "data" not in values:
+            raise ValueError(f"{source}: data must be one of {', '.join(map(repr, DATA))}; it is missing")
+        try:
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{source}: {error}") from None
+
+
+def difference(one: TrainingConfig, other: TrainingConfig) -> list[str]:
+    """The options in which two configs differ, each as "name: this, that"."""
+    return [
+        f"{name}: {getattr(one, name)!r}, {getattr(other, name)!r}"
+        for name in _FIELDS
+        if getattr(one, name) != getattr(other, name)
+    ]
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The options in a .json or .toml file; a file may leave any out.
+
+    Raises: ValueError, OSError naming the file.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".toml":
+            values: Any = _toml().loads(text)
+        else:
+            values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid {path.suffix.lstrip('.') or 'JSON'} file: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a table of options, got {_checks.describe(values)}")
+    return values
+
+
+def _toml() -> Any:
+    try:
+        import tomllib
+    except ImportError:
+        raise ValueError("reading TOML needs Python 3.11 or later; write the config as .json") from None
+    return tomllib
+
+
+def _kinds(annotation: Any) -> tuple[type, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(kind for part in typing.get_args(annotation) for kind in _kinds(part))
+    return (typing.get_origin(annotation) or annotation,)
+
+
+_FIELDS: Final = {entry.name: entry for entry in fields(TrainingConfig)}
+_KINDS: Final = {name: _kinds(hint) for name, hint in typing.get_type_hints(TrainingConfig).items() if name in _FIELDS}
+_WORDS: Final = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list",
+    type(None): "nothing",
+}
+
+
+def option_fields() -> dict[str, tuple[Any, tuple[type, ...]]]:
+    """Each option's dataclass field and the types that it takes, for the command line."""
+    return {name: (entry, _KINDS[name]) for name, entry in _FIELDS.items()}

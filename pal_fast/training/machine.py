@@ -1,0 +1,124 @@
+"""The processes, the device and the precision of a training: Accelerate, and no more of it than is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast._version import __version__
+
+
+def make_accelerator(device: str, precision: str) -> Any:
+    """An `accelerate.Accelerator` for one process or for those that torchrun or `accelerate launch` started.
+
+    Raises: ImportError without Accelerate; ValueError for a device or a way of distributing that is not there.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedType
+    except ImportError as error:
+        raise ImportError("training needs accelerate: pip install 'pal_fast[train]'") from error
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda', but PyTorch sees no CUDA device; `pal-fast info` says more")
+    try:
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    except ValueError:
+        # Accelerate keeps a process's first settings for ever, and an earlier run in this process may have had others.
+        if torch.distributed.is_initialized():
+            raise
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    if accelerator.mixed_precision != precision:
+        raise ValueError(f"precision={precision!r} is not available on {accelerator.device}")
+    known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in known:
+        raise ValueError(
+            f"Accelerate is configured for {accelerator.distributed_type.value}; pal-fast train knows one process, or "
+            "several with DistributedDataParallel (accelerate launch --multi_gpu, torchrun)"
+        )
+    return accelerator
+
+
+def is_main() -> bool:
+    """Whether this is the first process of those that were started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Reproducible kernels where PyTorch has them, with a warning of those where it has not; put back afterwards."""
+    memory, cudnn = torch.utils.deterministic, torch.backends.cudnn
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        cudnn.deterministic,
+        cudnn.benchmark,
+    )
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # What fresh memory holds is never read; filling it would cost a pass over every output.
+        memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark = wanted, not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
+        cudnn.deterministic, cudnn.benchmark = before[3:]
+
+
+def gatherer(accelerator: Any) -> Callable[[Any], list[Any]]:
+    """A function that gives every process one object of each."""
+    if accelerator.num_processes == 1:
+        return lambda value: [value]
+
+    def gather(value: Any) -> list[Any]:
+        parts: list[Any] = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(parts, value)
+        return parts
+
+    return gather
+
+
+def total(accelerator: Any, values: Tensor) -> Tensor:
+    """The sum over the processes; `values` itself stays as it is."""
+    if accelerator.num_processes == 1:
+        return values.clone()
+    summed = values.clone()
+    torch.distributed.all_reduce(summed)
+    return summed
+
+
+def share_buffers(accelerator: Any, network: nn.Module) -> None:
+    """Gives every process the first one's running statistics, as DDP does before its next forward."""
+    if accelerator.num_processes > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def environment(accelerator: Any) -> dict[str, Any]:
+    """What a run's figures depend on beside its config."""
+    versions = {}
+    for name in ("torch", "torchvision", "timm", "accelerate", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    device = accelerator.device
+    return {
+        "pal_fast": __version__,
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }

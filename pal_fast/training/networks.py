@@ -1,0 +1,234 @@
+"""Networks by name: torchvision's, timm's and a small one for drawn faces, with weights only where they are."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast import _checks
+
+SMALL = "small"
+
+
+class SmallNetwork(nn.Module):
+    """Four convolutions for small images: `body` ends in (B, 48, S / 4, S / 4), `head` turns it into logits.
+
+    The head keeps positions, as VGG's does.
+    """
+
+    def __init__(self, classes: int, size: int) -> None:
+        super().__init__()
+        if size % 8:
+            raise ValueError(f"size must be a multiple of 8 for model 'small', got {size}")
+
+        def block(inputs: int, outputs: int) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+        self.body = nn.Sequential(*block(3, 24), nn.MaxPool2d(2), *block(24, 48), nn.MaxPool2d(2), *block(48, 48))
+        cells = (size // 8) ** 2
+        self.head = nn.Sequential(*block(48, 64), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * cells, classes))
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, classes)
+        logits: Tensor = self.head(self.body(images))
+        return logits
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A network before training, and in words where its weights are from."""
+
+    network: nn.Module
+    source: str
+    pretrained: bool
+
+
+def build_network(name: str, classes: int, size: int) -> nn.Module:
+    """The network of that name with random weights and a head of `classes` logits.
+
+    Raises: ValueError for an unknown name, with the nearest; ImportError without torchvision and timm.
+    """
+    if name == SMALL:
+        return SmallNetwork(classes, size)
+    library, plain = find_library(name)
+    return _from_torchvision(plain, classes) if library == "torchvision" else _from_timm(plain, classes, size)
+
+
+def begin(name: str, classes: int, size: int, *, pretrained: str = "no", weights: str | None = None) -> Beginning:
+    """The network with the weights that a training starts from.
+
+    Args:
+        pretrained: "yes" lets torchvision or timm find or fetch its own weights; "auto" takes them only if they are
+            on this machine already.
+        weights: a file of a state_dict instead.
+
+    Raises: ValueError, OSError naming the file or the weights that could not be had.
+    """
+    network = build_network(name, classes, size)
+    if weights is not None:
+        return Beginning(network, load_weights(network, Path(weights)), False)
+    if pretrained == "no":
+        return Beginning(network, "random weights", False)
+    if name == SMALL:
+        if pretrained == "yes":
+            raise ValueError("pretrained='yes': model 'small' has no pretrained weights")
+        return Beginning(network, "random weights (model 'small' has no others)", False)
+    library, plain = find_library(name)
+    state, source = (_torchvision_weights if library == "torchvision" else _timm_weights)(plain, pretrained == "yes")
+    if state is None:
+        return Beginning(network, f"random weights ({source})", False)
+    return Beginning(network, f"{source}; {_load_matching(network, state, source)}", True)
+
+
+def find_library(name: str) -> tuple[str, str]:
+    """("torchvision" or "timm", the name there); a name that both have is torchvision's."""
+    try:
+        import timm
+        import torchvision
+    except ImportError as error:
+        raise ImportError(
+            f"model {name!r} needs torchvision and timm: pip install 'pal_fast[train]' (or take model 'small')"
+        ) from error
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix not in ("timm", "torchvision"):
+        raise ValueError(f"model {name!r} must be a name, timm:NAME or torchvision:NAME")
+    plain = rest if colon else name
+    # The first models of torchvision's list are classifiers; detection and the like carry their package's name.
+    if prefix != "timm" and plain in torchvision.models.list_models(module=torchvision.models):
+        return "torchvision", plain
+    if prefix != "torchvision" and timm.is_model(plain):
+        return "timm", plain
+    known = [SMALL, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
+    raise ValueError(f"model {name!r} is neither torchvision's nor timm's{_checks.near(plain, known)}")
+
+
+def _from_torchvision(name: str, classes: int) -> nn.Module:
+    import torchvision
+
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):  # their auxiliary heads return more than logits
+        options = {"aux_logits": False, "init_weights": True}
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    return network
+
+
+def _from_timm(name: str, classes: int, size: int) -> nn.Module:
+    import timm
+
+    # Transformers hold an embedding per position and want to know the size; convolutional networks refuse to be told.
+    with contextlib.suppress(TypeError):
+        sized: nn.Module = timm.create_model(name, num_classes=classes, img_size=size)
+        return sized
+    network: nn.Module = timm.create_model(name, num_classes=classes)
+    return network
+
+
+def _torchvision_weights(name: str, fetch: bool) -> tuple[dict[str, Tensor] | None, str]:
+    import torchvision
+
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    place = Path(torch.hub.get_dir()) / "checkpoints" / default.url.rsplit("/", 1)[1]
+    source = f"torchvision's {default} from {place}"
+    if place.is_file():
+        return _read_weights(place), source
+    if not fetch:
+        return None, f"torchvision's {default} are not on this machine: no file {place}"
+    try:
+        return default.get_state_dict(progress=False, check_hash=True), source
+    except OSError as error:
+        raise OSError(
+            f"pretrained: torchvision's {default} could not be fetched from {default.url} ({error}); "
+            f"put that file at {place}"
+        ) from error
+
+
+def _timm_weights(name: str, fetch: bool) -> tuple[dict[str, Tensor] | None, str]:
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import load_state_dict_from_hf
+
+    config = timm.get_pretrained_cfg(name)
+    hub = config.hf_hub_id if config is not None else None
+    if config is None or hub is None:
+        if fetch:
+            raise ValueError(f"pretrained: timm knows no weights on the hub for model {name!r}; give a file as weights")
+        return None, f"timm knows no weights on the hub for {name}"
+    for file in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin"):
+        place = try_to_load_from_cache(hub, file) if file else None
+        if isinstance(place, str):
+            return _read_weights(Path(place)), f"timm's {hub} from {place}"
+    if not fetch:
+        return None, f"timm's {hub} is not in this machine's hub cache"
+    try:
+        return load_state_dict_from_hf(hub), f"timm's {hub}"
+    except Exception as error:  # the hub's client has an exception of its own for each way of not finding a file
+        raise OSError(
+            f"pretrained: timm's {hub} could not be fetched ({type(error).__name__}); fill the hub's cache where there "
+            "is a network, or give the file as weights"
+        ) from error
+
+
+def load_weights(network: nn.Module, path: Path) -> str:
+    """Loads the entries of a file that fit the network, and says how many.
+
+    Raises: ValueError, OSError naming the file if it cannot be read or nothing of it fits.
+    """
+    return f"{path}; {_load_matching(network, _read_weights(path), str(path))}"
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The state_dict in a file, taken out of the wrappings that checkpoints have.
+
+    Raises: ValueError, OSError naming the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"weights: {path} is no readable state_dict ({type(error).__name__}); .safetensors, or .pt and .pth "
+            "without pickled code"
+        ) from error
+    for wrapping in ("model", "state_dict", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
+            state = state[wrapping]
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights: {path} holds no state_dict")
+    return {
+        name.removeprefix("module.").removeprefix("model."): value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _load_matching(network: nn.Module, state: dict[str, Tensor], source: str) -> str:
+    own = network.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    other = [name for name in state if name in own and own[name].shape != state[name].shape]
+    missing = [name for name in own if name not in state]
+    if not any(own[name].ndim > 1 for name in fitting):
+        raise ValueError(
+            f"weights: nothing in {source} fits the network; it holds {_few(list(state))}, "
+            f"the network {_few(list(own))}"
+        )
+    network.load_state_dict(fitting, strict=False)
+    said = f"{len(fitting)} of {len(own)} tensors loaded"
+    if other:
+        said += f", of another shape and left out: {_few(other)}"
+    if missing:
+        said += f", not in the file: {_few(missing)}"
+    return said
+
+
+def _few(names: list[str], count: int = 4) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

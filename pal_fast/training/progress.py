@@ -1,0 +1,103 @@
+"""Where a training stands: what a checkpoint holds beside the weights, and how it is written and read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast.landmarks.atomic import remove_partial
+from pal_fast.training.config import TrainingConfig, difference
+from pal_fast.training.files import RunFolder, read_state, write_state
+
+CHECKPOINT = "checkpoint"
+
+#: What `Progress.sums` adds up over an epoch's images, in this order.
+SUMS = ("images", "cross_entropy", "pal", "correct")
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        epoch: epochs that are complete.
+        step: steps of the epoch after them that are done.
+        sums: (4,) float64, `SUMS` over those steps and all processes.
+        seconds: spent in that epoch's steps.
+        history: one entry per complete epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(
+    folder: RunFolder, config: TrainingConfig, progress: Progress, network: nn.Module, optimiser: Any, scaler: Any
+) -> None:
+    """Writes the checkpoint, or leaves the one that is there. Raises: OSError naming the file."""
+    write_state(
+        folder.checkpoint,
+        {
+            "kind": CHECKPOINT,
+            "config": config.to_mapping(),
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "sums": progress.sums.cpu(),
+            "seconds": progress.seconds,
+            "history": progress.history,
+            "network": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        },
+    )
+
+
+def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any) -> Progress:
+    """Puts everything back to where the checkpoint was written; the beginning, if there is none.
+
+    Raises: ValueError naming a file that is no checkpoint.
+    """
+    if not folder.checkpoint.exists():
+        return Progress()
+    state = read_state(folder.checkpoint, CHECKPOINT)
+    network.load_state_dict(state["network"])
+    optimiser.load_state_dict(state["optimiser"])
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
+    return Progress(state["epoch"], state["step"], state["sums"], state["seconds"], state["history"])
+
+
+def check_folder(folder: RunFolder, config: TrainingConfig) -> None:
+    """Raises: ValueError if the folder holds another run than `config`'s, or files that are none of a run's."""
+    if not folder.path.exists():
+        return
+    if not folder.path.is_dir():
+        raise ValueError(f"output {folder.path} is a file; give a folder")
+    if not folder.config.exists():
+        others = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.endswith(".partial"))
+        if others:
+            raise ValueError(
+                f"output {folder.path} is no folder of a run: it holds {', '.join(others[:3])} and no config.json"
+            )
+        return
+    there = TrainingConfig.from_mapping(folder.read_json(folder.config), str(folder.config))
+    changed = difference(there, config)
+    if changed:
+        raise ValueError(
+            f"output {folder.path} holds a run with other options (there, here): {'; '.join(changed)}; "
+            "give another --output, or remove that folder"
+        )
+
+
+def clean(folder: RunFolder) -> None:
+    """Removes what killed writers left half-written."""
+    for path in (folder.config, folder.environment, folder.checkpoint, folder.history, folder.model):
+        remove_partial(path)
+    for path in (folder.predictions, folder.result):
+        remove_partial(path)

@@ -1,0 +1,117 @@
+"""The config: checked, kept as a file, read back the same, and the same as the command line's options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+
+import pytest
+
+from pal_fast.training.arguments import add_options, config_from, default_name
+from pal_fast.training.config import TrainingConfig, read_config
+
+
+def from_command_line(*words: str) -> TrainingConfig:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return config_from(parser.parse_args(words))
+
+
+def test_a_file_gives_back_the_config_that_was_written(tmp_path):
+    config = TrainingConfig(
+        data="rafdb",
+        root="somewhere",
+        layer=("layer2", "layer3"),
+        channel_count=0.25,
+        regions=("eyes=2", "mouth"),
+        weight=0,
+        sigma=4,
+    )
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    assert TrainingConfig.from_mapping(read_config(path)) == config
+    assert config.region_choice() == {"eyes": 2.0, "mouth": 1.0}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the standard library reads TOML from Python 3.11 on")
+def test_toml_is_read_and_the_command_line_wins_over_it(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('data = "drawn"\nmodel = "small"\nlayer = ["body"]\nepochs = 3\nchannel_count = 12\n')
+    config = from_command_line("--config", str(path), "--epochs", "5", "--no-augment")
+    assert (config.layer, config.epochs, config.augment, config.channel_count) == (("body",), 5, False, 12)
+
+
+def test_every_option_is_on_the_command_line():
+    config = from_command_line(
+        "--data", "folder", "--layer", "a", "b", "--channel-count", "0.5", "--no-absolute", "--weight", "0.1"
+    )
+    assert config.layer == ("a", "b")
+    assert config.channel_count == 0.5
+    assert config.absolute is False
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    flags = parser.format_help()
+    for entry in fields(TrainingConfig):
+        assert f"--{entry.name.replace('_', '-')}" in flags
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"data": "rafbd"}, "did you mean 'rafdb'"),
+        ({"data": "drawn", "attribution": "gradinput"}, "did you mean 'grad_input'"),
+        ({"data": "drawn", "epoch": 3}, "did you mean 'epochs'"),
+        ({"data": "drawn", "epochs": 2.5}, "epochs must be a whole number"),
+        ({"data": "drawn", "epochs": 0}, "epochs must be positive"),
+        ({"data": "drawn", "weight": -1}, "weight must be 0 or more"),
+        ({"data": "drawn", "weight": float("nan")}, "weight must be finite"),
+        ({"data": "drawn", "layer": "body"}, "layer must be a list"),
+        ({"data": "drawn", "batch": 30, "accumulate": 4}, "batch=30 must be a multiple of accumulate=4"),
+        ({"data": "drawn", "channel_count": 1.5}, "channel_count as a fraction"),
+        ({"data": "drawn", "regions": ["eye"]}, "did you mean 'eyes'"),
+        ({"data": "drawn", "regions": ["eyes=much"]}, "got 'eyes=much'"),
+        ({"data": "drawn", "augment": 1}, "augment must be true or false"),
+        ({"data": "drawn", "pretrained": "yes", "weights": "a.pt"}, "give one of them"),
+        ({}, "data must be one of"),
+    ],
+)
+def test_a_bad_value_is_refused_naming_the_option_and_the_file(values, named):
+    with pytest.raises((ValueError, TypeError)) as error:
+        TrainingConfig.from_mapping(values, "some.json")
+    assert str(error.value).startswith("some.json: ")
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "data = 3"])
+def test_a_file_that_is_no_config_is_named(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        read_config(path)
+
+
+def test_defaults_that_depend_on_others_are_written_out():
+    resolved = TrainingConfig(data="affectnet", model="resnet18").resolved()
+    assert (resolved.layer, resolved.balanced, resolved.size) == (("layer3",), "yes", 224)
+    resolved = TrainingConfig(data="drawn", model="small").resolved()
+    assert (resolved.layer, resolved.balanced, resolved.size) == (("body",), "no", 48)
+    assert resolved == resolved.resolved()
+    with pytest.raises(ValueError, match="layer must be named for model 'alexnet'"):
+        TrainingConfig(data="drawn", model="alexnet").resolved()
+    assert TrainingConfig(data="drawn", model="alexnet", weight=0).resolved().layer == ()
+
+
+def test_a_folder_is_named_after_the_options_that_differ():
+    names = {
+        default_name(TrainingConfig(data="rafdb", **options).resolved())
+        for options in ({}, {"weight": 0}, {"weight": 0.1}, {"channels": "half"}, {"seed": 1}, {"layer": ["layer2"]})
+    }
+    assert len(names) == 6
+    assert "rafdb-resnet50-baseline-seed0" in names
+
+
+def test_json_holds_plain_values():
+    config = TrainingConfig(data="drawn")
+    assert json.loads(config.to_json()) == config.to_mapping()

@@ -1,0 +1,142 @@
+"""A run that is killed goes on as if nothing had happened: same weights, bit for bit, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from support.small_training import SMALL, command, environment, one_thread, quiet, same, weights
+
+from pal_fast.training import TrainingConfig, train
+from pal_fast.training.files import RunFolder, read_state, write_state
+
+#: Dies when half of its n-th checkpoint is written.
+DIES_WRITING = """
+import contextlib, os, signal, sys
+from pal_fast import cli
+from pal_fast.training import files
+left, whole = int(sys.argv.pop(1)), files.named_write
+class Torn:
+    def __init__(self, file):
+        self.file = file
+    def write(self, content):
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+@contextlib.contextmanager
+def named_write(path):
+    global left
+    left -= path.name == "checkpoint.pt"
+    with whole(path) as file:
+        yield file if left else Torn(file)
+files.named_write = named_write
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def history(folder: Path) -> list[dict]:
+    """Without the seconds, which no two runs share."""
+    return [entry | {"seconds": 0} for entry in json.loads(RunFolder(folder).history.read_text())]
+
+
+def kill_in_the_middle_of_an_epoch(words: list[str], folder: Path) -> int:
+    """Starts a run, kills all its processes at its first checkpoint within an epoch, returns that step."""
+    checkpoint = RunFolder(folder).checkpoint
+    process = psutil.Popen(words, env=environment(), cwd=folder.parent, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if checkpoint.exists() and (step := read_state(checkpoint, "checkpoint")["step"]):
+                break
+            time.sleep(0.005)
+        else:
+            raise AssertionError(f"no checkpoint within an epoch; the process returned {process.poll()}")
+    finally:
+        # torchrun's workers are in sessions of their own, and would outlive it.
+        family = [*process.children(recursive=True), process] if process.poll() is None else []
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family)
+    assert not RunFolder(folder).result.exists()
+    return step
+
+
+def test_killed_twice_once_while_it_wrote_a_checkpoint(tmp_path):
+    config = TrainingConfig(**SMALL | {"epochs": 5, "workers": 1}, weight=1, accumulate=2, checkpoint_every=1)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    step = kill_in_the_middle_of_an_epoch(command(config, killed, "-m", "pal_fast"), killed)
+    assert 0 < step < 4
+
+    torn = command(config, killed, "-c", DIES_WRITING, "6")
+    done = subprocess.run(torn, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert f"and {step} steps" in done.stdout
+    (partial,) = killed.glob(".checkpoint.pt.*.partial")
+    assert 0 < partial.stat().st_size < RunFolder(killed).checkpoint.stat().st_size
+
+    with one_thread():
+        lines: list[str] = []
+        result = train(config, killed, say=lines.append)
+        assert any(line.startswith("resuming after") for line in lines)
+        assert result["seconds"] > 0
+        uninterrupted = train(config, whole, say=quiet)
+    assert same(weights(killed), weights(whole))
+    assert {**result, "seconds": 0} == {**uninterrupted, "seconds": 0}
+    assert history(killed) == history(whole)
+    assert not list(killed.rglob("*.partial"))
+
+
+def test_two_processes_killed_and_resumed(tmp_path):
+    config = TrainingConfig(**SMALL | {"epochs": 2}, weight=1, checkpoint_every=1, sync_batchnorm=True)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pal_fast")
+    kill_in_the_middle_of_an_epoch(command(config, killed, *torchrun), killed)
+    for folder in (killed, whole):
+        words = command(config, folder, *torchrun)
+        done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch 2/2") == 1, "only one process reports"
+    assert json.loads(RunFolder(whole).environment.read_text())["processes"] == 2
+    assert same(weights(killed), weights(whole))
+    assert history(killed) == history(whole)
+
+    # The same config in one process sees the same images in the same order, with the batch statistics of the whole
+    # batch in both: the loss is the same but for rounding.
+    with one_thread():
+        train(config, tmp_path / "one", say=quiet)
+    for one, two in zip(history(tmp_path / "one"), history(whole), strict=True):
+        assert one["train"]["cross_entropy"] == pytest.approx(two["train"]["cross_entropy"], rel=1e-3)
+        assert one["validation"]["confusion"][0] is not None
+        assert sum(map(sum, two["validation"]["confusion"])) == 28
+
+
+def test_a_full_disk_leaves_the_last_good_file(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    write_state(path, {"kind": "checkpoint", "value": torch.arange(3)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*checkpoint\.pt: .*kept"):
+            write_state(path, {"kind": "checkpoint", "value": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_state(path, "checkpoint")["value"].tolist() == [0, 1, 2]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for content in (b"", b"no zip file"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is no readable file"):
+            read_state(path, "checkpoint")
+    torch.save({"kind": "model"}, path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of pal-fast train"):
+        read_state(path, "checkpoint")

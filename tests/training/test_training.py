@@ -1,0 +1,159 @@
+"""A training: what it computes, what it records, and that it can be repeated."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support.small_training import SMALL, one_thread, quiet, same, weights
+from torch.nn import functional as F
+
+from pal_fast import data
+from pal_fast.training import TrainingConfig, train
+from pal_fast.training.files import RunFolder
+from pal_fast.training.loading import open_split, training_batches
+from pal_fast.training.networks import build_network
+from pal_fast.training.randomness import SeededDataset, derive
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+def test_weight_zero_is_a_plain_loop_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr("pal_fast.training.trainer.PALLoss", None)  # not even made
+    config = TrainingConfig(**SMALL, weight=0, accumulate=2, seed=3)
+    train(config, tmp_path / "run", say=quiet)
+
+    torch.manual_seed(derive(3, "network"))
+    network = build_network("small", 7, 32)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+    faces = SeededDataset(open_split(config.resolved(), "train", transform=data.train_transform(32)))
+    batches = training_batches(config.resolved(), faces.dataset, 0, 1)
+    for epoch in range(2):
+        batches.epoch = epoch
+        for number, keys in enumerate(batches):
+            samples = [faces[key] for key in keys]
+            images = torch.stack([sample["image"] for sample in samples])
+            labels = torch.tensor([sample["label"] for sample in samples])
+            (F.cross_entropy(network(images), labels) / 2).backward()
+            if number % 2:
+                done = epoch * 4 + number // 2
+                optimiser.param_groups[0]["lr"] = 1e-3 * (1 - done / 8)
+                optimiser.step()
+                optimiser.zero_grad()
+    assert same(weights(tmp_path / "run"), network.state_dict())
+
+
+def test_a_run_is_repeated_bit_for_bit_from_its_config_file(tmp_path):
+    first = train(TrainingConfig(**SMALL, weight=1, channels="half"), tmp_path / "a", say=quiet)
+    values = json.loads((tmp_path / "a" / "config.json").read_text())
+    torch.manual_seed(123)  # of no consequence
+    second = train(TrainingConfig(**values | {"workers": 1}), tmp_path / "b", say=quiet)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    third = train(TrainingConfig(**values | {"seed": 1}), tmp_path / "c", say=quiet)
+    assert third["cross_entropy"] != first["cross_entropy"]
+
+
+def test_the_loss_moves_attributions_to_the_landmarks(tmp_path):
+    lines: list[str] = []
+    options = SMALL | {"root": "count=128,test_count=56,size=32", "epochs": 4}
+    with_loss = train(TrainingConfig(**options, weight=3), tmp_path / "pal", say=lines.append)
+    without = train(TrainingConfig(**options, weight=0), tmp_path / "plain", say=lines.append)
+    aligned, plain = (result["alignment"]["body"]["pearson"] for result in (with_loss, without))
+    assert aligned > plain + 0.2
+    assert f"alignment {aligned:.3f}" in "\n".join(lines)
+
+
+def test_what_a_run_leaves(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    result = train(TrainingConfig(**SMALL, validate_every=2), folder.path, say=quiet)
+    history = json.loads(folder.history.read_text())
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert ["validation" in entry for entry in history] == [False, True]
+    assert history[-1]["train"]["pal"] < 0
+    assert result["images"] == 28
+    rows = np.load(folder.predictions)
+    assert result["accuracy"] == pytest.approx((rows["labels"] == rows["predictions"]).mean())
+    assert result["alignment"]["body"]["pearson"] == pytest.approx(np.nanmean(rows["alignment"]), abs=1e-6)
+    recalls = [(rows["predictions"] == k)[rows["labels"] == k].mean() for k in np.unique(rows["labels"])]
+    assert result["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert np.array(result["confusion"]).sum() == 28
+    faces = np.load(folder.gallery / "faces.npz")
+    assert faces["pictures"].shape == (8, 32, 32, 3)
+    assert len(set(faces["labels"].tolist())) == len(set(rows["labels"].tolist()))
+    for epoch in (0, 2):
+        seen = np.load(folder.gallery_epoch(epoch))
+        assert seen["maps"].shape == (8, 8, 8)
+        assert np.isfinite(seen["alignment"]).all()
+    assert not list(folder.path.rglob("*.partial"))
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    assert events.Scalars("validation/accuracy")[-1].value == pytest.approx(result["accuracy"])
+    assert [event.step for event in events.Scalars("train/pal")] == [4, 8]
+    assert [event.step for event in events.Images("attributions")] == [0, 8]
+
+
+def test_a_complete_run_is_not_repeated_and_another_does_not_overwrite_it(tmp_path):
+    config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 0}, weight=0)
+    result = train(config, tmp_path / "run", say=quiet)
+    before = (tmp_path / "run" / "model.pt").stat().st_mtime_ns
+    lines: list[str] = []
+    assert train(config, tmp_path / "run", say=lines.append) == result
+    assert "complete" in lines[0]
+    with pytest.raises(ValueError, match=r"seed: 0, 1"):
+        train(TrainingConfig(**config.to_mapping() | {"seed": 1}), tmp_path / "run")
+    assert (tmp_path / "run" / "model.pt").stat().st_mtime_ns == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds thesis\.tex"):
+        train(config, tmp_path / "other")
+
+
+def test_bfloat16_and_the_other_options_of_the_loss_train(tmp_path):
+    config = TrainingConfig(
+        **SMALL | {"epochs": 1},
+        precision="bf16",
+        attribution="grad",
+        channel_count=0.25,
+        score="cross_correlation",
+        scale="mean",
+        target="label",
+        regions=("eyes", "mouth=2"),
+        layer=("body", "head.0"),
+        balanced="yes",
+        prepare_head=True,
+        limit=48,
+    )
+    result = train(config, tmp_path / "run", say=quiet)
+    assert set(result["alignment"]) == {"body", "head.0"}
+    assert result["images"] == 28
+
+
+def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
+    for options, said in (
+        ({"batch": 96}, "batch=96 is more than the 64 training images"),
+        ({"root": "count=2,size=32"}, "classes have no training image"),
+        ({"layer": ("boddy",)}, "did you mean 'body'"),
+        ({"model": "resnet5"}, "did you mean"),
+        ({"weights": str(tmp_path / "absent.pt")}, r"absent\.pt"),
+        ({"data": "rafdb", "root": None}, "root is needed"),
+        ({"data": "rafdb", "root": str(tmp_path / "absent")}, "absent"),
+    ):
+        with pytest.raises((ValueError, OSError), match=said):
+            train(TrainingConfig(**SMALL | options), tmp_path / "run", say=quiet)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    config = TrainingConfig(**SMALL | {"learning_rate": 1e30, "power": 0.0}, weight=0, checkpoint_every=1)
+    with pytest.raises(RuntimeError, match="not finite in epoch 1 by step"):
+        train(config, tmp_path / "run", say=quiet)
+    assert not (tmp_path / "run" / "result.json").exists()
