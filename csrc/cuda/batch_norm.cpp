@@ -1,58 +1,14 @@
 // Batch normalisation on the GPU: outputs, workspace and stream for the launches of batch_norm.cu.
 #include "../batch_norm.h"
 
-#include <cuda_runtime_api.h>
-#include <dlfcn.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "batch_norm_pass.h"
+#include "device.h"
 
 namespace pal_fast::cuda {
 namespace {
-
-// PyTorch's current stream. Looked up at run time, because a CPU-only PyTorch does not have the symbol.
-[[nodiscard]] void* current_stream(int32_t device) {
-  using Function = AOTITorchError (*)(int32_t, void**);
-  static const auto function = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
-  }();
-  STD_TORCH_CHECK(function != nullptr, "this PyTorch has no CUDA streams (libtorch_cuda.so is not loaded)");
-  void* stream = nullptr;
-  STD_TORCH_CHECK(function(device, &stream) == AOTI_TORCH_SUCCESS, "the current CUDA stream of device ", device,
-                  " cannot be had");
-  return stream;
-}
-
-[[nodiscard]] int processors_of(int32_t device) {
-  int count = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  STD_TORCH_CHECK(error == cudaSuccess, "device ", device, ": ", cudaGetErrorString(error));
-  return count;
-}
-
-[[nodiscard]] Storage storage_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Half:
-      return Storage::float16;
-    case ScalarType::BFloat16:
-      return Storage::bfloat16;
-    case ScalarType::Double:
-      return Storage::float64;
-    default:
-      return Storage::float32;
-  }
-}
-
-[[nodiscard]] const void* read(const OptionalTensor& tensor) {
-  return tensor && tensor->numel() > 0 ? tensor->const_data_ptr() : nullptr;
-}
-
-[[nodiscard]] void* written(const OptionalTensor& tensor) {
-  return tensor && tensor->numel() > 0 ? tensor->mutable_data_ptr() : nullptr;
-}
 
 // One launch in the making: the checked problem, its split, and what all operators hand over alike.
 class Launch {
@@ -131,10 +87,12 @@ std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor&
   return {grad_input, sums};
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(
-    const OptionalTensor& grad_grad_input, const OptionalTensor& grad_sums, const Tensor& grad, const Tensor& input,
-    const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& statistics, const Tensor& sums,
-    bool training, bool relu, bool need_input) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(const OptionalTensor& grad_grad_input,
+                                                              const OptionalTensor& grad_sums, const Tensor& grad,
+                                                              const Tensor& input, const OptionalTensor& weight,
+                                                              const OptionalTensor& bias, const Tensor& statistics,
+                                                              const Tensor& sums, bool training, bool relu,
+                                                              bool need_input) {
   Launch launch({.input = input,
                  .grad = grad,
                  .grad_grad = grad_grad_input,

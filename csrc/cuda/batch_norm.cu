@@ -13,7 +13,8 @@ namespace {
 
 // Elements of a channel that one block should have before another is asked to help.
 constexpr int64_t ELEMENTS_PER_BLOCK = 8192;
-// Every block of an elementwise kernel reads all parts' sums of its channels: more parts would cost more than they save.
+// Every block of an elementwise kernel reads all parts' sums of its channels: more parts would cost more than they
+// save.
 constexpr int64_t MOST_SPLITS = 128;
 constexpr int64_t BLOCKS_PER_PROCESSOR = 4;
 

@@ -2,12 +2,10 @@
 // at once, and sums over the block.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
 #include "../batch_norm_problem.h"
+#include "scalar.cuh"
 
 namespace pal_fast::cuda {
 
@@ -15,31 +13,6 @@ inline constexpr int BLOCK = 256;
 inline constexpr int WARP = 32;
 // With channels innermost a block is ROW_LANES wide along the channels.
 inline constexpr int ROW_LANES = 32;
-
-template <typename S>
-struct Computing {
-  using type = float;
-};
-template <>
-struct Computing<double> {
-  using type = double;
-};
-
-__device__ __forceinline__ float widened(float value) { return value; }
-__device__ __forceinline__ double widened(double value) { return value; }
-__device__ __forceinline__ float widened(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-template <typename S, typename T>
-__device__ __forceinline__ S narrowed(T value) {
-  if constexpr (std::is_same_v<S, __half>) {
-    return __float2half_rn(value);
-  } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
-    return __float2bfloat16_rn(value);
-  } else {
-    return value;
-  }
-}
 
 // V elements that a thread loads or stores at once.
 template <typename S, int V>

@@ -4,10 +4,9 @@
 #include <cstdint>
 
 #include "../batch_norm_problem.h"
+#include "storage.h"
 
 namespace pal_fast::cuda {
-
-enum class Storage { float16, bfloat16, float32, float64 };
 
 // Tensors [B, C, L] in the problem's layout, vectors [C] and [2, C] of T. What an operator does not have is null.
 struct BatchNormPass {
@@ -25,8 +24,8 @@ struct BatchNormPass {
   void* running_variance = nullptr;
   double momentum = 0;
   double eps = 0;
-  void* output = nullptr;         // y, dx or d_grad
-  void* second_output = nullptr;  // d_input
+  void* output = nullptr;          // y, dx or d_grad
+  void* second_output = nullptr;   // d_input
   void* channel_output = nullptr;  // sums [2, C] of the backward, d_weight [C] of the double backward
   void* partial = nullptr;         // [splits, batch_norm_partial_rows, C] of T
 };

@@ -14,15 +14,15 @@ struct TypedPass {
   int64_t batch, channels, length;  // B, C, L
   bool training;
   int64_t splits_over_length;
-  const S* input;      // [B, C, L]
-  const S* grad;       // [B, C, L]
-  const S* grad_grad;  // [B, C, L]
-  const T* weight;     // [C]
-  const T* bias;       // [C]
-  const T* sums;       // [2, C]
-  const T* grad_sums;  // [2, C]
-  T* statistics;       // [2, C]
-  T* running_mean;     // [C]
+  const S* input;       // [B, C, L]
+  const S* grad;        // [B, C, L]
+  const S* grad_grad;   // [B, C, L]
+  const T* weight;      // [C]
+  const T* bias;        // [C]
+  const T* sums;        // [2, C]
+  const T* grad_sums;   // [2, C]
+  T* statistics;        // [2, C]
+  T* running_mean;      // [C]
   T* running_variance;  // [C]
   double momentum, eps;
   S* output;          // [B, C, L]

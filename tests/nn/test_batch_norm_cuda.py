@@ -8,19 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.emulated import SOURCES, cuda_headers
 
 ROOT = Path(__file__).parents[2]
 BOUNDS = {"float64": 1e-12, "float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
-
-
-def cuda_headers() -> Path | None:
-    """A directory with cuda_fp16.h: a toolkit's, or that of NVIDIA's package for the runtime."""
-    candidates = [Path("/usr/local/cuda/include")]
-    if nvcc := shutil.which("nvcc"):
-        candidates.append(Path(nvcc).resolve().parents[1] / "include")
-    site = Path(torch.__file__).parents[1]
-    candidates += sorted(site.glob("nvidia/*/include"))
-    return next((path for path in candidates if (path / "cuda_fp16.h").is_file()), None)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +21,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs a C++ compiler and CUDA's headers (cuda_fp16.h)")
     target = tmp_path_factory.mktemp("cuda") / "batch_norm"
     source = Path(__file__).parent / "cuda_source" / "batch_norm.cpp"
-    include = [f"-I{ROOT / 'csrc/cuda'}", f"-isystem{headers}"]
+    include = [f"-I{ROOT / 'csrc/cuda'}", f"-I{SOURCES}", f"-isystem{headers}"]
     subprocess.run([compiler, "-std=c++20", "-O1", *include, str(source), "-o", str(target)], check=True)
     return target
 

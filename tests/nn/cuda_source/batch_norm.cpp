@@ -1,7 +1,5 @@
-// Batch normalisation's CUDA kernels on fibres, against the formulas in double. Prints "case<TAB>output<TAB>error" lines;
-// the error is relative L2, "nan" if anything is.
-#include "fibres.h"
-
+// Batch normalisation's CUDA kernels, emulated (tests/cuda/emulator), against the formulas in double. Prints
+// "case<TAB>output<TAB>error" lines; the error is relative L2, "nan" if anything is.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,7 +9,10 @@
 #include <string>
 #include <type_traits>
 
+// clang-format off: the emulator first
+#include "emulator.h"
 #include "batch_norm_kernels.cuh"
+// clang-format on
 
 namespace {
 
@@ -77,18 +78,18 @@ void test(const char* type, int B, int C, int L, int over_batch, int over_length
   unsigned along = Rows ? ROW_LANES : 1;
   while (!Rows && along < BLOCK && along < static_cast<unsigned>(L / V)) along *= 2;
   const unsigned tiles = Rows ? (C + ROW_LANES * V - 1) / (ROW_LANES * V) : C;
-  const fibres::Index grid{tiles, static_cast<unsigned>(splits)}, threads{along, BLOCK / along};
+  const emulator::Index grid{tiles, static_cast<unsigned>(splits)}, threads{along, BLOCK / along};
 
-  if (training) fibres::launch(grid, threads, [&] { statistics_kernel<S, V, Rows>(pass); });
+  if (training) emulator::launch(grid, threads, [&] { statistics_kernel<S, V, Rows>(pass); });
   if (!training || splits > 1) {
-    fibres::launch({(C + BLOCK - 1u) / BLOCK}, {BLOCK}, [&] { final_statistics_kernel<S>(pass, splits); });
+    emulator::launch({(C + BLOCK - 1u) / BLOCK}, {BLOCK}, [&] { final_statistics_kernel<S>(pass, splits); });
   }
   pass.output = y.data();
-  fibres::launch(grid, threads, [&] { forward_kernel<S, V, Rows, Relu>(pass); });
+  emulator::launch(grid, threads, [&] { forward_kernel<S, V, Rows, Relu>(pass); });
   const auto derive = [&]<Derivative D>() {
-    if (splits > 1) fibres::launch(grid, threads, [&] { sums_kernel<D, S, V, Rows, Relu>(pass); });
-    fibres::launch(grid, threads,
-                   [&] { derivative_kernel<D, S, V, Rows, Relu>(pass, splits > 1 ? splits : 0, true); });
+    if (splits > 1) emulator::launch(grid, threads, [&] { sums_kernel<D, S, V, Rows, Relu>(pass); });
+    emulator::launch(grid, threads,
+                     [&] { derivative_kernel<D, S, V, Rows, Relu>(pass, splits > 1 ? splits : 0, true); });
   };
   pass.output = dx.data();
   pass.channel_output = sums.data();

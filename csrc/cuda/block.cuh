@@ -1,0 +1,84 @@
+// What the threads of a block do together: reductions in a fixed order, and finding the last of several blocks. Blocks
+// are one-dimensional and a whole number of warps.
+#pragma once
+
+#include "memory.cuh"
+
+namespace pal_fast::cuda {
+
+inline constexpr int WARP_LANES = 32;
+inline constexpr unsigned WHOLE_WARP = 0xffffffffu;
+inline constexpr int MOST_THREADS = 256;
+inline constexpr int MOST_WARPS = MOST_THREADS / WARP_LANES;
+
+struct Sum {
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+// NaN loses against a number.
+struct Maximum {
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return b > a || a != a ? b : a;
+  }
+};
+
+// Over groups of `lanes` neighbouring lanes, a power of two; the result is in every lane.
+template <typename T, typename Operation>
+[[nodiscard]] __device__ __forceinline__ T reduce_lanes(T value, int lanes, Operation operation) {
+  for (int step = lanes / 2; step > 0; step /= 2) {
+    value = operation(value, __shfl_xor_sync(WHOLE_WARP, value, step));
+  }
+  return value;
+}
+
+// Over the block; the results are in every thread. scratch: K * MOST_WARPS elements of shared memory.
+template <int K, typename T, typename Operation>
+__device__ __forceinline__ void reduce_block(T (&value)[K], Pointer<T> scratch, Operation operation) {
+  const int warps = static_cast<int>(blockDim.x) / WARP_LANES;
+  const int warp = static_cast<int>(threadIdx.x) / WARP_LANES;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    value[k] = reduce_lanes(value[k], WARP_LANES, operation);
+  }
+  __syncthreads();  // scratch may still be read by an earlier call
+  if (threadIdx.x % WARP_LANES == 0) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      scratch[k * MOST_WARPS + warp] = value[k];
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    T result = scratch[k * MOST_WARPS];
+    for (int other = 1; other < warps; ++other) {
+      result = operation(result, scratch[k * MOST_WARPS + other]);
+    }
+    value[k] = result;
+  }
+}
+
+// Whether this block is the last of `blocks` to get here; then it sees all that the others have stored.
+//
+// Contract: every thread of every one of the blocks calls this once, after its stores. The barrier puts the stores of
+// all threads before the fence of the first one, which is cumulative: they are visible to the GPU before the count is.
+// The last block's fence keeps its loads behind the count and drops stale lines of L1. Which block is last depends on
+// the run; what it computes does not. atomicInc takes the ticket back to zero with the last block, for the next launch.
+// flag: one element of shared memory.
+[[nodiscard]] __device__ __forceinline__ bool last_block(Pointer<unsigned> ticket, unsigned blocks,
+                                                         Pointer<unsigned> flag) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    flag[0] = atomicInc(&ticket[0], blocks - 1) == blocks - 1 ? 1u : 0u;
+    __threadfence();
+  }
+  __syncthreads();
+  return flag[0] != 0;
+}
+
+}  // namespace pal_fast::cuda

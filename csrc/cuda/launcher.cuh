@@ -1,0 +1,33 @@
+// How kernels are launched on a GPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace pal_fast::cuda {
+
+struct Launcher {
+  const char* what;  // for the error's message
+  cudaStream_t stream;
+
+  template <typename... Parameters>
+  void operator()(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, int64_t shared,
+                  std::type_identity_t<Parameters>... arguments) const {
+    if (blocks > std::numeric_limits<int32_t>::max()) {
+      throw std::runtime_error(std::string(what) + ": the batch is too large for one launch");
+    }
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), static_cast<size_t>(shared), stream>>>(
+        arguments...);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) {
+      throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+    }
+  }
+};
+
+}  // namespace pal_fast::cuda

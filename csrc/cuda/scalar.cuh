@@ -1,0 +1,36 @@
+// The types of elements in memory, and the types they are computed in.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+namespace pal_fast::cuda {
+
+template <typename S>
+struct Computing {
+  using type = float;
+};
+template <>
+struct Computing<double> {
+  using type = double;
+};
+
+__device__ __forceinline__ float widened(float value) { return value; }
+__device__ __forceinline__ double widened(double value) { return value; }
+__device__ __forceinline__ float widened(__half value) { return __half2float(value); }
+__device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <typename S, typename T>
+__device__ __forceinline__ S narrowed(T value) {
+  if constexpr (std::is_same_v<S, __half>) {
+    return __float2half_rn(value);
+  } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
+    return __float2bfloat16_rn(value);
+  } else {
+    return value;
+  }
+}
+
+}  // namespace pal_fast::cuda

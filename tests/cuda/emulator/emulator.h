@@ -1,0 +1,298 @@
+// Runs CUDA kernels' own source on the CPU: a fibre for each thread of a block, blocks one after the other in a
+// shuffled order, the threads of a block in another. Include it before the kernels. For tests only.
+//
+// What it finds: results that depend on the order of threads or blocks (a missing __syncthreads, a missing ticket);
+// reads of shared memory that was never written (it holds NaN) and, through Pointer, accesses out of bounds or not
+// aligned; barriers that not all threads reach; shuffles with absent lanes. What it cannot find: missing fences between
+// blocks that run at the same time, and everything about speed.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "fibres.h"
+
+#define PAL_FAST_EMULATED 1
+
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __shared__
+#undef __align__
+#undef __forceinline__
+#undef __launch_bounds__
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static  // one block at a time; only dynamic shared memory is checked
+#define __align__(bytes) alignas(bytes)
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+namespace emulator {
+
+struct Index {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+inline constexpr int LANES = 32;
+
+// One block at a time.
+struct Machine {
+  std::mt19937 random{0};
+  std::vector<Fibre> fibres;
+  std::vector<int> order;                 // in which the threads are resumed
+  std::vector<long> barriers, exchanges;  // how many each thread has reached
+  std::vector<uint64_t> exchanged[2];     // what a thread last gave to a shuffle; two, taken in turn
+  std::vector<unsigned char> shared;
+  bool progress = false;
+  int current = 0;
+  int threads = 0;
+};
+inline Machine machine;
+
+inline void seed(unsigned value) { machine.random.seed(value); }
+
+// Waits until the threads [first, last) have all reached what this one has.
+inline void wait_for(std::vector<long>& reached, int first, int last, bool all_present) {
+  const long mine = ++reached[machine.current];
+  machine.progress = true;
+  for (;;) {
+    bool arrived = true;
+    for (int thread = first; thread < last; ++thread) {
+      if (reached[thread] < mine) {
+        if (machine.fibres[thread].finished()) {
+          if (all_present) {
+            throw std::runtime_error("a shuffle with a lane that has left the kernel");
+          }
+        } else {
+          arrived = false;
+          break;
+        }
+      }
+    }
+    if (arrived) {
+      machine.progress = true;
+      return;
+    }
+    Fibre::yield();
+  }
+}
+
+template <typename T>
+T exchange(T value, int source_lane) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  const int thread = machine.current, warp = thread / LANES * LANES;
+  // A lane can be one shuffle ahead of another one that still reads, never two.
+  auto& slots = machine.exchanged[machine.exchanges[thread] % 2];
+  std::memcpy(&slots[thread], &value, sizeof(T));
+  wait_for(machine.exchanges, warp, warp + LANES, true);
+  T other;
+  std::memcpy(&other, &slots[warp + source_lane], sizeof(T));
+  return other;
+}
+
+}  // namespace emulator
+
+inline emulator::Index threadIdx, blockIdx, blockDim, gridDim;
+
+inline void __syncthreads() { emulator::wait_for(emulator::machine.barriers, 0, emulator::machine.threads, false); }
+inline void __syncwarp(unsigned = 0xffffffffu) { emulator::exchange(0, 0); }
+inline void __threadfence() {}
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+  return emulator::exchange(value, (emulator::machine.current % emulator::LANES) ^ lanes);
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return emulator::exchange(value, lane);
+}
+
+// Threads are switched at barriers and shuffles only, so this is atomic.
+inline unsigned atomicInc(unsigned* address, unsigned most) {
+  const unsigned old = *address;
+  *address = old >= most ? 0 : old + 1;
+  return old;
+}
+
+namespace emulator {
+
+// Memory that kernels may touch: what the caller has lent, and the block's shared memory.
+struct Lent {
+  const unsigned char* begin;
+  const unsigned char* end;
+};
+inline std::vector<Lent> lent;
+
+inline void lend(const void* memory, int64_t bytes) {
+  const auto* begin = static_cast<const unsigned char*>(memory);
+  lent.push_back({begin, begin + bytes});
+}
+
+inline void check_lent(const void* begin, const void* end) {
+  for (const Lent& memory : lent) {
+    if (begin >= memory.begin && end <= memory.end) {
+      return;
+    }
+  }
+  throw std::runtime_error("a kernel's argument claims memory that was not lent to it");
+}
+
+// kernel<<<grid, threads, shared>>>(...), the call of the kernel given as a function. The number of threads: a multiple
+// of 32.
+inline void launch(Index grid, Index threads, int64_t shared, const std::function<void()>& kernel) {
+  Machine& m = machine;
+  m.threads = static_cast<int>(threads.x * threads.y * threads.z);
+  if (m.threads % LANES != 0 || m.threads > 1024 || grid.x == 0) {
+    throw std::runtime_error("a launch of " + std::to_string(m.threads) + " threads, " + std::to_string(grid.x) +
+                             " blocks");
+  }
+  if (shared > 48 * 1024) {
+    throw std::runtime_error("more shared memory than a kernel has without asking: " + std::to_string(shared));
+  }
+  gridDim = grid;
+  blockDim = threads;
+  if (static_cast<int>(m.fibres.size()) < m.threads) {
+    m.fibres = std::vector<Fibre>(m.threads);
+  }
+  m.order.resize(m.threads);
+  for (int thread = 0; thread < m.threads; ++thread) {
+    m.order[thread] = thread;
+  }
+  std::vector<unsigned> blocks(static_cast<size_t>(grid.x) * grid.y * grid.z);
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    blocks[b] = static_cast<unsigned>(b);
+  }
+  std::shuffle(blocks.begin(), blocks.end(), m.random);
+
+  for (const unsigned b : blocks) {
+    m.shared.assign(static_cast<size_t>(shared) + 16, 0xff);  // NaN in every type
+    m.barriers.assign(m.threads, 0);
+    m.exchanges.assign(m.threads, 0);
+    m.exchanged[0].assign(m.threads, 0);
+    m.exchanged[1].assign(m.threads, 0);
+    std::shuffle(m.order.begin(), m.order.end(), m.random);
+    for (int thread = 0; thread < m.threads; ++thread) {
+      m.fibres[thread].start(&kernel);
+    }
+    for (int running = m.threads; running > 0;) {
+      m.progress = false;
+      for (const int thread : m.order) {
+        Fibre& fibre = m.fibres[thread];
+        if (fibre.finished()) {
+          continue;
+        }
+        m.current = thread;
+        const auto t = static_cast<unsigned>(thread);
+        threadIdx = {t % threads.x, t / threads.x % threads.y, t / (threads.x * threads.y)};
+        blockIdx = {b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y)};
+        fibre.resume();
+        if (fibre.finished()) {
+          m.progress = true;
+          running -= 1;
+          if (fibre.failure()) {
+            std::rethrow_exception(fibre.failure());
+          }
+        }
+      }
+      if (!m.progress && running > 0) {
+        throw std::runtime_error("threads wait for each other at different barriers");
+      }
+    }
+  }
+}
+
+inline void launch(Index grid, Index threads, const std::function<void()>& kernel) { launch(grid, threads, 0, kernel); }
+
+}  // namespace emulator
+
+namespace pal_fast::cuda {
+
+// A pointer that knows where its array begins and ends.
+template <typename T>
+class Pointer {
+ public:
+  Pointer() = default;
+  Pointer(std::nullptr_t) {}  // NOLINT
+  Pointer(T* at, T* begin, T* end) : at_(at), begin_(begin), end_(end) {}
+  template <typename U, typename = std::enable_if_t<std::is_same_v<const U, T> && !std::is_same_v<U, T>>>
+  Pointer(const Pointer<U>& other) : at_(other.at()), begin_(other.begin()), end_(other.end()) {}  // NOLINT
+
+  explicit operator bool() const { return at_ != nullptr; }
+  T& operator*() const { return (*this)[0]; }
+  T& operator[](int64_t index) const {
+    check(index, 1);
+    return at_[index];
+  }
+  Pointer operator+(int64_t offset) const { return {at_ + offset, begin_, end_}; }
+  T* checked(int64_t count, size_t alignment) const {
+    check(0, count);
+    if (reinterpret_cast<uintptr_t>(at_) % alignment != 0) {
+      throw std::runtime_error("an access that is not aligned to " + std::to_string(alignment) + " bytes");
+    }
+    return at_;
+  }
+  T* at() const { return at_; }
+  T* begin() const { return begin_; }
+  T* end() const { return end_; }
+
+ private:
+  void check(int64_t index, int64_t count) const {
+    const int64_t first = at_ - begin_ + index;
+    if (at_ == nullptr || first < 0 || first + count > end_ - begin_) {
+      throw std::runtime_error("an access out of bounds: element " + std::to_string(first) + ", " +
+                               std::to_string(count) + " at once, of an array of " + std::to_string(end_ - begin_));
+    }
+  }
+
+  T* at_ = nullptr;
+  T* begin_ = nullptr;
+  T* end_ = nullptr;
+};
+
+template <typename T, typename V>
+Pointer<T> elements(V* memory, int64_t count) {
+  if (memory == nullptr) {
+    return nullptr;
+  }
+  T* begin = static_cast<T*>(memory);
+  emulator::check_lent(begin, begin + count);
+  return {begin, begin, begin + count};
+}
+
+template <typename T>
+Pointer<T> shared_elements(int64_t offset, int64_t count) {
+  std::vector<unsigned char>& shared = emulator::machine.shared;
+  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(shared.data()) + 15) & ~uintptr_t{15};
+  auto* begin = reinterpret_cast<T*>(aligned + static_cast<uintptr_t>(offset));
+  if (offset + count * static_cast<int64_t>(sizeof(T)) > static_cast<int64_t>(shared.size()) - 16) {
+    throw std::runtime_error("a block takes more shared memory than its launch has");
+  }
+  return {begin, begin, begin + count};
+}
+
+template <typename V, typename S>
+V load_16_bytes(const Pointer<const S>& from) {
+  V value;
+  std::memcpy(&value, from.checked(16 / sizeof(S), 16), 16);
+  return value;
+}
+
+template <typename V, typename S>
+void store_16_bytes(const Pointer<S>& to, const V& value) {
+  std::memcpy(to.checked(16 / sizeof(S), 16), &value, 16);
+}
+
+}  // namespace pal_fast::cuda

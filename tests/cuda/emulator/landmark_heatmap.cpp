@@ -1,0 +1,61 @@
+// The heatmap's CUDA kernels, emulated, as a Python module.
+#include "bindings.h"
+#include "landmark_heatmap_launch.cuh"
+
+namespace py = pybind11;
+using namespace pal_fast;
+using namespace pal_fast::cuda;
+
+namespace {
+
+// tensors: by the names of HeatmapPass; returns how many kernels were launched.
+int run(const py::dict& tensors, const std::string& dtype, int64_t height, int64_t width, double image_height,
+        double image_width, double sigma, int64_t combine, int64_t normalize, bool backward, unsigned seed) {
+  emulator::lent.clear();
+  emulator::seed(seed);
+  emulator::launches = 0;
+  HeatmapPass pass;
+  const auto shape = tensors["landmarks"].attr("shape");
+  pass.problem = {shape[py::int_(0)].cast<int64_t>(),
+                  shape[py::int_(1)].cast<int64_t>(),
+                  height,
+                  width,
+                  image_height,
+                  image_width,
+                  sigma,
+                  static_cast<Combine>(combine),
+                  static_cast<Normalize>(normalize)};
+  pass.storage = emulator::storage_named(dtype);
+  const auto take = [&](const char* name) { return emulator::memory_of(tensors, name); };
+  pass.landmarks = take("landmarks");
+  pass.visible = take("visible");
+  pass.weights = take("weights");
+  pass.heatmap = take("heatmap");
+  pass.divisors = take("divisors");
+  pass.tickets = static_cast<unsigned*>(take("tickets"));
+  pass.grad = take("grad");
+  pass.raw = take("raw");
+  pass.winner = take("winner");
+  pass.d_landmarks = take("d_landmarks");
+  pass.d_weights = take("d_weights");
+  backward ? run_landmark_heatmap_backward(pass, emulator::Launcher())
+           : run_landmark_heatmap(pass, emulator::Launcher());
+  return emulator::launches;
+}
+
+// (tiles of a map, whether the forward needs divisors and tickets, whether the backward needs raw)
+py::tuple workspace(int64_t height, int64_t width, int64_t combine, int64_t normalize) {
+  HeatmapProblem problem;
+  problem.height = height;
+  problem.width = width;
+  problem.combine = static_cast<Combine>(combine);
+  problem.normalize = static_cast<Normalize>(normalize);
+  return py::make_tuple(heatmap_tiles(problem).count(), heatmap_divides_tiles(problem), heatmap_needs_raw(problem));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.def("run", &run);
+  module.def("workspace", &workspace);
+}

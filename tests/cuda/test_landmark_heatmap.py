@@ -1,0 +1,124 @@
+"""The heatmap's CUDA kernels, emulated, against the reference in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import emulated
+from support.compare import TOLERANCE, assert_close, relative_error
+from torch import Tensor
+
+from pal_fast import ops, reference
+from pal_fast.options import HeatmapOptions
+
+SIZES = [(1, 1), (7, 7), (14, 9), (5, 300), (33, 40), (40, 96), (70, 131)]
+IMAGE = (96.0, 120.0)
+DTYPES = [torch.float32, torch.float64]
+
+
+def faces(generator: torch.Generator, dtype: torch.dtype, batch: int = 3, count: int = 21) -> dict[str, Tensor]:
+    """Landmarks in and around the frame, some missing or hidden; the last face has none."""
+    landmarks = torch.rand(batch, count, 2, generator=generator, dtype=torch.float64) * 150 - 20
+    landmarks[0, 3, 0] = float("nan")
+    landmarks[0, 4] = float("inf")
+    landmarks[1, 5] = 1e30
+    landmarks[-1] = float("nan")
+    visible = torch.rand(batch, count, generator=generator) < 0.8
+    weights = torch.rand(batch, count, generator=generator, dtype=torch.float64) + 0.5
+    return {"landmarks": landmarks.to(dtype), "visible": visible, "weights": weights.to(dtype)}
+
+
+def options_of(combine: str, normalize: str) -> HeatmapOptions:
+    return HeatmapOptions(sigma=9.0, combine=combine, normalize=normalize)
+
+
+def emulate(namespace: str, size: tuple[int, int], options: HeatmapOptions, **tensors: Tensor | None) -> Tensor:
+    return ops.landmark_heatmap(
+        namespace, tensors["landmarks"], tensors.get("visible"), tensors.get("weights"), size, IMAGE, options
+    )
+
+
+def refer(size: tuple[int, int], options: HeatmapOptions, **tensors: Tensor | None) -> Tensor:
+    wide = {k: t.double() if t is not None and t.is_floating_point() else t for k, t in tensors.items()}
+    return reference.landmark_heatmap(
+        wide["landmarks"],
+        size,
+        image_size=IMAGE,
+        sigma=options.sigma or 0.0,
+        visible=wide.get("visible"),
+        weights=wide.get("weights"),
+        combine=options.combine,
+        normalize=options.normalize,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normalize", ["none", "peak", "sum"])
+@pytest.mark.parametrize("combine", ["sum", "max"])
+def test_heatmaps_agree(
+    namespace: str, generator: torch.Generator, combine: str, normalize: str, dtype: torch.dtype
+) -> None:
+    tensors = faces(generator, dtype)
+    options = options_of(combine, normalize)
+    for size in SIZES:
+        for given in (tensors, {"landmarks": tensors["landmarks"]}):
+            assert_close(emulate(namespace, size, options, **given), refer(size, options, **given), dtype, str(size))
+            assert emulated.launches["landmark_heatmap"] == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normalize", ["none", "peak", "sum"])
+@pytest.mark.parametrize("combine", ["sum", "max"])
+def test_gradients_agree(
+    namespace: str, generator: torch.Generator, combine: str, normalize: str, dtype: torch.dtype
+) -> None:
+    tensors = faces(generator, dtype)
+    tensors["landmarks"] = tensors["landmarks"].requires_grad_()
+    tensors["weights"] = tensors["weights"].requires_grad_()
+    wanted_of = {k: t.detach().double().requires_grad_() if t.requires_grad else t for k, t in tensors.items()}
+    options = options_of(combine, normalize)
+    for size in [(7, 7), (14, 9), (40, 70)]:
+        grad = torch.randn(3, *size, generator=generator, dtype=torch.float64).to(dtype)
+        inputs = tensors["landmarks"], tensors["weights"]
+        got = torch.autograd.grad(emulate(namespace, size, options, **tensors), inputs, grad)
+        judges = wanted_of["landmarks"], wanted_of["weights"]
+        wanted = torch.autograd.grad(refer(size, options, **wanted_of), judges, grad.double())
+        for name, value, judge in zip(("landmarks", "weights"), got, wanted, strict=True):
+            # A gradient is a difference of large sums; its rounding is judged against them.
+            assert relative_error(value, judge) <= 10 * TOLERANCE[dtype], f"{name} at {size}"
+        assert emulated.launches["landmark_heatmap_backward"] == (1 if (combine, normalize) == ("sum", "none") else 2)
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True)], ids=["landmarks", "weights"])
+def test_only_what_is_needed_is_written(namespace: str, generator: torch.Generator, needs: tuple[bool, bool]) -> None:
+    tensors = faces(generator, torch.float32)
+    operator = getattr(torch.ops, namespace).landmark_heatmap_backward.default
+    grad = torch.randn(3, 14, 9, generator=generator)
+    arguments = (grad, tensors["landmarks"], tensors["visible"], tensors["weights"], 14, 9, *IMAGE, 9.0, 1, 1)
+    both = operator(*arguments, True, True)
+    some = operator(*arguments, *needs)
+    for needed, value, wanted in zip(needs, some, both, strict=True):
+        assert value.numel() == (wanted.numel() if needed else 0)
+        assert not needed or torch.equal(value, wanted)
+
+
+def test_the_same_bits_in_any_order(namespace: str, generator: torch.Generator, seed: int) -> None:
+    tensors = faces(generator, torch.float32)
+    options = options_of("sum", "sum")
+    first = emulate(namespace, (70, 131), options, **tensors)
+    for other in range(3):
+        emulated.machine["seed"] = seed % 2**30 + other
+        assert torch.equal(emulate(namespace, (70, 131), options, **tensors), first)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2), (2, 0, 2), (2, 1, 2)], ids=str)
+def test_without_samples_or_landmarks(namespace: str, shape: tuple[int, ...]) -> None:
+    landmarks = torch.rand(shape) * 90
+    for size in [(7, 7), (40, 70)]:
+        for combine in ("sum", "max"):
+            options = options_of(combine, "peak")
+            assert_close(
+                emulate(namespace, size, options, landmarks=landmarks),
+                refer(size, options, landmarks=landmarks),
+                torch.float32,
+            )

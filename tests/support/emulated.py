@@ -1,0 +1,124 @@
+"""The CUDA kernels' own source, compiled for the CPU and run by the emulator in tests/cuda/emulator.
+
+`operators()` puts the emulated kernels behind the operators' own schemas, in the namespace `pal_fast_emulated`, with
+the fakes and the autograd of `pal_fast.ops`: a test calls them as it would call the real ones on a GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pal_fast import _extension, ops
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "tests/cuda/emulator"
+NAMESPACE = "pal_fast_emulated"
+
+#: What the next call shuffles blocks and threads with, and the multiprocessors it plans for.
+machine = {"seed": 0, "processors": 2}
+#: Kernels that each operator launched when it was last called.
+launches: dict[str, int] = {}
+
+
+def cuda_headers() -> Path | None:
+    """A directory with cuda_fp16.h: a toolkit's, or that of NVIDIA's package for the runtime."""
+    candidates = [Path("/usr/local/cuda/include")]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(Path(nvcc).resolve().parents[1] / "include")
+    site = Path(torch.__file__).parents[1]
+    candidates += [*sorted(site.glob("nvidia/*/include")), *sorted(Path("/usr/local").glob("cuda-*/include"))]
+    return next((path for path in candidates if (path / "cuda_fp16.h").is_file()), None)
+
+
+@cache
+def module(name: str, directory: str) -> ModuleType:
+    """Compiles tests/cuda/emulator/`name`.cpp into a Python module; skips the test where that cannot be done."""
+    from torch.utils.cpp_extension import load
+
+    headers = cuda_headers()
+    if headers is None or shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler and CUDA's headers (cuda_fp16.h)")
+    pytest.importorskip("ninja")
+    build = Path(directory) / name
+    build.mkdir(parents=True, exist_ok=True)
+    return load(
+        f"pal_fast_emulated_{name}",
+        [str(SOURCES / f"{name}.cpp")],
+        extra_cflags=["-std=c++20", "-O1", "-Wno-unknown-pragmas", f"-isystem{headers}"],
+        extra_include_paths=[str(ROOT / "csrc/cuda"), str(SOURCES)],
+        build_directory=str(build),
+        with_cuda=False,
+    )
+
+
+def poisoned(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor as a kernel finds it: NaN, or a number that means nothing."""
+    dtype = dtype or like.dtype
+    return torch.full(shape, float("nan") if dtype.is_floating_point else -(10**9), dtype=dtype)
+
+
+@lru_cache(maxsize=1)
+def operators(directory: str) -> str:
+    """Defines the emulated operators and returns their namespace."""
+    reason = _extension.load()
+    assert not reason, reason
+    library = torch.library.Library(NAMESPACE, "DEF")
+    implementations = _heatmap_operators(directory)
+    for name, implementation in implementations.items():
+        schema = str(getattr(torch.ops.pal_fast, name).default._schema).removeprefix("pal_fast::")
+        library.define(schema)
+        library.impl(name, implementation, "CPU")
+    operators.library = library  # type: ignore[attr-defined]
+    ops._register_heatmap(NAMESPACE, getattr(torch.ops, NAMESPACE))
+    return NAMESPACE
+
+
+def _heatmap_operators(directory: str) -> dict[str, Any]:
+    kernels = module("landmark_heatmap", directory)
+
+    def landmark_heatmap(
+        landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *options: Any
+    ) -> Tensor:
+        batch = landmarks.shape[0]
+        tiles, divides, _ = kernels.workspace(height, width, *options[-2:])
+        heatmap = poisoned(landmarks, (batch, height, width))
+        if batch == 0:
+            return heatmap
+        tensors = {"landmarks": landmarks, "visible": visible, "weights": weights, "heatmap": heatmap}
+        if divides:
+            tensors["divisors"] = poisoned(landmarks, (batch, tiles), torch.float64)
+            tensors["tickets"] = torch.zeros(batch, dtype=torch.int32)
+        launches["landmark_heatmap"] = kernels.run(
+            tensors, str(landmarks.dtype), height, width, *options, False, machine["seed"]
+        )
+        assert not divides or not tensors["tickets"].any(), "the tickets are not back at zero"
+        return heatmap
+
+    def landmark_heatmap_backward(
+        grad: Tensor, landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        *options, need_landmarks, need_weights = rest
+        _, _, needs_raw = kernels.workspace(height, width, *options[-2:])
+        d_landmarks = poisoned(landmarks, tuple(landmarks.shape) if need_landmarks else (0,))
+        d_weights = poisoned(landmarks, tuple(landmarks.shape[:2]) if need_weights else (0,))
+        if landmarks.numel() == 0:
+            return d_landmarks, d_weights
+        tensors = {"landmarks": landmarks, "visible": visible, "weights": weights, "grad": grad}
+        tensors |= {"d_landmarks": d_landmarks, "d_weights": d_weights}
+        if needs_raw:
+            tensors["raw"] = poisoned(grad, tuple(grad.shape))
+            tensors["winner"] = poisoned(grad, tuple(grad.shape), torch.int32)
+        launches["landmark_heatmap_backward"] = kernels.run(
+            tensors, str(landmarks.dtype), height, width, *options, True, machine["seed"]
+        )
+        return d_landmarks, d_weights
+
+    return {"landmark_heatmap": landmark_heatmap, "landmark_heatmap_backward": landmark_heatmap_backward}
