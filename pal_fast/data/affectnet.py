@@ -8,9 +8,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from pal_fast.data.images import IMAGE_EXTENSIONS
 from pal_fast.data.listing import Listing
-from pal_fast.landmarks import affectnet
+from pal_fast.landmarks import LandmarkFileError, affectnet
+from pal_fast.landmarks.errors import first_few
+from pal_fast.landmarks.image_files import IMAGE_EXTENSIONS
 
 #: Expressions 0 to 7. `classes=7` leaves contempt out. 8 to 10 (none, uncertain, no face) are never read.
 CLASSES: Final = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
@@ -51,8 +52,6 @@ def _small(root: Path, folder: Path, own_landmarks: bool) -> Listing:
     annotations = folder / "annotations"
     lacking = [file.name for file in files if not (annotations / f"{file.stem}_exp.npy").is_file()]
     if lacking:
-        from pal_fast.landmarks.errors import first_few
-
         raise FileNotFoundError(f"{annotations} holds no _exp.npy of {len(lacking)} images: {first_few(lacking)}")
     labels = [affectnet.read_expression(annotations / f"{file.stem}_exp.npy") for file in files]
     kept = [(file, label) for file, label in zip(files, labels, strict=True) if label < len(CLASSES)]
@@ -80,8 +79,6 @@ def _full(root: Path, path: Path, own_landmarks: bool, images: str | Path | None
     boxes = np.zeros((len(rows), 4), np.int64)
     for index, row in enumerate(rows):
         if row.box is None:
-            from pal_fast.landmarks import LandmarkFileError
-
             raise LandmarkFileError(path, row.line, "a face box with a width and a height", "none")
         left, top, width, height = row.box
         low = np.maximum(0, np.floor([left - margin * width, top - margin * height]))

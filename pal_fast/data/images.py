@@ -9,38 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import torch
 from torch import Tensor
 
-IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-
-#: (left, top, width, height) in whole pixels.
-Box = tuple[int, int, int, int]
+from pal_fast.landmarks.image_files import read_image
 
 _THREADS: Final = 8
 _TAIL: Final = 4096  # bytes at the end of a JPEG in which its end marker is looked for
-
-
-def read_image(path: str | Path, box: Box | None = None) -> Tensor:
-    """(3, H, W) uint8, RGB, as stored: an EXIF orientation is not applied, since landmarks count stored pixels.
-
-    Args: box cuts this part out; what lies beyond the image's right and lower border is left off.
-    Raises: OSError that names the file.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if box is not None:
-                left, top, width, height = box
-                image = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
-            pixels = np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error and more
-        raise OSError(f"{path} cannot be read as an image: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class ImageFiles:
@@ -107,7 +81,7 @@ def inspect(path: Path, *, full: bool = False) -> tuple[int, int] | str:
                 image.load()
     except FileNotFoundError:
         return "no such file"
-    except Exception as error:  # see read_image
+    except Exception as error:  # as in read_image
         return "not an image" if "cannot identify" in str(error) else (str(error) or type(error).__name__)
     return size
 

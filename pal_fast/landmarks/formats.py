@@ -101,7 +101,10 @@ def guess_format(path: str | Path) -> str:
     if path.suffix.lower() in by_suffix:
         return by_suffix[path.suffix.lower()]
     if path.suffix == ".npy":
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        try:
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        except (ValueError, EOFError):
+            shape = ()  # its reader says what is wrong
         return "mediapipe" if len(shape) > 1 and shape[-2] in COUNTS else "affectnet-npy"
     if path.suffix == ".txt":
         if path.name.endswith("_auto_attri.txt"):

@@ -143,11 +143,15 @@ class LandmarkSet:
         scores = None if self.scores is None else self.scores[index]
         return LandmarkSet(self.points[index], tuple(self.names[row] for row in index.tolist()), scores)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the package's own .npz (arrays `names`, `points`, `scores`; no pickle), whole or not at all."""
+    def save(self, path: str | Path, *, settings: str = "") -> None:
+        """Writes the package's own .npz (arrays `names`, `points`, `scores`; no pickle), whole or not at all.
+
+        Args: settings, how the landmarks were made, is kept beside them.
+        """
         scores = torch.full(self.points.shape[:2], torch.nan) if self.scores is None else self.scores
         names = np.array(self.names or [""], dtype=np.str_)[: len(self.names)]
-        write_npz(path, {"names": names, "points": self.points.numpy(), "scores": scores.numpy()})
+        arrays = {"names": names, "points": self.points.numpy(), "scores": scores.numpy()}
+        write_npz(path, arrays | ({"settings": np.array(settings)} if settings else {}))
 
 
 def load_npz(path: str | Path) -> LandmarkSet:

@@ -8,6 +8,7 @@ center of mouth" and are "then resized to 100*100".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pal_fast.landmarks.errors import LandmarkFileError, numbers
+from pal_fast.landmarks.errors import LandmarkFileError, first_few, numbers
 from pal_fast.landmarks.geometry import fit_similarity, transform_points
 from pal_fast.landmarks.landmark_set import stem_of
 from pal_fast.landmarks.text_formats import Array, read_lines
@@ -124,16 +125,18 @@ def read_aligned(
 
     Returns: (N, 37 or 5, 2) float32, (x, y) in pixels of the aligned image.
     """
-    folder = Path(annotation)
-    stems = [stem_of(name) for name in names]
-    manual = torch.stack(
-        [torch.from_numpy(read_manual(folder / "manual" / f"{stem}_manu_attri.txt").points) for stem in stems]
-    )
-    points = manual
-    if kind == "auto":
-        points = torch.stack(
-            [torch.from_numpy(read_auto(folder / "auto" / f"{stem}_auto_attri.txt")) for stem in stems]
-        )
-    elif kind != "manual":
+    if kind not in ("auto", "manual"):
         raise ValueError(f"kind must be 'auto' or 'manual', got {kind!r}")
+    stems = [stem_of(name) for name in names]
+    manual = _read_all(Path(annotation) / "manual", stems, "_manu_attri.txt", lambda path: read_manual(path).points)
+    points = _read_all(Path(annotation) / "auto", stems, "_auto_attri.txt", read_auto) if kind == "auto" else manual
     return transform_points(points.double(), aligned_transform(manual.double(), template)).float()
+
+
+def _read_all(folder: Path, stems: list[str], suffix: str, read: Callable[[Path], Array]) -> Tensor:
+    """(N, K, 2). Raises one FileNotFoundError for all files that are absent."""
+    files = [folder / f"{stem}{suffix}" for stem in stems]
+    lacking = [stem for stem, file in zip(stems, files, strict=True) if not file.is_file()]
+    if lacking:
+        raise FileNotFoundError(f"{len(lacking)} images have no {folder}/NAME{suffix}: {first_few(lacking)}")
+    return torch.stack([torch.from_numpy(read(file)) for file in files])

@@ -1,0 +1,92 @@
+"""`pal-fast convert INPUT -o OUTPUT`: landmarks from one format to another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pal_fast.landmarks import LandmarkSet
+
+NAME = "convert"
+HELP = "convert landmarks between formats, or RAF-DB's annotation into its aligned images"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="a file, or a folder of files with one image each")
+    parser.add_argument("-o", "--output", required=True, help="a file, or a folder for formats with one file per image")
+    parser.add_argument("--from", dest="source", metavar="FORMAT", help="of the input; guessed from it if not given")
+    parser.add_argument("--to", default=None, metavar="FORMAT", help="of the output; from its extension if not given")
+    parser.add_argument("--list-formats", action=_ListFormats, nargs=0, help="list the formats and exit")
+    parser.add_argument(
+        "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of all images, for normalised landmarks"
+    )
+    parser.add_argument("--images", help="folder of the images, whose sizes are read, for normalised landmarks")
+    parser.add_argument("--to-68", action="store_true", help="keep the 68-point scheme of WFLW or MediaPipe landmarks")
+    parser.add_argument(
+        "--aligned",
+        choices=("assumed", "measured"),
+        help="INPUT is RAF-DB's basic folder: its points, brought from the original into the aligned images, by the "
+        "places of eyes and mouth that are usually assumed or by those measured on Image/original and Image/aligned",
+    )
+    parser.add_argument(
+        "--points", choices=("auto", "manual"), default="auto", help="with --aligned: 37 (auto) or 5 (manual) points"
+    )
+
+
+class _ListFormats(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from pal_fast.landmarks import FORMATS
+
+        for name, known in FORMATS.items():
+            print(f"{name:<14} {known.describe}")
+        parser.exit()
+
+
+def run(args: argparse.Namespace) -> int:
+    from pal_fast.landmarks import LandmarkSet, read_landmark_set, to_68_points, write_landmarks
+
+    target = args.to or _format_of(args.output)
+    if args.aligned:
+        marks = aligned_rafdb(Path(args.input), args.points, args.aligned == "measured")
+    else:
+        size = None if args.image_size is None else (args.image_size[0], args.image_size[1])
+        marks = read_landmark_set(args.input, args.source, image_size=size, images=args.images)
+    if args.to_68:
+        marks = LandmarkSet(to_68_points(marks.points), marks.names)
+    write_landmarks(args.output, marks, target)
+    count, each = marks.points.shape[:2]
+    print(f"{args.output}: {target}, {count} images, {each} landmarks each, {int((~marks.found).sum())} without any")
+    return 0
+
+
+def aligned_rafdb(root: Path, kind: str, measured: bool) -> LandmarkSet:
+    """RAF-DB's landmarks in pixels of its aligned images, `NAME_aligned`."""
+    from pal_fast.landmarks import LandmarkSet
+    from pal_fast.landmarks.rafdb import read_aligned
+    from pal_fast.landmarks.rafdb_template import measure_template
+
+    stems = sorted(
+        file.name.removesuffix("_manu_attri.txt") for file in root.glob("Annotation/manual/*_manu_attri.txt")
+    )
+    if not stems:
+        raise FileNotFoundError(f"no Annotation/manual/*_manu_attri.txt under {root}: is it RAF-DB's basic folder?")
+    template = None
+    if measured:
+        measurement = measure_template(root)
+        template = measurement.template
+        places = ", ".join(f"({x:.2f}, {y:.2f})" for x, y in template.tolist())
+        print(
+            f"eyes and mouth of the aligned images at {places}; images agree with a correlation of "
+            f"{measurement.correlation:.3f}"
+        )
+    return LandmarkSet(read_aligned(root / "Annotation", stems, kind, template), tuple(f"{s}_aligned" for s in stems))
+
+
+def _format_of(output: str) -> str:
+    known = {".npz": "npz", ".xml": "dlib-xml"}
+    suffix = Path(output).suffix.lower()
+    if suffix not in known:
+        raise ValueError(f"the format of {output!r} is not known from its name: give --to, see --list-formats")
+    return known[suffix]

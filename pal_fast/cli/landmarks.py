@@ -1,0 +1,92 @@
+"""`pal-fast landmarks IMAGES_DIR -o landmarks.npz`: the 68 landmarks of every image, by face-alignment's FAN."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pal_fast.landmarks.extraction import Outcome
+
+NAME = "landmarks"
+HELP = "find the 68 facial landmarks of a folder of images; resumes where it was interrupted"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", help="folder of images, searched with all folders below")
+    parser.add_argument("-o", "--output", required=True, help="the .npz to write: names, points, scores")
+    parser.add_argument(
+        "--boxes",
+        default="detect",
+        help="where the face is: detect (default); full, the whole image, for cut-out faces such as aligned RAF-DB; "
+        "beside, a .npy, .t7 or .pth of boxes beside each image; an AffectNet .csv; RAF-DB's Annotation/boundingbox",
+    )
+    parser.add_argument("--detector", default="sfd", help="sfd (default), blazeface, retinaface or yunet")
+    parser.add_argument("--batch", type=int, default=32, help="images at a time (default 32)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument(
+        "--shard",
+        default="1/1",
+        metavar="i/n",
+        help="work on the i-th of n parts of the images and write OUTPUT.shard-i-of-n.npz; then pal-fast merge",
+    )
+    parser.add_argument(
+        "--no-flip", action="store_true", help="leave out the mirrored pass: half the work, a little less exact"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from pal_fast.landmarks.boxes import box_finder
+    from pal_fast.landmarks.extraction import extract, shard_path
+    from pal_fast.landmarks.fan import FaceAligner
+
+    shard, output = _shard(args.shard), _path(args.output)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    finder = box_finder(args.boxes)
+    aligner = FaceAligner(finder, device=device, detector=args.detector, flip=not args.no_flip)
+    settings = {"network": "face-alignment 2DFAN-4", "boxes": args.boxes, "flip": not args.no_flip}
+    if finder is None:
+        settings["detector"] = args.detector
+    outcome = extract(
+        args.images,
+        output,
+        aligner,
+        batch=args.batch,
+        shard=shard,
+        settings=settings,
+        progress=False if args.quiet else None,
+    )
+    report(shard_path(output, shard), outcome)
+    return 0
+
+
+def report(path: Path, outcome: Outcome) -> None:
+    """One summary: the counts on stdout, images that could not be read on stderr."""
+    from pal_fast.landmarks.errors import first_few
+
+    faceless = outcome.faceless
+    without = f", {len(faceless)} of them without a face ({first_few(faceless)})" if faceless else ""
+    resumed = f" ({outcome.resumed} from an earlier run)" if outcome.resumed else ""
+    print(f"{path}: {len(outcome.landmarks)} images{resumed}{without}")
+    if outcome.unreadable:
+        listed = first_few(outcome.unreadable, 3)
+        print(f"warning: {len(outcome.unreadable)} images cannot be read and are left out: {listed}", file=sys.stderr)
+
+
+def _path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix != ".npz":
+        raise ValueError(f"--output must be an .npz, got {text!r} (pal-fast convert writes other formats)")
+    return path
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}")
+    return int(number), int(count)

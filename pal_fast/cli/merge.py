@@ -1,0 +1,45 @@
+"""`pal-fast merge landmarks.shard-*.npz -o landmarks.npz`: joins the shards of an extraction."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+NAME = "merge"
+HELP = "join landmark files, such as the shards of an extraction, into one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", help=".npz files of pal-fast landmarks")
+    parser.add_argument("-o", "--output", required=True, help="the .npz to write")
+    parser.add_argument(
+        "--overlap", action="store_true", help="images may be in several files; the last file named counts"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from pal_fast.landmarks import merge
+    from pal_fast.landmarks.landmark_set import load_npz
+
+    check_shards(args.files)
+    merged = merge([load_npz(path) for path in args.files], overlap=args.overlap)
+    merged.save(args.output)
+    faceless = int((~merged.found).sum())
+    print(f"{args.output}: {len(merged)} images of {len(args.files)} files, {faceless} of them without a face")
+    return 0
+
+
+def check_shards(files: Sequence[str]) -> None:
+    """Raises ValueError where some shards of an extraction are there and others are not."""
+    present: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        match = re.fullmatch(r"(.*)\.shard-(\d+)-of-(\d+)\.npz", Path(file).name)
+        if match:
+            present.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (stem, count), numbers in present.items():
+        lacking = sorted(set(range(1, count + 1)) - numbers)
+        if lacking:
+            listed = ", ".join(map(str, lacking))
+            raise ValueError(f"{stem} was extracted in {count} shards, but number {listed} is not among the files")

@@ -1,0 +1,202 @@
+"""Landmarks of a folder of images: in batches, resumable, in shards, with what was done kept on the disk.
+
+Every batch is a file of its own in `OUTPUT.parts/`, written in one piece, so that an interruption loses the batch in
+flight and nothing else. When all images are done the parts become the output, also in one piece.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pal_fast.landmarks.atomic import remove_partial, write_text
+from pal_fast.landmarks.image_files import list_images, read_image
+from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, merge
+
+_READERS: Final = 4  # threads that decode images
+
+
+class Predictor(Protocol):
+    """`FaceAligner`, or what stands in for it."""
+
+    def __call__(self, names: Sequence[str], files: Sequence[Path], images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Points (B, K, 2) and scores (B, K) of images (3, H, W) uint8; NaN where there is no face."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an extraction did.
+
+    Attributes:
+        landmarks: of all images of the shard that could be read.
+        resumed: how many of them an earlier run had done.
+        unreadable: "NAME: reason" of images that are left out, and tried again by the next run.
+    """
+
+    landmarks: LandmarkSet
+    resumed: int
+    unreadable: tuple[str, ...]
+
+    @property
+    def faceless(self) -> list[str]:
+        """Images in which no face was found."""
+        found = self.landmarks.found.tolist()
+        return [name for name, has in zip(self.landmarks.names, found, strict=True) if not has]
+
+
+def shard_path(output: Path, shard: tuple[int, int]) -> Path:
+    """landmarks.npz -> landmarks.shard-2-of-8.npz."""
+    number, count = shard
+    return output if count == 1 else output.with_name(f"{output.stem}.shard-{number}-of-{count}{output.suffix}")
+
+
+def extract(
+    images: str | Path,
+    output: str | Path,
+    predictor: Predictor,
+    *,
+    batch: int = 32,
+    shard: tuple[int, int] = (1, 1),
+    settings: dict[str, Any] | None = None,
+    progress: bool | None = None,
+) -> Outcome:
+    """Extracts the landmarks of all images below a folder, or continues where a run was interrupted.
+
+    Args:
+        images: the folder; names in the output are paths from there.
+        output: an .npz, `shard_path(output, shard)` for a shard.
+        batch: images at a time.
+        shard: (i, n), i from 1: every n-th image from the i-th on.
+        settings: what the landmarks depend on. It is kept beside them, and a run with other settings is refused.
+        progress: a progress bar; None for one on a terminal only.
+
+    Raises: FileNotFoundError for no images; ValueError for other settings than those of the landmarks that are there;
+        RuntimeError when another process is at it.
+    """
+    folder, target = Path(images), shard_path(Path(output), shard)
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    if not 1 <= shard[0] <= shard[1]:
+        raise ValueError(f"shard must be (i, n) with i from 1 to n, got {shard}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
+    names = list_images(folder)[shard[0] - 1 :: shard[1]]
+    parts = target.with_name(f"{target.name}.parts")
+    with _alone(parts):
+        done = _resume(target, parts, {} if settings is None else settings)
+        todo = [name for name in names if name not in done]
+        unreadable: list[str] = []
+        number = 1 + max((int(path.stem) for path in parts.glob("*.npz")), default=-1)
+        with tqdm(total=len(names), initial=len(names) - len(todo), unit="image", disable=_hidden(progress)) as bar:
+            for read in _read_batches(folder, todo, batch):
+                unreadable += [f"{name}: {image}" for name, image in read if isinstance(image, str)]
+                good = [(name, image) for name, image in read if not isinstance(image, str)]
+                if good:
+                    _predict(folder, good, predictor).save(parts / f"{number:08d}.npz")
+                    number += 1
+                bar.update(len(read))
+        landmarks = _finish(target, parts, names, settings or {})
+    if unreadable and not len(landmarks):
+        raise OSError(f"none of the {len(unreadable)} images under {folder} can be read: {unreadable[0]}")
+    return Outcome(landmarks, len(names) - len(todo), tuple(unreadable))
+
+
+def _hidden(progress: bool | None) -> bool | None:
+    return None if progress is None else not progress
+
+
+def _predict(folder: Path, read: Sequence[tuple[str, Tensor]], predictor: Predictor) -> LandmarkSet:
+    names = tuple(name for name, _ in read)
+    points, scores = predictor(names, [folder / name for name in names], [image for _, image in read])
+    return LandmarkSet(points.float().cpu(), names, scores.float().cpu())
+
+
+def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[list[tuple[str, Tensor | str]]]:
+    """Batches of (name, image or why it cannot be read); the next two batches are decoded while one is in use."""
+
+    def read(name: str) -> Tensor | str:
+        try:
+            return read_image(folder / name)
+        except OSError as error:
+            return str(error)
+
+    pending: list[list[tuple[str, Future[Tensor | str]]]] = []
+    rest = iter(names)
+    with ThreadPoolExecutor(_READERS) as pool:
+        try:
+            while True:
+                while len(pending) < 3 and (chosen := list(islice(rest, batch))):
+                    pending.append([(name, pool.submit(read, name)) for name in chosen])
+                if not pending:
+                    return
+                yield [(name, future.result()) for name, future in pending.pop(0)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _alone(parts: Path) -> Iterator[None]:
+    """Holds the folder of parts for this process; the lock ends with the process, however it ends."""
+    parts.mkdir(exist_ok=True)
+    with open(parts / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is extracting into {parts}; --shard i/n divides the work") from None
+        yield
+
+
+def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> set[str]:
+    """The names that are done, after a check that they were done with these settings."""
+    remove_partial(target)
+    for leftover in parts.glob(".*.partial"):
+        leftover.unlink()
+    record, text = parts / "settings.json", json.dumps(settings, sort_keys=True)
+    kept = record.read_text() if record.is_file() else _settings_of(target) if target.is_file() else text
+    if kept != text:
+        raise ValueError(
+            f"{target} or its parts were made with {kept}, not {text}: name another output, or remove {target} and "
+            f"{parts}"
+        )
+    write_text(record, text)
+    done: set[str] = set()
+    for path in _pieces(target, parts):
+        done.update(load_npz(path).names)
+    return done
+
+
+def _settings_of(path: Path) -> str:
+    with np.load(path, allow_pickle=False) as archive:
+        return str(archive["settings"]) if "settings" in archive.files else "settings that it does not tell"
+
+
+def _pieces(target: Path, parts: Path) -> list[Path]:
+    return [*([target] if target.is_file() else []), *sorted(parts.glob("*.npz"))]
+
+
+def _finish(target: Path, parts: Path, names: Sequence[str], settings: dict[str, Any]) -> LandmarkSet:
+    """Joins the parts, writes the output and removes the parts. Landmarks of images that are gone are dropped."""
+    pieces = [load_npz(path) for path in _pieces(target, parts)]
+    if not pieces:
+        shutil.rmtree(parts)
+        return LandmarkSet(torch.zeros(0, 1, 2), ())
+    joined = merge(pieces, overlap=True)
+    where = {name: row for row, name in enumerate(joined.names)}
+    landmarks = joined.select([where[name] for name in names if name in where])
+    landmarks.save(target, settings=json.dumps(settings, sort_keys=True))
+    shutil.rmtree(parts)
+    return landmarks

@@ -1,0 +1,244 @@
+"""Extraction: interrupted anywhere it continues and ends the same; shards join; nothing half-written is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pal_fast import cli
+from pal_fast.landmarks import read_landmark_set
+from pal_fast.landmarks.extraction import extract, shard_path
+
+pytest.importorskip("PIL")
+
+from PIL import Image
+
+COUNT = 11
+
+
+class Numbers:
+    """Stands in for the network: each image's landmarks are its first pixel's value, and every fourth has no face."""
+
+    def __init__(self, fail_at: int | None = None, error: BaseException | None = None) -> None:
+        self.seen: list[str] = []
+        self.batches = 0
+        self.fail_at, self.error = fail_at, error
+
+    def __call__(self, names: Sequence[str], files: Sequence[Path], images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if self.batches == self.fail_at and self.error is not None:
+            raise self.error
+        self.batches += 1
+        self.seen += names
+        values = torch.stack([image[0, 0, 0].float() for image in images])
+        points = values[:, None, None].expand(-1, 68, 2).clone()
+        points[values % 4 == 3] = torch.nan
+        return points, points[..., 0] / 255
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for k in range(COUNT):
+        path = tmp_path / "images" / f"{k % 2}" / f"{k:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 9, 3), k, np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+def value_of(name: str) -> int:
+    return int(Path(name).stem)
+
+
+def check(path: Path, names: set[str] | None = None) -> None:
+    marks = read_landmark_set(path)
+    assert list(marks.names) == sorted(marks.names)
+    if names is not None:
+        assert set(marks.names) == names
+    for name, points, found in zip(marks.names, marks.points, marks.found, strict=True):
+        assert bool(found) == (value_of(name) % 4 != 3)
+        assert not found or bool((points == value_of(name)).all())
+
+
+def all_names() -> set[str]:
+    return {f"{k % 2}/{k:02d}.png" for k in range(COUNT)}
+
+
+def test_all_images_with_their_scores_and_those_without_a_face(folder: Path, tmp_path: Path) -> None:
+    outcome = extract(folder, tmp_path / "m.npz", Numbers(), batch=4)
+    check(tmp_path / "m.npz", all_names())
+    assert outcome.faceless == ["1/03.png", "1/07.png"]
+    assert outcome.resumed == 0
+    scores = read_landmark_set(tmp_path / "m.npz").scores
+    assert scores is not None
+    assert scores[1, 0] == pytest.approx(2 / 255)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "m.npz"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory")])
+def test_an_interruption_loses_the_batch_in_flight_and_nothing_else(
+    folder: Path, tmp_path: Path, error: BaseException
+) -> None:
+    output = tmp_path / "m.npz"
+    first = Numbers(2, error)
+    with pytest.raises(type(error)):
+        extract(folder, output, first, batch=3)
+    assert not output.exists()
+    second = Numbers()
+    outcome = extract(folder, output, second, batch=3)
+    assert outcome.resumed == 6
+    assert not set(first.seen) & set(second.seen)
+    check(output, all_names())
+    extract(folder, tmp_path / "whole.npz", Numbers(), batch=3)
+    assert output.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_a_full_disk_keeps_what_was_done(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "m.npz"
+    real, left = os.fsync, [4]  # one call for the settings, then one a batch
+
+    def fsync(handle: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        extract(folder, output, Numbers(), batch=3)
+    assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.setattr(os, "fsync", real)
+    assert extract(folder, output, Numbers(), batch=3).resumed == 9
+    check(output, all_names())
+
+
+SLOW = """
+import sys, time
+from support_numbers import Numbers
+from pal_fast.landmarks.extraction import extract
+class Slow(Numbers):
+    def __call__(self, *given):
+        time.sleep(0.2)
+        return super().__call__(*given)
+extract(sys.argv[1], sys.argv[2], Slow(), batch=1)
+"""
+
+
+def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.npz"
+    source = Path(__file__).read_text().split("class Numbers")[1].split("@pytest.fixture")[0]
+    head = "from __future__ import annotations\nimport torch\nfrom pathlib import Path\n"
+    (tmp_path / "support_numbers.py").write_text(f"{head}class Numbers{source}".replace("Sequence[", "list["))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(folder), str(output)], env=environment)
+    parts = tmp_path / "m.npz.parts"
+    deadline = time.monotonic() + 60
+    while len(list(parts.glob("*.npz"))) < 3:
+        assert process.poll() is None, "the process ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(parts.glob("*.npz")))
+    assert 3 <= done < COUNT
+    assert not output.exists()
+    predictor = Numbers()
+    assert extract(folder, output, predictor).resumed == done
+    assert len(predictor.seen) == COUNT - done
+    check(output, all_names())
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_new_images_are_added_and_gone_ones_dropped(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.npz"
+    extract(folder, output, Numbers())
+    Image.fromarray(np.full((8, 9, 3), 50, np.uint8)).save(folder / "50.png")
+    (folder / "0" / "00.png").unlink()
+    predictor = Numbers()
+    extract(folder, output, predictor)
+    assert predictor.seen == ["50.png"]
+    check(output, all_names() - {"0/00.png"} | {"50.png"})
+
+
+def test_other_settings_are_refused_before_and_after_the_end(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.npz"
+    with pytest.raises(KeyboardInterrupt):
+        extract(folder, output, Numbers(1, KeyboardInterrupt()), batch=3, settings={"boxes": "full"})
+    with pytest.raises(ValueError, match=r'made with {"boxes": "full"}, not {"boxes": "detect"}'):
+        extract(folder, output, Numbers(), settings={"boxes": "detect"})
+    extract(folder, output, Numbers(), settings={"boxes": "full"})
+    with pytest.raises(ValueError, match="made with"):
+        extract(folder, output, Numbers(), settings={"boxes": "detect"})
+
+
+def test_unreadable_images_are_left_out_named_and_tried_again(folder: Path, tmp_path: Path) -> None:
+    broken = folder / "0" / "04.png"
+    good = broken.read_bytes()
+    broken.write_bytes(good[:40])
+    outcome = extract(folder, tmp_path / "m.npz", Numbers(), batch=3)
+    assert len(outcome.unreadable) == 1
+    assert outcome.unreadable[0].startswith("0/04.png: ")
+    check(tmp_path / "m.npz", all_names() - {"0/04.png"})
+    broken.write_bytes(good)
+    predictor = Numbers()
+    extract(folder, tmp_path / "m.npz", predictor)
+    assert predictor.seen == ["0/04.png"]
+    check(tmp_path / "m.npz", all_names())
+
+
+def test_shards_divide_the_images_and_merge_joins_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "m.npz"
+    seen: list[str] = []
+    for number in (1, 2, 3):
+        predictor = Numbers()
+        extract(folder, output, predictor, batch=2, shard=(number, 3))
+        seen += predictor.seen
+    assert sorted(seen) == sorted(all_names())
+    files = [str(shard_path(output, (number, 3))) for number in (1, 2, 3)]
+    assert files[1].endswith("m.shard-2-of-3.npz")
+    assert cli.main(["merge", *files[:2], "-o", str(output)]) == 2
+    assert "m was extracted in 3 shards, but number 3 is not among the files" in capsys.readouterr().err
+    assert cli.main(["merge", *files, "-o", str(output)]) == 0
+    check(output, all_names())
+
+
+def test_two_processes_cannot_write_the_same_output(folder: Path, tmp_path: Path) -> None:
+    def second(*given: object) -> tuple[Tensor, Tensor]:
+        with pytest.raises(RuntimeError, match="another process is extracting"):
+            extract(folder, tmp_path / "m.npz", Numbers())
+        return Numbers()(*given)  # type: ignore[arg-type]
+
+    extract(folder, tmp_path / "m.npz", second)
+    check(tmp_path / "m.npz", all_names())
+
+
+def test_bad_arguments_are_named_and_leave_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, named in (
+        (["--shard", "3/2"], "--shard must be i/n"),
+        (["-o", "m.txt"], "--output must be an .npz"),
+        (["--boxes", "ful"], "boxes must be detect, full"),
+    ):
+        given = ["landmarks", str(folder), "-o", str(tmp_path / "m.npz"), *arguments]
+        assert cli.main(given) == 2
+        assert named in capsys.readouterr().err
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(FileNotFoundError, match="no image under"):
+        extract(tmp_path / "nothing", tmp_path / "m.npz", Numbers())
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        extract(folder, tmp_path / "absent" / "m.npz", Numbers())
+    with pytest.raises(ValueError, match="batch"):
+        extract(folder, tmp_path / "m.npz", Numbers(), batch=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "nothing"]
