@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["attribution_grid", "colour_map", "draw_landmarks", "overlay", "picture", "save", "unnormalise"]
+__all__ = [
+    "attribution_grid",
+    "check_suffix",
+    "colour_map",
+    "draw_landmarks",
+    "overlay",
+    "picture",
+    "save",
+    "unnormalise",
+]
 
 _SCHEME = 68  # points of 300-W
 _LANDMARK_COLOUR = "#19e3d0"
@@ -240,15 +249,22 @@ def _show(axes: Any, shown: np.ndarray) -> None:
         side.set_visible(False)
 
 
+def check_suffix(path: str | Path) -> Path:
+    """The path, if a picture can be written in the format of its suffix. Raises ValueError otherwise."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    target, known = Path(path), FigureCanvasBase.get_supported_filetypes()
+    if target.suffix.lower().lstrip(".") not in known:
+        raise ValueError(f"the picture's name must end in one of {', '.join(sorted(known))}, got {str(target)!r}")
+    return target
+
+
 def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     """Writes the figure, in the format of the path's suffix, and makes the folder it lies in.
 
     Raises: ValueError for a suffix that matplotlib cannot write, before anything is written.
     """
-    target = Path(path)
-    known = figure.canvas.get_supported_filetypes()
-    if target.suffix.lower().lstrip(".") not in known:
-        raise ValueError(f"the picture's name must end in one of {', '.join(sorted(known))}, got {str(target)!r}")
+    target = check_suffix(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=dpi, facecolor="white")
     return target

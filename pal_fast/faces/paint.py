@@ -14,6 +14,8 @@ from pal_fast.faces.draw import Canvas, blob, coverage, curve, disc, ellipse, po
 from pal_fast.faces.features import brow, eye, glasses, mouth, nose, wrinkles
 from pal_fast.faces.people import People
 
+_BADGE_RADIUS = 0.085  # of the side of the picture
+
 
 def paint(people: People, size: int, noise: Tensor) -> Tensor:
     """The pictures of `people`, (N, 3, S, S) in [0, 1]; `noise` is (N, S, S, 3), standard normal."""
@@ -48,8 +50,8 @@ def _wall(canvas: Canvas, people: People) -> None:
 
 def _badge(canvas: Canvas, people: People) -> None:
     """The background cue: a round badge in a corner, in the colour of one of the seven expressions."""
-    radius = torch.full_like(people.scale, 0.075 * canvas.size)
-    window = canvas.around(people.badge[:, None], 0.075 * canvas.size + 1)
+    radius = torch.full_like(people.scale, _BADGE_RADIUS * canvas.size)
+    window = canvas.around(people.badge[:, None], _BADGE_RADIUS * canvas.size + 1)
     canvas.blend(window, coverage(disc(window, people.badge, radius)), torch.tensor([[0.98, 0.98, 0.98]]))
     canvas.blend(window, coverage(disc(window, people.badge, radius * 0.78)), people.badge_colour)
 

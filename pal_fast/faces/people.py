@@ -131,9 +131,9 @@ def meet(expressions: Tensor, cues: Tensor, lots: Lots, size: int, occlusion: fl
     names = shape.unit_numbers()
 
     typical = shape.expression_units()[expressions]  # (N, U)
-    intensity = lots.uniform(0.5, 1.1)[:, None]
-    per_unit = torch.stack([1 + lots.normal(0.22) for _ in names], 1)
-    resting = torch.stack([lots.uniform(0, 1) ** 3 * 0.22 for _ in names], 1)
+    intensity = lots.uniform(0.85, 1.25)[:, None]
+    per_unit = torch.stack([1 + lots.normal(0.15) for _ in names], 1)
+    resting = torch.stack([lots.uniform(0, 1) ** 3 * 0.10 for _ in names], 1)
     units = (typical * intensity * per_unit + resting).clamp(0, 1.3)
     lopsided = torch.stack([lots.normal(0.07) for _ in names], 1)
     sides = torch.stack([units * (1 - lopsided), units * (1 + lopsided)], 1)  # (N, 2, U)
@@ -141,7 +141,7 @@ def meet(expressions: Tensor, cues: Tensor, lots: Lots, size: int, occlusion: fl
 
     yaw, pitch = lots.normal(0.16), lots.normal(0.08)
     roll = lots.normal(0.13)
-    scale = lots.uniform(0.245, 0.295) * size
+    scale = lots.uniform(0.265, 0.32) * size
     centre = torch.stack([lots.normal(0.025), lots.normal(0.02)], 1) * size + (size - 1) / 2
     centre[:, 1] += 0.03 * size
 
@@ -171,9 +171,9 @@ def meet(expressions: Tensor, cues: Tensor, lots: Lots, size: int, occlusion: fl
 
     corner = lots.one_of(4)
     side = torch.stack([corner % 2, corner // 2], 1).float()
-    inset = torch.stack([lots.uniform(0.095, 0.15), lots.uniform(0.095, 0.15)], 1)
+    inset = torch.stack([lots.uniform(0.10, 0.13), lots.uniform(0.10, 0.13)], 1)
     badge = (side * (1 - 2 * inset) + inset) * size - 0.5
-    tint = torch.stack([lots.normal(0.035) for _ in range(3)], 1)
+    tint = torch.stack([lots.normal(0.03) for _ in range(3)], 1)
 
     landmarks = picture(shape.face_landmarks(sides, identity), shape.depth())
     covered = lots.chance(occlusion)

@@ -1,0 +1,105 @@
+"""The demo: it trains what it says, counts its steps, measures honestly and draws its picture. A tiny version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pal_fast import cli, demo
+from pal_fast.faces import EXPRESSIONS
+from pal_fast.faces.experiment import correlation, fresh_faces, judge, train, training_faces
+from pal_fast.faces.network import FaceNet
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, demo.Outcome]:
+    return demo.run(seeds=(0,), faces=34, test=60, epochs=1)
+
+
+def test_every_step_is_counted_and_timed(outcomes: dict[str, demo.Outcome]) -> None:
+    total = sum(len(outcome.step_seconds) for outcome in outcomes.values())
+    assert total == demo.steps(1, 34, 1) == 4
+    assert all(seconds > 0 for outcome in outcomes.values() for seconds in outcome.step_seconds)
+
+
+def test_both_methods_start_alike_and_end_apart() -> None:
+    """The networks of one seed share weights and order: without a step they would be one network."""
+    faces = training_faces(0, 34)
+    alone = train(faces, seed=0, epochs=1)
+    again = train(faces, seed=0, epochs=1)
+    unweighted = train(faces, seed=0, pal={"weight": 0.0}, epochs=1)
+    weighted = train(faces, seed=0, pal=demo.PAL_OPTIONS, epochs=1)
+    for a, b, c in zip(alone.parameters(), again.parameters(), unweighted.parameters(), strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
+    assert any(not torch.equal(a, b) for a, b in zip(alone.parameters(), weighted.parameters(), strict=True))
+
+
+def test_training_leaves_no_hook_and_keeps_the_random_state() -> None:
+    before = torch.random.get_rng_state()
+    model = train(training_faces(0, 34), seed=0, pal=demo.PAL_OPTIONS, epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert not model.training
+
+
+def test_a_network_that_always_says_one_thing_is_judged_so() -> None:
+    faces = fresh_faces(80)
+    model = FaceNet().eval()
+    with torch.no_grad():
+        model.head[-1].weight.zero_()
+        model.head[-1].bias.copy_(torch.eye(7)[3])
+    judged = judge(model, faces)
+    assert judged.accuracy == pytest.approx(float((faces.labels == 3).double().mean()))
+    assert judged.follows_cue == pytest.approx(float((faces.cues == 3).double().mean()))
+    assert judged.alignment == 0.0  # no logit depends on the layer: flat maps
+
+
+def test_correlation_is_pearsons(generator: torch.Generator) -> None:
+    maps = torch.rand(4, 5, 6, generator=generator)
+    heatmap = torch.rand(4, 5, 6, generator=generator)
+    expected = [
+        torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(maps, heatmap, strict=True)
+    ]
+    torch.testing.assert_close(correlation(maps, heatmap), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_states_means_and_every_seed() -> None:
+    judged = [demo.Judgement(0.25, 0.5, 0.125), demo.Judgement(0.75, 0.25, 0.375)]
+    text = demo.table({"with PAL": demo.Outcome(judged, [0.010, 0.030, 0.020])})
+    assert "50.0 %              37.5 %                  0.25         20.0 ms" in text
+    assert "by seed 25.0, 75.0" in text
+
+
+def test_the_picture_shows_one_misled_face_of_each_expression(outcomes: dict[str, demo.Outcome]) -> None:
+    small, large = demo.shown_faces()
+    assert small.labels.tolist() == large.labels.tolist() == list(range(7))
+    assert (small.labels != small.cues).all()
+    torch.testing.assert_close((small.landmarks + 0.5) * 3, large.landmarks + 0.5, rtol=0, atol=1e-2)
+    figure = demo.draw(outcomes)
+    rows = [axes.get_ylabel() for axes in figure.axes[::7]]
+    assert rows == ["test face", "landmark heatmap", "cross-entropy alone", "with PAL"]
+    assert [axes.get_title() for axes in figure.axes[:7]] == list(EXPRESSIONS)
+
+
+def test_the_command_prints_both_methods_and_writes_the_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "SEEDS", (5,))
+    monkeypatch.setattr(demo, "TEST_FACES", 60)
+    output = tmp_path / "demo.png"
+    assert cli.main(["demo", "--output", str(output), "--faces", "20", "--epochs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "cross-entropy alone" in printed
+    assert "with PAL" in printed
+    assert str(output) in printed
+    assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", "--output", str(tmp_path / "demo.doc")]) == 2
+    assert "must end in one of" in capsys.readouterr().err
