@@ -1,0 +1,50 @@
+"""The fenced code blocks of a Markdown page, with what HTML comments before them say of their running.
+
+`<!-- not run: REASON -->` before a block keeps it from being run. `<!-- before: CODE -->` is run before the block: what
+a reader has at hand, and the page need not show.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_FENCE = re.compile(
+    r"(?P<comments>(?:^<!--(?:(?!-->).)*-->\s*?\n\s*)*)^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```",
+    re.MULTILINE | re.DOTALL,
+)
+_COMMENT = re.compile(r"<!--\s*(not run|before):\s*(.*?)\s*-->", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int  # of the block's first line of code in its page
+    language: str
+    code: str
+    not_run: str = ""
+    before: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+    def run(self, names: dict[str, object]) -> None:
+        """Runs a Python block in `names`; a traceback shows the page's own lines."""
+        exec(compile(self.before, f"{self.page} (before line {self.line})", "exec"), names)
+        exec(compile("\n" * (self.line - 1) + self.code, str(self.page), "exec"), names)
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = []
+    for match in _FENCE.finditer(text):
+        said = dict(_COMMENT.findall(match["comments"]))
+        indent = len(match["indent"])
+        code = "".join(line[indent:] if line.strip() else "\n" for line in match["code"].splitlines(keepends=True))
+        line = text.count("\n", 0, match.start("code")) + 1
+        found.append(
+            Block(page, line, match["language"], code, " ".join(said.get("not run", "").split()), said.get("before", ""))
+        )
+    return found
