@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.code_blocks import Block, blocks_of
+from support.code_blocks import blocks_of, runs_of
 from support.page_names import given
 
 from pal_fast import cli
@@ -28,10 +28,6 @@ OPTIONAL = ("timm", "torchvision", "torchmetrics", "accelerate", "scipy", "PIL",
 
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
-
-
-def runnable(page: Path) -> list[Block]:
-    return [b for b in blocks_of(page) if b.language == "python" and not b.not_run]
 
 
 def command_lines(page: Path) -> list[tuple[str, str]]:
@@ -67,13 +63,13 @@ def test_the_blocks_are_found():
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if runnable(p) and not any(folder in p.parents for folder in ELSEWHERE)], ids=name_of
+    "page", [p for p in PAGES if runs_of(p) and not any(folder in p.parents for folder in ELSEWHERE)], ids=name_of
 )
 def test_the_python_blocks_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = given()
-    for block in runnable(page):
+    for block in runs_of(page):
         try:
             block.run(names)
         except ImportError as error:

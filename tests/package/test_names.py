@@ -60,7 +60,7 @@ def test_the_public_names_are_these():
     }
 
 
-@pytest.mark.parametrize("room", ["landmarks", "visualize", "metrics"])
+@pytest.mark.parametrize("room", ["data", "landmarks", "visualize", "metrics"])
 def test_the_rooms_of_the_package_exist(room):
     if room == "metrics":
         pytest.importorskip("torchmetrics", reason="the metrics need torchmetrics")

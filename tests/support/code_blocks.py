@@ -1,7 +1,8 @@
 """The fenced code blocks of a Markdown page, with what HTML comments before them say of their running.
 
 `<!-- not run: REASON -->` before a block keeps it from being run. `<!-- before: CODE -->` is run before the block: what
-a reader has at hand, and the page need not show.
+a reader has at hand, and the page need not show. `<!-- check: CODE -->` is run where it stands: it calls what the blocks
+before it define, or asserts what the text says of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ _FENCE = re.compile(
     r"(?P<comments>(?:^<!--(?:(?!-->).)*-->\s*?\n\s*)*)^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```",
     re.MULTILINE | re.DOTALL,
 )
+_CHECK = re.compile(r"^<!--\s*check:\s*(?P<code>.*?)\s*-->", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--\s*(not run|before):\s*(.*?)\s*-->", re.DOTALL)
 
 
@@ -48,3 +50,14 @@ def blocks_of(page: Path) -> list[Block]:
             Block(page, line, match["language"], code, " ".join(said.get("not run", "").split()), said.get("before", ""))
         )
     return found
+
+
+def runs_of(page: Path) -> list[Block]:
+    """The Python of a page that is run, checks included, in its order."""
+    text = page.read_text()
+    checks = [
+        Block(page, text.count("\n", 0, match.start("code")) + 1, "python", match["code"] + "\n")
+        for match in _CHECK.finditer(text)
+    ]
+    shown = [block for block in blocks_of(page) if block.language == "python" and not block.not_run]
+    return sorted(shown + checks, key=lambda block: block.line)
