@@ -1,8 +1,8 @@
 """The fenced code blocks of a Markdown page, with what HTML comments before them say of their running.
 
 `<!-- not run: REASON -->` before a block keeps it from being run. `<!-- before: CODE -->` is run before the block: what
-a reader has at hand, and the page need not show. `<!-- check: CODE -->` is run where it stands: it calls what the blocks
-before it define, or asserts what the text says of them.
+a reader has at hand, and the page need not show. `<!-- check: CODE -->` is run where it stands: it calls what the
+blocks before it define, or asserts what the text says of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FENCE = re.compile(
-    r"(?P<comments>(?:^<!--(?:(?!-->).)*-->\s*?\n\s*)*)^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```",
+    r"(?P<comments>(?:^<!--(?:(?!-->).)*-->\s*?\n\s*)*)"
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```",
     re.MULTILINE | re.DOTALL,
 )
 _CHECK = re.compile(r"^<!--\s*check:\s*(?P<code>.*?)\s*-->", re.MULTILINE | re.DOTALL)
@@ -46,9 +47,8 @@ def blocks_of(page: Path) -> list[Block]:
         indent = len(match["indent"])
         code = "".join(line[indent:] if line.strip() else "\n" for line in match["code"].splitlines(keepends=True))
         line = text.count("\n", 0, match.start("code")) + 1
-        found.append(
-            Block(page, line, match["language"], code, " ".join(said.get("not run", "").split()), said.get("before", ""))
-        )
+        reason = " ".join(said.get("not run", "").split())
+        found.append(Block(page, line, match["language"], code, reason, said.get("before", "")))
     return found
 
 

@@ -23,9 +23,7 @@ class Model(nn.Module):
 
     @staticmethod
     def _stage(inputs: int, outputs: int, stride: int = 2) -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()
-        )
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU())
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
