@@ -50,6 +50,24 @@ def attribute(f, g, KIND: tl.constexpr, ABSOLUTE: tl.constexpr):
 
 
 @triton.jit
+def attribution_at(
+    activation_ptr, gradient_ptr, offset, mask, KIND: tl.constexpr, ABSOLUTE: tl.constexpr, T: tl.constexpr
+):
+    """a at `offset`."""
+    f, g = load_layer(activation_ptr, gradient_ptr, offset, mask, KIND, T)
+    return attribute(f, g, KIND, ABSOLUTE)
+
+
+@triton.jit
+def median_of_three(a, b, c):
+    """A pivot: a value amid the attributions, that one outlier cannot be.
+
+    Sums are of what is left when it is taken off, so that a large mean costs neither sums nor squares their digits.
+    """
+    return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c))
+
+
+@triton.jit
 def sum_of_squares(d, AXIS: tl.constexpr):
     """`sum d^2` over AXIS in float64, whatever the magnitude of d.
 
@@ -92,8 +110,8 @@ def sweep_nchw(
 ):
     """Sums rows [first_row, last_row) of a sample's flat run at `columns` [BLOCK_P].
 
-    start: int64 offset of the sample; terms: n * H * W, int64; pivot: subtracted before squaring.
-    Returns: sum of a [BLOCK_P], and sum of (a - pivot)^2 [BLOCK_P] float64 (SQUARES, else zeros).
+    start: int64 offset of the sample; terms: n * H * W, int64.
+    Returns: sum of a - pivot [BLOCK_P], and of its square [BLOCK_P] float64 (SQUARES, else zeros).
     """
     rows = tl.arange(0, BLOCK_R)
     offsets = rows[:, None] * period + columns[None, :]
@@ -106,14 +124,13 @@ def sweep_nchw(
         left = within(loadable - position, BLOCK_R * period)
         mask = inside & (offsets < left)
         f, g = load_layer(activation_ptr, gradient_ptr, start + position + offsets, mask, KIND, T)
-        a = attribute(f, g, KIND, ABSOLUTE)
         if not EXACT:
             # The last vector of the run may reach into channel n, which takes no part.
             mask = inside & (offsets < within(terms - position, BLOCK_R * period))
-            a = tl.where(mask, a, 0.0)
-        total += a
+        d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot, 0.0)
+        total += d
         if SQUARES:
-            squares += sum_of_squares(tl.where(mask, a - pivot, 0.0), 0)
+            squares += sum_of_squares(d, 0)
     return tl.sum(total, axis=0), squares
 
 
@@ -138,7 +155,7 @@ def sweep_channels_last(
 ):
     """Sums channels [first_channel, last_channel) of BLOCK_I cells; start: int64 offset of the first cell.
 
-    Returns: sum of a [BLOCK_I], and sum of (a - pivot)^2 [BLOCK_I] float64 (SQUARES, else zeros).
+    Returns: sum of a - pivot [BLOCK_I], and of its square [BLOCK_I] float64 (SQUARES, else zeros).
     """
     cells = tl.arange(0, BLOCK_I)
     inside = (cells < cells_left)[:, None]
@@ -149,11 +166,10 @@ def sweep_channels_last(
         c = first + tl.arange(0, BLOCK_C)
         mask = inside & (c < loadable)[None, :]
         f, g = load_layer(activation_ptr, gradient_ptr, start + cells[:, None] * channels + c[None, :], mask, KIND, T)
-        a = attribute(f, g, KIND, ABSOLUTE)
         if not EXACT:
             mask = inside & (c < last_channel)[None, :]
-            a = tl.where(mask, a, 0.0)
-        total += a
+        d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot, 0.0)
+        total += d
         if SQUARES:
-            squares += sum_of_squares(tl.where(mask, a - pivot, 0.0), 1)
+            squares += sum_of_squares(d, 1)
     return tl.sum(total, axis=1), squares

@@ -55,14 +55,101 @@ def load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T:
 
 
 @triton.jit
-def any_landmark(landmarks_ptr, visible_ptr, sample, count, BLOCK_K: tl.constexpr, T: tl.constexpr):
+def any_landmark(landmarks_ptr, visible_ptr, sample, count, T: tl.constexpr):
     """How many landmarks of the sample take part."""
-    found = tl.zeros([BLOCK_K], tl.int32)
-    for first in range(0, count, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
+    found = tl.zeros([128], tl.int32)
+    for first in range(0, count, 128):
+        k = first + tl.arange(0, 128)
         _, _, _, valid = load_landmarks(landmarks_ptr, visible_ptr, None, sample, k, count, T)
         found += valid.to(tl.int32)
     return tl.sum(found, axis=0)
+
+
+@triton.jit
+def heatmap_tile(
+    i,
+    j,
+    landmarks_ptr,
+    visible_ptr,
+    weights_ptr,
+    sample,
+    count,
+    step_x,
+    step_y,
+    falloff,
+    MAXIMUM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    T: tl.constexpr,
+):
+    """The heatmap, not normalised, at rows i [BLOCK_H] and columns j [BLOCK_W] (each at least 16).
+
+    A sum of Gaussians is a product of two thin matrices, [H, K] by [K, W]: a tile costs K (rows + columns)
+    exponentials rather than K rows columns, and the product runs on tensor cores in three TF32 passes, which keep
+    float32's accuracy.
+    """
+    x = (j.to(T) + 0.5) * step_x - 0.5  # [BLOCK_W]
+    y = (i.to(T) + 0.5) * step_y - 0.5  # [BLOCK_H]
+    h = tl.full([BLOCK_H, BLOCK_W], float("-inf") if MAXIMUM else 0.0, T)
+    if MAXIMUM or h.dtype == tl.float64:
+        for k in range(count):
+            xk, yk, wk, valid = load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T)
+            dy = y - yk
+            dx = x - xk
+            term = (wk * tl.exp(falloff * (dy * dy)))[:, None] * tl.exp(falloff * (dx * dx))[None, :]
+            if MAXIMUM:
+                h = tl.where(valid & (term > h), term, h)
+            else:
+                h += tl.where(valid, term, 0.0)
+        if MAXIMUM:
+            h = tl.where(any_landmark(landmarks_ptr, visible_ptr, sample, count, T) > 0, h, 0.0)
+    else:
+        for first in range(0, count, 16):
+            k = first + tl.arange(0, 16)
+            xk, yk, wk, _ = load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T)
+            dy = y[:, None] - yk[None, :]
+            dx = x[None, :] - xk[:, None]
+            gy = wk[None, :] * tl.exp(falloff * (dy * dy))  # [BLOCK_H, 16]; the weight of what is dropped is 0
+            gx = tl.exp(falloff * (dx * dx))  # [16, BLOCK_W]
+            h = tl.dot(gy, gx, h, input_precision=PRECISION)
+    return h
+
+
+@triton.jit
+def write_heatmap(
+    plane_ptr,
+    landmarks_ptr,
+    visible_ptr,
+    weights_ptr,
+    sample,
+    hw,
+    width,
+    count,
+    first_tile,
+    every,
+    step_x,
+    step_y,
+    falloff,
+    MAXIMUM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Writes tiles first_tile, first_tile + every, ... of a sample's heatmap, not normalised, to plane [B, H, W]."""
+    height = hw // width
+    tiles_w = (width + BLOCK_W - 1) // BLOCK_W
+    tiles = (height + BLOCK_H - 1) // BLOCK_H * tiles_w
+    for tile in range(first_tile, tiles, every):
+        i = tile // tiles_w * BLOCK_H + tl.arange(0, BLOCK_H)
+        j = tile % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
+        h = heatmap_tile(
+            i, j, landmarks_ptr, visible_ptr, weights_ptr, sample, count, step_x, step_y, falloff,
+            MAXIMUM, PRECISION, BLOCK_H, BLOCK_W, T,
+        )  # fmt: skip
+        inside = (i < height)[:, None] & (j < width)[None, :]
+        tl.store(plane_ptr + sample * hw + i[:, None] * width + j[None, :], h, mask=inside)
 
 
 @triton.jit
@@ -100,7 +187,7 @@ def heatmap_at(
         else:
             h += tl.sum(tl.where(valid[:, None], term, 0.0), axis=0)
     if MAXIMUM:
-        present = any_landmark(landmarks_ptr, visible_ptr, sample, count, BLOCK_K, T)
+        present = any_landmark(landmarks_ptr, visible_ptr, sample, count, T)
         h = tl.where(present > 0, h, 0.0)
     return h
 

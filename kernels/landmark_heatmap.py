@@ -1,10 +1,5 @@
 # mypy: allow-untyped-defs
-"""Triton: heatmaps of landmarks in one launch, and their gradients in one (sum, not normalised) or two.
-
-A sum of Gaussians is a product of two thin matrices, [H, K] by [K, W], so a tile of the map costs
-K (rows + columns) exponentials rather than K rows columns; the product runs on tensor cores in three TF32
-passes, which keep float32's accuracy.
-"""
+"""Triton: heatmaps of landmarks in one launch, and their gradients in one (sum, not normalised) or two."""
 
 from __future__ import annotations
 
@@ -15,14 +10,15 @@ from torch import Tensor
 
 from pal_fast.constants import COMBINE, NORMALIZE
 
-from .gaussians import cell_centres, exact, heatmap_at, is_last, load_landmarks
+from .gaussians import cell_centres, exact, heatmap_at, heatmap_tile, is_last, load_landmarks
 from .launch import (
     accumulator,
     ceil_div,
     high_and_low,
-    interpreting,
+    matrix_precision,
     on_device,
     power_of_two,
+    tile_sides,
     vector_width,
     zeroed_counters,
 )
@@ -53,13 +49,11 @@ def landmark_heatmap_kernel(
     falloff_low,
     MAXIMUM: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    MATRIX: tl.constexpr,  # multiply matrices: sums of float32
     PRECISION: tl.constexpr,
     SEVERAL: tl.constexpr,  # more than one tile in a map
     VECTOR: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    BLOCK_K: tl.constexpr,
     T: tl.constexpr,
 ):
     width = width_v * VECTOR
@@ -68,35 +62,13 @@ def landmark_heatmap_kernel(
     tile = tl.program_id(0) % tiles
     i = tile // tiles_w * BLOCK_H + tl.arange(0, BLOCK_H)
     j = tile % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
-    x = (j.to(T) + 0.5) * exact(step_x, step_x_low, T) - 0.5  # [BLOCK_W]
-    y = (i.to(T) + 0.5) * exact(step_y, step_y_low, T) - 0.5  # [BLOCK_H]
-    decay = exact(falloff, falloff_low, T)
 
     # 1. The tile.
-    h = tl.full([BLOCK_H, BLOCK_W], float("-inf") if MAXIMUM else 0.0, T)
-    if MATRIX:
-        for first in range(0, count, BLOCK_K):
-            k = first + tl.arange(0, BLOCK_K)
-            xk, yk, wk, _ = load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T)
-            dy = y[:, None] - yk[None, :]
-            dx = x[None, :] - xk[:, None]
-            gy = wk[None, :] * tl.exp(decay * (dy * dy))  # [BLOCK_H, BLOCK_K]; the weight of what is dropped is 0
-            gx = tl.exp(decay * (dx * dx))  # [BLOCK_K, BLOCK_W]
-            h = tl.dot(gy, gx, h, input_precision=PRECISION)
-    else:
-        present = 0
-        for k in range(count):
-            xk, yk, wk, valid = load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T)
-            dy = y - yk
-            dx = x - xk
-            term = (wk * tl.exp(decay * (dy * dy)))[:, None] * tl.exp(decay * (dx * dx))[None, :]
-            if MAXIMUM:
-                h = tl.where(valid & (term > h), term, h)
-                present += valid.to(tl.int32)
-            else:
-                h += tl.where(valid, term, 0.0)
-        if MAXIMUM:
-            h = tl.where(present > 0, h, 0.0)
+    h = heatmap_tile(
+        i, j, landmarks_ptr, visible_ptr, weights_ptr, sample, count,
+        exact(step_x, step_x_low, T), exact(step_y, step_y_low, T), exact(falloff, falloff_low, T),
+        MAXIMUM, PRECISION, BLOCK_H, BLOCK_W, T,
+    )  # fmt: skip
     inside = (i < height)[:, None] & (j < width)[None, :]
     base = sample * height * width
     offsets = i[:, None] * width + j[None, :]
@@ -303,9 +275,7 @@ def landmark_heatmap(
     heatmap = landmarks.new_empty((batch, height, width))
     if heatmap.numel() == 0:
         return heatmap
-    matrix = COMBINE[combine] == "sum" and landmarks.dtype == torch.float32
-    block_w = min(max(16, power_of_two(width)), 64)
-    block_h = min(max(16, power_of_two(height)), 4096 // block_w)
+    block_h, block_w = tile_sides(height, width, 64)
     tiles_h, tiles_w = ceil_div(height, block_h), ceil_div(width, block_w)
     divides = NORMALIZE[normalize] != "none" and tiles_h * tiles_w > 1
     vector = vector_width(landmarks.dtype, width)
@@ -325,13 +295,11 @@ def landmark_heatmap(
             **frame(image_height, image_width, (height, width), sigma),
             MAXIMUM=COMBINE[combine] == "max",
             NORMALIZE=normalize,
-            MATRIX=matrix,
-            PRECISION="ieee" if interpreting() or torch.version.hip else "tf32x3",
+            PRECISION=matrix_precision(),
             SEVERAL=tiles_h * tiles_w > 1,
             VECTOR=vector,
             BLOCK_H=block_h,
             BLOCK_W=block_w,
-            BLOCK_K=16,
             T=accumulator(landmarks.dtype),
             num_warps=4,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -14,9 +15,10 @@ from torch import Tensor
 #: Bytes of the widest load or store a thread can make.
 VECTOR_BYTES = 16
 
-#: Programs to aim for on each multiprocessor: enough loads in flight to hide the latency of memory, few
-#: enough that the partial sums of a sample stay small beside its input.
-PROGRAMS_PER_PROCESSOR = 8
+#: Programs to aim for on each multiprocessor: all are resident at once (128 threads of up to 128 registers), with
+#: enough loads in flight to hide the latency of memory, and few enough that a sample's partial sums stay small beside
+#: its input.
+PROGRAMS_PER_PROCESSOR = 4
 
 #: What the interpreter plans for, so that small tensors are split as large ones are on a GPU.
 INTERPRETED_PROCESSORS = 4
@@ -62,9 +64,19 @@ def wanted_programs(tensor: Tensor) -> int:
     return processors * PROGRAMS_PER_PROCESSOR
 
 
+def tile_sides(height: int, width: int, most: int) -> tuple[int, int]:
+    """Rows and columns of a tile of a heatmap: powers of two from 16, the least of a matrix product, to `most`."""
+    return min(max(16, power_of_two(height)), most), min(max(16, power_of_two(width)), most)
+
+
+def matrix_precision() -> str:
+    """How tl.dot multiplies float32 matrices: in three TF32 passes on NVIDIA's tensor cores."""
+    return "ieee" if interpreting() or torch.version.hip else "tf32x3"
+
+
 def high_and_low(value: float) -> tuple[float, float]:
     """A double as the sum of two float32 numbers: triton passes a Python float as float32."""
-    high = float(torch.tensor(value, dtype=torch.float32))
+    high = ctypes.c_float(value).value
     low = value - high if math.isfinite(high) else 0.0
     return high, low
 

@@ -1,7 +1,6 @@
 """The Triton twins of `pal_loss` and `pal_loss_backward`: outputs, workspaces, and the launches.
 
-"mean", "half" and "all": one launch forward; "each": two. Backward: one launch. No host synchronisation,
-no float atomics: the same bits every time.
+One launch forward, one backward. No host synchronisation, no float atomics: the same bits every time.
 """
 
 from __future__ import annotations
@@ -18,22 +17,27 @@ from .landmark_heatmap import frame
 from .launch import (
     accumulator,
     ceil_div,
+    matrix_precision,
     on_device,
     power_of_two,
+    tile_sides,
     vector_width,
     wanted_programs,
     zeroed_counters,
 )
 from .pal_loss_backward import pal_loss_backward_kernel
-from .pal_loss_each import each_forward_kernel, prior_kernel
+from .pal_loss_each import each_forward_kernel
 from .pal_loss_forward import pal_loss_forward_kernel
 from .sweep import Sweep, is_channels_last, plan
 
 #: A map of up to this many cells is scored in registers by one block; a larger one block by block.
 BLOCK_CELLS = 1024
 
-#: Elements of a tile that a program of one warp group holds while it combines shares or landmarks.
-TILE = 4096
+#: Elements of a sample's shares that its last program loads at once: few round trips to memory, for everything waits.
+SHARES_AT_ONCE = 8192
+
+#: Elements of a tile of "each".
+TILE = 2048
 
 
 def pal_loss(
@@ -77,6 +81,8 @@ def pal_loss(
         return layer.new_zeros(() if whole else (0,), dtype=dtype), plane, coefficients, factor
     loss = layer.new_empty(() if whole else (batch,), dtype=dtype)
 
+    # In tiles of 16 x 16 the programs of a sample share the work; with "each" every program does all of it.
+    block_h, block_w = tile_sides(height, width, 64 if each else 16)
     prior: dict[str, Any] = {
         "heatmap_ptr": heatmap,
         "landmarks_ptr": landmarks,
@@ -90,6 +96,9 @@ def pal_loss(
         "SCALE": scale,
         "MAXIMUM": COMBINE[combine] == "max",
         "NORMALIZE": normalize,
+        "PRECISION": matrix_precision(),
+        "BLOCK_H": block_h,
+        "BLOCK_W": block_w,
         "T": accumulator(layer.dtype),
     }
     outputs = {"loss_ptr": loss, "coefficients_ptr": coefficients, "factor_ptr": factor, "plane_ptr": plane}
@@ -122,64 +131,45 @@ def _launch_map(
     sweep = plan(layer, used=used, swept=used)
     plane = outputs["plane_ptr"]
     block_n = min(power_of_two(sweep.cells), BLOCK_CELLS)
-    tiled = sweep.cells > block_n
-    if tiled and prior["heatmap_ptr"] is None:
-        prior = prior | {"heatmap_ptr": torch.empty_like(plane)}
-    parts = sweep.splits * sweep.tiles
     pal_loss_forward_kernel[(sweep.programs,)](
         **prior,
         **outputs,
         **shared,
         **sweep.arguments(),
         shares_ptr=plane.new_empty(sweep.batch * sweep.shares * sweep.cells),
-        squares_ptr=plane.new_empty(sweep.batch * parts, dtype=torch.float64) if together else None,
+        squares_ptr=plane.new_empty(sweep.programs, dtype=torch.float64) if together else None,
         batch=sweep.batch,
         shares=sweep.shares,
         ALL=together,
-        TILED=tiled,
+        TILED=sweep.cells > block_n,
         BLOCK_N=block_n,
-        BLOCK_S=min(power_of_two(sweep.shares), TILE // block_n),
-        BLOCK_K=_landmarks_at_once(block_n),
+        BLOCK_S=min(power_of_two(sweep.shares), SHARES_AT_ONCE // block_n),
         num_warps=4,
     )
-
-
-def _landmarks_at_once(cells: int) -> int:
-    return max(1, min(16, TILE // 2 // cells))
 
 
 def _launch_each(
     layer: Tensor, used: int, prior: dict[str, Any], outputs: dict[str, Tensor], shared: dict[str, Any]
 ) -> None:
-    """Two launches: the centred heatmap of every sample, then every channel's score."""
+    """One launch: the heatmap in every program, and every channel's score."""
     batch, channels, height, width = layer.shape
     cells = height * width
-    block_n = min(power_of_two(cells), BLOCK_CELLS)
-    prior_values = layer.new_empty((batch, 2), dtype=torch.float64)
-    prior_kernel[(batch,)](
-        **prior,
-        plane_ptr=outputs["plane_ptr"],
-        prior_ptr=prior_values,
-        hw=cells,
-        BLOCK_N=block_n,
-        BLOCK_K=_landmarks_at_once(block_n),
-        num_warps=4,
-    )
     channels_last = is_channels_last(layer)
     vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
+    tile = TILE if channels_last or vector_hw > 1 else TILE // 2  # narrow loads need more registers for addresses
     if channels_last:
         block_c = min(power_of_two(used), 64)
-        block_n = min(power_of_two(cells), TILE // 2 // block_c)
+        block_n = min(power_of_two(cells), tile // block_c)
     else:
         block_n = min(power_of_two(cells), BLOCK_CELLS)
-        block_c = min(power_of_two(used), TILE // 2 // block_n)
+        block_c = min(power_of_two(used), tile // block_n)
     steps = ceil_div(used, block_c)
-    per_split = ceil_div(steps, min(steps, ceil_div(wanted_programs(layer), batch))) * block_c
+    per_split = ceil_div(steps, min(steps, max(1, wanted_programs(layer) // batch))) * block_c
     splits = ceil_div(used, per_split)
     each_forward_kernel[(batch * splits,)](
+        **prior,
         **outputs,
         **shared,
-        prior_ptr=prior_values,
         shares_ptr=layer.new_empty((batch, splits), dtype=torch.float64),
         batch=batch,
         channels_v=channels // vector_c,
@@ -192,7 +182,6 @@ def _launch_each(
         VECTOR_HW=vector_hw,
         BLOCK_C=block_c,
         BLOCK_N=block_n,
-        T=prior["T"],
         num_warps=4,
     )
 

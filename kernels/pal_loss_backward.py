@@ -42,6 +42,72 @@ def store_gradients(
 
 
 @triton.jit
+def write_rows(
+    activation_ptr,
+    gradient_ptr,
+    coefficients_ptr,  # of the sample, [n, 3]; read by "each"
+    d_activation_ptr,
+    d_gradient_ptr,
+    origin,  # int64 offset of the first row
+    offsets,  # of a tile's elements from its first row
+    inside,  # which of them lie in the layer's rows
+    plane,  # at these elements
+    first,
+    end,
+    step,  # elements from a row to the next
+    channels,
+    scored,  # channels that take part: n, or 0
+    hw,
+    grad,
+    slope,
+    curve,
+    mean,
+    KIND: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
+    GROUPING: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    VECTOR: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK: tl.constexpr,  # rows at once; channels_last: channels
+    WIDTH: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Writes the gradients of rows [first, end) of a program's columns, a tile at a time.
+
+    What is read ends at a whole vector, what is live at the last channel that takes part, what is written at channel C.
+    """
+    for row in range(first, end, BLOCK):
+        position = tl.cast(row, tl.int64) * step
+        if CHANNELS_LAST:
+            channel = row + tl.arange(0, WIDTH)[None, :]
+            mask = inside & (channel < channels)
+            live = inside & (channel < scored)
+            readable = inside & (channel < (scored + (VECTOR - 1)) // VECTOR * VECTOR)
+        else:
+            terms = scored.to(tl.int64) * hw
+            loadable = (terms + (VECTOR - 1)) // VECTOR * VECTOR
+            mask = inside & (offsets < within(tl.cast(channels, tl.int64) * hw - position, BLOCK * step))
+            live = inside & (offsets < within(terms - position, BLOCK * step))
+            readable = inside & (offsets < within(loadable - position, BLOCK * step))
+            channel = row * (step // hw) + offsets // hw
+        if EXACT:
+            readable = live
+        f, g = load_layer(activation_ptr, gradient_ptr, origin + position + offsets, readable, KIND, T)
+        if GROUPING == EACH:
+            triple = coefficients_ptr + 3 * channel
+            d = grad * tl.load(triple, mask=live, other=0.0) * plane
+            centred = attribute(f, g, KIND, ABSOLUTE) - tl.load(triple + 2, mask=live, other=0.0)
+            d += grad * tl.load(triple + 1, mask=live, other=0.0) * centred
+        else:
+            d = slope * plane
+            if GROUPING != MAP:
+                d += curve * (attribute(f, g, KIND, ABSOLUTE) - mean)
+        store_gradients(
+            d_activation_ptr, d_gradient_ptr, origin + position + offsets, mask, live, d, f, g, KIND, ABSOLUTE
+        )
+
+
+@triton.jit
 def pal_loss_backward_kernel(
     grad_loss_ptr,  # [] or [B], of any stride
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
@@ -57,6 +123,7 @@ def pal_loss_backward_kernel(
     hw_v,  # H * W / VECTOR_HW
     period_v,  # elements of a row of the flat run / VECTOR
     rows_per_split,  # NCHW: rows of a program; channels_last: channels of a program
+    cells_per_tile,  # channels_last: cells of a program
     splits,
     tiles,
     KIND: tl.constexpr,
@@ -92,57 +159,75 @@ def pal_loss_backward_kernel(
         curve = grad * tl.load(coefficients_ptr + 3 * sample + 1)
         mean = tl.load(coefficients_ptr + 3 * sample + 2)
 
-    # 2. The program's tile: rows x columns, and where in the plane it lies.
+    # 2. The program's tiles, rows x columns, and where in the plane they lie.
     first = split * rows_per_split
     if CHANNELS_LAST:
-        cells = tile * BLOCK_R + tl.arange(0, BLOCK_R)
-        lanes = tl.arange(0, BLOCK_P)
-        inside = (cells < hw)[:, None]
-        origin = sample_base + tl.cast(tile * BLOCK_R, tl.int64) * channels
-        offsets = tl.arange(0, BLOCK_R)[:, None] * channels + lanes[None, :]
-        plane = tl.load(plane_ptr + sample * hw + cells, mask=cells < hw, other=0.0)[:, None]
-        step = 1
-        end = tl.minimum(first + rows_per_split, channels)
+        last_cell = tl.minimum((tile + 1) * cells_per_tile, hw)
+        offsets = tl.arange(0, BLOCK_R)[:, None] * channels + tl.arange(0, BLOCK_P)[None, :]
+        for first_cell in range(tile * cells_per_tile, last_cell, BLOCK_R):
+            cells = first_cell + tl.arange(0, BLOCK_R)
+            inside = cells < last_cell
+            write_rows(
+                activation_ptr,
+                gradient_ptr,
+                coefficients_ptr + 3 * sample * used,
+                d_activation_ptr,
+                d_gradient_ptr,
+                sample_base + tl.cast(first_cell, tl.int64) * channels,
+                offsets,
+                inside[:, None],
+                tl.load(plane_ptr + sample * hw + cells, mask=inside, other=0.0)[:, None],
+                first,
+                tl.minimum(first + rows_per_split, channels),
+                1,
+                channels,
+                scored,
+                hw,
+                grad,
+                slope,
+                curve,
+                mean,
+                KIND,
+                ABSOLUTE,
+                GROUPING,
+                CHANNELS_LAST,
+                VECTOR,
+                EXACT,
+                BLOCK_P,
+                BLOCK_P,
+                T,
+            )
     else:
         period = period_v * VECTOR
         columns = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-        inside = (columns < period)[None, :]
-        origin = sample_base
-        offsets = tl.arange(0, BLOCK_R)[:, None] * period + columns[None, :]
-        plane = tl.load(plane_ptr + sample * hw + columns % hw, mask=columns < period, other=0.0)[None, :]
-        step = period
-        end = first + rows_per_split
-
-    # 3. Element by element. What is read ends at a whole vector, what is live at the last channel that takes
-    # part, what is written at channel C.
-    for row in range(first, end, BLOCK_P if CHANNELS_LAST else BLOCK_R):
-        position = tl.cast(row, tl.int64) * step
-        if CHANNELS_LAST:
-            c = (row + lanes)[None, :]
-            mask = inside & (c < channels)
-            live = inside & (c < scored)
-            readable = inside & (c < (scored + (VECTOR - 1)) // VECTOR * VECTOR)
-            channel = c
-        else:
-            terms = scored.to(tl.int64) * hw
-            loadable = (terms + (VECTOR - 1)) // VECTOR * VECTOR
-            mask = inside & (offsets < within(tl.cast(channels, tl.int64) * hw - position, BLOCK_R * period))
-            live = inside & (offsets < within(terms - position, BLOCK_R * period))
-            readable = inside & (offsets < within(loadable - position, BLOCK_R * period))
-            if GROUPING == EACH:
-                channel = row * (period // hw) + offsets // hw
-        if EXACT:
-            readable = live
-        f, g = load_layer(activation_ptr, gradient_ptr, origin + position + offsets, readable, KIND, T)
-        if GROUPING == EACH:
-            triple = coefficients_ptr + 3 * (sample * used + channel)
-            d = grad * tl.load(triple, mask=live, other=0.0) * plane
-            centred = attribute(f, g, KIND, ABSOLUTE) - tl.load(triple + 2, mask=live, other=0.0)
-            d += grad * tl.load(triple + 1, mask=live, other=0.0) * centred
-        else:
-            d = slope * plane
-            if GROUPING != MAP:
-                d += curve * (attribute(f, g, KIND, ABSOLUTE) - mean)
-        store_gradients(
-            d_activation_ptr, d_gradient_ptr, origin + position + offsets, mask, live, d, f, g, KIND, ABSOLUTE
+        inside = columns < period
+        write_rows(
+            activation_ptr,
+            gradient_ptr,
+            coefficients_ptr + 3 * sample * used,
+            d_activation_ptr,
+            d_gradient_ptr,
+            sample_base,
+            tl.arange(0, BLOCK_R)[:, None] * period + columns[None, :],
+            inside[None, :],
+            tl.load(plane_ptr + sample * hw + columns % hw, mask=inside, other=0.0)[None, :],
+            first,
+            first + rows_per_split,
+            period,
+            channels,
+            scored,
+            hw,
+            grad,
+            slope,
+            curve,
+            mean,
+            KIND,
+            ABSOLUTE,
+            GROUPING,
+            CHANNELS_LAST,
+            VECTOR,
+            EXACT,
+            BLOCK_R,
+            BLOCK_P,
+            T,
         )

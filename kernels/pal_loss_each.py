@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs
-"""Triton: the loss of the strategy "each", in two launches.
+"""Triton: the loss of the strategy "each" in one launch.
 
-Every channel's score needs the whole heatmap, which a program of the one-launch kernel has only when all of
-the sample's programs are done. So the first launch, a program for each sample, writes the centred heatmap;
-the second reads the layer once.
+Every channel's score needs the whole heatmap before the channel has been read, so every program makes all of it,
+some thousand exponentials for a layer's map. The programs of a sample write the same bits to the same place, so it
+does not matter whose a program reads back. The last program of the sample centres the heatmap and adds the scores.
 """
 
 from __future__ import annotations
@@ -11,90 +11,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attribution import attribute, load_layer, sum_of_squares
-from .gaussians import any_landmark, cell_centres, exact, heatmap_at, is_last
+from .attribution import attribute, attribution_at, load_layer, median_of_three, sum_of_squares
+from .gaussians import any_landmark, exact, is_last, write_heatmap
 from .score import NONE, heatmap_divisor, reduce_batch, sample_weight, score_and_slopes, score_scale, store_sample
-
-
-@triton.jit
-def prior_kernel(
-    heatmap_ptr,  # [B, H, W] or None
-    landmarks_ptr,  # [B, K, 2] or None
-    visible_ptr,  # [B, K] or None
-    weights_ptr,  # [B, K] or None
-    sample_weight_ptr,  # [B] or None
-    plane_ptr,  # [B, H, W]: h - mean(h)
-    prior_ptr,  # [B, 2] float64: s * terms, and w_b
-    hw,
-    width,
-    count,  # K
-    step_x,
-    step_x_low,
-    step_y,
-    step_y_low,
-    falloff,
-    falloff_low,
-    PEARSON: tl.constexpr,
-    SCALE: tl.constexpr,
-    MAXIMUM: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    T: tl.constexpr,
-):
-    sample = tl.program_id(0).to(tl.int64)
-    base = sample * hw
-    scale_x = exact(step_x, step_x_low, T)
-    scale_y = exact(step_y, step_y_low, T)
-    decay = exact(falloff, falloff_low, T)
-
-    # 1. The heatmap, kept in plane, its total and its peak.
-    totals = tl.zeros([BLOCK_N], tl.float64)
-    peaks = tl.full([BLOCK_N], float("-inf"), T)
-    for block in range(0, hw, BLOCK_N):
-        cells = block + tl.arange(0, BLOCK_N)
-        if landmarks_ptr is not None:
-            x, y = cell_centres(cells, width, scale_x, scale_y)
-            h = heatmap_at(
-                x, y, landmarks_ptr, visible_ptr, weights_ptr, sample, count, decay, MAXIMUM, BLOCK_N, BLOCK_K, T
-            )
-        else:
-            h = tl.load(heatmap_ptr + base + cells, mask=cells < hw, other=0.0)
-        tl.store(plane_ptr + base + cells, h, mask=cells < hw)
-        totals += tl.where(cells < hw, h, 0.0).to(tl.float64)
-        peaks = tl.maximum(peaks, tl.where(cells < hw, h, float("-inf")))
-    total = tl.sum(totals, axis=0)
-    inverse = 1.0 / heatmap_divisor(total, tl.max(peaks, axis=0), NORMALIZE)
-    mean = total / hw
-    tl.debug_barrier()
-
-    # 2. Its variance, and the heatmap centred and divided.
-    squares = tl.zeros([BLOCK_N], tl.float64)
-    for block in range(0, hw, BLOCK_N):
-        cells = block + tl.arange(0, BLOCK_N)
-        h = tl.load(plane_ptr + base + cells, mask=cells < hw, other=0.0).to(tl.float64)
-        centred = tl.where(cells < hw, h - mean, 0.0)
-        squares += centred * centred
-        tl.debug_barrier()  # all of the block is read before any is written
-        tl.store(plane_ptr + base + cells, centred * inverse, mask=cells < hw)
-    variance = tl.sum(squares, axis=0) / hw
-
-    # 3. The scale of the scores and the sample's weight.
-    annotated = 1
-    if landmarks_ptr is not None:
-        annotated = any_landmark(landmarks_ptr, visible_ptr, sample, count, BLOCK_K, T)
-    terms = tl.cast(hw, tl.float64)
-    tl.store(prior_ptr + 2 * sample, score_scale(variance * inverse * inverse, terms, PEARSON, SCALE))
-    tl.store(prior_ptr + 2 * sample + 1, sample_weight(sample_weight_ptr, sample, annotated, mean, variance, PEARSON))
 
 
 @triton.jit
 def each_forward_kernel(
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
     gradient_ptr,  # likewise
-    plane_ptr,  # [B, H, W]: h - mean(h)
-    prior_ptr,  # [B, 2] float64
+    heatmap_ptr,  # [B, H, W] or None
+    landmarks_ptr,  # [B, K, 2] or None
+    visible_ptr,  # [B, K] or None
+    weights_ptr,  # [B, K] or None
+    sample_weight_ptr,  # [B] or None
     loss_ptr,  # [] or [B]
+    plane_ptr,  # [B, H, W]: the landmarks' heatmap, in the end h - mean(h)
     coefficients_ptr,  # [B, n, 3]
     factor_ptr,  # [B]
     shares_ptr,  # [B, splits] float64, workspace: each program's sum of scores
@@ -104,16 +36,31 @@ def each_forward_kernel(
     channels_v,  # C / VECTOR_C
     used,  # n
     hw_v,  # H * W / VECTOR_HW
+    width,
+    count,  # K
     channels_per_split,
     splits,
+    step_x,
+    step_x_low,
+    step_y,
+    step_y_low,
+    falloff,
+    falloff_low,
     KIND: tl.constexpr,
     ABSOLUTE: tl.constexpr,
+    PEARSON: tl.constexpr,
+    SCALE: tl.constexpr,
     REDUCTION: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     VECTOR_C: tl.constexpr,
     VECTOR_HW: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,  # rows of a tile of the heatmap
+    BLOCK_W: tl.constexpr,  # its columns
     T: tl.constexpr,
 ):
     channels = channels_v * VECTOR_C
@@ -121,13 +68,47 @@ def each_forward_kernel(
     sample = (tl.program_id(0) // splits).to(tl.int64)
     split = tl.program_id(0) % splits
     sample_base = sample * channels * hw
+    plane_base = sample * hw
     terms = tl.cast(hw, tl.float64)
-    scale = tl.load(prior_ptr + 2 * sample)
-    weight = tl.load(prior_ptr + 2 * sample + 1)
-    dead = weight == 0.0
 
+    # 1. The heatmap, its moments and its divisor.
+    annotated = 1
+    if landmarks_ptr is not None:
+        write_heatmap(
+            plane_ptr, landmarks_ptr, visible_ptr, weights_ptr, sample, hw, width, count, 0, 1,
+            exact(step_x, step_x_low, T), exact(step_y, step_y_low, T), exact(falloff, falloff_low, T),
+            MAXIMUM, PRECISION, BLOCK_H, BLOCK_W, T,
+        )  # fmt: skip
+        annotated = any_landmark(landmarks_ptr, visible_ptr, sample, count, T)
+        tl.debug_barrier()
+    h_ptr = plane_ptr if landmarks_ptr is not None else heatmap_ptr
+    totals = tl.zeros([1024], tl.float64)
+    peaks = tl.full([1024], float("-inf"), T)
+    for block in range(0, hw, 1024):
+        cells = block + tl.arange(0, 1024)
+        h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
+        totals += h.to(tl.float64)
+        peaks = tl.maximum(peaks, tl.where(cells < hw, h, float("-inf")))
+    total_h = tl.sum(totals, axis=0)
+    inverse = 1.0 / heatmap_divisor(total_h, tl.max(peaks, axis=0), NORMALIZE)
+    mean_h = total_h / hw
+    powers = tl.zeros([1024], tl.float64)
+    for block in range(0, hw, 1024):
+        cells = block + tl.arange(0, 1024)
+        h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
+        centred = tl.where(cells < hw, h.to(tl.float64) - mean_h, 0.0)
+        powers += centred * centred
+    var_h = tl.sum(powers, axis=0) / hw
+    scale = score_scale(var_h * inverse * inverse, terms, PEARSON, SCALE)
+    weight = sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON)
+    dead = weight == 0.0
+    near_h = mean_h.to(T)  # taken off the heatmap in the sweep
+    left_of_h = mean_h - near_h.to(tl.float64)
+
+    # 2. The program's channels.
     first_channel = split * channels_per_split
     last_channel = tl.minimum(first_channel + channels_per_split, used)
+    share = 1.0 / tl.cast(used, tl.float64)
     score_total = tl.zeros([BLOCK_C], tl.float64)
     for first in range(first_channel, last_channel, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
@@ -138,44 +119,55 @@ def each_forward_kernel(
         stride_n = channels if CHANNELS_LAST else 1
         column = sample_base + c.to(tl.int64) * stride_c  # [BLOCK_C]
 
-        # 1. Moments about the channel's first element.
-        f0, g0 = load_layer(activation_ptr, gradient_ptr, column, loadable, KIND, T)
-        pivot = attribute(f0, g0, KIND, ABSOLUTE)
+        # 3. Moments about the median of each channel's first, middle and last attribution.
+        middle = column + tl.cast(hw // 2, tl.int64) * stride_n
+        end = column + tl.cast(hw - 1, tl.int64) * stride_n
+        pivot = median_of_three(
+            attribution_at(activation_ptr, gradient_ptr, column, loadable, KIND, ABSOLUTE, T),
+            attribution_at(activation_ptr, gradient_ptr, middle, loadable, KIND, ABSOLUTE, T),
+            attribution_at(activation_ptr, gradient_ptr, end, loadable, KIND, ABSOLUTE, T),
+        )
         sums = tl.zeros([BLOCK_C], tl.float64)
         squares = tl.zeros([BLOCK_C], tl.float64)
         products = tl.zeros([BLOCK_C], tl.float64)
         for block in range(0, hw, BLOCK_N):
             cells = block + tl.arange(0, BLOCK_N)
             mask = loadable[:, None] & (cells < hw)[None, :]
-            offset = column[:, None] + (cells * stride_n)[None, :]
+            offset = column[:, None] + (cells.to(tl.int64) * stride_n)[None, :]
             f, g = load_layer(activation_ptr, gradient_ptr, offset, mask, KIND, T)
             d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot[:, None], 0.0)
-            h = tl.load(plane_ptr + sample * hw + cells, mask=cells < hw, other=0.0)
+            h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0) - near_h
             sums += tl.sum(d, axis=1).to(tl.float64)
             squares += sum_of_squares(d, 1)
             products += tl.sum(d * h[None, :], axis=1).to(tl.float64)
         deviation = sums / terms
         mean = pivot.to(tl.float64) + deviation
         variance = squares / terms - deviation * deviation
+        cov = (products / terms - deviation * left_of_h) * inverse
 
-        # 2. Each channel's score and derivative, its share 1/n of the sample's score included.
-        score, slope, curve = score_and_slopes(mean, variance, products / terms, scale, terms)
-        part = 1.0 / tl.cast(used, tl.float64)
+        # 4. Each channel's score and derivative, its share 1/n of the sample's score included.
+        score, slope, curve = score_and_slopes(mean, variance, cov, scale, terms)
         triple = coefficients_ptr + 3 * (sample * used + c)
-        tl.store(triple, tl.where(dead, 0.0, slope * part), mask=taking_part)
-        tl.store(triple + 1, tl.where(dead, 0.0, curve * part), mask=taking_part)
+        tl.store(triple, tl.where(dead, 0.0, slope * share), mask=taking_part)
+        tl.store(triple + 1, tl.where(dead, 0.0, curve * share), mask=taking_part)
         tl.store(triple + 2, tl.where(dead, 0.0, mean), mask=taking_part)
-        score_total += tl.where(taking_part, score * part, 0.0)
+        score_total += tl.where(taking_part, score * share, 0.0)
     tl.store(shares_ptr + sample * splits + split, tl.sum(score_total, axis=0))
 
-    # 3. The last program of the sample adds the shares; the last of the batch reduces.
+    # 5. The last program of the sample adds the shares and centres the heatmap; the last of the batch reduces.
     if is_last(counters_ptr + sample, splits):
         total = tl.zeros([BLOCK_C], tl.float64)
-        for first in range(0, splits, BLOCK_C):
-            s = first + tl.arange(0, BLOCK_C)
+        for first_share in range(0, splits, BLOCK_C):
+            s = first_share + tl.arange(0, BLOCK_C)
             total += tl.load(shares_ptr + sample * splits + s, mask=s < splits, other=0.0)
-        score = tl.where(dead, 0.0, tl.sum(total, axis=0))
-        store_sample(loss_ptr, factor_ptr, scores_ptr, sample, score, weight, REDUCTION)
+        score_of_sample = tl.where(dead, 0.0, tl.sum(total, axis=0))
+        store_sample(loss_ptr, factor_ptr, scores_ptr, sample, score_of_sample, weight, REDUCTION)
+        for block in range(0, hw, 1024):
+            cells = block + tl.arange(0, 1024)
+            h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
+            centred = (h.to(tl.float64) - mean_h) * inverse
+            tl.debug_barrier()  # all of the block is read before any is written
+            tl.store(plane_ptr + plane_base + cells, tl.where(dead, 0.0, centred), mask=cells < hw)
         if REDUCTION != NONE:  # noqa: SIM102 - a kernel must not call is_last in the other case
             if is_last(counters_ptr + batch, batch):
                 reduce_batch(loss_ptr, factor_ptr, scores_ptr, batch, REDUCTION, 256)

@@ -24,8 +24,10 @@ LEAST_TILES = 4
 class Sweep:
     """One launch over a layer (B, C, H, W), reading `used` channels of each sample.
 
-    NCHW: a sample is a run of rows of `period` elements; tiles are [block_r rows, block_p columns].
-    channels_last: tiles are [block_r cells, block_p channels].
+    NCHW: a sample is a run of rows of `period` elements; tiles are [block_r rows, block_p columns], and a program takes
+    `rows_per_split` rows of one tile's columns.
+    channels_last: tiles are [block_r cells, block_p channels], and a program takes `rows_per_split` channels of
+    `cells_per_tile` cells.
     """
 
     batch: int
@@ -40,6 +42,7 @@ class Sweep:
     block_r: int
     block_p: int
     rows_per_split: int
+    cells_per_tile: int
     splits: int
     tiles: int
 
@@ -65,6 +68,7 @@ class Sweep:
             "hw_v": self.cells // self.vector_hw,
             "period_v": self.period // self.vector,
             "rows_per_split": self.rows_per_split,
+            "cells_per_tile": self.cells_per_tile,
             "splits": self.splits,
             "tiles": self.tiles,
             "CHANNELS_LAST": self.channels_last,
@@ -107,11 +111,15 @@ def plan(layer: Tensor, *, used: int, swept: int) -> Sweep:
     tile = TILE // 2 if layer.dtype == torch.float64 else TILE
     vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
     channels_last = is_channels_last(layer)
+    # Rounded down: as many programs as are resident at once, and none left over for a second round.
+    wanted = max(1, wanted_programs(layer) // max(1, batch))
+    cells_per_tile = 0
     if channels_last:
         vector, period = vector_c, cells
         block_p = min(power_of_two(swept), WIDEST // 2)
         block_r = min(power_of_two(cells), tile // block_p)
-        tiles, rows, step = ceil_div(cells, block_r), swept, block_p
+        cells_per_tile = ceil_div(ceil_div(cells, block_r), wanted) * block_r
+        tiles, rows, step = ceil_div(cells, cells_per_tile), swept, block_p
         least = 1
     else:
         vector = vector_width(layer.dtype, channels * cells)
@@ -122,7 +130,7 @@ def plan(layer: Tensor, *, used: int, swept: int) -> Sweep:
         tiles, step = ceil_div(period, block_p), block_r
         least = LEAST_TILES
     steps = ceil_div(rows, step)
-    splits = min(ceil_div(wanted_programs(layer), max(1, batch * tiles)), max(1, steps // least))
+    splits = min(max(1, wanted // tiles), max(1, steps // least))
     rows_per_split = ceil_div(steps, splits) * step
     return Sweep(
         batch=batch,
@@ -137,6 +145,7 @@ def plan(layer: Tensor, *, used: int, swept: int) -> Sweep:
         block_r=block_r,
         block_p=block_p,
         rows_per_split=rows_per_split,
+        cells_per_tile=cells_per_tile,
         splits=ceil_div(rows, rows_per_split),
         tiles=tiles,
     )

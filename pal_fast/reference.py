@@ -258,12 +258,17 @@ def pal_loss(
 
     Returns: 0-dim, or (B,) for reduction "none"; float32, or float64 for float64 inputs.
     """
-    a = attribution(activation, gradient, attribution_kind, absolute)
-    h = heatmap.to(a.dtype)
+    layer = activation if gradient is None or attribution_kind == "activation" else gradient
+    assert layer is not None
+    h = heatmap.to(computing_dtype(layer.dtype))
     weight = sample_weights(h, score=score, annotated=annotated, sample_weight=sample_weight)
     usable = weight != 0
+
     # Replaced before the arithmetic, not after it: 0 * NaN in a backward pass is NaN.
-    a = torch.where(usable[:, None, None, None], a, 0.0)
+    def used(values: Tensor | None) -> Tensor | None:
+        return None if values is None else torch.where(usable[:, None, None, None], values[:, :channel_count], 0.0)
+
+    a = attribution(used(activation), used(gradient), attribution_kind, absolute)
     h = torch.where(usable[:, None, None], h, 0.0)
     scores = pal_scores(a, h, channels=channels, channel_count=channel_count, score=score, scale=scale)
     return reduce_scores(scores, weight, reduction)

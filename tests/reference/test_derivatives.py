@@ -76,3 +76,18 @@ def test_without_any_valid_sample_the_loss_is_zero_and_attached(generator):
     assert loss.item() == 0
     assert f.grad is not None
     assert torch.equal(f.grad, torch.zeros_like(f))
+
+
+@pytest.mark.parametrize("channels", ["half", "all", "each"])
+def test_what_takes_no_part_gets_exactly_zero_gradient_whatever_it_holds(generator, channels):
+    f, g = (torch.randn(3, 6, 5, 5, generator=generator) for _ in range(2))
+    f[0], f[:, 3:] = torch.nan, torch.nan
+    f.requires_grad_(), g.requires_grad_()
+    annotated = torch.tensor([False, True, True])
+    h = torch.rand(3, 5, 5, generator=generator)
+    loss = reference.pal_loss(f, g, h, annotated=annotated, channels=channels, channel_count=3)
+    for gradient in torch.autograd.grad(loss, (f, g)):
+        assert gradient.isfinite().all()
+        assert gradient[1:, :3].any()
+        assert not gradient[0].any()
+        assert not gradient[:, 3:].any()

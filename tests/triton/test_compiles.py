@@ -71,7 +71,7 @@ def test_the_loss_is_one_launch_each_way_without_spills(
     grouping: str, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
     *forward, backward = compile_loss(grouping, dtype, layout)
-    assert len(forward) == (2 if grouping == "each" else 1)
+    assert len(forward) == 1
     for kernel in (*forward, backward):
         assert kernel.spilled_bytes == 0, f"{kernel.name} spills"
     assert WIDE_LOAD in backward.ptx
