@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +32,7 @@ class BackendStatus:
 
 def backends() -> dict[str, BackendStatus]:
     """Every backend by name, with the reason for each that cannot run on this machine."""
-    reasons = {"cuda": _why_not_cuda(_current_device()), "cpu": _why_not_cpu(), "triton": _why_not_triton("")}
+    reasons = {"cuda": _why_not_cuda(_current_device()), "cpu": _why_not_cpu(), "triton": _why_not_triton(None)}
     details = {
         "cuda": _cuda_detail,
         "cpu": lambda: f"{torch.get_num_threads()} threads",
@@ -63,7 +64,7 @@ def why_not(name: str, device: torch.device) -> str:
         return _why_not_cpu() if device.type == "cpu" else "it takes CPU tensors only"
     if name == "cuda":
         return _why_not_cuda(device.index) if device.type == "cuda" else "it takes CUDA tensors only"
-    return _why_not_triton(device.type)
+    return _why_not_triton(device)
 
 
 def namespace(name: str) -> str:
@@ -113,8 +114,7 @@ def _why_not_cuda(index: int | None) -> str:
     if not hasattr(torch.ops.pal_fast, "cuda_status"):
         return "the extension was built without CUDA (no nvcc at build time; PAL_FAST_CUDA=pypi brings it)"
     if not torch.cuda.is_available():
-        built = "" if torch.version.cuda else " (this PyTorch is a CPU-only build)"
-        return f"PyTorch sees no CUDA GPU{built}"
+        return _no_gpu()
     status: str = torch.ops.pal_fast.cuda_status(torch.cuda.current_device() if index is None else index)
     return status
 
@@ -125,30 +125,37 @@ def _cuda_detail() -> str:
 
 
 def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    """Whether triton interprets its kernels on the CPU: it reads the variable once, when it is first imported."""
+    if os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return False
+    language = sys.modules.get("triton.language")
+    return language is None or type(language.sum).__name__ == "InterpretedFunction"
 
 
-def _why_not_triton(device_type: str) -> str:
-    if importlib.util.find_spec("triton") is None:
+def _why_not_triton(device: torch.device | None) -> str:
+    """For tensors on `device`; None: on whatever this machine offers."""
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:  # a folder of that name on sys.path has no origin
         return "the package triton is not installed"
-    if device_type in ("cuda", ""):
-        if torch.cuda.is_available():
-            return "" if _compute_capability() >= (8, 0) else "it needs a GPU of compute capability 8.0 or newer"
-        if device_type == "cuda":
-            return "PyTorch sees no CUDA GPU"
-    if device_type in ("cpu", ""):
-        return (
-            ""
-            if _interpreting()
-            else (
-                "PyTorch sees no CUDA GPU" if not device_type else "it takes CPU tensors only under TRITON_INTERPRET=1"
-            )
-        )
-    return "it takes CUDA tensors only"
+    if device is None:
+        device = torch.device("cpu" if _interpreting() and not torch.cuda.is_available() else "cuda")
+    if device.type == "cpu":
+        if _interpreting():
+            return ""
+        return "it takes CPU tensors only under TRITON_INTERPRET=1, set before triton is first imported"
+    if device.type != "cuda":
+        return "it takes CUDA tensors only"
+    if not torch.cuda.is_available():
+        return _no_gpu()
+    major, minor = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and major < 8:
+        return f"it needs a GPU of compute capability 8.0 or newer, and {device} has {major}.{minor}"
+    return ""
 
 
-def _compute_capability() -> tuple[int, int]:
-    return torch.cuda.get_device_capability()
+def _no_gpu() -> str:
+    built = "" if torch.version.cuda or torch.version.hip else " (this PyTorch is a CPU-only build)"
+    return f"PyTorch sees no CUDA GPU{built}"
 
 
 def _triton_detail() -> str:
