@@ -141,6 +141,8 @@ class BuildExtension(build_ext):
             host += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
             host += ["-fno-sanitize-recover=all"]
         jobs = [(path, [*host, str(path)]) for path in sorted(CSRC.glob("*.cpp"))]
+        if not jobs:
+            raise SystemExit(f"{CSRC} holds no sources: is this a complete sdist or checkout?")
         jobs += [(path, [*host, str(path)]) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
         link = [os.environ.get("CXX", "c++"), "-shared", "-Wl,--as-needed" if sys.platform != "darwin" else ""]
         if cuda_home:
