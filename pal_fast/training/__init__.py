@@ -15,9 +15,9 @@ from pal_fast.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from pal_fast.training.evaluation import Evaluation
-    from pal_fast.training.export import export
+    from pal_fast.training.exporting import export
     from pal_fast.training.saved import evaluate, load_network
-    from pal_fast.training.sweep import sweep
+    from pal_fast.training.sweeping import sweep
     from pal_fast.training.trainer import train
 
 __all__ = ["Evaluation", "TrainingConfig", "evaluate", "export", "load_network", "sweep", "train"]
@@ -26,9 +26,9 @@ __all__ = ["Evaluation", "TrainingConfig", "evaluate", "export", "load_network",
 _HOMES = {
     "Evaluation": "evaluation",
     "evaluate": "saved",
-    "export": "export",
+    "export": "exporting",
     "load_network": "saved",
-    "sweep": "sweep",
+    "sweep": "sweeping",
     "train": "trainer",
 }
 

@@ -38,7 +38,13 @@ class Progress:
 
 
 def save(
-    folder: RunFolder, config: TrainingConfig, progress: Progress, network: nn.Module, optimiser: Any, scaler: Any
+    folder: RunFolder,
+    config: TrainingConfig,
+    classes: list[str],
+    progress: Progress,
+    network: nn.Module,
+    optimiser: Any,
+    scaler: Any,
 ) -> None:
     """Writes the checkpoint, or leaves the one that is there. Raises: OSError naming the file."""
     write_state(
@@ -46,6 +52,7 @@ def save(
         {
             "kind": CHECKPOINT,
             "config": config.to_mapping(),
+            "classes": classes,
             "epoch": progress.epoch,
             "step": progress.step,
             "sums": progress.sums.cpu(),

@@ -32,6 +32,10 @@ from pal_fast.training.randomness import derive
 MODEL = "model"
 
 
+class DivergedError(RuntimeError):
+    """The loss of a run is not finite any more; every process raises it at the same step."""
+
+
 def train(config: TrainingConfig, output: str | Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Trains, or goes on with the training in `output`, or returns the result that lies there.
 
@@ -214,13 +218,21 @@ class _Training:
         here = self.progress
         here.sums = machine.total(self.accelerator, self.sums)
         if not torch.isfinite(here.sums).all():
-            raise RuntimeError(
+            raise DivergedError(
                 f"the loss is not finite in epoch {here.epoch + 1} by step {here.step}: lower learning_rate or weight, "
                 f"or use precision='bf16' instead of 'fp16'; {self.folder.checkpoint} is from before"
             )
         if self.accelerator.is_main_process:
             self.sums = here.sums.clone()
-            progress.save(self.folder, self.config, here, self.network, self.optimiser, self.accelerator.scaler)
+            progress.save(
+                self.folder,
+                self.config,
+                self.classes,
+                here,
+                self.network,
+                self.optimiser,
+                self.accelerator.scaler,
+            )
         else:
             self.sums.zero_()
 

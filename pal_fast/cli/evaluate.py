@@ -1,0 +1,50 @@
+"""`pal-fast evaluate`: what a trained network does on a split. It needs no landmarks."""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "evaluate"
+HELP = "accuracy, balanced accuracy and confusion of a trained network, without landmarks"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trained", metavar="RUN", help="a run's folder, its model.pt or checkpoint.pt")
+    parser.add_argument("--data", help="another data set of the same classes (default: that of the training)")
+    parser.add_argument("--root", metavar="DIR", help="its folder (default: that of the training)")
+    parser.add_argument("--split", default="test", help="train or test (default)")
+    parser.add_argument("--alignment", action="store_true", help="measure it too, with the data set's own landmarks")
+    parser.add_argument("--landmarks", metavar="FILE", help="or with these; implies --alignment")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only so many images, for a trial")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (default 64)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes (default 2)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: that of the training)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the figures there too, as .json")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from pal_fast.training.files import write_json
+    from pal_fast.training.machine import is_main
+    from pal_fast.training.saved import evaluate, table
+
+    evaluation = evaluate(
+        args.trained,
+        data=args.data,
+        root=args.root,
+        split=args.split,
+        alignment=args.alignment,
+        landmarks=args.landmarks,
+        limit=args.limit,
+        batch=args.batch,
+        workers=args.workers,
+        device=args.device,
+        precision=args.precision,
+    )
+    if is_main():
+        print(table(evaluation))
+        if args.output:
+            write_json(Path(args.output), evaluation.to_mapping())
+    return 0

@@ -1,0 +1,50 @@
+"""`pal-fast sweep`: the paper's ablation, with several seeds, and its table."""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "sweep"
+HELP = "train every combination of attribution, channels, layer and weight with several seeds, and tabulate"
+
+#: What the sweep varies instead of `pal-fast train`'s options of that name.
+VARIED = ("attribution", "channels", "layer", "weight", "seed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from pal_fast.constants import ATTRIBUTION, CHANNELS
+    from pal_fast.training.arguments import add_options
+    from pal_fast.training.plan import Plan
+
+    default = Plan()
+    parser.add_argument("--output", metavar="DIR", required=True, help="the sweep's folder; call again to go on")
+    varied = parser.add_argument_group("what is varied")
+    varied.add_argument("--attribution", nargs="+", choices=ATTRIBUTION, default=default.attributions)
+    varied.add_argument("--channels", nargs="+", choices=CHANNELS, default=default.channels)
+    varied.add_argument("--layer", nargs="+", metavar="LAYER", default=default.layers, help="(default: the network's)")
+    varied.add_argument("--weight", nargs="+", type=float, metavar="X", default=default.weights)
+    varied.add_argument("--seeds", nargs="+", type=int, metavar="N", default=default.seeds)
+    parser.add_argument("--shard", metavar="I/N", default="0/1", help="run only every N-th, from the I-th on (from 0)")
+    add_options(parser, leave_out=VARIED)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pal_fast.training.arguments import config_from
+    from pal_fast.training.machine import is_main
+    from pal_fast.training.plan import Plan
+    from pal_fast.training.sweeping import sweep
+
+    plan = Plan(args.attribution, args.channels, args.layer, args.weight, args.seeds)
+    text = sweep(
+        config_from(args), plan, args.output, shard=_shard(args.shard), say=lambda line: print(line, flush=True)
+    )
+    if is_main():
+        print(text, end="")
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise ValueError(f"shard must be I/N, such as 0/4, got {text!r}")
+    return int(index), int(count)

@@ -1,0 +1,203 @@
+"""A sweep's table: per condition the mean and spread over seeds, the gain over the baseline and a paired test."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pal_fast.training.files import RunFolder, write_text
+from pal_fast.training.plan import Condition, Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the seeds of a condition come to. Accuracies in percent, gains in points; NaN where there is no figure.
+
+    Attributes:
+        accuracy, balanced: mean and standard deviation over the seeds.
+        alignment: the mean at the condition's layer, and the baseline's there over its seeds.
+        gain: mean and half width of the 95% interval of the difference to the baseline of the same seed.
+        p: of the paired t test on these differences; p_holm is corrected for the number of conditions.
+    """
+
+    condition: Condition
+    seeds: int
+    accuracy: tuple[float, float]
+    balanced: tuple[float, float]
+    alignment: tuple[float, float]
+    gain: tuple[float, float]
+    p: float
+    p_holm: float = math.nan
+
+
+def rows(results: dict[Run, dict[str, Any]]) -> list[Row]:
+    """One row per condition, in the order in which they first occur."""
+    groups: dict[Condition, dict[int, dict[str, Any]]] = {}
+    for run, result in results.items():
+        groups.setdefault(run.condition, {})[run.seed] = result
+    base = groups.get(Condition(), {})
+    made = []
+    for condition, seeds in groups.items():
+        shared = sorted(seeds.keys() & base.keys()) if condition.weight else []
+        gains = [100 * (seeds[seed]["accuracy"] - base[seed]["accuracy"]) for seed in shared]
+        layer = condition.layer
+        made.append(
+            Row(
+                condition,
+                len(seeds),
+                spread([100 * result["accuracy"] for result in seeds.values()]),
+                spread([100 * result["balanced_accuracy"] for result in seeds.values()]),
+                (_alignment(seeds.values(), layer), _alignment(base.values(), layer)),
+                (spread(gains)[0], half_width(gains)),
+                paired_p(gains),
+            )
+        )
+    return holm(made)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; NaN for what too few values do not give."""
+    if not values:
+        return math.nan, math.nan
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of Student's 95% interval of the mean."""
+    if len(values) < 2:
+        return math.nan
+    return float(_stats().t.ppf(0.975, len(values) - 1)) * spread(values)[1] / math.sqrt(len(values))
+
+
+def paired_p(differences: Sequence[float]) -> float:
+    """Of the t test that paired differences have mean 0; NaN for fewer than two, or differences that are all equal."""
+    if len(differences) < 2 or spread(differences)[1] == 0:
+        return math.nan
+    return float(_stats().ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(made: list[Row]) -> list[Row]:
+    """The rows with Holm's correction of their p values for the number of tests."""
+    tested = sorted((row for row in made if not math.isnan(row.p)), key=lambda row: row.p)
+    corrected: dict[Condition, float] = {}
+    largest = 0.0
+    for rank, row in enumerate(tested):
+        largest = max(largest, min(1.0, row.p * (len(tested) - rank)))
+        corrected[row.condition] = largest
+    return [Row(**{**vars(row), "p_holm": corrected.get(row.condition, math.nan)}) for row in made]
+
+
+def _alignment(results: Any, layer: str) -> float:
+    """The mean at a layer; for the baseline's own row, which has no layer, at the first."""
+    values = []
+    for result in results:
+        at = result["alignment"].get(layer or next(iter(result["alignment"]), ""), {}).get("pearson")
+        values += [at] if at is not None else []
+    return spread(values)[0]
+
+
+def _stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError("the sweep's statistics need SciPy: pip install 'pal_fast[train]'") from error
+    return stats
+
+
+def write_tables(output: Path, folders: dict[Run, RunFolder]) -> str:
+    """table.md, table.csv and runs.csv of the runs that are complete. Returns the first."""
+    results = {run: folder.read_json(folder.result) for run, folder in folders.items() if folder.result.exists()}
+    made = rows(results)
+    text = markdown(made, len(results), len(folders))
+    write_text(output / "table.md", text)
+    write_text(output / "table.csv", _table_csv(made))
+    write_text(output / "runs.csv", _runs_csv(results))
+    return text
+
+
+_HEAD: Final = (
+    *("attribution", "channels", "layer", "weight", "seeds", "accuracy %", "balanced %"),
+    *("alignment (baseline)", "gain, points", "p", "p, Holm"),
+)
+
+
+def markdown(made: list[Row], complete: int, planned: int) -> str:
+    """The table, and what its figures are."""
+    lines = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)]
+    for row in made:
+        condition = row.condition
+        if condition.weight:
+            cells = [condition.attribution, condition.channels, condition.layer, f"{condition.weight:g}"]
+            alignment = f"{_number(row.alignment[0], 3)} ({_number(row.alignment[1], 3)})"
+        else:
+            cells = ["baseline", "", "", "0"]
+            alignment = _number(row.alignment[0], 3)
+        gain = _number(row.gain[0], 2, sign=True) + (f" ± {row.gain[1]:.2f}" if not math.isnan(row.gain[1]) else "")
+        cells += [
+            str(row.seeds),
+            _with_spread(row.accuracy),
+            _with_spread(row.balanced),
+            alignment,
+            gain,
+            _probability(row.p),
+            _probability(row.p_holm),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{complete} of {planned} runs are complete. Accuracies are of the last epoch: mean ± standard deviation over "
+        "seeds. Gain: mean difference to the baseline of the same seed ± half width of its 95% interval. p: paired t "
+        "test on these differences, then corrected for the number of conditions. Alignment: Pearson correlation of "
+        "|gradient| x input with the landmarks' heatmap on the validation images, in brackets the baseline's there.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float, digits: int, sign: bool = False) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+
+def _with_spread(values: tuple[float, float]) -> str:
+    return _number(values[0], 2) + ("" if math.isnan(values[1]) else f" ± {values[1]:.2f}")
+
+
+def _probability(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2g}"
+
+
+def _table_csv(made: list[Row]) -> str:
+    head = ["attribution", "channels", "layer", "weight", "seeds", "accuracy", "accuracy_sd", "balanced", "balanced_sd"]
+    head += ["alignment", "baseline_alignment", "gain", "gain_half_width", "p", "p_holm"]
+    lines = []
+    for row in made:
+        means = [*row.accuracy, *row.balanced, *row.alignment, *row.gain]
+        lines.append([*vars(row.condition).values(), row.seeds, *means, row.p, row.p_holm])
+    return _csv(head, lines)
+
+
+def _runs_csv(results: dict[Run, dict[str, Any]]) -> str:
+    measures = ["accuracy", "balanced_accuracy", "cross_entropy"]
+    lines = [
+        [run.name, run.seed, *(result[name] for name in measures), _alignment([result], run.condition.layer)]
+        for run, result in results.items()
+    ]
+    return _csv(["run", "seed", *measures, "alignment"], lines)
+
+
+def _csv(head: list[str], lines: list[list[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for line in lines:
+        writer.writerow(["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in line])
+    return text.getvalue()

@@ -1,0 +1,123 @@
+"""After training the loss is gone: evaluation, the saved weights and what is exported know nothing of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support.small_training import SMALL, one_thread, quiet
+
+from pal_fast import cli
+from pal_fast.training import TrainingConfig, train
+from pal_fast.training.exporting import DESCRIPTION, export
+from pal_fast.training.files import RunFolder, read_state
+from pal_fast.training.networks import build_network
+from pal_fast.training.saved import evaluate, load_network, table
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of a run with the loss and of a baseline."""
+    folder = tmp_path_factory.mktemp("runs")
+    with one_thread():
+        for name, weight in (("pal", 1.0), ("plain", 0.0)):
+            config = TrainingConfig(**SMALL, weight=weight, prepare_head=bool(weight))
+            train(config, folder / name, say=quiet)
+    return folder
+
+
+@pytest.fixture
+def plain_network():
+    """As the library builds it."""
+    return build_network("small", 7, 32)
+
+
+def test_weights_have_the_keys_of_the_plain_network(runs, plain_network):
+    with_loss, without = (read_state(RunFolder(runs / name).model, "model") for name in ("pal", "plain"))
+    assert list(with_loss["network"]) == list(without["network"]) == list(plain_network.state_dict())
+    network = load_network(runs / "pal").network
+    assert [type(module) for module in network.modules()] == [type(module) for module in plain_network.modules()]
+    for module in network.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
+
+
+def test_the_exported_program_is_the_plain_network(runs, plain_network, tmp_path, generator):
+    said = export(runs / "pal", tmp_path / "model.pt2")
+    assert said["difference"] < 1e-5
+    files = {DESCRIPTION: ""}
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=files)
+    assert json.loads(files[DESCRIPTION]) == {name: value for name, value in said.items() if name != "difference"}
+    assert "surprise" in said["classes"]
+
+    plain_network.load_state_dict(read_state(RunFolder(runs / "pal").model, "model")["network"])
+    plain_network.eval()
+    assert sorted(program.state_dict) == sorted(plain_network.state_dict())
+    assert "pal" not in str(program.graph).replace("pal_network", "")
+    for count in (1, 5):  # the batch is free
+        images = torch.randn(count, 3, 32, 32, generator=generator)
+        torch.testing.assert_close(program.module()(images), plain_network(images), rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_gives_the_same_logits(runs, tmp_path):
+    pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
+    assert export(runs / "pal", tmp_path / "model.onnx", format="onnx")["difference"] < 1e-4
+    assert (tmp_path / "model.onnx").stat().st_size > 100_000
+
+
+def test_without_onnx_the_extra_is_named(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"pal_fast\[onnx\]"):
+        export(runs / "pal", tmp_path / "model.onnx", format="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_repeats_the_final_figures_without_landmarks(runs, monkeypatch):
+    final = json.loads(RunFolder(runs / "pal").result.read_text())
+    with one_thread(), monkeypatch.context() as patch:
+        patch.setattr("pal_fast.training.evaluation.attribute", None)
+        patch.setattr("pal_fast.training.evaluation.landmark_heatmap", None)
+        found = evaluate(runs / "pal", workers=0, device="cpu", batch=16, say=quiet)
+    assert found.confusion.tolist() == final["confusion"]
+    assert found.cross_entropy == pytest.approx(final["cross_entropy"])
+    assert found.alignment == {}
+    assert found.image_alignment is None
+    with one_thread():
+        found = evaluate(runs / "pal", workers=0, device="cpu", batch=16, alignment=True, say=quiet)
+    assert found.alignment["body"]["pearson"] == pytest.approx(final["alignment"]["body"]["pearson"])
+    assert 0 < np.isfinite(found.image_alignment).sum() == 28 - found.undefined["body"]
+
+
+def test_a_checkpoint_and_other_data_can_be_evaluated(runs):
+    checkpoint = RunFolder(runs / "pal").checkpoint
+    other = evaluate(checkpoint, root="count=8,test_count=14,size=48", workers=0, device="cpu", say=quiet)
+    assert other.confusion.sum() == 14
+    text = table(other)
+    assert f"{100 * other.accuracy:.2f} %" in text
+    assert all(name in text for name in other.classes)
+
+
+def test_what_cannot_be_evaluated_is_named(runs, tmp_path, capsys):
+    for words, said in (
+        ([str(tmp_path)], "holds no model.pt, so it is no run"),
+        ([str(tmp_path / "absent")], "there is no file or folder"),
+        ([str(runs / "pal"), "--data", "rafdb"], "root is needed: the folder of rafdb"),
+        ([str(runs / "pal"), "--split", "tset"], "did you mean 'test'"),
+    ):
+        assert cli.main(["evaluate", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_commands_print_and_write(runs, tmp_path, capsys):
+    words = ["--workers", "0", "--device", "cpu", "-o", str(tmp_path / "figures.json")]
+    assert cli.main(["evaluate", str(runs / "plain"), *words]) == 0
+    printed = capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert f"{100 * figures['accuracy']:.2f} %" in printed
+    assert cli.main(["export", str(runs / "plain"), "-o", str(tmp_path / "model.pt2")]) == 0
+    assert "images (B, 3, 32, 32) to logits of 7 classes" in capsys.readouterr().out
+    assert (tmp_path / "model.pt2").exists()

@@ -1,0 +1,131 @@
+"""The sweep: every combination once, resumable, and statistics that are SciPy's."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import pytest
+from support.small_training import SMALL, one_thread, quiet
+
+from pal_fast import cli
+from pal_fast.training import TrainingConfig, sweep
+from pal_fast.training.plan import Condition, Plan, Run
+from pal_fast.training.sweep_table import holm, markdown, rows
+from pal_fast.training.sweeping import configs
+
+stats = pytest.importorskip("scipy.stats", reason="the sweep's statistics need SciPy")
+
+BASE = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 0, "root": "count=32,test_count=14,size=32"})
+PLAN = Plan(("grad_input",), ("mean", "half"), ("body",), (1.0,), (0, 1))
+
+
+def result(accuracy: float, alignment: float = 0.5) -> dict:
+    return {
+        "accuracy": accuracy,
+        "balanced_accuracy": accuracy - 0.1,
+        "cross_entropy": 1.0,
+        "alignment": {"a": {"pearson": alignment}, "b": {"pearson": None}},
+    }
+
+
+def test_every_combination_is_planned_once_with_its_baseline():
+    plan = Plan(("grad", "grad_input"), ("mean", "half", "all"), ("body", "head.0"), (0.1, 1.0), (0, 1, 2))
+    made = configs(BASE, plan)
+    assert len(made) == 3 * (1 + 2 * 3 * 2 * 2)
+    assert len({run.name for run in made}) == len(made)
+    assert [run.seed for run in made] == sorted(run.seed for run in made)
+    for run, config in made.items():
+        assert config.seed == run.seed
+        assert config.weight == run.condition.weight
+        if run.condition.weight:
+            assert config.layer == (run.condition.layer,)
+            assert (config.attribution, config.channels) == (run.condition.attribution, run.condition.channels)
+        else:
+            assert config.layer == ("body", "head.0")
+
+
+def test_statistics_are_scipys(seed):
+    base, better = [0.5, 0.55, 0.52, 0.58], [0.61, 0.6, 0.66, 0.63]
+    condition = Condition("grad", "mean", "a", 1.0)
+    results = {Run(Condition(), k): result(value, 0.2) for k, value in enumerate(base)}
+    results |= {Run(condition, k): result(value, 0.7) for k, value in enumerate(better)}
+    results |= {Run(condition, 9): result(0.9, 0.7)}  # without a baseline of its seed: in the mean, not in the test
+    plain, row = rows(results)
+    assert (plain.seeds, row.seeds) == (4, 5)
+    test = stats.ttest_rel(better, base)
+    assert row.p == pytest.approx(test.pvalue)
+    interval = test.confidence_interval(0.95)
+    assert row.gain == pytest.approx((50 * (interval.high + interval.low), 50 * (interval.high - interval.low)))
+    assert row.accuracy == pytest.approx((68.0, 100 * stats.tstd([*better, 0.9])))
+    assert row.alignment == pytest.approx((0.7, 0.2))
+    assert math.isnan(plain.p)
+
+
+def test_holm_is_monotone_and_bounded():
+    conditions = [Condition("grad", "mean", str(k), 1.0) for k in range(4)]
+    p = [0.01, 0.04, 0.03, 0.005]
+    made = rows({Run(Condition(), k): result(0.5 + 0.01 * k) for k in range(3)})
+    template = made[0]
+    tested = holm(
+        [type(template)(**vars(template) | {"condition": c, "p": q}) for c, q in zip(conditions, p, strict=True)]
+    )
+    assert [row.p_holm for row in tested] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_too_few_seeds_give_no_test():
+    condition = Condition("grad", "mean", "b", 1.0)
+    plain, row = rows({Run(Condition(), 0): result(0.5), Run(condition, 0): result(0.6)})
+    assert row.gain[0] == pytest.approx(10)
+    assert math.isnan(row.gain[1])
+    assert math.isnan(row.p)
+    assert math.isnan(row.alignment[0])
+    text = markdown([plain, row], 2, 4)
+    assert "| 50.00 |" in text
+    assert "+10.00" in text
+    assert "nan" not in text
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    lines: list[str] = []
+    with one_thread():
+        sweep(BASE, PLAN, tmp_path, shard=(0, 2), say=lines.append)
+        assert sum(line.startswith("run ") for line in lines) == 3
+        text = sweep(BASE, PLAN, tmp_path, say=lines.append)
+    assert sum(line.startswith("run ") for line in lines) == 6
+    assert "6 of 6 runs are complete" in text
+    assert (tmp_path / "table.md").read_text() == text
+    with (tmp_path / "table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["channels"] for row in table] == ["", "mean", "half"]
+    assert all(row["seeds"] == "2" for row in table)
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    for row in table:
+        name = f"body-grad_input-{row['channels']}-w1" if row["channels"] else "baseline"
+        values = [100 * float(run["accuracy"]) for run in runs if run["run"].startswith(name)]
+        assert float(row["accuracy"]) == pytest.approx(sum(values) / 2)
+    monkeypatch.setattr("pal_fast.training.sweeping.train", None)  # nothing is trained again
+    assert sweep(BASE, PLAN, tmp_path, say=quiet) == text
+
+
+def test_a_run_that_diverges_does_not_stop_the_others(tmp_path):
+    base = TrainingConfig(**BASE.to_mapping() | {"learning_rate": 1e30, "power": 0.0})
+    lines: list[str] = []
+    text = sweep(base, Plan(("grad_input",), ("mean",), ("body",), (1.0,), (0,)), tmp_path, say=lines.append)
+    assert "0 of 2 runs are complete" in text
+    assert sum("not finite" in line for line in lines) == 2
+
+
+def test_the_command_refuses_what_makes_no_sense(tmp_path, capsys):
+    words = ["sweep", "--data", "drawn", "--output", str(tmp_path / "sweep")]
+    for more, said in (
+        (["--weight", "0", "1"], "the baseline is always run"),
+        (["--seeds", "1", "1"], "seeds must hold each value once"),
+        (["--shard", "4/4"], "shard must be i/n"),
+        (["--shard", "one"], "shard must be I/N"),
+        (["--model", "alexnet"], "layer must be named"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
