@@ -54,6 +54,9 @@ class TrainingConfig:
     )
     classes: int | None = option(None, "number of classes, where the data set has a choice", group="data")
     size: int | None = option(None, "side of the images in pixels (default 224; 48 for drawn faces)", group="data")
+    bad_images: str = option(
+        "error", "absent and unreadable images: one error, or leave them out", choices=("error", "skip"), group="data"
+    )
     augment: bool = option(True, "random crops, flips and rotations in training", group="data")
     balanced: str = option(
         "auto", "sample classes equally often; auto: for affectnet only", choices=ANSWERS, group="data"

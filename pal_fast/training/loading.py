@@ -64,6 +64,7 @@ def open_split(config: TrainingConfig, split: str, *, transform: Any, landmarks:
         landmarks=config.landmarks if landmarks else False,
         transform=transform,
         classes=config.classes,
+        bad_images=config.bad_images,
     )
     if len(dataset) == 0:
         raise ValueError(f"data: {config.data} in {config.root} has no {split} image")

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from support.drawn_datasets import write_rafdb
 from support.small_training import SMALL, command, environment, one_thread, quiet, same, weights
 
 from pal_fast.training import TrainingConfig, train
@@ -94,7 +95,9 @@ def test_killed_twice_once_while_it_wrote_a_checkpoint(tmp_path):
 
 
 def test_two_processes_killed_and_resumed(tmp_path):
-    config = TrainingConfig(**SMALL | {"epochs": 2}, weight=1, checkpoint_every=1, sync_batchnorm=True)
+    write_rafdb(tmp_path / "faces", 48, 14)
+    data = {"data": "rafdb", "root": str(tmp_path / "faces")}
+    config = TrainingConfig(**SMALL | data, weight=1, checkpoint_every=1, sync_batchnorm=True)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pal_fast")
     kill_in_the_middle_of_an_epoch(command(config, killed, *torchrun), killed)
@@ -113,8 +116,7 @@ def test_two_processes_killed_and_resumed(tmp_path):
         train(config, tmp_path / "one", say=quiet)
     for one, two in zip(history(tmp_path / "one"), history(whole), strict=True):
         assert one["train"]["cross_entropy"] == pytest.approx(two["train"]["cross_entropy"], rel=1e-3)
-        assert one["validation"]["confusion"][0] is not None
-        assert sum(map(sum, two["validation"]["confusion"])) == 28
+        assert one["validation"]["images"] == two["validation"]["images"] == 14
 
 
 def test_a_full_disk_leaves_the_last_good_file(tmp_path):

@@ -1,0 +1,140 @@
+"""Trainings and evaluations on JPEG files in the public data sets' layouts, with their own kinds of landmarks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from support import drawn_datasets
+from support.small_training import SMALL, one_thread, quiet
+
+from pal_fast import cli
+from pal_fast.landmarks import LandmarkSet, write_landmarks
+from pal_fast.training import TrainingConfig, train
+from pal_fast.training.files import RunFolder
+from pal_fast.training.loading import EpochBatches, open_split
+from pal_fast.training.saved import evaluate
+
+OPTIONS = {name: value for name, value in SMALL.items() if name not in ("data", "root")} | {"epochs": 1, "gallery": 4}
+
+
+def rafdb_with_a_dump(root):
+    drawn_datasets.write_row_column(root / "dump", drawn_datasets.write_rafdb(root, 40, 14))
+    return {"data": "rafdb", "landmarks": str(root / "dump")}
+
+
+def affectnet_small(root):
+    drawn_datasets.write_affectnet_small(root, 40, 14)
+    return {"data": "affectnet", "classes": 7}
+
+
+def affectnet_full(root):
+    drawn_datasets.write_affectnet_full(root, 40, 14)
+    return {"data": "affectnet", "classes": 7}
+
+
+def folder_with_landmarks(root):
+    written = drawn_datasets.write_folder(root, 40, 14)
+    write_landmarks(root / "landmarks.npz", LandmarkSet(written.landmarks, written.names))
+    return {"data": "folder", "landmarks": str(root / "landmarks.npz"), "regions": ("eyes", "mouth")}
+
+
+def ferplus_without_landmarks(root):
+    drawn_datasets.write_ferplus(root, 40, 14)
+    return {"data": "ferplus", "classes": 7, "weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    "write", [rafdb_with_a_dump, affectnet_small, affectnet_full, folder_with_landmarks, ferplus_without_landmarks]
+)
+def test_each_layout_trains_and_is_evaluated_without_its_landmarks(write, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    config = TrainingConfig(**OPTIONS | {"root": str(root)} | write(root))
+    with one_thread():
+        result = train(config, tmp_path / "run", say=quiet)
+        assert result["images"] == 14
+        assert bool(result["alignment"]) == bool(config.weight)
+        if config.landmarks:
+            config_landmarks = root / "elsewhere"
+            type(root)(config.landmarks).rename(config_landmarks)
+        found = evaluate(tmp_path / "run", workers=0, device="cpu", say=quiet)
+    assert found.confusion.tolist() == result["confusion"]
+    kept = json.loads(RunFolder(tmp_path / "run").config.read_text())
+    assert kept["balanced"] == ("yes" if config.data == "affectnet" else "no")
+
+
+def test_balanced_sampling_shows_every_class_about_equally_often(tmp_path):
+    drawn_datasets.write_affectnet_small(tmp_path, 40, 14)
+    config = TrainingConfig(**OPTIONS, data="affectnet", root=str(tmp_path), classes=7).resolved()
+    dataset = open_split(config, "train", transform=None)
+    batches = EpochBatches(dataset, 0, 16, 1, True, 0, 1)
+    counts = torch.zeros(7)
+    orders = []
+    for epoch in range(200):
+        batches.epoch = epoch
+        orders.append(batches.order())
+        counts += dataset.labels[torch.tensor(orders[-1])].bincount(minlength=7)
+    assert orders[0] != orders[1]
+    shares = counts / counts.sum()
+    assert (shares - 1 / 7).abs().max() < 0.02
+    assert dataset.class_counts.float().std() > 1
+
+
+def test_processes_share_each_step_out_among_them_without_overlap():
+    dataset = torch.utils.data.TensorDataset(torch.arange(50))
+    for processes, accumulate in ((1, 1), (2, 1), (2, 2), (1, 4)):
+        parts = [
+            list(EpochBatches(dataset, 3, 16, accumulate, False, process, processes)) for process in range(processes)
+        ]
+        steps = [
+            [key for part in parts for batch in part[step * accumulate : (step + 1) * accumulate] for key in batch]
+            for step in range(3)
+        ]
+        whole = list(EpochBatches(dataset, 3, 16, 1, False, 0, 1))
+        assert [sorted(step) for step in steps] == [sorted(batch) for batch in whole]
+        resumed = EpochBatches(dataset, 3, 16, accumulate, False, 0, processes, first_step=2)
+        assert list(resumed) == parts[0][2 * accumulate :]
+        assert len(resumed) == accumulate
+
+
+def test_bad_data_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys):
+    root = tmp_path / "data"
+    drawn_datasets.write_rafdb(root, 40, 14)
+    absent = [root / f"Image/aligned/train_{number:05d}_aligned.jpg" for number in (3, 7, 11, 19, 23, 29, 31)]
+    for path in absent:
+        path.unlink()
+    words = ["train", "--data", "rafdb", "--root", str(root), "--model", "small", "--size", "32", "--device", "cpu"]
+    assert cli.main([*words, "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("pal-fast train: error: ")
+    assert "of 40 images 7 absent" in said
+    assert absent[0].name in said
+    assert absent[-1].name not in said
+    assert not (tmp_path / "run").exists()
+    short = [
+        "--epochs",
+        "1",
+        "--batch",
+        "8",
+        "--workers",
+        "0",
+        "--gallery",
+        "0",
+        "--weight",
+        "0",
+        "--bad-images",
+        "skip",
+    ]
+    with one_thread(), pytest.warns(UserWarning, match="7 absent"):
+        assert cli.main([*words, *short, "--output", str(tmp_path / "run")]) == 0
+
+
+def test_a_loss_without_landmarks_is_refused_with_the_way_out(tmp_path, capsys):
+    root = tmp_path / "data"
+    drawn_datasets.write_folder(root, 40, 14)
+    words = ["train", "--data", "folder", "--root", str(root), "--model", "small", "--size", "32", "--device", "cpu"]
+    assert cli.main([*words, "--output", str(tmp_path / "run")]) == 2
+    assert "pal-fast landmarks" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
