@@ -31,6 +31,7 @@ __all__ = [
     "colour_map",
     "draw_landmarks",
     "overlay",
+    "panels",
     "picture",
     "save",
     "unnormalise",
@@ -237,6 +238,48 @@ def attribution_grid(
                 place.set_title(captions[name][column], fontsize=8, color=colour, pad=2)
     if title:
         figure.suptitle(title, fontsize=11, y=1 - 0.1 / size[1], va="top")
+    return figure
+
+
+def panels(
+    image: Tensor | np.ndarray,
+    maps: Mapping[str, Tensor | None],
+    *,
+    landmarks: Mapping[str, Tensor] | None = None,
+    first: str = "image",
+    title: str | None = None,
+    cell: float = 3.2,
+) -> Figure:
+    """One image, alone and under each map, side by side.
+
+    Args:
+        maps: the panel's name, written above it, to its map (h, w); None shows the bare image.
+        landmarks: a panel's name to the landmarks (K, 2) that are drawn on it.
+        first: the name of the panel of the image alone.
+        title: of the whole figure; may have several lines.
+        cell: width of a panel in inches.
+    """
+    from matplotlib.figure import Figure
+
+    shown: dict[str, Tensor | None] = {first: None, **maps}
+    unknown = [name for name in landmarks or {} if name not in shown]
+    if unknown:
+        raise ValueError(f"landmarks name no panel: {unknown}; the panels are {list(shown)}")
+    array = picture(image)
+    height = cell * array.shape[0] / array.shape[1]
+    gap, above, line = 0.08, 0.28, 0.2
+    heading = 0.12 + line * (title.count("\n") + 1) if title else 0.0
+    size = (gap + len(shown) * (cell + gap), heading + above + height + gap)  # inches
+    figure = Figure(figsize=size)
+    for column, (name, values) in enumerate(shown.items()):
+        left = gap + column * (cell + gap)
+        place = figure.add_axes((left / size[0], gap / size[1], cell / size[0], height / size[1]))
+        _show(place, array if values is None else overlay(array, values))
+        if landmarks and name in landmarks:
+            draw_landmarks(place, landmarks[name], size=cell)
+        place.set_title(name, fontsize=9, pad=4)
+    if title:
+        figure.suptitle(title, fontsize=10, y=1 - 0.08 / size[1], va="top")
     return figure
 
 

@@ -1,0 +1,133 @@
+"""`pal-fast explain IMAGE --landmarks FILE`: where a network looks in a photograph, as a picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pal_fast.training.networks import Beginning
+
+NAME = "explain"
+HELP = "draw what a torchvision or timm network attends to in a photograph, beside its landmarks' heatmap"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path)
+    parser.add_argument(
+        "--landmarks", type=Path, required=True, help="a file of the image's landmarks (.pts, .npz, ...)"
+    )
+    parser.add_argument("--format", default=None, help="of the landmarks, where the file's name does not tell")
+    parser.add_argument("--model", default="resnet50", help="a name in torchvision or timm (default: %(default)s)")
+    parser.add_argument("--layer", default="layer3", help="the layer to look at (default: %(default)s)")
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        metavar="auto|fetch|random|FILE",
+        help="the library's own if they are on this machine (auto, the default) or fetched, random, or a checkpoint",
+    )
+    parser.add_argument("--classes", type=int, default=1000, help="logits of the network's head (default: %(default)s)")
+    parser.add_argument("--crop", choices=("face", "whole"), default="face", help="what the network sees")
+    parser.add_argument(
+        "--size", type=int, default=None, help="side of its input in pixels (default: the network's own)"
+    )
+    parser.add_argument("--target", choices=("predicted", "sum"), default="predicted", help="the logits attributed")
+    parser.add_argument("--attribution", choices=("grad_input", "grad", "activation"), default="grad_input")
+    parser.add_argument("--sigma", type=float, default=None, help="of the heatmap, in pixels of the network's input")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("pal_fast_explain.png"), help="the picture (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from pal_fast import explain, visualize
+    from pal_fast.landmarks import read_landmarks
+    from pal_fast.landmarks.image_files import read_image
+
+    visualize.check_suffix(args.output)
+    image = read_image(args.image)
+    sets = read_landmarks(args.landmarks, args.format, image_size=(image.shape[1], image.shape[2]))
+    if len(sets) != 1:
+        raise ValueError(f"landmarks: {args.landmarks} must hold those of one image, got {len(sets)}")
+    size, mean, std = expectations(args.model)
+    size = size if args.size is None else args.size
+    beginning = build(args.model, args.classes, size, args.weights)
+    explanation = explain.explain(
+        image,
+        sets[0],
+        beginning.network,
+        args.layer,
+        size=size,
+        crop=args.crop,
+        mean=mean,
+        std=std,
+        target=args.target,
+        attribution=args.attribution,
+        sigma=args.sigma,
+    )
+    state = untrained(beginning)
+    probability, best = explanation.probabilities.max(0)
+    of = f"logit {int(best)}" if args.target == "predicted" else "the sum of the logits"
+    inside = ((explanation.landmarks >= -0.5) & (explanation.landmarks < size - 0.5)).all(1).sum()
+    cells = " x ".join(map(str, explanation.attribution.shape))
+    print(
+        f"image        {args.image}, {image.shape[2]} x {image.shape[1]}; "
+        f"the network sees {size} x {size} ({args.crop})"
+    )
+    print(f"landmarks    {args.landmarks}, {len(sets[0])} points, {int(inside)} of them in what the network sees")
+    print(f"network      {args.model}, layer {args.layer!r} with {cells} cells")
+    print(f"weights      {beginning.source}")
+    if state:
+        print(f"             {state.upper()}: what random weights do shows the architecture, not anything learnt")
+    print(f"prediction   logit {int(best)}, probability {float(probability):.3f}")
+    print(f"correlation  {explanation.correlation:.3f}, of the attribution of {of} with the landmarks' heatmap")
+    weights = "random weights: UNTRAINED" if state == "untrained" else beginning.source.split("; ")[0]
+    weights += " (PARTLY UNTRAINED)" if state == "partly untrained" else ""
+    figure = explain.draw(explanation, title=f"{args.model}, {args.layer}\n{weights}", caption=f"attribution of {of}")
+    print(f"picture      {visualize.save(figure, args.output)}")
+    return 0
+
+
+def build(name: str, classes: int, size: int, weights: str) -> Beginning:
+    """The network; random weights come from a fixed seed, so that the same picture comes out every time."""
+    import torch
+
+    from pal_fast.training.networks import begin
+
+    choices = {"auto": "auto", "fetch": "yes", "random": "no"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if weights in choices:
+            return begin(name, classes, size, pretrained=choices[weights])
+        beginning = begin(name, classes, size, weights=weights)
+    if "of another shape" in beginning.source:
+        raise ValueError(f"weights: {beginning.source}; --classes {classes} must be the checkpoint's number of classes")
+    return beginning
+
+
+def untrained(beginning: Beginning) -> str:
+    """How much of the network has learnt nothing: "", "partly untrained" or "untrained"."""
+    if beginning.source.startswith("random weights"):
+        return "untrained"
+    return "partly untrained" if "not in the file" in beginning.source else ""
+
+
+def expectations(name: str) -> tuple[int, Any, Any]:
+    """Side, mean and standard deviation of the input that the library's own weights were trained on."""
+    from pal_fast.training.networks import SMALL, find_library
+
+    if name == SMALL:
+        raise ValueError(f"model {name!r} is for drawn faces; name a network of torchvision or timm")
+    library, plain = find_library(name)
+    if library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(plain)
+        if config is None:
+            return 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return int(config.input_size[-1]), tuple(config.mean), tuple(config.std)
+    import torchvision
+
+    preset = torchvision.models.get_model_weights(plain).DEFAULT.transforms()
+    return int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std)

@@ -1,0 +1,133 @@
+"""What a network attends to in one photograph, beside the heatmap of the face's landmarks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast import visualize
+from pal_fast.functional import landmark_heatmap
+from pal_fast.inspection import attribute
+from pal_fast.landmarks.face_crops import Window, crop_face
+from pal_fast.reference import standardise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CROPS: Final = ("face", "whole")
+#: Side of the square that is cut out, over the longer side of the landmarks' box: some hair and neck.
+FACE_MARGIN: Final = 1.5
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One photograph as the network gets it, and what it does with it.
+
+    Attributes:
+        picture: (3, S, S) float32 in [0, 1], before normalisation.
+        landmarks: (K, 2), (x, y) in its pixels.
+        heatmap, attribution: (h, w), at the layer's resolution.
+        probabilities: (classes,).
+        correlation: Pearson's, of the attribution with the heatmap; NaN where either is flat.
+    """
+
+    picture: Tensor
+    landmarks: Tensor
+    heatmap: Tensor
+    attribution: Tensor
+    probabilities: Tensor
+    correlation: float
+
+
+def window_around(landmarks: Tensor, height: int, width: int, crop: str) -> Window:
+    """The square of the image that is shown: around the landmarks ("face"), or around the whole image ("whole").
+
+    Raises: ValueError for another crop, or no landmark to put a square around.
+    """
+    if crop not in CROPS:
+        raise ValueError(f"crop must be one of {CROPS}, got {crop!r}")
+    if crop == "whole":
+        return Window(width / 2, height / 2, float(max(height, width)))
+    known = landmarks[landmarks.isfinite().all(1)]
+    if not len(known):
+        raise ValueError("landmarks hold no point, so there is no face to cut out; take crop='whole'")
+    low, high = known.amin(0), known.amax(0)
+    side = float((high - low).max()) * FACE_MARGIN
+    if not side > 1:
+        raise ValueError("landmarks all lie on one pixel, so there is no face to cut out; take crop='whole'")
+    x, y = ((low + high) / 2 + 0.5).tolist()  # windows count from the image's corner
+    return Window(x, y, side)
+
+
+def into_window(landmarks: Tensor, window: Window, size: int) -> Tensor:
+    """(K, 2) from pixels of the image to pixels of the window as a picture of `size`; integer = pixel centre."""
+    corner = landmarks.new_tensor([window.x - window.side / 2, window.y - window.side / 2])
+    return (landmarks + 0.5 - corner) * (size / window.side) - 0.5
+
+
+def explain(
+    image: Tensor,
+    landmarks: Tensor,
+    network: nn.Module,
+    layer: nn.Module | str,
+    *,
+    size: int = 224,
+    crop: str = "face",
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+    target: str = "predicted",
+    attribution: str = "grad_input",
+    sigma: float | None = None,
+) -> Explanation:
+    """Runs the network, in eval mode, on one photograph.
+
+    Args:
+        image: (3, H, W) uint8.
+        landmarks: (K, 2), (x, y) in its pixels, integer = pixel centre.
+        layer: the layer to look at, or its name.
+        size: side of the network's square input in pixels.
+        crop: what becomes that square, "face" or "whole".
+        mean, std: that the network's input is normalised with; ImageNet's by default.
+        target: the logits that are attributed, "predicted" or "sum".
+        attribution: see `pal_loss`.
+        sigma: of the landmarks' Gaussians, in pixels of the network's input.
+    """
+    if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        raise ValueError(f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
+    window = window_around(landmarks, image.shape[1], image.shape[2], crop)
+    picture = crop_face(image, window, size)
+    points = into_window(landmarks, window, size)
+    shape = (-1, 1, 1)
+    normalised = (picture - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    was_training = network.training
+    network.eval()
+    try:
+        maps, logits = attribute(network, layer, normalised[None], attribution=attribution, target=target)
+    finally:
+        network.train(was_training)
+    heatmap = landmark_heatmap(points[None], (maps.shape[1], maps.shape[2]), image_size=size, sigma=sigma)
+    z, flat = standardise(maps.double(), (1, 2))
+    zh, flat_heatmap = standardise(heatmap.double(), (1, 2))
+    correlation = math.nan if bool(flat.any() or flat_heatmap.any()) else float((z * zh).mean())
+    return Explanation(picture, points, heatmap[0], maps[0], logits[0].float().softmax(0), correlation)
+
+
+def draw(explanation: Explanation, *, title: str, caption: str = "attribution") -> Figure:
+    """Image, landmarks, heatmap and attribution, side by side. Args: caption: says what the attribution is of."""
+    e = explanation
+    aligned = "undefined (a flat map)" if math.isnan(e.correlation) else f"{e.correlation:.2f}"
+    return visualize.panels(
+        e.picture,
+        {
+            "landmarks": None,
+            "heatmap of the landmarks": e.heatmap,
+            f"{caption}; correlation {aligned}": e.attribution,
+        },
+        landmarks={"landmarks": e.landmarks},
+        title=title,
+    )
