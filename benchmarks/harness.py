@@ -1,0 +1,264 @@
+"""One set-up per subject feeds speed and memory, forward, backward and both; what is wrong gets no time.
+
+A subject has cases and peers. For every case each peer is prepared, compared with its judge (the float64 reference, or
+the peer's own definition) and only then measured. Peers, and a copy of memory, take turns, so that a change of clock or
+load meets all of them; shares and ratios are of medians of the same run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which keeps the CPU's memory, talks otherwise
+
+import torch
+from torch import Tensor
+
+from . import machine
+
+MODES = ("forward", "backward", "both")
+
+#: Bounds of DESIGN 4 on the relative L2 error against the float64 reference.
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+class UnavailableError(Exception):
+    """This peer cannot run here, or not this case; the message says why."""
+
+
+class Case(Protocol):
+    """A frozen dataclass; `columns` are its fields as the CSV shows them."""
+
+    def columns(self) -> dict[str, object]: ...
+
+
+@dataclass
+class Prepared:
+    """A peer ready to run. `inputs` are differentiated; empty for a peer that has no gradient."""
+
+    forward: Callable[[], Tensor]
+    inputs: Sequence[Tensor] = ()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to compute the subject.
+
+    `judge` and `bound`: the peer's own definition where it is not the subject's, and how near it must come.
+    `package`: what it comes from, for its version.
+    """
+
+    name: str
+    prepare: Callable[[Any, torch.device], Prepared]
+    judge: Callable[[Any, torch.device], list[Tensor]] | None = None
+    bound: float | None = None
+    package: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured. `judge` returns the output and the gradients of the inputs in float64.
+
+    `traffic` and `work`: the bytes that a mode must move and the floating-point operations it must do, or None.
+    """
+
+    name: str
+    peers: Sequence[Peer]
+    cases: Callable[[torch.device, bool], Sequence[Any]]
+    judge: Callable[[Any, torch.device], list[Tensor]]
+    bound: Callable[[Any], float]
+    traffic: Callable[[Any, str], int] | None = None
+    work: Callable[[Any, str], int] | None = None
+    modes: Sequence[str] = MODES
+
+
+@dataclass
+class Row:
+    """One mode of one peer of one case. What could not be measured is None, and `note` says why."""
+
+    case: Any
+    peer: str
+    mode: str
+    milliseconds: tuple[float, float, float] | None = None  # p20, p50, p80
+    ratio: float | None = None  # of the first peer's median to this one's: times faster
+    traffic: int | None = None
+    work: int | None = None
+    copy_rate: float | None = None  # bytes a second of the copy, in the same rounds
+    peak_bytes: int | None = None  # beyond the inputs and their gradients
+    error: float | None = None
+    bound: float | None = None
+    version: str = ""
+    note: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes that must move, a second."""
+        return None if self.milliseconds is None or self.traffic is None else self.traffic / self.milliseconds[1] * 1e3
+
+    @property
+    def share(self) -> float | None:
+        """Of the copy's bandwidth."""
+        return None if self.rate is None or self.copy_rate is None else self.rate / self.copy_rate
+
+
+@dataclass
+class _Running:
+    row: Row
+    run: Callable[[], Any]
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quick: bool = False) -> list[Row]:
+    """Every peer of one case, in every mode."""
+    rows: list[Row] = []
+    running: list[_Running] = []
+    judged: dict[Any, list[Tensor]] = {}
+    for peer in subject.peers:
+        mine = [
+            Row(case, peer.name, mode, version=machine.version(peer.package) if peer.package else "", note=peer.note)
+            for mode in subject.modes
+        ]
+        rows += mine
+        try:
+            prepared = peer.prepare(case, device)
+            judge = peer.judge or subject.judge
+            if judge not in judged:
+                judged[judge] = judge(case, device)
+            error = check(prepared, judged[judge])
+        except UnavailableError as reason:
+            for row in mine:
+                row.note = str(reason)
+            continue
+        bound = subject.bound(case) if peer.bound is None else peer.bound
+        for row in mine:
+            row.error, row.bound = error, bound
+            if not error <= bound:  # NaN is wrong, too
+                row.note = f"wrong: differs by {error:.1e}, bound {bound:.1e}"
+            elif row.mode != "forward" and not prepared.inputs:
+                row.note = row.note or "it has no gradient"
+            else:
+                row.traffic = subject.traffic(case, row.mode) if subject.traffic else None
+                row.work = subject.work(case, row.mode) if subject.work else None
+                running.append(_Running(row, runner(prepared, row.mode)))
+    judged.clear()
+    for entry in running:
+        entry.row.peak_bytes = peak_memory(entry.run, device)
+    take_turns(running, device, rounds, quick)
+    return rows
+
+
+def runner(prepared: Prepared, mode: str) -> Callable[[], Any]:
+    """A call of one mode. Backward alone keeps its graph."""
+    if mode == "forward":
+        return prepared.forward
+    inputs = list(prepared.inputs)
+
+    def both() -> Any:
+        output = prepared.forward()
+        return torch.autograd.grad(output, inputs, torch.ones_like(output))
+
+    if mode == "both":
+        return both
+    output = prepared.forward()
+    upstream = torch.ones_like(output)
+    return lambda: torch.autograd.grad(output, inputs, upstream, retain_graph=True)
+
+
+def check(prepared: Prepared, wanted: list[Tensor]) -> float:
+    """The largest relative L2 error of the output and, where the peer has them, the gradients."""
+    output = prepared.forward()
+    found = [output]
+    if prepared.inputs:
+        found += torch.autograd.grad(output, list(prepared.inputs), torch.ones_like(output))
+    return max(relative_error(value, judge) for value, judge in zip(found, wanted, strict=False))
+
+
+def relative_error(value: Tensor, wanted: Tensor) -> float:
+    """||value - wanted|| / ||wanted|| in float64; a scalar, which may cancel to nothing, is judged against 0.1 at least."""
+    if value.shape != wanted.shape:
+        return float("nan")
+    value, wanted = value.detach().double(), wanted.detach().to(value.device)
+    size = wanted.norm().clamp(min=0.1 if wanted.ndim == 0 else 1e-300)
+    return ((value - wanted).norm() / size).item()
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
+    """Peak bytes of a call beyond what was there before and, where it returns gradients, beyond those.
+
+    On the CPU from the allocator's record in PyTorch's profiler, which does not see NumPy's arrays.
+    """
+    results = run()  # warm: workspaces that are kept between calls do not count
+    kept = sum(t.nbytes for t in results) if isinstance(results, tuple) else 0
+    del results
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return max(0, torch.cuda.max_memory_allocated(device) - before - kept)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    record = profile.profiler.kineto_results.events()
+    live = peak = 0
+    for event in sorted((e for e in record if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return max(0, peak - kept)
+
+
+def take_turns(running: list[_Running], device: torch.device, rounds: int, quick: bool) -> None:
+    """Times the calls, and a copy, round by round, and fills the rows."""
+    if not running:
+        return
+    run, moved = machine.copy(device, quick)
+    copy = _Running(Row(None, "copy", "copy"), run)
+    entries = [*running, copy]
+    timer = _EventTimer(device) if device.type == "cuda" else _wall_time
+    for turn in range(rounds + 2):
+        for entry in entries:
+            seconds = timer(entry.run)
+            if turn >= 2:  # the first two warm up
+                entry.seconds.append(seconds)
+    copy_rate = moved / quantile(copy.seconds, 0.5)
+    first: dict[str, float] = {}
+    for entry in running:
+        row = entry.row
+        p20, p50, p80 = (quantile(entry.seconds, q) for q in (0.2, 0.5, 0.8))
+        row.milliseconds, row.copy_rate = (1e3 * p20, 1e3 * p50, 1e3 * p80), copy_rate
+        row.ratio = first.setdefault(row.mode, p50) / p50
+
+
+def _wall_time(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+class _EventTimer:
+    """GPU time between two events, with a cold L2: a buffer twice its size is written before each call."""
+
+    def __init__(self, device: torch.device) -> None:
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        self._flush = torch.empty(max(1 << 26, 2 * size), dtype=torch.uint8, device=device)
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def __call__(self, run: Callable[[], Any]) -> float:
+        self._flush.zero_()
+        start, end = self._events
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[round(q * (len(ordered) - 1))]
