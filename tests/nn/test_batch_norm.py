@@ -15,6 +15,7 @@ import pal_fast.nn
 from pal_fast.nn import ops
 
 SHAPES = [(6, 7), (5, 9, 3), (4, 5, 7, 7), (8, 70, 2, 3), (2, 3, 40, 41), (3, 16, 8, 8)]
+LAID_OUT = [(shape, last) for shape in SHAPES for last in (False, True) if len(shape) == 4 or not last]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 pytestmark = pytest.mark.skipif(
@@ -42,28 +43,29 @@ def layers(shape: tuple[int, ...], dtype: torch.dtype, **options: object) -> tup
 
 
 def results(layer: nn.Module, input: Tensor, grad: Tensor, direction: Tensor, relu: bool) -> dict[str, Tensor]:
-    """The output, the first derivatives, and those of <direction, dx> + <dw, dw> + sum db^3."""
+    """The output, the first derivatives, and those of <direction, dx> + sum (dw / s)^2 + sum (db / s)^3, s = sqrt(M).
+
+    dw and db are sums over M elements: without the division float16 overflows.
+    """
     input, grad = input.detach().requires_grad_(), grad.detach().requires_grad_()
     output = layer(input)
     if relu and not getattr(layer, "fused_relu", False):
         output = output.relu()
     dx, dw, db = torch.autograd.grad(output, (input, layer.weight, layer.bias), grad, create_graph=True)
-    scalar = (dx * direction).sum() + dw.square().sum() + db.pow(3).sum()
+    s = (input.numel() / input.shape[1]) ** 0.5
+    scalar = (dx * direction).sum() + (dw / s).square().sum() + (db / s).pow(3).sum()
     second = torch.autograd.grad(scalar, (input, grad, layer.weight))
     named = {"output": output, "dx": dx, "dw": dw, "db": db, "d2x": second[0], "d2grad": second[1], "d2w": second[2]}
     return named | dict(layer.named_buffers())
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "channels_last"), LAID_OUT, ids=str)
 def test_agrees_with_pytorch_in_float64_up_to_the_second_derivative(
-    shape: tuple[int, ...], dtype: torch.dtype, training: bool, relu: bool, channels_last: bool
+    shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, training: bool, relu: bool
 ) -> None:
-    if channels_last and len(shape) != 4:
-        pytest.skip("channels_last is a format of four dimensions")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     ours, theirs = (layer.train(training) for layer in layers(shape, dtype))
     ours.fused_relu = relu
