@@ -32,7 +32,12 @@ class CheckpointedSegments:
         self._hook, self._above = hook, above
         self._names = {module: name for name, module in model.named_modules()}
         self._tracking = set(tracking(model))
-        self._probes = [m.register_forward_pre_hook(hook(self._probe)) for m in self._names]
+        # Scripted modules take no hooks; what is called inside them cannot be a checkpoint.
+        self._probes = [
+            m.register_forward_pre_hook(hook(self._probe))
+            for m in self._names
+            if not isinstance(m, torch.jit.ScriptModule)
+        ]
         self._guards: list[Any] = []
         self._with_math: dict[nn.Module, MathAttention] = {}
         self._real: dict[nn.Module, dict[str, Tensor | None]] = {}

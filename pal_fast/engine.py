@@ -200,9 +200,7 @@ class Engine:
         assert gradient is not None
         assert conditions is not None
         assert head is not None
-        nodes = first_order.head_nodes(logits, output)
         if first:
-            first_order.refuse_kinks(nodes)
             first_order.refuse_other_head(head, model, output, logits, conditions)
         (v,) = torch.autograd.grad(loss, gradient, retain_graph=True)
         return first_order.through_gradient(
@@ -213,8 +211,9 @@ class Engine:
             logits,
             self.target,
             labels,
-            coupled=first_order.is_coupled(nodes),
+            nodes=first_order.head_nodes(logits, output),
             conditions=conditions,
+            check_kinks=first,
             scale=self._scale.used if output.dtype == torch.float16 else None,
         )
 

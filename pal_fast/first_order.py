@@ -6,7 +6,8 @@ With S the attributed scalar and g = dS/df, the part of the loss's gradient that
     D = sum_b (S_b(f_b + eps_b v_b) - S_b(f_b - eps_b v_b)) / (2 eps_b),    ||eps_b v_b|| = r ||f_b||
 
 so that two more passes of the head, differentiated once, replace its second derivative. The error is of order
-r^2 for a smooth head. At the kinks of a ReLU or a max-pooling it is of order 1, hence such heads are refused.
+r^2 for a smooth head. At the kinks of a ReLU or a max-pooling it would be of order 1: there, both passes stay on the
+side where the main pass was (see `kinks`), and what cannot be kept there is refused.
 """
 
 from __future__ import annotations
@@ -22,32 +23,11 @@ from torch.autograd.graph import get_gradient_edge
 from pal_fast import _checks, running_statistics
 from pal_fast.capture import Conditions
 from pal_fast.graph import nodes_between
+from pal_fast.kinks import Sides, kinks_among
 from pal_fast.targets import Target, one_logit, per_sample
 
 #: r, by the layer's dtype: rounding of S grows as eps / r, the truncation as r^2.
 STEP = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-
-#: Parts of the names of autograd nodes whose derivative jumps.
-_KINKS = (
-    "ReluBackward",
-    "Threshold",
-    "Hardtanh",
-    "Hardswish",
-    "Hardsigmoid",
-    "Prelu",
-    "RreluW",
-    "MaxPool",
-    "MaxBackward",
-    "AmaxBackward",
-    "AbsBackward",
-    "ClampBackward",
-    "ClampMinBackward",
-    "ClampMaxBackward",
-    "MedianBackward",
-    "SortBackward",
-    "TopkBackward",
-    "batch_norm_relu",
-)
 
 
 def check_options(head: object, reduction: str) -> None:
@@ -61,13 +41,13 @@ def check_options(head: object, reduction: str) -> None:
         raise ValueError("second_order='finite_difference' needs reduction='mean' or 'sum', got 'none'")
 
 
-def refuse_kinks(nodes: Sequence[Any]) -> None:
-    """Raises RuntimeError if any of the head's autograd nodes has a derivative that jumps."""
-    found = sorted({node.name() for node in nodes if any(part in node.name() for part in _KINKS)})
+def refuse_kinks(moved: Tensor, root: Tensor) -> None:
+    """Raises RuntimeError if a kink is left between `root` and the logits `moved` of a repeated pass."""
+    found = kinks_among(nodes_between(get_gradient_edge(moved).node, [root]))
     if found:
         raise RuntimeError(
-            f"second_order='finite_difference' is wrong for heads with kinks, and this one has {', '.join(found)}: "
-            "use second_order='exact', or smooth activations (GELU, SiLU) and average pooling"
+            f"second_order='finite_difference' is wrong for heads with kinks, and {', '.join(found)} cannot be kept on "
+            "its side of them: use second_order='exact', or smooth activations (GELU, SiLU) and average pooling"
         )
 
 
@@ -101,8 +81,9 @@ def through_gradient(
     target: Target,
     labels: Tensor | None,
     *,
-    coupled: bool,
+    nodes: Sequence[Any],
     conditions: Conditions,
+    check_kinks: bool,
     scale: Tensor | None = None,
 ) -> Tensor:
     """0-dim, of value 0 and with the gradient that the loss has through g.
@@ -112,28 +93,41 @@ def through_gradient(
         f: the layer's output in its own layout, any shape (B, ...).
         v: dP/dg, of f's shape.
         logits: of the main pass; "predicted" is decided there.
-        coupled: one step for the whole batch.
+        nodes: of the head in the main pass.
         conditions: the random state and autocast of the main pass at the layer.
+        check_kinks: whether to look for kinks that are left in the repeated passes.
         scale: by which S was multiplied for g.
+
+    Raises: RuntimeError for such a kink.
     """
+    coupled = is_coupled(nodes)
     dims = tuple(range(f.ndim)) if coupled else tuple(range(1, f.ndim))
-    length = v.detach().float().square().sum(dims, keepdim=True).sqrt()
-    size = f.detach().float().square().sum(dims, keepdim=True).sqrt()
-    still = length == 0
-    eps = STEP[f.dtype] * size / torch.where(still, 1.0, length)
-    offset = (torch.where(still, 0.0, eps) * v.detach()).to(f.dtype)
-    weight = torch.where(still | (eps == 0), 0.0, 0.5 / torch.where(eps == 0, 1.0, eps)).flatten()
+    # v grows as 1 / g, so that its square may leave float32.
+    length = torch.linalg.vector_norm(v.detach(), dim=dims, keepdim=True, dtype=torch.float64)
+    size = torch.linalg.vector_norm(f.detach(), dim=dims, keepdim=True, dtype=torch.float64)
+    still = (length == 0) | (size == 0)
+    eps = torch.where(still, 0.0, STEP[f.dtype] * size / length.masked_fill(still, 1.0))
+    dtype = torch.promote_types(f.dtype, torch.float32)
+    offset = (eps.to(dtype) * v.detach()).to(f.dtype)
+    weight = torch.where(still, 0.0, 0.5 / eps.masked_fill(still, 1.0)).to(dtype).flatten()
     chosen = None if callable(target) or target == "sum" else one_logit(logits, target, labels)
-    sides = []
+    sides = Sides() if kinks_among(nodes) else None
+    if sides is not None:
+        with torch.no_grad(), _as_in_the_forward(model, conditions), sides.recording():
+            head(f.detach())
+    ends = []
     for sign in (1.0, -1.0):
-        with _as_in_the_forward(model, conditions):
-            moved = head(f + sign * offset)
+        start = f + sign * offset
+        with _as_in_the_forward(model, conditions), sides.replaying() if sides else contextlib.nullcontext():
+            moved = head(start)
+        if check_kinks:
+            refuse_kinks(moved, start)
         if callable(target):
             scalars = per_sample(moved, target, labels)
         else:
             scalars = (moved if chosen is None else moved * chosen).flatten(1).sum(1)
-        sides.append(scalars.to(weight.dtype))
-    slope = ((sides[0] - sides[1]) * weight).sum()
+        ends.append(scalars.to(weight.dtype))
+    slope = ((ends[0] - ends[1]) * weight).sum()
     if scale is not None:
         slope = slope * scale
     return slope - slope.detach()

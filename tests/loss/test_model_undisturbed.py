@@ -162,3 +162,11 @@ def test_the_repr_names_what_is_computed(model):
     text = repr(pal_fast.PALLoss(model, "middle", channels="half"))
     assert "middle" in text
     assert "half" in text
+
+
+def test_a_model_with_a_scripted_part_is_served(data):
+    images, _, landmarks = data
+    model = SmallNet(act=lambda: torch.jit.script(nn.Tanh()))
+    pal = pal_fast.PALLoss(model, "middle")
+    pal(model(images), landmarks).backward()
+    assert model.stem[0].weight.grad.norm() > 0

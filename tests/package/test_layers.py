@@ -14,7 +14,7 @@ ORDER = [
     {"_extension", "ops", "kernels"},
     {"dispatch"},
     {"functional"},
-    {"attention", "running_statistics", "checkpointing", "graph", "regions"},
+    {"attention", "running_statistics", "checkpointing", "graph", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
     {"inspection", "first_order", "preflight", "compiled", "candidates"},
     {"engine"},
