@@ -112,7 +112,7 @@ class Engine:
             for record, output, gradient, layout in zip(taken, outputs, gradients, layouts, strict=True):
                 g = None if gradient is None else layout.view(gradient)
                 if first and g is not None:
-                    preflight.warn_if_useless(record.name, g)
+                    preflight.warn_if_useless(model, record.name, g)
                 part = loss_of(layout.view(output), g, *prior, self.options, self.backend)
                 total = part if total is None else total + part
             assert total is not None

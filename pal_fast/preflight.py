@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import distributed, graph, reference, running_statistics
-from pal_fast.capture import Capture, Captured
+from pal_fast.capture import Capture, Captured, plain_name
 from pal_fast.targets import check_logits, refuse_probabilities
 
 
@@ -67,10 +67,10 @@ def refuse_first_order(logits: Tensor, name: str, output: Tensor) -> None:
         raise RuntimeError(f"layer {name!r} cannot be attributed: {reason}")
 
 
-def warn_if_useless(name: str, gradient: Tensor) -> None:
+def warn_if_useless(model: nn.Module, name: str, gradient: Tensor) -> None:
     """Warns if g, (B, C, H, W), is zero everywhere: then the loss is 0 and moves nothing."""
     if gradient.numel() and not bool((gradient.detach() != 0).any()):
-        warnings.warn(_unreached(name), stacklevel=4)
+        warnings.warn(_unreached(model, name), stacklevel=4)
 
 
 def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
@@ -97,12 +97,29 @@ def _in_place(name: str) -> str:
     )
 
 
-def _unreached(name: str) -> str:
+def _unreached(model: nn.Module, name: str) -> str:
+    earlier = _block_before(model, name)
     return (
         f"the gradient of the logits at layer {name!r} is zero everywhere, so that the loss moves nothing: in a ViT "
-        "that pools its class token the last block is such a layer (choose an earlier one), and so is any layer "
-        "while the classifier's weights are all zero (torchvision's ViT starts like that; initialise them)"
+        "that pools its class token the last block is such a layer (choose an earlier one"
+        f"{f', such as {earlier!r}' if earlier else ''}), and so is any layer while the classifier's weights are all "
+        "zero (torchvision's ViT starts like that; initialise them)"
     )
+
+
+def _block_before(model: nn.Module, name: str) -> str:
+    """The name of the block before block `name` in the same stack of blocks; "" if there is none."""
+    named = {plain_name(full): module for full, module in model.named_modules()}
+    parent, _, last = name.rpartition(".")
+    if name not in named or parent not in named:
+        return ""
+    before = ""
+    for child, module in named[parent].named_children():
+        if child == last:
+            break
+        if type(module) is type(named[name]):
+            before = f"{parent}.{child}" if parent else child
+    return before
 
 
 @dataclass
@@ -169,7 +186,7 @@ def check(model: nn.Module, images: Any, capture: Capture, trial: Try) -> Report
         warnings.simplefilter("ignore")
         logits, taken = run()
         for record in taken:
-            _examine(reports[record.name], logits, record, parameters, trial)
+            _examine(reports[record.name], model, logits, record, parameters, trial)
         del logits, taken
         plain = loss = math.inf
         if not any(report.problems for report in reports.values()):
@@ -188,7 +205,14 @@ def check(model: nn.Module, images: Any, capture: Capture, trial: Try) -> Report
     return Report(list(reports.values()), loss, plain)
 
 
-def _examine(report: LayerReport, logits: Tensor, record: Captured, parameters: dict[str, Tensor], trial: Try) -> None:
+def _examine(
+    report: LayerReport,
+    model: nn.Module,
+    logits: Tensor,
+    record: Captured,
+    parameters: dict[str, Tensor],
+    trial: Try,
+) -> None:
     """Fills in one layer's report."""
     assert record.output is not None
     if record.changed_in_place:
@@ -213,7 +237,7 @@ def _examine(report: LayerReport, logits: Tensor, record: Captured, parameters: 
             "attention does that), and choose a later layer"
         )
     if gradient is not None and not bool((gradient != 0).any()):
-        report.problems.append(_unreached(record.name))
+        report.problems.append(_unreached(model, record.name))
     elif not alive:
         report.problems.append("the loss moves no parameter: all weights that it could move are frozen, or it is flat")
     a = activation if gradient is None else activation * gradient.abs()

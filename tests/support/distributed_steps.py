@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -121,6 +122,32 @@ def fsdp(rank: int, cross_entropy: bool, accumulate: bool) -> None:
         assert error < 1e-10, f"step {step}: {error}"
 
 
+def finite_difference(rank: int, sharded: bool) -> None:
+    """The first-order engine's repeated passes of the head, under DDP or FSDP2."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = SmallNet().double()
+    whole, (images, labels, landmarks) = shares(rank)
+    wanted = averaged(model, "middle", whole, True)
+    wrapped: nn.Module = model
+    if sharded:
+        for name in ("stem", "middle", "top", "classifier"):
+            fully_shard(model.get_submodule(name), mesh=dist.init_device_mesh("cpu", (2,)))
+        fully_shard(model)
+    else:
+        wrapped = DistributedDataParallel(model)
+    pal = pal_fast.PALLoss(wrapped, "middle", second_order="finite_difference", head=model.head)
+    for step in range(3):
+        model.zero_grad()
+        logits = wrapped(images)
+        loss_of(pal, logits, labels, landmarks, True).backward()
+        grads = {n: p.grad.full_tensor() if sharded else p.grad for n, p in model.named_parameters()}
+        error = relative_error(
+            torch.cat([grads[n].flatten() for n in wanted]), torch.cat([wanted[n].flatten() for n in wanted])
+        )
+        assert error < 1e-5, f"step {step}: {error}"
+
+
 def fsdp1(rank: int) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -134,16 +161,23 @@ def sync_batchnorm(rank: int, wrapped: bool) -> None:
     model = SmallNet().double()
     whole, (images, _, landmarks) = shares(rank)
     judge = twin(model)
-    _, wanted = judged(judge, "middle", whole[0], None, whole[2])
+    loss, wanted = judged(judge, "middle", whole[0], None, whole[2])
+    logits = copy.deepcopy(judge)(whole[0])[len(images) * rank : len(images) * (rank + 1)]
     assert pal_fast.nn.convert_sync_batchnorm(model) is model
     layer = DistributedDataParallel(model) if wrapped else model
     pal = pal_fast.PALLoss(layer, "middle")
-    pal(layer(images), landmarks).backward()
+    own_logits = layer(images)
+    assert relative_error(own_logits, logits) < 1e-12
+    own = pal(own_logits, landmarks)
+    own.backward()
+    mean = own.detach() / 2
+    dist.all_reduce(mean)
+    assert relative_error(mean, loss) < 1e-12
     if not wrapped:
         for p in model.parameters():
             if p.grad is not None:
                 dist.all_reduce(p.grad)
                 p.grad /= 2
-    assert gradient_error(model, wanted) < 1e-11
+    assert gradient_error(model, wanted) < 1e-12
     for name, buffer in judge.named_buffers():
         assert relative_error(model.get_buffer(name), buffer) < 1e-12, name

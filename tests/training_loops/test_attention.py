@@ -120,10 +120,11 @@ def test_the_users_own_choice_of_math_is_left_alone(model):
 def test_a_layer_above_which_only_the_class_token_counts_is_warned_of(model):
     images, _, landmarks = batch()
     pal = pal_fast.PALLoss(model, "blocks.2")
-    with pytest.warns(UserWarning, match="choose an earlier one"):
+    with pytest.warns(UserWarning, match=r"choose an earlier one, such as 'blocks\.1'"):
         loss = pal(model(images), landmarks)
     loss.backward()
     assert loss == 0
     report = pal.check(images)
     assert "blocks.2" in report.problems[0]
     assert "zero" in report.problems[0]
+    assert "'blocks.1'" in report.problems[0]

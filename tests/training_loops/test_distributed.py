@@ -64,6 +64,11 @@ def test_fully_shard_averages_the_gradients_of_the_judge(cross_entropy, accumula
     run(steps.fsdp, cross_entropy, accumulate)
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
+def test_the_first_order_engine_averages_the_gradients_of_the_judge(sharded, run):
+    run(steps.finite_difference, sharded)
+
+
 def test_fsdp1_is_refused(run):
     run(steps.fsdp1)
 
