@@ -7,13 +7,17 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 
 from pal_fast import _checks, _extension, ops
 from pal_fast.constants import BACKENDS
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAMESPACE = {"cuda": "pal_fast", "cpu": "pal_fast", "triton": "pal_fast_triton"}
 
@@ -42,6 +46,13 @@ def backends() -> dict[str, BackendStatus]:
     return {name: BackendStatus(name, not reasons.get(name), reasons.get(name) or details[name]()) for name in BACKENDS}
 
 
+def _constant(function: _Function) -> _Function:
+    """`torch.compiler.assume_constant_result`, without importing the compiler: traced code takes its result."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def choose(requested: str | None, device: torch.device) -> str:
     """The backend for tensors on `device`: the one asked for, or the fastest that can run there.
 
@@ -67,6 +78,7 @@ def why_not(name: str, device: torch.device) -> str:
     return _why_not_triton(device)
 
 
+@_constant
 def namespace(name: str) -> str:
     """The operator namespace of a compiled backend, registered and ready."""
     if name == "triton":

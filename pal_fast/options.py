@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 from pal_fast import _checks
 from pal_fast.constants import (
@@ -77,7 +76,7 @@ class HeatmapOptions:
     def sigma_for(self, image_size: tuple[float, float]) -> float:
         return float(self.sigma) if self.sigma is not None else max(image_size) * SIGMA_SHARE
 
-    @cached_property
+    @property
     def codes(self) -> tuple[int, int]:
         """(combine, normalize) as the operators take them."""
         return COMBINE.index(self.combine), NORMALIZE.index(self.normalize)
@@ -98,13 +97,13 @@ class LossOptions:
         _checks.choice("scale", self.scale, SCALE)
         _checks.choice("reduction", self.reduction, REDUCTION)
 
-    @cached_property
+    @property
     def codes(self) -> tuple[int, bool, int]:
         """(attribution, absolute, grouping) as the operators take them."""
         a = self.attribution
         return ATTRIBUTION.index(a.attribution), a.absolute, GROUPING.index(GROUPING_OF[a.channels])
 
-    @cached_property
+    @property
     def score_codes(self) -> tuple[int, int, int]:
         """(score, scale, reduction) as the operators take them."""
         return SCORE.index(self.score), SCALE.index(self.scale), REDUCTION.index(self.reduction)

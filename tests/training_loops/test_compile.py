@@ -9,6 +9,7 @@ from support.networks import SmallNet, Tokens, batch, gradient_error, judged, tw
 from torch import nn
 
 import pal_fast
+import pal_fast.nn
 from pal_fast.compiled import compile_body, compile_step
 
 
@@ -77,6 +78,45 @@ def test_a_whole_step_compiles_into_one_graph(kind, compiler, dtype, bound):
         loss.backward()
         assert relative_error(loss, wanted) < bound
         assert gradient_error(model, gradients) < bound
+
+
+def test_operators_are_opaque_nodes_of_one_graph():
+    model = SmallNet()
+    images, labels, landmarks = batch(dtype=torch.float32)
+    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    pal_fast.nn.prepare_head(model, "middle", images)
+    pal = pal_fast.PALLoss(model, "middle")
+    graphs = []
+
+    def keep(module, inputs):
+        graphs.append([str(node.target) for node in module.graph.nodes if node.op == "call_function"])
+        return module.forward
+
+    @compile_step(backend=keep)
+    def step(images, labels, landmarks):
+        logits = model(images)
+        return nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+
+    loss = step(images, labels, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-5
+    assert gradient_error(model, gradients) < 1e-3
+    (called,) = graphs
+    assert called.count("pal_fast.pal_loss.default") == 1
+    assert called.count("pal_fast.batch_norm.default") == 1
+
+
+def test_the_functional_loss_compiles_on_its_own():
+    f, g = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 3, 8, 8, requires_grad=True)
+    landmarks = torch.rand(2, 5, 2) * 32
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss_of(f, g, landmarks):
+        return pal_fast.pal_loss(f, g, landmarks=landmarks, image_size=32)
+
+    got = torch.autograd.grad(loss_of(f, g, landmarks), (f, g))
+    wanted = torch.autograd.grad(pal_fast.pal_loss(f, g, landmarks=landmarks, image_size=32), (f, g))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 def test_batch_norm_statistics_of_a_compiled_step_are_those_of_an_eager_one():

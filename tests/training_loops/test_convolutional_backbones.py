@@ -1,4 +1,4 @@
-"""Convolutional backbones at 224x224 on the CPU: one step each, gradients finite and equal to the judge's in float64."""
+"""Convolutional backbones at 224x224 on the CPU: one step each, gradients equal to the judge's in float64."""
 
 from __future__ import annotations
 
