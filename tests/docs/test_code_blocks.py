@@ -23,9 +23,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 #: Pages whose blocks another test runs, with what they need around them.
 ELSEWHERE = {ROOT / "docs" / "integrations": "tests/training_loops/test_integrations.py"}
 
-#: Commands that are named already and about to be added.
-PENDING = {"demo", "explain", "landmarks"}
-
 #: What a page may need that is no dependency of the package; without it the page is skipped.
 OPTIONAL = ("timm", "torchvision", "torchmetrics", "accelerate", "scipy", "PIL", "skimage")
 
@@ -94,14 +91,11 @@ def parses(parser: argparse.ArgumentParser, words: list[str]) -> bool:
 def test_the_commands_of_a_page_are_commands(page, capsys):
     """Each complete command line is parsed by the command's own parser; a bare mention must name a command."""
     parser = cli.build_parser()
-    known_now = {command.NAME for command in cli.commands()}
-    known = known_now | PENDING
+    known = {command.NAME for command in cli.commands()}
     for where, line in command_lines(page):
         words = shlex.split(line, comments=True)[1:]
         if len(words) == 1 and not words[0].startswith("-"):
             assert words[0] in known, f"{where}: {line}"
-            continue
-        if words[0] in PENDING - known_now:
             continue
         assert parses(parser, words), f"{where}: {line}\n{capsys.readouterr().err}"
 

@@ -1,0 +1,101 @@
+"""Writes the tables of docs/performance.md from benchmarks/results: `python -m benchmarks.performance_page`.
+
+Only what a CSV holds gets into a table, and a cell that is empty there says so here. tests/docs keeps the page and the
+results in step.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+RESULTS: Final = ROOT / "benchmarks" / "results"
+PAGE: Final = ROOT / "docs" / "performance.md"
+
+#: Between these lines a table is written.
+_MARKED: Final = re.compile(
+    r"(?P<start><!-- results: (?P<subject>\w+) (?P<device>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+)
+
+#: Columns of the results to those of the page. The case's own columns come first.
+SHOWN: Final = {
+    "peer": "implementation",
+    "p50_ms": "ms",
+    "times_faster": "times faster",
+    "share": "share of the machine's bandwidth",
+    "peak_mb": "peak MB",
+}
+_FIRST_MEASURED: Final = "peer"
+_ENVIRONMENT: Final = ("device", "driver", "threads", "load", "python", "torch", "cuda", "triton")
+
+
+def table(subject: str, device: str) -> str:
+    """Forward plus backward of every case, as Markdown; a sentence where nothing has been measured."""
+    path = RESULTS / f"{subject}_{device}.csv"
+    if not path.is_file():
+        kind = "GPU" if device == "cuda" else "CPU"
+        return f"*Empty: no {kind} has run this yet. `python -m benchmarks.{subject}` on one fills it.*\n"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    modes = {row["mode"] for row in rows}
+    mode = "both" if "both" in modes else next(iter(sorted(modes)))
+    rows = [row for row in rows if row["mode"] == mode]
+    names = list(rows[0])
+    case = [name for name in names[: names.index(_FIRST_MEASURED)] if len({row[name] for row in rows}) > 1]
+    lines = [
+        "| " + " | ".join([*case, *SHOWN.values()]) + " |",
+        "|" + "---|" * (len(case) + len(SHOWN)),
+        *("| " + " | ".join([*(row[name] for name in case), *_figures(row)]) + " |" for row in rows),
+    ]
+    words = {"both": "Forward plus backward", "forward": "Forward"}.get(mode, mode)
+    return f"{words}, medians. {_environment(rows)}\n\n" + "\n".join(lines) + "\n"
+
+
+def _figures(row: Mapping[str, str]) -> list[str]:
+    if not row["p50_ms"]:
+        return [
+            row["peer"],
+            f"not measured: {row['note'] or 'no reason was kept'}",
+            *("" for _ in range(len(SHOWN) - 2)),
+        ]
+    return [_cell(name, row.get(name, "")) for name in SHOWN]
+
+
+def _cell(name: str, value: str) -> str:
+    if not value:
+        return "–"
+    if name == "share":
+        return f"{float(value):.0%}"
+    if name in ("p50_ms", "times_faster", "peak_mb"):
+        return f"{float(value):.3g}"
+    return value
+
+
+def _environment(rows: list[dict[str, str]]) -> str:
+    """The machines and versions that the rows name."""
+    said = []
+    for name in _ENVIRONMENT:
+        values = sorted({row.get(name, "") for row in rows} - {""})
+        if name == "load" and len(values) > 1:
+            values = [f"{values[0]} to {values[-1]}"]
+        if values:
+            said.append(f"{name} {', '.join(values)}" if name != "device" else ", ".join(values))
+    return "; ".join(said) + "."
+
+
+def written(page: str) -> str:
+    """The page with its tables made anew."""
+    return _MARKED.sub(lambda m: m["start"] + table(m["subject"], m["device"]) + m["end"], page)
+
+
+def main() -> None:
+    PAGE.write_text(written(PAGE.read_text()))
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
