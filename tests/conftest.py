@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,26 @@ import torch
 from support.triton_namesake import hide
 
 hide()
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _import_benchmarks() -> None:
+    """Makes `benchmarks` the package of the source tree, and not the folder of its tests.
+
+    The tree itself is not put on the path: its pal_fast would hide the installed one, which is what is tested.
+    """
+    folder = ROOT / "benchmarks"
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["benchmarks"])
+
+
+_import_benchmarks()
 
 #: Set PAL_FAST_TEST_SEED to repeat a run.
 SEED = int(os.environ.get("PAL_FAST_TEST_SEED") or random.SystemRandom().randrange(2**31))
