@@ -1,0 +1,190 @@
+"""Bad data: one summary with counts and the first few names, as an error or as a warning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pal_fast.data import open_dataset
+from pal_fast.landmarks import LandmarkFileError, LandmarkSet
+
+pytest.importorskip("PIL")
+
+from support import drawn_datasets
+from support.drawn_datasets import Written
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Written:
+    return drawn_datasets.write_folder(tmp_path / "folder", 16, 6, size=32, seed=4)
+
+
+@pytest.fixture
+def rafdb(tmp_path: Path) -> Written:
+    """Without Annotation, which most copies do not have."""
+    root = tmp_path / "rafdb"
+    written = drawn_datasets.write_folder(tmp_path / "source", 8, 8, size=32, seed=4)
+    lines = []
+    for row, name in enumerate(written.names):
+        stem = f"train_{row + 1:05d}" if row < 8 else f"test_{row - 7:04d}"
+        target = root / "Image" / "aligned" / f"{stem}_aligned.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (written.root / name).rename(target)
+        lines.append(f"{stem}.jpg {row % 7 + 1}\n")
+    drawn_datasets.write(root / "EmoLabel" / "list_patition_label.txt", "".join(lines))
+    return Written(root, written.names, written.expressions, written.landmarks)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_about_classes() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*classes without images")
+        yield
+
+
+def break_some(written: Written) -> tuple[str, str, str]:
+    """One image absent (RAF-DB's list names it), one cut off, one that is no image."""
+    aligned = written.root / "Image" / "aligned"
+    absent, cut, text = (f"Image/aligned/train_0000{k}_aligned.jpg" for k in (1, 2, 3))
+    (written.root / absent).unlink()
+    content = (aligned / "train_00002_aligned.jpg").read_bytes()
+    (written.root / cut).write_bytes(content[: len(content) // 2])
+    (written.root / text).write_text("<html>404</html>")
+    return absent, cut, text
+
+
+@pytest.mark.parametrize("verify", ["quick", "full"])
+def test_absent_and_unreadable_images_make_one_error(rafdb: Written, verify: str) -> None:
+    absent, cut, text = break_some(rafdb)
+    with pytest.raises(ValueError, match="bad_images='skip' leaves them out") as failure:
+        open_dataset("rafdb", rafdb.root, "train", verify=verify)
+    said = str(failure.value)
+    assert f"of 8 images 1 absent ({absent}) and 2 unusable" in said
+    assert f"{cut}: " in said
+    assert "truncated" in said
+    assert f"{text}: not an image" in said
+
+
+def test_bad_images_can_be_left_out(rafdb: Written) -> None:
+    bad = break_some(rafdb)
+    with pytest.warns(UserWarning, match="1 absent .* and 2 unusable .*; they are left out"):
+        dataset = open_dataset("rafdb", rafdb.root, "train", bad_images="skip")
+    assert len(dataset) == 5
+    assert not set(bad) & set(dataset.names)
+    assert dataset.labels.tolist() == [3, 4, 5, 6, 0]
+    assert all(dataset[k]["image"].shape == (3, 32, 32) for k in range(5))
+
+
+def test_many_bad_images_are_counted_and_the_first_few_named(rafdb: Written) -> None:
+    for k in range(1, 8):
+        (rafdb.root / "Image" / "aligned" / f"train_0000{k}_aligned.jpg").unlink()
+    with pytest.raises(ValueError, match=r"7 absent \(Image/aligned/train_00001_aligned\.jpg, .* and 2 more\)"):
+        open_dataset("rafdb", rafdb.root, "train")
+
+
+def test_an_image_that_breaks_later_is_named(rafdb: Written) -> None:
+    dataset = open_dataset("rafdb", rafdb.root, "train", verify="none")
+    path = rafdb.root / dataset.names[2]
+    path.write_bytes(b"")
+    with pytest.raises(OSError, match=r"train_00003_aligned\.jpg cannot be read as an image"):
+        dataset[2]
+
+
+def test_a_malformed_label_line_is_named(rafdb: Written) -> None:
+    labels = rafdb.root / "EmoLabel" / "list_patition_label.txt"
+    for line in ("train_00009.jpg 8", "train_00009.jpg", "val_1.jpg 1"):
+        labels.write_text(f"train_00001.jpg 1\n{line}\n")
+        with pytest.raises(LandmarkFileError, match="line 2: expected an image's name train_"):
+            open_dataset("rafdb", rafdb.root, "train")
+
+
+def test_landmarks_of_other_images_are_refused(folder: Written) -> None:
+    marks = LandmarkSet(torch.zeros(3, 68, 2), ("x/1.jpg", "x/2.jpg", "x/3.jpg"))
+    with pytest.raises(ValueError, match=r"landmarks of 3 images \(x/1\.jpg, .*\), but of none of the 16 images"):
+        open_dataset("folder", folder.root, "train", landmarks=marks)
+    empty = LandmarkSet(torch.zeros(0, 68, 2), ())
+    with pytest.raises(ValueError, match="landmarks of 0 images"):
+        open_dataset("folder", folder.root, "train", landmarks=empty)
+
+
+def test_images_without_landmarks_are_counted_and_named(folder: Written) -> None:
+    points = folder.landmarks.clone()
+    points[0] = torch.nan
+    marks = LandmarkSet(points, folder.names).select(range(14))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        dataset = open_dataset("folder", folder.root, "train", landmarks=marks)
+    said = [str(warning.message) for warning in told if "classes without" not in str(warning.message)]
+    assert len(said) == 1
+    assert f"of 16 images 2 are not in landmarks ({', '.join(sorted(folder.names[14:16]))})" in said[0]
+    assert f"1 are there without a face ({folder.names[0]})" in said[0]
+    missing = {folder.names[0], *folder.names[14:16]}
+    for index, name in enumerate(dataset.names):
+        assert bool(dataset[index]["landmarks"].isnan().all()) == (name in missing)
+
+
+def test_landmarks_of_another_crop_are_noticed(folder: Written) -> None:
+    marks = LandmarkSet(folder.landmarks * 5 + 100, folder.names)
+    with pytest.warns(UserWarning, match="of 16 of 16 images most landmarks lie outside of the image"):
+        open_dataset("folder", folder.root, "train", landmarks=marks)
+
+
+def test_empty_classes_are_named_and_an_empty_split_is_an_error(folder: Written) -> None:
+    (folder.root / "train" / "boredom").mkdir()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        dataset = open_dataset("folder", folder.root, "train")
+    assert any("classes without images: " in str(w.message) and "boredom" in str(w.message) for w in told)
+    assert "boredom" in dataset.classes
+    assert dataset.class_counts[dataset.classes.index("boredom")] == 0
+    for name in folder.names[16:]:
+        (folder.root / name).unlink()
+    with pytest.raises(ValueError, match="no image to use"):
+        open_dataset("folder", folder.root, "test")
+
+
+def test_affectnet_annotations_that_are_absent_make_one_error(tmp_path: Path) -> None:
+    written = drawn_datasets.write_affectnet_small(tmp_path, 4, 2, size=32)
+    for k in (1, 3):
+        (written.root / "train_set" / "annotations" / f"{k}_exp.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no _exp\.npy of 2 images: 1\.jpg, 3\.jpg"):
+        open_dataset("affectnet", written.root, "train")
+
+
+def test_affectnet_boxes_outside_of_the_image_are_named(tmp_path: Path) -> None:
+    written = drawn_datasets.write_affectnet_full(tmp_path, 4, 2)
+    path = written.root / "training.csv"
+    path.write_text(path.read_text().replace(",40,24,64,64,", ",400,24,64,64,"))
+    with pytest.raises(ValueError, match=r"2 unusable .*box begins outside of 160 x 110 pixels"):
+        open_dataset("affectnet", written.root, "train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"name": "raf"}, "did you mean 'rafdb'"),
+        ({"split": "val"}, "split must be one of 'train', 'test'"),
+        ({"root": "/nowhere"}, "root must be the folder of folder"),
+        ({"verify": "yes"}, "verify must be one of"),
+        ({"bad_images": "ignore"}, "bad_images must be one of"),
+        ({"classes": 40}, "classes must be from 1 to"),
+        ({"classes": ("angry",)}, "did you mean 'anger'"),
+        ({"classes": ("anger", "anger")}, "classes must be different names"),
+        ({"margin": 0.1}, "an option of folder"),
+        ({"landmarks": "/nowhere.npz"}, "no landmarks at /nowhere.npz"),
+    ],
+)
+def test_a_bad_argument_is_named(folder: Written, arguments: dict[str, object], named: str) -> None:
+    given = {"name": "folder", "root": folder.root, "split": "train"} | arguments
+    with pytest.raises((ValueError, FileNotFoundError), match=named):
+        open_dataset(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["rafdb", "affectnet", "ferplus", "folder"])
+def test_a_folder_of_something_else_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"under|class folders"):
+        open_dataset(name, tmp_path, "train")
