@@ -102,12 +102,12 @@ def _transformed(
 ) -> tuple[Tensor, Tensor]:
     from torchvision import tv_tensors
 
-    from pal_fast.data.points import Landmarks
+    from pal_fast.data.points import on_canvas
 
     given = {
         "image": tv_tensors.Image(image),
         # A copy, so that a transform in place leaves the data set as it is.
-        "landmarks": Landmarks(points.clone(), canvas_size=(image.shape[-2], image.shape[-1])),
+        "landmarks": on_canvas(points.clone(), (image.shape[-2], image.shape[-1])),
     }
     made = transform(given)
     return made["image"].as_subclass(Tensor), made["landmarks"].as_subclass(Tensor)

@@ -9,8 +9,8 @@ and renumber left and right where a flip exchanges them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,48 +24,98 @@ class Landmarks(tv_tensors.KeyPoints):
     """(K, 2) float32, (x, y) in pixels of an image of `canvas_size` (height, width), integer = pixel centre."""
 
 
-def _plain(points: Landmarks) -> Tensor:
-    return points.as_subclass(Tensor)
+class Motion(NamedTuple):
+    """An affine motion of the plane: x -> xx * x + xy * y + right, y -> yx * x + yy * y + down.
+
+    Its numbers are plain floats, so that motions are joined before the first tensor is touched: a loader moves the
+    landmarks of every image.
+    """
+
+    xx: float = 1.0
+    xy: float = 0.0
+    yx: float = 0.0
+    yy: float = 1.0
+    right: float = 0.0
+    down: float = 0.0
+
+    def then(self, other: Motion) -> Motion:
+        """This motion, then the other."""
+        a, b, c, d, e, f = self
+        return Motion(
+            other.xx * a + other.xy * c,
+            other.xx * b + other.xy * d,
+            other.yx * a + other.yy * c,
+            other.yx * b + other.yy * d,
+            other.xx * e + other.xy * f + other.right,
+            other.yx * e + other.yy * f + other.down,
+        )
+
+    def apply(self, points: Tensor) -> Tensor:
+        """Points (..., 2); one with a coordinate that is NaN or infinite becomes NaN."""
+        turn = torch.tensor(((self.xx, self.yx), (self.xy, self.yy)), dtype=points.dtype)
+        shift = torch.tensor((self.right, self.down), dtype=points.dtype)
+        return torch.addmm(shift, points, turn) if points.ndim == 2 else points @ turn + shift
 
 
-def _made(points: Tensor, canvas_size: tuple[int, int]) -> Landmarks:
+def flip_motion(width: int) -> Motion:
+    return Motion(xx=-1, right=width - 1)
+
+
+def rotation_motion(
+    old: tuple[int, int], angle: float, center: Sequence[float] | None = None, new: tuple[int, int] | None = None
+) -> Motion:
+    """Counterclockwise by `angle` degrees about `center`, (x, y) from the corner, as torchvision turns the image.
+
+    Args: old, new: (height, width) before and after; the middle of the one comes to the middle of the other.
+    """
+    height, width = old
+    x, y = (width / 2, height / 2) if center is None else center
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    grown = (0.0, 0.0) if new is None else ((new[1] - width) / 2, (new[0] - height) / 2)
+    x, y = x - 0.5, y - 0.5
+    return Motion(cos, sin, -sin, cos, x - cos * x - sin * y + grown[0], y + sin * x - cos * y + grown[1])
+
+
+def crop_motion(left: int, top: int, old: tuple[int, int], new: tuple[int, int]) -> Motion:
+    """A part of (height, width) `old` is cut out and resized to `new`: (p - corner + 0.5) * new / old - 0.5."""
+    x, y = new[1] / old[1], new[0] / old[0]
+    return Motion(xx=x, yy=y, right=(0.5 - left) * x - 0.5, down=(0.5 - top) * y - 0.5)
+
+
+def on_canvas(points: Tensor, canvas_size: tuple[int, int]) -> Landmarks:
+    """`Landmarks` that share their memory with `points`."""
     return Landmarks._wrap(points, canvas_size=canvas_size, check_dims=False)
+
+
+def move(points: Landmarks, motion: Motion, canvas_size: tuple[int, int], *, mirrored: bool = False) -> Landmarks:
+    """The landmarks under a motion; `mirrored` renumbers left and right."""
+    # Even `.dtype` of a tensor subclass goes through Python; of a plain tensor it does not.
+    plain = points.as_subclass(Tensor)
+    return on_canvas(motion.apply(renumber_mirrored(plain) if mirrored else plain), canvas_size)
 
 
 @F.register_kernel(F.horizontal_flip, Landmarks)
 def _horizontal_flip(points: Landmarks, **_: Any) -> Landmarks:
-    turned = renumber_mirrored(_plain(points)).clone()
-    turned[..., 0].neg_().add_(points.canvas_size[1] - 1)
-    return _made(turned, points.canvas_size)
+    return move(points, flip_motion(points.canvas_size[1]), points.canvas_size, mirrored=True)
 
 
 @F.register_kernel(F.vertical_flip, Landmarks)
 def _vertical_flip(points: Landmarks, **_: Any) -> Landmarks:
-    turned = renumber_mirrored(_plain(points)).clone()
-    turned[..., 1].neg_().add_(points.canvas_size[0] - 1)
-    return _made(turned, points.canvas_size)
-
-
-def _scaled(points: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    ratio = torch.tensor([new[1] / old[1], new[0] / old[0]], dtype=points.dtype)
-    return (points + 0.5) * ratio - 0.5
-
-
-def _shifted(points: Tensor, left: int, top: int) -> Tensor:
-    return points - torch.tensor([left, top], dtype=points.dtype)
+    motion = Motion(yy=-1, down=points.canvas_size[0] - 1)
+    return move(points, motion, points.canvas_size, mirrored=True)
 
 
 @F.register_kernel(F.resize, Landmarks)
 def _resize(points: Landmarks, size: Any, max_size: int | None = None, **_: Any) -> Landmarks:
     old = points.canvas_size
-    # torchvision's rule for the new size, with its own dispatch.
+    # torchvision's rule for the new size, with its own dispatch
     new = F.resize(tv_tensors.KeyPoints(torch.zeros(1, 2), canvas_size=old), size, max_size=max_size).canvas_size
-    return _made(_scaled(_plain(points), old, new), new)
+    return move(points, crop_motion(0, 0, old, new), new)
 
 
 @F.register_kernel(F.crop, Landmarks)
 def _crop(points: Landmarks, top: int, left: int, height: int, width: int, **_: Any) -> Landmarks:
-    return _made(_shifted(_plain(points), left, top), (height, width))
+    return move(points, Motion(right=-left, down=-top), (height, width))
 
 
 @F.register_kernel(F.resized_crop, Landmarks)
@@ -73,34 +123,28 @@ def _resized_crop(
     points: Landmarks, top: int, left: int, height: int, width: int, size: list[int], **_: Any
 ) -> Landmarks:
     new = (size[0], size[-1])
-    return _made(_scaled(_shifted(_plain(points), left, top), (height, width), new), new)
+    return move(points, crop_motion(left, top, (height, width), new), new)
 
 
 @F.register_kernel(F.rotate, Landmarks)
 def _rotate(
     points: Landmarks, angle: float, expand: bool = False, center: list[float] | None = None, **_: Any
 ) -> Landmarks:
-    """Counterclockwise by `angle` degrees about `center`, (x, y) from the corner, as torchvision turns the image."""
-    height, width = new_height, new_width = points.canvas_size
+    old = new = points.canvas_size
     if expand:
         # The kernel of images decides the new size; that of KeyPoints comes to another one.
-        turned = F.rotate(torch.empty(1, height, width), angle, expand=True, center=center)
-        new_height, new_width = turned.shape[-2:]
-    x, y = (width / 2, height / 2) if center is None else center
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    matrix = torch.tensor([[cos, -sin], [sin, cos]], dtype=points.dtype)  # (x, y) as a row, times the transpose
-    about = torch.tensor([x - 0.5, y - 0.5], dtype=points.dtype)
-    grown = torch.tensor([(new_width - width) / 2, (new_height - height) / 2], dtype=points.dtype)
-    return _made((_plain(points) - about) @ matrix + (about + grown), (new_height, new_width))
+        turned = F.rotate(torch.empty(1, *old), angle, expand=True, center=center)
+        new = (turned.shape[-2], turned.shape[-1])
+    return move(points, rotation_motion(old, angle, center, new), new)
 
 
 def _by_edges(functional: Callable[..., Any]) -> None:
     """Registers torchvision's kernel of KeyPoints, which counts from the edge of the first pixel, with the shift."""
 
     def moved(points: Landmarks, *args: Any, **kwargs: Any) -> Landmarks:
-        edges = tv_tensors.KeyPoints(_plain(points) + 0.5, canvas_size=points.canvas_size)
+        edges = tv_tensors.KeyPoints(points.as_subclass(Tensor) + 0.5, canvas_size=points.canvas_size)
         result = functional(edges, *args, **kwargs)
-        return _made(result.as_subclass(Tensor) - 0.5, result.canvas_size)
+        return on_canvas(result.as_subclass(Tensor) - 0.5, result.canvas_size)
 
     F.register_kernel(functional, Landmarks)(moved)
 

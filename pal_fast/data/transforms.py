@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pal_fast import _checks
@@ -13,6 +13,35 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 Numbers = tuple[float, float, float]
+
+
+class FaceTransform:
+    """A view of a face, which moves image and landmarks, then transforms that only change the image.
+
+    Called with a dict of `image` and `landmarks` (see `FaceDataset`), or with an image alone.
+
+    Attributes:
+        view: a `pal_fast.data.random_view.RandomView`.
+        paints: torchvision transforms; they never see the landmarks, which saves a loader what torchvision spends on
+            finding out that they are none of its concern.
+    """
+
+    def __init__(self, view: Any, paints: Sequence[Any]) -> None:
+        self.view, self.paints = view, tuple(paints)
+
+    def __call__(self, sample: Any) -> Any:
+        if not isinstance(sample, dict):
+            return self._painted(self.view(sample))
+        image, landmarks = self.view.both(sample["image"], sample["landmarks"])
+        return {**sample, "image": self._painted(image), "landmarks": landmarks}
+
+    def _painted(self, image: Any) -> Any:
+        for paint in self.paints:
+            image = paint(image)
+        return image
+
+    def __repr__(self) -> str:
+        return f"FaceTransform({', '.join(map(repr, (self.view, *self.paints)))})"
 
 
 def train_transform(
@@ -39,26 +68,20 @@ def train_transform(
         erase: probability that a rectangle is erased (set to the mean).
         mean, std: per channel, of RGB images in [0, 1].
 
-    Returns: a torchvision `v2.Compose`; images come out float32 (3, height, width).
+    Returns: a `FaceTransform`; images come out float32 (3, height, width).
     Raises: ImportError without torchvision.
     """
     v2, torch = _torchvision()
-    side = list(_checks.size_pair("size", size))
-    steps: list[Any] = []
-    if flip:
-        steps.append(v2.RandomHorizontalFlip(flip))
-    if degrees:
-        steps.append(v2.RandomRotation(degrees, interpolation=v2.InterpolationMode.BILINEAR))
-    if tuple(scale) == (1.0, 1.0):
-        steps.append(v2.Resize(side, antialias=True))
-    else:
-        steps.append(v2.RandomResizedCrop(side, scale=scale, ratio=ratio, antialias=True))
+    from pal_fast.data.random_view import RandomView
+
+    view = RandomView(_checks.size_pair("size", size), flip=flip, degrees=degrees, scale=scale, ratio=ratio)
+    paints: list[Any] = []
     if colour:
-        steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+        paints.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
+    paints += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
     if erase:
-        steps.append(v2.RandomErasing(erase))
-    return v2.Compose(steps)
+        paints.append(v2.RandomErasing(erase))
+    return FaceTransform(view, paints)
 
 
 def eval_transform(
@@ -66,13 +89,10 @@ def eval_transform(
 ) -> Transform:
     """Resized to `size` and normalised, nothing random. Arguments as of `train_transform`."""
     v2, torch = _torchvision()
-    return v2.Compose(
-        [
-            v2.Resize(list(_checks.size_pair("size", size)), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(mean), list(std)),
-        ]
-    )
+    from pal_fast.data.random_view import RandomView
+
+    whole = RandomView(_checks.size_pair("size", size), flip=0, degrees=0, scale=(1, 1))
+    return FaceTransform(whole, [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
 
 
 def _torchvision() -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+import torch
 from torch import Tensor
 
 # Pairs of (subject's right, subject's left); a point without a partner lies on the midline.
@@ -40,6 +41,9 @@ MIRROR: Final[dict[int, tuple[int, ...]]] = {
 }
 
 
+_MIRROR_INDEX: Final = {count: torch.tensor(order) for count, order in MIRROR.items()}
+
+
 def renumber_mirrored(points: Tensor) -> Tensor:
     """Landmarks of an image that was flipped, with left and right numbered as in an unflipped one.
 
@@ -47,8 +51,8 @@ def renumber_mirrored(points: Tensor) -> Tensor:
 
     Args: points (..., K, 2).
     """
-    order = MIRROR.get(points.shape[-2])
-    return points if order is None else points[..., list(order), :]
+    order = _MIRROR_INDEX.get(points.shape[-2])
+    return points if order is None else points.index_select(-2, order.to(points.device))
 
 
 _WFLW_TO_68 = (

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pal_fast.data.points import Landmarks
+from pal_fast.data.random_view import RandomView
 
 HEIGHT, WIDTH, SIGMA = 60, 80, 4.0
 BILINEAR = v2.InterpolationMode.BILINEAR
@@ -121,6 +122,37 @@ def test_train_transform_keeps_a_spot_and_its_landmark_together(generator: torch
     difference = torch.stack(differences)
     assert difference.abs().max() < 0.15
     assert difference.mean(0).abs().max() < 0.03, "a constant shift"
+
+
+@pytest.mark.parametrize("scale", [(0.5, 0.9), (1.0, 1.0)])
+def test_a_random_view_is_flip_rotation_and_crop_by_torchvision_s_own_kernels(
+    scale: tuple[float, float], points: Tensor, seed: int
+) -> None:
+    """The landmarks moved at once end where the three kernels bring them, one after the other."""
+    view = RandomView((50, 70), flip=0.5, degrees=20, scale=scale)
+    flips = set()
+    for turn in range(24):
+        given = sample(points)
+        torch.manual_seed(seed + turn)
+        image, landmarks = view.both(given["image"], given["landmarks"])
+        torch.manual_seed(seed + turn)
+        params = view.make_params([given["image"]])
+        flips.add(params["flip"])
+        expected = sample(points)
+        if params["flip"]:
+            expected = {key: F.horizontal_flip(value) for key, value in expected.items()}
+        expected = {key: F.rotate(value, params["angle"], BILINEAR) for key, value in expected.items()}
+        if params["crop"]:
+            expected = {key: F.resized_crop(value, **params["crop"], size=[50, 70]) for key, value in expected.items()}
+        else:
+            expected = v2.Resize([50, 70])(expected)
+        assert landmarks.canvas_size == expected["landmarks"].canvas_size == (50, 70)
+        torch.testing.assert_close(image.as_subclass(Tensor), expected["image"].as_subclass(Tensor))
+        both = landmarks.as_subclass(Tensor), expected["landmarks"].as_subclass(Tensor)
+        torch.testing.assert_close(*both, rtol=0, atol=1e-3)
+    assert flips == {True, False}
+    assert view(sample(points))["landmarks"].canvas_size == (50, 70), "torchvision's way in"
+    assert view(sample(points)["image"]).shape == (3, 50, 70)
 
 
 def test_eval_transform_is_resize_and_normalisation(generator: torch.Generator) -> None:
