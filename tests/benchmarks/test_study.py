@@ -1,8 +1,10 @@
-"""The study: its plan, its table on disk and its statistics."""
+"""The study: its plan, its table on disk, its set-up and its statistics."""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,23 +12,86 @@ import torch
 
 pytest.importorskip("scipy", reason="the study's statistics need SciPy")
 
-from benchmarks import study, study_report
-from benchmarks.study_runs import Condition, FaceSet, prior_landmarks
+from benchmarks import study, study_pictures, study_report, study_runs, study_set_up
+from benchmarks.study_runs import BACKEND, Condition, FaceSet, epochs_for, margin, prior_landmarks, run
+from pal_fast import PALLoss, demo
+from pal_fast.faces.experiment import BATCH, EPOCHS, TRAINING_FACES, fresh_faces
+from pal_fast.faces.network import LAYER, FaceNet
+
+
+def measures(accuracy: float) -> dict[str, float]:
+    return dict.fromkeys(study.MEASURES, 0.25) | {"accuracy": accuracy}
 
 
 def test_every_run_is_planned_once_with_every_seed() -> None:
     runs = study.plan()
     assert len(set(runs)) == len(runs)
     assert {run.seed for run in runs} == set(study.SEEDS)
-    assert len(study.plan(["core"])) == 7 * len(study.SEEDS)
+    assert len(study.plan(["core"])) == 10 * len(study.SEEDS)
+
+
+def test_the_seeds_are_not_the_ones_that_the_set_up_was_chosen_on() -> None:
+    assert not set(study.SEEDS) & {*demo.SEEDS, 100, 101, 102}
+    assert len(study.SEEDS) >= 5
+
+
+def test_every_condition_makes_a_loss() -> None:
+    """The plan's options are PALLoss's: a typing error must not show after an hour."""
+    model = FaceNet()
+    for condition in study.plan(seeds=(0,)):
+        options = condition.pal_options()
+        assert (options is None) == (condition.prior == "none")
+        if options is not None:
+            assert options["backend"] == BACKEND
+            PALLoss(model, LAYER, **options).remove()
+
+
+def test_small_and_large_sets_are_trained_as_long_as_stated() -> None:
+    steps = {n: epochs_for(n) * math.ceil(n / BATCH) for n in (50, 100, TRAINING_FACES, 700, 2000)}
+    assert epochs_for(TRAINING_FACES) == EPOCHS
+    assert all(steps[n] == steps[TRAINING_FACES] for n in (50, 100, 700))
+    assert epochs_for(2000) == 8
+
+
+def test_a_run_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_runs, "STEPS", 1)
+    monkeypatch.setattr(study_runs, "_fresh_faces", lambda occlusion: fresh_faces(30, occlusion))
+    row = run(Condition(prior="random", target="margin", weight=1.0, images=8, seed=3))
+    assert list(row) == list(study.COLUMNS)
+    assert all(0 <= float(row[name]) <= 1 for name in ("accuracy", "accuracy_occluded", "follows_cue"))  # type: ignore[arg-type]
+
+
+def test_the_margin_is_what_a_softmax_sees(generator: torch.Generator) -> None:
+    logits, labels = torch.randn(5, 7, generator=generator), torch.arange(5)
+    shifted = logits + torch.randn(5, 1, generator=generator)
+    torch.testing.assert_close(margin(logits, labels), margin(shifted, labels), rtol=1e-4, atol=1e-5)
 
 
 def test_the_table_on_disk_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "study.csv"
     condition = Condition(prior="random", absolute=False, weight=0.3, seed=2)
-    values = [*condition.fields().values(), 0.5, 0.4, 0.3]
+    values = [*condition.fields().values(), 0.5, 0.4, 0.3, 0.2, 0.1]
     path.write_text(",".join(study.COLUMNS) + "\n" + ",".join(map(str, values)) + "\n")
-    assert study.read(path) == {condition: {"accuracy": 0.5, "accuracy_occluded": 0.4, "alignment": 0.3}}
+    assert study.read(path) == {condition: dict(zip(study.MEASURES, (0.5, 0.4, 0.3, 0.2, 0.1), strict=True))}
+
+
+def test_rows_of_another_set_up_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set_up.json"
+    with pytest.raises(RuntimeError, match="missing"):
+        study_set_up.claim(path, fresh=False)
+    study_set_up.claim(path, fresh=True)
+    study_set_up.claim(path, fresh=False)
+    kept = json.loads(path.read_text())
+    kept["landmarks"][3] += 0.5
+    kept["EPOCHS"] += 1
+    path.write_text(json.dumps(kept))
+    with pytest.raises(RuntimeError, match="EPOCHS, landmarks differ"):
+        study_set_up.claim(path, fresh=False)
+
+
+def test_the_published_rows_are_of_the_set_up_in_this_tree() -> None:
+    """Whoever changes the faces, the network or the recipe must run the study again."""
+    study_set_up.claim(study.RESULTS.with_name("study_set_up.json"), fresh=False)
 
 
 def test_interval_is_students() -> None:
@@ -44,15 +109,33 @@ def test_a_shuffled_face_never_keeps_its_own_landmarks(generator: torch.Generato
         assert shuffled[:, 0, 0].sort().values.equal(landmarks[:, 0, 0])
 
 
-def test_the_table_pairs_runs_by_seed() -> None:
+def rows_with_gains(*gains: float) -> dict[Condition, dict[str, float]]:
     rows = {}
-    for seed, gain in enumerate((0.1, 0.2, 0.3)):
-        rows[Condition(seed=seed)] = {"accuracy": 0.3, "accuracy_occluded": 0.2, "alignment": 0.1}
-        rows[Condition(prior="landmarks", weight=1.0, seed=seed)] = {
-            "accuracy": 0.3 + gain,
-            "accuracy_occluded": 0.2,
-            "alignment": 0.9,
-        }
+    for seed, gain in enumerate(gains):
+        rows[Condition(seed=seed)] = measures(0.3)
+        rows[Condition(prior="landmarks", weight=1.0, seed=seed)] = measures(0.3 + gain)
+    return rows
+
+
+def test_the_table_pairs_runs_by_seed() -> None:
+    last = study_report.table(rows_with_gains(0.1, 0.2, 0.3)).splitlines()[-1]
+    assert "PAL, weight=1 | 3 | 50.0 ± 24.8 |" in last
+    assert last.endswith("| +20.0 | 0.074 |")
+
+
+def test_a_seed_without_its_baseline_is_not_paired() -> None:
+    rows = rows_with_gains(0.1, 0.2, 0.3)
+    del rows[Condition(seed=2)]
     last = study_report.table(rows).splitlines()[-1]
-    assert "prior=landmarks, weight=1.0 | 3 | 50.0 ± 24.8 |" in last
-    assert last.endswith("+20.0 | 0.074 |")
+    assert "| 3 | 50.0" in last
+    assert "| +15.0 |" in last
+
+
+def test_the_pictures_are_drawn_from_whatever_runs_there_are(tmp_path: Path) -> None:
+    rows = rows_with_gains(0.1, 0.2)
+    rows |= {replace(c, images=50): measures(0.2) for c in list(rows)}
+    study_pictures.draw(study_report.by_condition(rows), tmp_path)
+    study_pictures.draw({}, tmp_path / "empty")
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {path.name for path in (tmp_path / "empty").glob("*.png")}
+    assert len(names) == 3

@@ -54,7 +54,7 @@ def test_a_network_that_always_says_one_thing_is_judged_so() -> None:
     judged = judge(model, faces)
     assert judged.accuracy == pytest.approx(float((faces.labels == 3).double().mean()))
     assert judged.follows_cue == pytest.approx(float((faces.cues == 3).double().mean()))
-    assert judged.alignment == 0.0  # no logit depends on the layer: flat maps
+    assert judged.alignment == judged.alignment_of_sum == 0.0  # no logit depends on the layer: flat maps
 
 
 def test_correlation_is_pearsons(generator: torch.Generator) -> None:
@@ -67,7 +67,7 @@ def test_correlation_is_pearsons(generator: torch.Generator) -> None:
 
 
 def test_the_table_states_means_and_every_seed() -> None:
-    judged = [demo.Judgement(0.25, 0.5, 0.125), demo.Judgement(0.75, 0.25, 0.375)]
+    judged = [demo.Judgement(0.25, 0.5, 0.125, 0.0), demo.Judgement(0.75, 0.25, 0.375, 0.0)]
     text = demo.table({"with PAL": demo.Outcome(judged, [0.010, 0.030, 0.020])})
     assert "50.0 %              37.5 %                  0.25         20.0 ms" in text
     assert "by seed 25.0, 75.0" in text

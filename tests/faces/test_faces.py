@@ -61,19 +61,19 @@ def test_faces_lie_in_the_picture(seed: int) -> None:
 
 def test_eye_landmarks_surround_a_dark_iris(seed: int) -> None:
     """The middle of the six landmarks of an open eye is the dark pupil or its rim; the cheek below is skin."""
-    faces = make_faces(200, 128, seed=seed)
+    faces = make_faces(200, 96, seed=seed)
     surprised = faces.expressions == EXPRESSIONS.index("surprise")
     images, points = faces.images[surprised], faces.landmarks[surprised]
     for first in (36, 42):
         middle = points[:, first : first + 6].mean(1, keepdim=True)
         below = middle + 2.2 * (points[:, [first + 4]] - points[:, [first + 1]])
         darker = colour_at(images, middle).mean((1, 2)) < colour_at(images, below).mean((1, 2))
-        assert float(darker.float().mean()) > 0.75
+        assert float(darker.float().mean()) > 0.7
 
 
 def test_mouth_landmarks_lie_on_lips(seed: int) -> None:
     """Halfway between the outer and the inner lip the colour is redder than the skin of the cheek."""
-    faces = make_faces(120, 128, seed=seed)
+    faces = make_faces(100, 96, seed=seed)
     p = faces.landmarks
     lower_lip = (p[:, 56:59] + p[:, 65:68]) / 2  # 56-65, 57-66, 58-67
     cheek = (p[:, [2, 14]] + p[:, [31, 35]]) / 2
@@ -82,23 +82,23 @@ def test_mouth_landmarks_lie_on_lips(seed: int) -> None:
         return (colour[..., 0] / (colour[..., 1] + 0.02)).mean(1)
 
     redder = redness(colour_at(faces.images, lower_lip)) > redness(colour_at(faces.images, cheek))
-    assert float(redder.float().mean()) > 0.9
+    assert float(redder.float().mean()) > 0.85
 
 
 def test_brow_landmarks_lie_on_hair(seed: int) -> None:
     """A brow's middle is darker than the skin halfway to the eye (fair skin, where the contrast is sure)."""
-    faces = make_faces(200, 128, seed=seed)
+    faces = make_faces(80, 96, seed=seed)
     p = faces.landmarks
     brow = colour_at(faces.images, p[:, [19, 24]]).mean((1, 2))
     forehead = colour_at(faces.images, (p[:, [20]] + p[:, [23]]) / 2).mean((1, 2))
     lid = colour_at(faces.images, (p[:, [19, 24]] * 0.55 + p[:, [37, 44]] * 0.45)).mean((1, 2))
     fair = forehead > 0.45
-    assert float((brow < lid)[fair].float().mean()) > 0.9
+    assert float((brow < lid)[fair].float().mean()) > 0.85
 
 
 def test_the_jaw_is_the_edge_of_the_face(seed: int) -> None:
     """The colour changes across the jaw line: outside of its sides lie wall, hair, ear or neck."""
-    faces = make_faces(100, 128, seed=seed)
+    faces = make_faces(60, 96, seed=seed)
     p = faces.landmarks
     nose = p[:, [30]]
     side = p[:, [3, 4, 12, 13]]
@@ -135,10 +135,10 @@ def test_the_cue_agrees_as_often_as_asked(agreement: float, seed: int) -> None:
 
 
 def test_without_agreement_the_cue_is_independent(seed: int) -> None:
-    faces = make_faces(4000, 16, seed=seed, cue_agreement=None)
+    faces = make_faces(2000, 16, seed=seed, cue_agreement=None)
     table = torch.zeros(7, 7, dtype=torch.float64)
-    table.index_put_((faces.labels, faces.cues), torch.ones(4000, dtype=torch.float64), accumulate=True)
-    expected = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / 4000
+    table.index_put_((faces.labels, faces.cues), torch.ones(2000, dtype=torch.float64), accumulate=True)
+    expected = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / 2000
     statistic = float(((table - expected) ** 2 / expected).sum())
     assert statistic < 86  # chi-square with 36 degrees of freedom: exceeded once in 200,000
 

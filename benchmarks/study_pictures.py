@@ -1,0 +1,163 @@
+"""The study's pictures: accuracy over the loss's weight, over the training set, and for each variation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.study import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER
+from benchmarks.study_report import Groups, interval
+from benchmarks.study_runs import Condition
+
+_COLOURS: Final = {
+    "cross-entropy": "#6b7280",
+    "PAL, label's logit": "#1d6fb8",
+    "PAL, sum of logits (the paper)": "#7fb2dd",
+    "feature alignment": "#d97706",
+    "PAL, random heatmaps": "#b91c1c",
+    "PAL, shuffled landmarks": "#f08a8a",
+}
+
+
+def accuracies(groups: Groups, condition: Condition, measure: str = "accuracy") -> list[float]:
+    return [100 * run[measure] for run in groups.get(condition, {}).values()]
+
+
+def _line(axes: Axes, groups: Groups, label: str, conditions: Sequence[tuple[float, Condition]], **style: Any) -> None:
+    """Means with 95% intervals where there are runs; nothing where there are none."""
+    points = [(x, *interval(values)) for x, c in conditions if (values := accuracies(groups, c))]
+    if not points:
+        return
+    x, mean, half = zip(*points, strict=True)
+    bars = [0.0 if math.isnan(h) else h for h in half]
+    colour = _COLOURS.get(label.split(" (")[0], _COLOURS.get(label, "black"))
+    axes.errorbar(x, mean, yerr=bars, label=label, color=colour, marker="o", markersize=4, capsize=2, **style)
+
+
+def _finish(axes: Axes, title: str, x: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel("test accuracy, %", fontsize=9)
+    axes.axhline(100 / 7, color="#9ca3af", linewidth=0.8, linestyle=":")
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e5e7eb", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_ylim(bottom=0)
+
+
+def over_weight(groups: Groups) -> Figure:
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    weights = sorted({c.weight for c in groups if c.weight > 0})
+    for label, base in (
+        ("PAL, label's logit", PAL),
+        ("PAL, sum of logits (the paper)", PAPER),
+        ("feature alignment", ALIGNMENT),
+        ("PAL, random heatmaps", replace(PAL, prior="random")),
+        ("PAL, shuffled landmarks", replace(PAL, prior="shuffled")),
+    ):
+        _line(axes, groups, label, [(weight, replace(base, weight=weight)) for weight in weights])
+    if values := accuracies(groups, CROSS_ENTROPY):
+        mean, half = interval(values)
+        axes.axhline(mean, color=_COLOURS["cross-entropy"], label="cross-entropy alone")
+        axes.axhspan(mean - half, mean + half, color=_COLOURS["cross-entropy"], alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xticks(weights, [f"{weight:g}" for weight in weights], minor=False)
+    axes.minorticks_off()
+    _finish(axes, "Faces whose badge no longer tells: mean and 95% interval of the seeds", "weight of the loss")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure
+
+
+def over_data(groups: Groups) -> Figure:
+    """Number of training faces, wrong labels, and occluded test faces."""
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, sharey=True)
+    methods = (
+        ("cross-entropy", CROSS_ENTROPY),
+        ("PAL, label's logit", replace(PAL, weight=10.0)),
+        ("feature alignment", replace(ALIGNMENT, weight=10.0)),
+    )
+    sizes = sorted({c.images for c in groups})
+    noises = sorted({c.noise for c in groups})
+    for label, base in methods:
+        _line(left, groups, label, [(n, replace(base, images=n)) for n in sizes])
+        _line(middle, groups, label, [(100 * noise, replace(base, noise=noise)) for noise in noises])
+    left.set_xscale("log")
+    left.set_xticks(sizes, [str(n) for n in sizes], minor=False)
+    left.minorticks_off()
+    _finish(left, "training faces", "number")
+    _finish(middle, "wrong training labels", "%")
+    for place, (label, base) in enumerate(methods):
+        for offset, measure in ((-0.18, "accuracy"), (0.18, "accuracy_occluded")):
+            if values := accuracies(groups, base, measure):
+                mean, half = interval(values)
+                right.bar(
+                    place + offset,
+                    mean,
+                    0.34,
+                    yerr=None if math.isnan(half) else half,
+                    color=_COLOURS[label],
+                    alpha=1.0 if measure == "accuracy" else 0.45,
+                    capsize=2,
+                )
+    right.set_xticks(range(len(methods)), ["cross-\nentropy", "PAL", "feature\nalignment"])
+    _finish(right, "test faces clear (dark) and occluded (light)", "")
+    if middle.get_legend_handles_labels()[0]:
+        middle.legend(fontsize=8, frameon=False)
+    for axes in (middle, right):
+        axes.set_ylabel("")
+    return figure
+
+
+def variations(groups: Groups) -> Figure:
+    """What each option does, the others left alone."""
+    pal = replace(PAL, weight=10.0)
+    options = [
+        ("cross-entropy alone", CROSS_ENTROPY),
+        ("PAL: label's logit, mean, |g| f, sigma 3, weight 10", pal),
+        ('target="sum" (the paper)', replace(pal, target="sum")),
+        ('target="predicted"', replace(pal, target="predicted")),
+        ("target: label's logit less the mean", replace(pal, target="margin")),
+        ('channels="half"', replace(pal, channels="half")),
+        ('channels="all"', replace(pal, channels="all")),
+        ('channels="each"', replace(pal, channels="each")),
+        ("absolute=False (signed g f)", replace(pal, absolute=False)),
+        ('attribution="grad"', replace(pal, attribution="grad")),
+        ('attribution="activation" (feature alignment)', replace(ALIGNMENT, weight=10.0)),
+        ("sigma 1.5", replace(pal, sigma=1.5)),
+        ("sigma 6", replace(pal, sigma=6.0)),
+        ('score="cross_correlation", scale="mean"', replace(pal, score="cross_correlation", scale="mean")),
+        ("landmarks shuffled between faces", replace(pal, prior="shuffled")),
+        ("random points for landmarks", replace(pal, prior="random")),
+    ]
+    shown = [(label, *interval(values)) for label, c in options if (values := accuracies(groups, c))]
+    figure = Figure(figsize=(7.2, 0.5 + 0.27 * max(1, len(shown))), layout="constrained")
+    axes = figure.subplots()
+    for place, (label, mean, half) in enumerate(reversed(shown)):
+        colour = "#6b7280" if label.startswith("cross") else "#1d6fb8" if label.startswith("PAL") else "#9cc3e4"
+        axes.barh(place, mean, 0.7, xerr=None if math.isnan(half) else half, color=colour, capsize=2)
+    axes.set_yticks(range(len(shown)), [label for label, *_ in reversed(shown)])
+    axes.axvline(100 / 7, color="#9ca3af", linewidth=0.8, linestyle=":")
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel("test accuracy, % (bars: 95% interval; dotted: chance)", fontsize=9)
+    axes.grid(axis="x", color="#e5e7eb", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def draw(groups: Groups, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in (
+        ("study_weight", over_weight(groups)),
+        ("study_data", over_data(groups)),
+        ("study_options", variations(groups)),
+    ):
+        figure.savefig(folder / f"{name}.png", dpi=130, facecolor="white")

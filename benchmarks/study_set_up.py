@@ -1,0 +1,56 @@
+"""What the study's rows were made with, kept beside them, so that rows of different set-ups are never mixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pal_fast.faces import experiment, make_faces
+from pal_fast.faces.network import FaceNet
+
+_TOLERANCE = 1e-3  # of colours and landmarks; PyTorch's releases round differently
+
+
+def set_up() -> dict[str, Any]:
+    """The recipe's constants, the network, and colours and landmarks of a few faces, occluded and not."""
+    faces = make_faces(8, experiment.SIZE, seed=1, cue_agreement=experiment.CUE_AGREEMENT, occlusion=0.5)
+    names = ("SIZE", "TEST_FACES", "TEST_SEED", "ALIGNED_FACES", "CUE_AGREEMENT", "EPOCHS", "BATCH", "LEARNING_RATE")
+    return {
+        **{name: getattr(experiment, name) for name in names},
+        "network": repr(FaceNet()),
+        "labels": faces.labels.tolist(),
+        "colours": [round(float(value), 4) for value in faces.images.mean((2, 3)).flatten()],
+        "landmarks": [round(float(value), 2) for value in faces.landmarks[:, [8, 19, 48, 54, 62]].flatten()],
+    }
+
+
+def difference(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The names under which two set-ups differ by more than rounding."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            return all(abs(x - y) <= _TOLERANCE * max(1.0, abs(x)) for x, y in zip(a, b, strict=True))
+        return bool(a == b)
+
+    return [name for name in {**kept, **now} if name not in kept or name not in now or not same(kept[name], now[name])]
+
+
+def claim(path: Path, *, fresh: bool) -> None:
+    """Writes the set-up to `path` for a table that is `fresh`, or compares it with the one that is there.
+
+    Raises: RuntimeError if the table's rows were made with another set-up, or nobody knows with which.
+    """
+    if fresh:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(set_up(), indent=1) + "\n")
+        return
+    if not path.exists():
+        raise RuntimeError(
+            f"{path} is missing: it is not known what the study's rows were made with; start a new table"
+        )
+    differing = difference(json.loads(path.read_text()), set_up())
+    if differing:
+        raise RuntimeError(
+            f"the study's rows were made with another set-up ({', '.join(differing)} differ); start a new table"
+        )
