@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from support import drawn_datasets
-from support.small_training import SMALL, one_thread, quiet
+from support.small_training import SMALL, quiet
 
 from pal_fast import cli
 from pal_fast.landmarks import LandmarkSet, write_landmarks
@@ -52,14 +52,13 @@ def test_each_layout_trains_and_is_evaluated_without_its_landmarks(write, tmp_pa
     root = tmp_path / "data"
     root.mkdir()
     config = TrainingConfig(**OPTIONS | {"root": str(root)} | write(root))
-    with one_thread():
-        result = train(config, tmp_path / "run", say=quiet)
-        assert result["images"] == 14
-        assert bool(result["alignment"]) == bool(config.weight)
-        if config.landmarks:
-            config_landmarks = root / "elsewhere"
-            type(root)(config.landmarks).rename(config_landmarks)
-        found = evaluate(tmp_path / "run", workers=0, device="cpu", say=quiet)
+    result = train(config, tmp_path / "run", say=quiet)
+    assert result["images"] == 14
+    assert bool(result["alignment"]) == bool(config.weight)
+    if config.landmarks:
+        config_landmarks = root / "elsewhere"
+        type(root)(config.landmarks).rename(config_landmarks)
+    found = evaluate(tmp_path / "run", workers=0, device="cpu", say=quiet)
     assert found.confusion.tolist() == result["confusion"]
     kept = json.loads(RunFolder(tmp_path / "run").config.read_text())
     assert kept["balanced"] == ("yes" if config.data == "affectnet" else "no")
@@ -127,7 +126,7 @@ def test_bad_data_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys):
         "--bad-images",
         "skip",
     ]
-    with one_thread(), pytest.warns(UserWarning, match="7 absent"):
+    with pytest.warns(UserWarning, match="7 absent"):
         assert cli.main([*words, *short, "--output", str(tmp_path / "run")]) == 0
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from support.drawn_datasets import write_rafdb
-from support.small_training import SMALL, command, environment, one_thread, quiet, same, weights
+from support.small_training import SMALL, command, environment, quiet, same, weights
 
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.files import RunFolder, read_state, write_state
@@ -82,12 +82,11 @@ def test_killed_twice_once_while_it_wrote_a_checkpoint(tmp_path):
     (partial,) = killed.glob(".checkpoint.pt.*.partial")
     assert 0 < partial.stat().st_size < RunFolder(killed).checkpoint.stat().st_size
 
-    with one_thread():
-        lines: list[str] = []
-        result = train(config, killed, say=lines.append)
-        assert any(line.startswith("resuming after") for line in lines)
-        assert result["seconds"] > 0
-        uninterrupted = train(config, whole, say=quiet)
+    lines: list[str] = []
+    result = train(config, killed, say=lines.append)
+    assert any(line.startswith("resuming after") for line in lines)
+    assert result["seconds"] > 0
+    uninterrupted = train(config, whole, say=quiet)
     assert same(weights(killed), weights(whole))
     assert {**result, "seconds": 0} == {**uninterrupted, "seconds": 0}
     assert history(killed) == history(whole)
@@ -112,8 +111,7 @@ def test_two_processes_killed_and_resumed(tmp_path):
 
     # The same config in one process sees the same images in the same order, with the batch statistics of the whole
     # batch in both: the loss is the same but for rounding.
-    with one_thread():
-        train(config, tmp_path / "one", say=quiet)
+    train(config, tmp_path / "one", say=quiet)
     for one, two in zip(history(tmp_path / "one"), history(whole), strict=True):
         assert one["train"]["cross_entropy"] == pytest.approx(two["train"]["cross_entropy"], rel=1e-3)
         assert one["validation"]["images"] == two["validation"]["images"] == 14

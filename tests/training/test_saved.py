@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from support.small_training import SMALL, one_thread, quiet
+from support.small_training import SMALL, quiet
 
 from pal_fast import cli
 from pal_fast.training import TrainingConfig, train
@@ -21,10 +21,9 @@ from pal_fast.training.saved import evaluate, load_network, table
 def runs(tmp_path_factory):
     """Folders of a run with the loss and of a baseline."""
     folder = tmp_path_factory.mktemp("runs")
-    with one_thread():
-        for name, weight in (("pal", 1.0), ("plain", 0.0)):
-            config = TrainingConfig(**SMALL, weight=weight, prepare_head=bool(weight))
-            train(config, folder / name, say=quiet)
+    for name, weight in (("pal", 1.0), ("plain", 0.0)):
+        config = TrainingConfig(**SMALL, weight=weight, prepare_head=bool(weight))
+        train(config, folder / name, say=quiet)
     return folder
 
 
@@ -78,7 +77,7 @@ def test_without_onnx_the_extra_is_named(runs, tmp_path, monkeypatch):
 
 def test_evaluation_repeats_the_final_figures_without_landmarks(runs, monkeypatch):
     final = json.loads(RunFolder(runs / "pal").result.read_text())
-    with one_thread(), monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr("pal_fast.training.evaluation.attribute", None)
         patch.setattr("pal_fast.training.evaluation.landmark_heatmap", None)
         found = evaluate(runs / "pal", workers=0, device="cpu", batch=16, say=quiet)
@@ -86,8 +85,7 @@ def test_evaluation_repeats_the_final_figures_without_landmarks(runs, monkeypatc
     assert found.cross_entropy == pytest.approx(final["cross_entropy"])
     assert found.alignment == {}
     assert found.image_alignment is None
-    with one_thread():
-        found = evaluate(runs / "pal", workers=0, device="cpu", batch=16, alignment=True, say=quiet)
+    found = evaluate(runs / "pal", workers=0, device="cpu", batch=16, alignment=True, say=quiet)
     assert found.alignment["body"]["pearson"] == pytest.approx(final["alignment"]["body"]["pearson"])
     assert 0 < np.isfinite(found.image_alignment).sum() == 28 - found.undefined["body"]
 

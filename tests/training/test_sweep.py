@@ -6,7 +6,7 @@ import csv
 import math
 
 import pytest
-from support.small_training import SMALL, one_thread, quiet
+from support.small_training import SMALL, quiet
 
 from pal_fast import cli
 from pal_fast.training import TrainingConfig, sweep
@@ -88,10 +88,9 @@ def test_too_few_seeds_give_no_test():
 
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     lines: list[str] = []
-    with one_thread():
-        sweep(BASE, PLAN, tmp_path, shard=(0, 2), say=lines.append)
-        assert sum(line.startswith("run ") for line in lines) == 3
-        text = sweep(BASE, PLAN, tmp_path, say=lines.append)
+    sweep(BASE, PLAN, tmp_path, shard=(0, 2), say=lines.append)
+    assert sum(line.startswith("run ") for line in lines) == 3
+    text = sweep(BASE, PLAN, tmp_path, say=lines.append)
     assert sum(line.startswith("run ") for line in lines) == 6
     assert "6 of 6 runs are complete" in text
     assert (tmp_path / "table.md").read_text() == text

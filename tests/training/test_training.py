@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from support.small_training import SMALL, one_thread, quiet, same, weights
+from support.small_training import SMALL, quiet, same, weights
 from torch.nn import functional as F
 
 from pal_fast import data
@@ -16,12 +16,6 @@ from pal_fast.training.files import RunFolder
 from pal_fast.training.loading import open_split, training_batches
 from pal_fast.training.networks import build_network
 from pal_fast.training.randomness import SeededDataset, derive
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def test_weight_zero_is_a_plain_loop_bit_for_bit(tmp_path, monkeypatch):
