@@ -72,9 +72,9 @@ class Subject:
     cases: Callable[[torch.device, bool], Sequence[Any]]
     judge: Callable[[Any, torch.device], list[Tensor]]
     bound: Callable[[Any], float]
-    traffic: Callable[[Any, str], int] | None = None
-    work: Callable[[Any, str], int] | None = None
-    modes: Sequence[str] = MODES
+    traffic: Callable[[Any, str], int | None] = lambda case, mode: None
+    work: Callable[[Any, str], int | None] = lambda case, mode: None
+    yardstick: str = "copy"  # or "write": what of the machine the rate is a share of
 
 
 @dataclass
@@ -88,7 +88,8 @@ class Row:
     ratio: float | None = None  # of the first peer's median to this one's: times faster
     traffic: int | None = None
     work: int | None = None
-    copy_rate: float | None = None  # bytes a second of the copy, in the same rounds
+    yardstick: str = ""
+    machine_rate: float | None = None  # bytes a second of the yardstick, in the same rounds
     peak_bytes: int | None = None  # beyond the inputs and their gradients
     error: float | None = None
     bound: float | None = None
@@ -102,14 +103,22 @@ class Row:
 
     @property
     def share(self) -> float | None:
-        """Of the copy's bandwidth."""
-        return None if self.rate is None or self.copy_rate is None else self.rate / self.copy_rate
+        """Of the yardstick's rate."""
+        return None if self.rate is None or self.machine_rate is None else self.rate / self.machine_rate
+
+
+@dataclass
+class Call:
+    """What is timed: `run` of what `before`, which is not timed, returns."""
+
+    run: Callable[[Any], Any]
+    before: Callable[[], Any] = lambda: None
 
 
 @dataclass
 class _Running:
     row: Row
-    run: Callable[[], Any]
+    call: Call
     seconds: list[float] = field(default_factory=list)
 
 
@@ -121,7 +130,7 @@ def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quic
     for peer in subject.peers:
         mine = [
             Row(case, peer.name, mode, version=machine.version(peer.package) if peer.package else "", note=peer.note)
-            for mode in subject.modes
+            for mode in MODES
         ]
         rows += mine
         try:
@@ -142,31 +151,37 @@ def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quic
             elif row.mode != "forward" and not prepared.inputs:
                 row.note = row.note or "it has no gradient"
             else:
-                row.traffic = subject.traffic(case, row.mode) if subject.traffic else None
-                row.work = subject.work(case, row.mode) if subject.work else None
-                running.append(_Running(row, runner(prepared, row.mode)))
+                row.traffic, row.work = subject.traffic(case, row.mode), subject.work(case, row.mode)
+                running.append(_Running(row, call_of(prepared, row.mode)))
     judged.clear()
     for entry in running:
-        entry.row.peak_bytes = peak_memory(entry.run, device)
-    take_turns(running, device, rounds, quick)
+        entry.row.peak_bytes = peak_memory(entry.call, device)
+    take_turns(running, subject.yardstick, device, rounds, quick)
     return rows
 
 
-def runner(prepared: Prepared, mode: str) -> Callable[[], Any]:
-    """A call of one mode. Backward alone keeps its graph."""
-    if mode == "forward":
-        return prepared.forward
+def call_of(prepared: Prepared, mode: str) -> Call:
+    """A call of one mode. Backward alone runs on a fresh graph each time, as in training."""
     inputs = list(prepared.inputs)
 
-    def both() -> Any:
-        output = prepared.forward()
-        return torch.autograd.grad(output, inputs, torch.ones_like(output))
+    upstream = upstream_of(prepared.forward())
 
+    def differentiate(output: Tensor) -> Any:
+        return torch.autograd.grad(output, inputs, upstream)
+
+    if mode == "forward":
+        return Call(lambda _: prepared.forward())
     if mode == "both":
-        return both
-    output = prepared.forward()
-    upstream = torch.ones_like(output)
-    return lambda: torch.autograd.grad(output, inputs, upstream, retain_graph=True)
+        return Call(lambda _: differentiate(prepared.forward()))
+    return Call(differentiate, prepared.forward)
+
+
+def upstream_of(output: Tensor) -> Tensor:
+    """The gradient that is sent back into an output: 1 for a scalar, else a ramp, under which nothing cancels."""
+    if output.ndim == 0:
+        return torch.ones_like(output)
+    ramp = torch.linspace(-1, 1, max(1, output.numel()), dtype=torch.float64, device=output.device)
+    return ramp[: output.numel()].reshape(output.shape).to(output.dtype)
 
 
 def check(prepared: Prepared, wanted: list[Tensor]) -> float:
@@ -174,12 +189,12 @@ def check(prepared: Prepared, wanted: list[Tensor]) -> float:
     output = prepared.forward()
     found = [output]
     if prepared.inputs:
-        found += torch.autograd.grad(output, list(prepared.inputs), torch.ones_like(output))
+        found += torch.autograd.grad(output, list(prepared.inputs), upstream_of(output))
     return max(relative_error(value, judge) for value, judge in zip(found, wanted, strict=False))
 
 
 def relative_error(value: Tensor, wanted: Tensor) -> float:
-    """||value - wanted|| / ||wanted|| in float64; a scalar, which may cancel to nothing, is judged against 0.1 at least."""
+    """||value - wanted|| / ||wanted|| in float64; of a scalar, which may cancel to nothing, over 0.1 at least."""
     if value.shape != wanted.shape:
         return float("nan")
     value, wanted = value.detach().double(), wanted.detach().to(value.device)
@@ -187,23 +202,24 @@ def relative_error(value: Tensor, wanted: Tensor) -> float:
     return ((value - wanted).norm() / size).item()
 
 
-def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
+def peak_memory(call: Call, device: torch.device) -> int:
     """Peak bytes of a call beyond what was there before and, where it returns gradients, beyond those.
 
     On the CPU from the allocator's record in PyTorch's profiler, which does not see NumPy's arrays.
     """
-    results = run()  # warm: workspaces that are kept between calls do not count
+    results = call.run(call.before())  # warm: workspaces that are kept between calls do not count
     kept = sum(t.nbytes for t in results) if isinstance(results, tuple) else 0
     del results
+    state = call.before()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
+        call.run(state)
         torch.cuda.synchronize(device)
         return max(0, torch.cuda.max_memory_allocated(device) - before - kept)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
+        call.run(state)
     assert profile.profiler is not None
     record = profile.profiler.kineto_results.events()
     live = peak = 0
@@ -213,32 +229,37 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
     return max(0, peak - kept)
 
 
-def take_turns(running: list[_Running], device: torch.device, rounds: int, quick: bool) -> None:
-    """Times the calls, and a copy, round by round, and fills the rows."""
+def take_turns(running: list[_Running], yardstick: str, device: torch.device, rounds: int, quick: bool) -> None:
+    """Times the calls, and the yardstick, round by round, and fills the rows."""
     if not running:
         return
-    run, moved = machine.copy(device, quick)
-    copy = _Running(Row(None, "copy", "copy"), run)
-    entries = [*running, copy]
+    rulers, moved = [], 0
+    if any(entry.row.traffic is not None for entry in running):
+        run, moved = machine.YARDSTICKS[yardstick](device, quick)
+        rulers.append(_Running(running[0].row, Call(lambda _: run())))
     timer = _EventTimer(device) if device.type == "cuda" else _wall_time
     for turn in range(rounds + 2):
-        for entry in entries:
-            seconds = timer(entry.run)
+        for entry in (*running, *rulers):
+            seconds = timer(entry.call)
             if turn >= 2:  # the first two warm up
                 entry.seconds.append(seconds)
-    copy_rate = moved / quantile(copy.seconds, 0.5)
+    machine_rate = moved / quantile(rulers[0].seconds, 0.5) if rulers else None
     first: dict[str, float] = {}
     for entry in running:
         row = entry.row
         p20, p50, p80 = (quantile(entry.seconds, q) for q in (0.2, 0.5, 0.8))
-        row.milliseconds, row.copy_rate = (1e3 * p20, 1e3 * p50, 1e3 * p80), copy_rate
+        row.milliseconds = 1e3 * p20, 1e3 * p50, 1e3 * p80
+        row.yardstick, row.machine_rate = (yardstick, machine_rate) if rulers else ("", None)
         row.ratio = first.setdefault(row.mode, p50) / p50
 
 
-def _wall_time(run: Callable[[], Any]) -> float:
+def _wall_time(call: Call) -> float:
+    state = call.before()
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    result = call.run(state)
+    seconds = time.perf_counter() - start
+    del result, state
+    return seconds
 
 
 class _EventTimer:
@@ -249,11 +270,12 @@ class _EventTimer:
         self._flush = torch.empty(max(1 << 26, 2 * size), dtype=torch.uint8, device=device)
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
-    def __call__(self, run: Callable[[], Any]) -> float:
+    def __call__(self, call: Call) -> float:
+        state = call.before()
         self._flush.zero_()
         start, end = self._events
         start.record()
-        run()
+        call.run(state)
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3

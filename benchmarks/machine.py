@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +17,12 @@ import pal_fast
 
 #: Columns that every row of every result ends with.
 COLUMNS = (
-    "device", "driver", "threads", "load", "python", "torch", "cuda", "triton", "pal_fast", "extension",
+    "device", "driver", "threads", "load", "matmul_gflop_s", "python", "torch", "cuda", "triton", "pal_fast",
+    "extension",
 )  # fmt: skip
 
-#: Bytes of the tensor that the copy reads, and of the one that it writes: past every cache.
-COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+#: Bytes of the tensors that a yardstick copies or fills: past every cache.
+LARGE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -30,6 +32,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "driver": _driver() if device.type == "cuda" else "",
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else "",
+        "matmul_gflop_s": round(matmul_rate(device) / 1e9, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
@@ -80,9 +83,40 @@ def _extension() -> str:
     return _extension.build_info().get("cuda") or "CPU only"
 
 
+@lru_cache(maxsize=8)
+def matmul_rate(device: torch.device) -> float:
+    """Operations a second of a float32 matrix product, the other roof of a roofline; once a process."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.rand(side, side, device=device) for _ in range(2))
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    seconds = []
+    for _ in range(7):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    return 2 * side**3 / sorted(seconds)[3]
+
+
 def copy(device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
     """A copy between two large tensors, to be timed beside what is measured, and the bytes that it moves."""
-    count = COPY_BYTES[device.type] // 4 // (16 if quick else 1)
-    source = torch.ones(count, device=device)
-    target = torch.empty_like(source).fill_(0)
+    source, target = _large(device, quick), _large(device, quick)
     return lambda: target.copy_(source), 2 * source.nbytes
+
+
+def write(device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
+    """A fill of a large tensor, for what writes and hardly reads."""
+    target = _large(device, quick)
+    return lambda: target.fill_(1.0), target.nbytes
+
+
+def _large(device: torch.device, quick: bool) -> torch.Tensor:
+    return torch.zeros(LARGE_BYTES[device.type] // 4 // (16 if quick else 1), device=device)
+
+
+YARDSTICKS = {"copy": copy, "write": write}

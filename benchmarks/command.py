@@ -1,0 +1,88 @@
+"""The command that every subject shares: options, a table on the terminal, the CSV and its pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from . import machine, results_csv
+from .harness import Row, Subject, measure
+
+#: Rounds that count.
+ROUNDS = {"cpu": 15, "cuda": 50}
+
+
+def main_of(subject: Subject, description: str | None) -> Callable[[Sequence[str] | None], int]:
+    """`main(arguments)` of a subject; status 1 if a peer computed something wrong."""
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        text = (description or "").strip()
+        parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks.{subject.name}",
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_options(parser)
+        return run(subject, parser.parse_args(arguments))
+
+    return main
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="small cases, few rounds; keeps nothing without --output")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, help="of PyTorch on the CPU (default all)")
+    parser.add_argument("--rounds", type=int, help="rounds that count (default 15 on a CPU, 50 on a GPU; quick 3)")
+    parser.add_argument(
+        "--output", type=Path, help=f"directory for CSV and pictures (default {results_csv.DIRECTORY.name}/)"
+    )
+
+
+def run(subject: Subject, options: argparse.Namespace) -> int:
+    device = torch.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rounds = options.rounds or (3 if options.quick else ROUNDS[device.type])
+    directory = options.output or (None if options.quick else results_csv.DIRECTORY)
+    environment = machine.environment(device)
+    print(f"{subject.name} on {environment['device']}, PyTorch {torch.__version__}, {environment['threads']} threads")
+    records: list[dict[str, object]] = []
+    for case in subject.cases(device, options.quick):
+        rows = measure(subject, case, device, rounds, options.quick)
+        print_rows(case, rows)
+        records += [results_csv.record_of(row, machine.environment(device)) for row in rows]
+        if directory is not None:  # after each case: a run that is cut short keeps what it has
+            results_csv.write(directory / f"{subject.name}_{device.type}.csv", records)
+    if directory is not None:
+        from .draw import draw
+
+        for picture in draw(directory / f"{subject.name}_{device.type}.csv"):
+            print(f"wrote {picture}")
+    return 1 if any(str(record["note"]).startswith("wrong") for record in records) else 0
+
+
+def print_rows(case: object, rows: Sequence[Row]) -> None:
+    rate = next((row.machine_rate for row in rows if row.machine_rate), None)
+    yardstick = next((row.yardstick for row in rows if row.yardstick), "")
+    print(f"\n{case}" + ("" if rate is None else f"    (share of the {yardstick}'s {rate / 1e9:.1f} GB/s)"))
+    print(f"  {'':28}{'mode':10}{'p20 ms':>9}{'p50':>9}{'p80':>9}{'faster':>8}{'GB/s':>8}{'share':>8}{'peak MB':>9}")
+    shown = ""
+    for row in rows:
+        name = row.peer if row.peer != shown else ""
+        if row.milliseconds is None:
+            if name:
+                print(f"  {name:28}{row.note}")
+            shown = row.peer
+            continue
+        p20, p50, p80 = row.milliseconds
+        rate = "" if row.rate is None else f"{row.rate / 1e9:.1f}"
+        share = "" if row.share is None else f"{row.share:.0%}"
+        peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
+        print(
+            f"  {name:28}{row.mode:10}{p20:9.3f}{p50:9.3f}{p80:9.3f}{row.ratio or 0:7.1f}x{rate:>8}{share:>8}{peak:>9}"
+            f"  {row.note}"
+        )
+        shown = row.peer

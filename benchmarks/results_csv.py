@@ -1,0 +1,52 @@
+"""Rows of a result as CSV, and back: one file a subject and device, rewritten after every case."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from . import machine
+from .harness import Row
+
+_HERE = Path(__file__).resolve().parent
+#: In a source tree the results lie beside the benchmarks; installed, where the command is run.
+DIRECTORY = _HERE / "results" if (_HERE.parent / "pyproject.toml").is_file() else Path("pal_fast_benchmarks")
+
+MEASURED = (
+    "peer", "mode", "p20_ms", "p50_ms", "p80_ms", "times_faster", "gb_s", "gflop_s", "yardstick", "machine_gb_s",
+    "share", "peak_mb", "error", "bound", "peer_version", "note",
+)  # fmt: skip
+
+
+def record_of(row: Row, environment: Mapping[str, object]) -> dict[str, object]:
+    """A row as the CSV's columns."""
+    p20, p50, p80 = row.milliseconds or (None, None, None)
+    values = (
+        row.peer, row.mode, _round(p20, 4), _round(p50, 4), _round(p80, 4), _round(row.ratio, 3),
+        _round(None if row.rate is None else row.rate / 1e9, 2),
+        _round(None if row.work is None or p50 is None else row.work / p50 / 1e6, 2),
+        row.yardstick, _round(None if row.machine_rate is None else row.machine_rate / 1e9, 2), _round(row.share, 3),
+        _round(None if row.peak_bytes is None else row.peak_bytes / 1e6, 3),
+        None if row.error is None else f"{row.error:.1e}", None if row.bound is None else f"{row.bound:.1e}",
+        row.version, row.note,
+    )  # fmt: skip
+    return {**row.case.columns(), **dict(zip(MEASURED, values, strict=True)), **environment}
+
+
+def write(path: Path, records: Sequence[Mapping[str, object]]) -> None:
+    columns = [name for name in records[0] if name not in MEASURED and name not in machine.COLUMNS]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*columns, *MEASURED, *machine.COLUMNS])
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _round(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
