@@ -207,8 +207,9 @@ class Abi3Wheel(bdist_wheel):
 
 
 setup(
-    # The Triton kernels lie beside the package and are installed inside it (pyproject.toml, package-dir).
-    packages=[*find_packages(include=["pal_fast", "pal_fast.*"]), "pal_fast.kernels"],
+    # The Triton kernels and the benchmarks lie beside the package and are installed inside it (pyproject.toml,
+    # package-dir).
+    packages=[*find_packages(include=["pal_fast", "pal_fast.*"]), "pal_fast.kernels", "pal_fast.benchmarks"],
     ext_modules=[Extension("pal_fast._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": BuildExtension, "bdist_wheel": Abi3Wheel},
     setup_requires=["pip"] if CUDA_MODE == "pypi" else [],

@@ -10,6 +10,7 @@ channels. What is detached has no backward, and cannot be trained on.
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 import pal_fast
 
-from .command import main_of
+from .command import main_of, run_subject
 from .harness import Peer, Prepared, Subject, UnavailableError, upstream_of
 
 LAYER = "layer3"
@@ -158,11 +159,13 @@ SUBJECT = Subject(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="captum")
-        return main_of(SUBJECT, __doc__)(arguments)
+        return run_subject(SUBJECT, options)
 
+
+main = main_of(SUBJECT.name, run, __doc__)
 
 if __name__ == "__main__":
     raise SystemExit(main())

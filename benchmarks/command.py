@@ -10,43 +10,46 @@ import torch
 
 from . import machine, results_csv
 from .harness import Row, Subject, measure
+from .options import DIRECTORY, add_options
 
 #: Rounds that count.
 ROUNDS = {"cpu": 15, "cuda": 50}
 
 
-def main_of(subject: Subject, description: str | None) -> Callable[[Sequence[str] | None], int]:
-    """`main(arguments)` of a subject; status 1 if a peer computed something wrong."""
+def main_of(
+    name: str, run: Callable[[argparse.Namespace], int], description: str | None
+) -> Callable[[Sequence[str] | None], int]:
+    """`main(arguments)` of a subject."""
 
     def main(arguments: Sequence[str] | None = None) -> int:
-        text = (description or "").strip()
         parser = argparse.ArgumentParser(
-            prog=f"python -m benchmarks.{subject.name}",
-            description=text,
+            prog=f"python -m benchmarks.{name}",
+            description=(description or "").strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_options(parser)
-        return run(subject, parser.parse_args(arguments))
+        return run(parser.parse_args(arguments))
 
     return main
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="small cases, few rounds; keeps nothing without --output")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="of PyTorch on the CPU (default all)")
-    parser.add_argument("--rounds", type=int, help="rounds that count (default 15 on a CPU, 50 on a GPU; quick 3)")
-    parser.add_argument(
-        "--output", type=Path, help=f"directory for CSV and pictures (default {results_csv.DIRECTORY.name}/)"
-    )
+def csv_of(subject: Subject, options: argparse.Namespace) -> Path | None:
+    """Where the rows go; None for a quick run that names no directory."""
+    directory = options.output or (None if options.quick else DIRECTORY)
+    return None if directory is None else directory / f"{subject.name}_{device_of(options).type}.csv"
 
 
-def run(subject: Subject, options: argparse.Namespace) -> int:
-    device = torch.device(options.device)
+def device_of(options: argparse.Namespace) -> torch.device:
+    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def run_subject(subject: Subject, options: argparse.Namespace) -> int:
+    """Measures every case. Status 1 if a peer computed something wrong."""
+    device = device_of(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     rounds = options.rounds or (3 if options.quick else ROUNDS[device.type])
-    directory = options.output or (None if options.quick else results_csv.DIRECTORY)
+    path = csv_of(subject, options)
     environment = machine.environment(device)
     print(f"{subject.name} on {environment['device']}, PyTorch {torch.__version__}, {environment['threads']} threads")
     records: list[dict[str, object]] = []
@@ -54,12 +57,12 @@ def run(subject: Subject, options: argparse.Namespace) -> int:
         rows = measure(subject, case, device, rounds, options.quick)
         print_rows(case, rows)
         records += [results_csv.record_of(row, machine.environment(device)) for row in rows]
-        if directory is not None:  # after each case: a run that is cut short keeps what it has
-            results_csv.write(directory / f"{subject.name}_{device.type}.csv", records)
-    if directory is not None:
+        if path is not None:  # after each case: a run that is cut short keeps what it has
+            results_csv.write(path, records)
+    if path is not None:
         from .draw import draw
 
-        for picture in draw(directory / f"{subject.name}_{device.type}.csv"):
+        for picture in draw(path):
             print(f"wrote {picture}")
     return 1 if any(str(record["note"]).startswith("wrong") for record in records) else 0
 

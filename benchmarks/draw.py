@@ -12,6 +12,7 @@ from typing import Any
 
 from . import results_csv
 from .growth import fit
+from .options import DIRECTORY
 
 Record = dict[str, str]
 
@@ -209,7 +210,7 @@ PICTURES: dict[str, dict[str, Callable[[Any, Sequence[Record]], Any]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.draw", description=__doc__)
-    parser.add_argument("directory", type=Path, nargs="?", default=results_csv.DIRECTORY)
+    parser.add_argument("directory", type=Path, nargs="?", default=DIRECTORY)
     directory = parser.parse_args(arguments).directory
     for path in sorted(directory.glob("*.csv")):
         for picture in draw(path):

@@ -14,12 +14,11 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from . import loss, results_csv
-from .command import add_options, run
+from .command import csv_of, main_of, run_subject
 from .harness import BOUNDS, Peer, Subject
 
 AXES = ("B", "C", "HW", "K")
@@ -125,20 +124,17 @@ def _line(axis: str, peer: str, points: list[tuple[float, float]]) -> Growth:
     return Growth(axis, peer, max(0.0, mean_y - slope * mean_x), slope, math.log(y2 / y1) / math.log(x2 / x1))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    status = run(SUBJECT, options)
-    directory: Path | None = options.output or (None if options.quick else results_csv.DIRECTORY)
-    if directory is not None:
+def run(options: argparse.Namespace) -> int:
+    status = run_subject(SUBJECT, options)
+    path = csv_of(SUBJECT, options)
+    if path is not None:
         print()
-        for growth in fit(results_csv.read(directory / f"growth_{torch.device(options.device).type}.csv")):
+        for growth in fit(results_csv.read(path)):
             print(growth)
     return status
 
+
+main = main_of(SUBJECT.name, run, __doc__)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -9,6 +9,7 @@ within the middle half of it, so that no patch is cut by the frame.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ import pal_fast
 from pal_fast import dispatch, reference
 
 from . import heatmap_peers as peers
-from .command import main_of
+from .command import main_of, run_subject
 from .harness import BOUNDS, Peer, Prepared, Subject, UnavailableError, upstream_of
 
 
@@ -156,7 +157,12 @@ SUBJECT = Subject(
     yardstick="write",
 )
 
-main = main_of(SUBJECT, __doc__)
+
+def run(options: argparse.Namespace) -> int:
+    return run_subject(SUBJECT, options)
+
+
+main = main_of(SUBJECT.name, run, __doc__)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -6,6 +6,7 @@ python -m benchmarks.loss --quick    one small shape, seconds
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 import pal_fast
 from pal_fast import dispatch, reference
 
-from .command import main_of
+from .command import main_of, run_subject
 from .harness import BOUNDS, Peer, Prepared, Subject, UnavailableError
 
 IMAGE = 224  # pixels, height and width
@@ -162,7 +163,12 @@ SUBJECT = Subject(
     work=work,
 )
 
-main = main_of(SUBJECT, __doc__)
+
+def run(options: argparse.Namespace) -> int:
+    return run_subject(SUBJECT, options)
+
+
+main = main_of(SUBJECT.name, run, __doc__)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -9,10 +9,6 @@ from pathlib import Path
 from . import machine
 from .harness import Row
 
-_HERE = Path(__file__).resolve().parent
-#: In a source tree the results lie beside the benchmarks; installed, where the command is run.
-DIRECTORY = _HERE / "results" if (_HERE.parent / "pyproject.toml").is_file() else Path("pal_fast_benchmarks")
-
 MEASURED = (
     "peer", "mode", "p20_ms", "p50_ms", "p80_ms", "times_faster", "gb_s", "gflop_s", "yardstick", "machine_gb_s",
     "share", "peak_mb", "error", "bound", "peer_version", "note",

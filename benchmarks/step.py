@@ -30,7 +30,9 @@ from torch import Tensor
 from torch._inductor.exc import InductorError
 
 import pal_fast
-from benchmarks.step_cases import (
+from pal_fast.constants import BACKENDS
+
+from .step_cases import (
     PAL,
     Captum,
     Case,
@@ -42,9 +44,8 @@ from benchmarks.step_cases import (
     UnavailableError,
     head_share,
 )
-from benchmarks.step_compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
-from benchmarks.step_memory import measure_footprint
-from pal_fast.constants import BACKENDS
+from .step_compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
+from .step_memory import measure_footprint
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.step_cases import Case, Naive, Prepared, UnavailableError
 from pal_fast.nn import prepare_head
+
+from .step_cases import Case, Naive, Prepared, UnavailableError
 
 
 class CompiledNaive(Naive):

@@ -18,8 +18,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.study_runs import Condition, run
-from benchmarks.study_set_up import claim
+from .study_runs import Condition, run
+from .study_set_up import claim
 
 RESULTS: Final = Path(__file__).parent / "results" / "study.csv"
 DOCS: Final = Path(__file__).parent.parent / "docs"
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.docs = args.docs or (Path("study_quick") if args.quick else DOCS)
     if not args.report:
         fill(args.results, runs, args.processes)
-    from benchmarks.study_report import write
+    from .study_report import write
 
     write(read(args.results), args.docs)
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.study import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER
-from benchmarks.study_report import Groups, interval
-from benchmarks.study_runs import Condition
+from .study import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER
+from .study_report import Groups, interval
+from .study_runs import Condition
 
 _COLOURS: Final = {
     "cross-entropy": "#6b7280",

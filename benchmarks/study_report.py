@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from benchmarks.study_runs import Condition
+from .study_runs import Condition
 
 Rows = Mapping[Condition, Mapping[str, float]]
 Groups = dict[Condition, dict[int, Mapping[str, float]]]
@@ -99,7 +99,7 @@ def table(rows: Rows) -> str:
 
 def write(rows: Rows, folder: Path) -> None:
     """The table and the pictures, from the runs that there are."""
-    from benchmarks.study_pictures import draw
+    from .study_pictures import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study_table.md").write_text(table(rows))

@@ -40,7 +40,12 @@ def test_the_wheel_holds_extension_kernels_and_type_marker():
         files = {str(file) for file in distribution("pal_fast").files or []}
     except PackageNotFoundError:
         pytest.skip("pal_fast is not installed; this is a source tree")
-    assert {"pal_fast/_C.abi3.so", "pal_fast/kernels/pal_loss.py", "pal_fast/py.typed"} <= files
+    assert {
+        "pal_fast/_C.abi3.so",
+        "pal_fast/kernels/pal_loss.py",
+        "pal_fast/benchmarks/loss.py",
+        "pal_fast/py.typed",
+    } <= files
     assert not [name for name in files if name.startswith(("tests/", "benchmarks/", "kernels/", "csrc/"))]
 
 

@@ -23,6 +23,7 @@ ORDER = [
     {"data"},
     {"training", "demo", "explain"},
     {"report"},
+    {"benchmarks"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,178 @@
+"""What only a running GPU shows, a process each: `python -m benchmarks.gpu_probes launches|repeat|graph`.
+
+Prints one JSON object a line, with the claim and whether it holds; status 1 if any does not. `gpu_check` runs them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pal_fast
+from pal_fast import dispatch
+from pal_fast.constants import CHANNELS
+
+
+@dataclass(frozen=True)
+class Finding:
+    claim: str
+    holds: bool
+    detail: str = ""
+
+
+@dataclass
+class Problem:
+    """One call of the loss, and its gradients, on one backend."""
+
+    backend: str
+    activation: Tensor
+    gradient: Tensor
+    arguments: dict[str, Any]
+
+    def loss(self) -> Tensor:
+        return pal_fast.pal_loss(self.activation, self.gradient, **self.arguments, backend=self.backend)
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        loss = self.loss()
+        gradients = torch.autograd.grad(loss, (self.activation, self.gradient), torch.ones_like(loss))
+        return loss.detach(), *gradients
+
+
+def problem(
+    backend: str,
+    device: torch.device,
+    shape: tuple[int, int, int, int] = (16, 512, 14, 14),
+    dtype: torch.dtype = torch.float32,
+    *,
+    dense: bool = False,
+    channels_last: bool = False,
+    **options: Any,
+) -> Problem:
+    generator = torch.Generator(device).manual_seed(5)
+
+    def normal() -> Tensor:
+        values = torch.randn(shape, generator=generator, device=device).to(dtype)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return values.contiguous(memory_format=layout).requires_grad_()
+
+    prior: dict[str, Any] = {"image_size": 224}
+    prior["landmarks"] = torch.rand(shape[0], 68, 2, generator=generator, device=device) * 224
+    if dense:
+        prior = {"heatmap": torch.rand(shape[0], *shape[2:], generator=generator, device=device)}
+    return Problem(backend, normal(), normal(), {**prior, **options})
+
+
+def backends_on(device: torch.device) -> list[str]:
+    """The compiled ones and triton, as far as they run there."""
+    return [name for name in ("cuda", "cpu", "triton") if not dispatch.why_not(name, device)]
+
+
+def kernels_of(run: Callable[[], Any]) -> tuple[list[str], Any]:
+    """The names of what a call puts on the GPU, and what it returns."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        result = run()
+        torch.cuda.synchronize()
+    return [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA], result
+
+
+def launches(device: torch.device) -> Iterator[Finding]:
+    """One launch forward and one backward, for every strategy and prior, and no wait of the host for the device."""
+    for backend, channels, dense in itertools.product(backends_on(device), CHANNELS, (False, True)):
+        one = problem(backend, device, channels=channels, dense=dense)
+        one()  # compiles, and makes what is kept between calls
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            one()
+            waited = ""
+        except RuntimeError as error:
+            waited = str(error).splitlines()[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        prior = "heatmap" if dense else "landmarks"
+        yield Finding(f"{backend}, {channels}, from {prior}: the host never waits", not waited, waited)
+        forward, loss = kernels_of(one.loss)
+        upstream = torch.ones_like(loss)
+        backward, _ = kernels_of(
+            lambda loss=loss, upstream=upstream, one=one: torch.autograd.grad(
+                loss, (one.activation, one.gradient), upstream
+            )
+        )
+        for mode, names in (("forward", forward), ("backward", backward)):
+            yield Finding(f"{backend}, {channels}, from {prior}: one launch {mode}", len(names) == 1, "; ".join(names))
+
+
+def repeat(device: torch.device, times: int) -> Iterator[Finding]:
+    """The same bits every time: a race between blocks would show."""
+    for backend, channels, channels_last in itertools.product(backends_on(device), CHANNELS, (False, True)):
+        one = problem(backend, device, channels=channels, channels_last=channels_last)
+        first, different = one(), torch.zeros((), dtype=torch.int64, device=device)
+        for _ in range(times):
+            for a, b in zip(first, one(), strict=True):
+                different += (a != b).any()  # on the device, so that calls follow one another without a gap
+        layout = "channels_last" if channels_last else "contiguous"
+        count = int(different)
+        yield Finding(f"{backend}, {channels}, {layout}: the same bits {times} times", count == 0, f"{count} differ")
+
+
+def graph(device: torch.device) -> Iterator[Finding]:
+    """Captured in a CUDA graph and replayed on new values, forward and backward compute what they compute eagerly."""
+    for backend, channels in itertools.product(backends_on(device), CHANNELS):
+        claim = f"{backend}, {channels}: a CUDA graph replays it"
+        one = problem(backend, device, channels=channels)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                one()
+        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                results = one()
+        except RuntimeError as error:
+            yield Finding(claim, False, str(error).splitlines()[0])
+            continue
+        wrong = 0
+        for _ in range(10):
+            with torch.no_grad():
+                one.activation.normal_()
+                one.gradient.normal_()
+            captured.replay()
+            torch.cuda.synchronize()
+            wrong += sum(not torch.equal(a, b) for a, b in zip(results, one(), strict=True))
+        yield Finding(claim, wrong == 0, f"{wrong} of 30 results differ from the eager ones")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_probes", description=__doc__)
+    parser.add_argument("probe", choices=("launches", "repeat", "graph"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--times", type=int, default=10_000, help="of repeat")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(json.dumps(asdict(Finding("a GPU is there", False, "PyTorch sees no CUDA GPU"))))
+        return 1
+    findings = {
+        "launches": lambda: launches(device),
+        "repeat": lambda: repeat(device, options.times),
+        "graph": lambda: graph(device),
+    }[options.probe]()
+    held, count = True, 0
+    for finding in findings:
+        print(json.dumps(asdict(finding)), flush=True)
+        held, count = held and finding.holds, count + 1
+    return 0 if held and count else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,148 @@
+"""The GPU check without a GPU: it says that nothing was run; with a stubbed runner, every state reaches the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_check, gpu_probes, machine
+from benchmarks.gpu_check import Outcome
+
+STEPS = ["build", "tests", *gpu_check.SANITIZERS, "launches", "repeat", "graph", "benchmarks", "step"]
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as the check itself looks."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(machine, "environment", lambda device: {"device": "A GPU", "driver": "580.1"})
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+
+
+class Stub:
+    """Answers each command by what is said of its step, and remembers what it was asked."""
+
+    def __init__(self, **answers: Outcome) -> None:
+        self.answers = answers
+        self.asked: list[tuple[list[str], dict[str, str], float]] = []
+
+    def __call__(self, command: Sequence[str], environment: dict[str, str], timeout: float) -> Outcome:
+        self.asked.append((list(command), environment, timeout))
+        words = " ".join(command)
+        for name, outcome in self.answers.items():
+            if name in words:
+                return outcome
+        return Outcome(0, "12 passed in 3 s")
+
+
+def report_of(directory: Path) -> tuple[str, dict[str, dict[str, object]]]:
+    record = json.loads((directory / "gpu_check.json").read_text())
+    return (directory / "gpu_check.md").read_text(), {step["name"]: step for step in record["steps"]}
+
+
+def test_without_a_gpu_nothing_is_run_and_the_report_says_so(no_gpu: None, tmp_path: Path) -> None:
+    stub = Stub()
+    assert gpu_check.main(["--output", str(tmp_path)], stub) == 0
+    text, steps = report_of(tmp_path)
+    assert "Nothing was run: PyTorch sees no CUDA GPU" in text
+    assert "passed" not in text
+    assert not steps
+    assert not stub.asked
+    assert gpu_check.main(["--output", str(tmp_path), "--require-gpu"], stub) == 1
+
+
+def test_the_report_goes_where_out_says(no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    gpu_check.main([], Stub())
+    assert (tmp_path / "out" / "gpu_check.md").is_file()
+
+
+def test_every_step_runs_in_order_and_is_reported_with_device_and_driver(a_gpu: None, tmp_path: Path) -> None:
+    claim = json.dumps({"claim": "one launch", "holds": True, "detail": ""})
+    stub = Stub(gpu_probes=Outcome(0, f"noise\n{claim}\n{claim}\n"))
+    assert gpu_check.main(["--output", str(tmp_path)], stub) == 0
+    text, steps = report_of(tmp_path)
+    assert list(steps) == STEPS
+    assert {step["state"] for step in steps.values()} == {"passed"}
+    assert steps["tests"]["summary"] == "12 passed in 3 s"
+    assert steps["repeat"]["summary"] == "2 of 2 claims hold"
+    for said in ("A GPU", "580.1", "compute_capability: 90"):
+        assert said in text
+    build, environment, _ = stub.asked[0]
+    assert build[1:] == ["setup.py", "build_ext", "--inplace"]
+    assert environment == {"PAL_FAST_CUDA": "1", "PAL_FAST_ARCHS": "90"}
+    memcheck = next(command for command, _, _ in stub.asked if "memcheck" in command)
+    assert memcheck[0] == "compute-sanitizer"
+    assert "--error-exitcode" in memcheck
+    assert "10000" in next(command for command, _, _ in stub.asked if "repeat" in command)
+
+
+def test_a_failure_and_a_step_out_of_time_fail_the_check_and_show_their_output(a_gpu: None, tmp_path: Path) -> None:
+    broken = json.dumps({"claim": "one launch forward", "holds": False, "detail": "fill; loss"})
+    stub = Stub(launches=Outcome(1, broken + "\n"), racecheck=Outcome(None, "still running"))
+    assert gpu_check.main(["--output", str(tmp_path)], stub) == 1
+    text, steps = report_of(tmp_path)
+    assert steps["launches"]["state"] == "failed"
+    assert steps["launches"]["summary"] == "0 of 1 claims hold; not: one launch forward (fill; loss)"
+    assert steps["racecheck"]["state"] == "out of time"
+    assert "still running" in text
+    assert steps["graph"]["state"] == "passed", "one failure does not stop the others"
+
+
+def test_what_is_not_installed_is_skipped_with_its_reason(
+    a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert gpu_check.main(["--output", str(tmp_path), "--skip", "step"], Stub()) == 0
+    _, steps = report_of(tmp_path)
+    assert [name for name, step in steps.items() if step["state"] == "skipped"] == list(gpu_check.SANITIZERS)
+    assert steps["memcheck"]["summary"] == "compute-sanitizer is not installed"
+    assert "step" not in steps
+
+
+def test_steps_can_be_chosen(a_gpu: None, tmp_path: Path) -> None:
+    stub = Stub()
+    assert gpu_check.main(["--output", str(tmp_path), "--only", "graph", "--quick", "--all-architectures"], stub) == 0
+    assert list(report_of(tmp_path)[1]) == ["graph"]
+    assert len(stub.asked) == 1
+
+
+def test_a_command_is_run_to_its_end_to_its_time_or_not_at_all() -> None:
+    python = sys.executable
+    assert gpu_check.run_command([python, "-c", "print('x'); raise SystemExit(3)"], {}, 60) == Outcome(3, "x\n")
+    outcome = gpu_check.run_command([python, "-c", "import os; print(os.environ['A'])"], {"A": "b"}, 60)
+    assert outcome == Outcome(0, "b\n")
+    late = gpu_check.run_command([python, "-c", "import time; print('y', flush=True); time.sleep(60)"], {}, 3)
+    assert late.status is None
+    assert gpu_check.run_command(["/nowhere/compute-sanitizer"], {}, 5).status == 127
+
+
+def test_the_repetition_probe_runs_on_the_cpu_kernels_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cpu" in gpu_probes.backends_on(torch.device("cpu")), "the extension is not built"
+    assert gpu_probes.main(["repeat", "--device", "cpu", "--times", "3"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(found) == 8
+    assert all(finding["holds"] for finding in found)
+
+
+def test_a_probe_without_a_gpu_does_not_pass(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_probes.main(["launches"]) == 1
+    assert "PyTorch sees no CUDA GPU" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("probe", ["launches", "graph"])
+def test_the_probes_hold_on_this_gpu(probe: str) -> None:
+    assert gpu_probes.main([probe]) == 0

@@ -1,0 +1,40 @@
+"""The drawings of other libraries follow their definitions, at frames' borders too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.compare import relative_error
+
+from benchmarks import heatmap_peers as peers
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.0, 3.0])
+def test_mmpose_draws_a_gaussian_cut_at_three_sigma_about_the_rounded_landmark(generator, sigma):
+    points = torch.rand(3, 4, 2, generator=generator) * 40 - 2
+    points = points.clamp(min=0)  # below 0 it rounds towards 0
+    drawn = torch.from_numpy(peers.mmpose_heatmap(points.numpy(), (30, 37), sigma))
+    assert relative_error(drawn, peers.mmpose_judge(points, (30, 37), sigma)) < 1e-6
+
+
+def test_face_alignment_draws_a_quarter_of_its_patch_wide_and_counts_from_one(generator):
+    points = torch.rand(2, 3, 2, generator=generator) * 10 + 20
+    drawn = torch.from_numpy(peers.face_alignment_heatmap(points.numpy(), (50, 52), 3.0))
+    assert relative_error(drawn, peers.face_alignment_judge(points, (50, 52), 3.0)) < 1e-6
+    alone = peers.face_alignment_heatmap(np.array([[[20.0, 30.0]]]), (50, 52), 3.0)[0]
+    assert np.unravel_index(alone.argmax(), alone.shape) == (29, 19)
+    assert alone.max() == 1
+
+
+def test_kornia_is_measured_by_its_own_normalisation_or_says_that_it_is_missing(generator):
+    points = (torch.rand(2, 5, 2, generator=generator) * 20).requires_grad_()
+    judge = peers.kornia_judge(points, (20, 21), 2.0)
+    assert torch.allclose(judge[0].sum((1, 2)), torch.tensor(5.0, dtype=torch.float64))
+    try:
+        import kornia  # noqa: F401
+    except ImportError:
+        with pytest.raises(peers.UnavailableError, match=r"pip install 'pal_fast\[bench\]'"):
+            peers.kornia_heatmap(points, (20, 21), 2.0)
+        return
+    assert relative_error(peers.kornia_heatmap(points, (20, 21), 2.0).forward(), judge[0]) < 1e-5
