@@ -14,7 +14,8 @@ from torch import Tensor
 from pal_fast.landmarks.image_files import read_image
 
 _THREADS: Final = 8
-_TAIL: Final = 4096  # bytes at the end of a JPEG in which its end marker is looked for
+_END: Final = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a file that was cut off lacks
+_TAIL: Final = 4096  # bytes at the end of a file in which that is looked for
 
 
 class ImageFiles:
@@ -70,14 +71,14 @@ def absent(files: Sequence[Path]) -> list[int]:
 def inspect(path: Path, *, full: bool = False) -> tuple[int, int] | str:
     """(height, width) of an image file, or why it cannot be used.
 
-    Reads the header and, of a JPEG, the end, which a file that was cut off lacks; with `full` all pixels.
+    Reads the header and, of a JPEG or PNG, the end, which a file that was cut off lacks; with `full` all pixels.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            size, kind = (image.height, image.width), image.format
-            if full or (kind == "JPEG" and not _ends_as_jpeg(path)):
+            size, end = (image.height, image.width), _END.get(image.format or "")
+            if full or (end is not None and not _ends_with(path, end)):
                 image.load()
     except FileNotFoundError:
         return "no such file"
@@ -86,11 +87,11 @@ def inspect(path: Path, *, full: bool = False) -> tuple[int, int] | str:
     return size
 
 
-def _ends_as_jpeg(path: Path) -> bool:
+def _ends_with(path: Path, end: bytes) -> bool:
     with open(path, "rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - _TAIL))
-        return b"\xff\xd9" in file.read()
+        return end in file.read()
 
 
 def inspect_all(files: Sequence[Path], *, full: bool = False) -> list[tuple[int, int] | str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pal_fast.landmarks import affectnet, rafdb
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.fan import BoxFinder, FaceBox
-from pal_fast.landmarks.landmark_set import LandmarkSet, stem_of
+from pal_fast.landmarks.landmark_set import NameIndex, stem_of
 
 
 def box_finder(boxes: str) -> BoxFinder | None:
@@ -45,14 +45,11 @@ def _of_affectnet(path: Path) -> BoxFinder:
     for row in affectnet.read_csv(path):
         left, top, width, height = row.box or (0.0, 0.0, 0.0, 0.0)
         known[row.name] = (left, top, left + width, top + height) if row.box else None
-    names = list(known)
-    marks = LandmarkSet(torch.zeros(len(names), 1, 2), tuple(names))
+    boxes, index = list(known.values()), NameIndex(list(known))
 
     def find(name: str, file: Path, image: Tensor) -> FaceBox | None:
-        if name in known:
-            return known[name]
-        row = int(marks.find([name])[0])
-        return None if row < 0 else known[names[row]]
+        (row,) = index.find([name])
+        return None if row < 0 else boxes[row]
 
     return find
 

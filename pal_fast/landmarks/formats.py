@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pal_fast import _checks
 from pal_fast.landmarks import affectnet, rafdb, text_formats
+from pal_fast.landmarks.atomic import whole_folder
 from pal_fast.landmarks.dlib_xml import read_dlib_xml, write_dlib_xml
 from pal_fast.landmarks.errors import LandmarkFileError, first_few
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, stem_of, without_extension
@@ -201,8 +202,8 @@ def read_landmarks(
 def write_landmarks(path: str | Path, landmarks: LandmarkSet, format: str = "npz") -> None:
     """Writes landmarks: one file, or for formats with one file per image a folder of them.
 
-    A folder's files are written each in one piece, and only after all of `landmarks` has been found to fit the
-    format; images without any landmark get no file.
+    A folder appears when all its files are written; in one that is there already each file is written in one piece.
+    Images without any landmark get no file.
 
     Raises: ValueError for a format that cannot be written, or cannot hold these landmarks.
     """
@@ -225,10 +226,11 @@ def write_landmarks(path: str | Path, landmarks: LandmarkSet, format: str = "npz
             pair = f"{landmarks.names[files[file]]!r} and {landmarks.names[row]!r}"
             raise ValueError(f"images {pair} would share the file {file}")
         files[file] = row
-    for file, row in files.items():
-        target = path / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        chosen.write_one(target, landmarks.points[row].numpy())
+    with whole_folder(path) as folder:
+        for file, row in files.items():
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            chosen.write_one(target, landmarks.points[row].numpy())
 
 
 def _image_sizes(image_size: int | tuple[int, int] | None, images: str | Path | None) -> ImageSize:

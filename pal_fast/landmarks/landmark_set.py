@@ -67,6 +67,40 @@ def _where_unique(names: Iterable[tuple[str, int]]) -> dict[str, int]:
     return places
 
 
+class NameIndex:
+    """Finds images by name among the `names` of annotations.
+
+    A name matches its own spelling first. Then extensions and the suffixes of annotation files are left out, and a
+    name matches an equal one, or one of which it is the end, or that is the end of it, at a folder's border (`1.jpg`
+    and `train/happy/1.jpg`, but never `train/1.jpg` and `test/1.jpg`); always only where one annotation and only one
+    of the names asked for at the same time fits.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        held = [_normal(name) for name in names]
+        self._exact = {name: row for row, name in enumerate(names)}
+        self._equal = _where_unique((name, row) for row, name in enumerate(held))
+        self._ends = _where_unique((tail, row) for row, name in enumerate(held) for tail in _tails(name))
+
+    def find(self, names: Iterable[str]) -> list[int]:
+        """For each name the annotation that belongs to it, or -1."""
+        wanted = list(names)
+        asked = [_normal(name) for name in wanted]
+        times = Counter(asked)
+        ends = Counter(tail for name in times for tail in _tails(name))
+        rows = []
+        for name, plain in zip(wanted, asked, strict=True):
+            row = self._exact.get(name, -1)
+            if row < 0 and times[plain] == 1:
+                row = self._equal.get(plain, -1)
+                row = self._ends.get(plain, -1) if row < 0 and not ends[plain] else row
+                for tail in _tails(plain):
+                    if row < 0 and ends[tail] == 1 and not times[tail]:
+                        row = self._equal.get(tail, -1)
+            rows.append(row)
+        return rows
+
+
 @dataclass(frozen=True)
 class LandmarkSet:
     """Landmarks of N images, K each.
@@ -110,32 +144,11 @@ class LandmarkSet:
     def find(self, names: Iterable[str]) -> Tensor:
         """For each image's name, the row that belongs to it, or -1.
 
-        A name matches its own spelling first. Then extensions and the suffixes of annotation files are left out, and
-        a name matches an equal one, or one of which it is the end, or that is the end of it, at a folder's border
-        (`1.jpg` and `train/happy/1.jpg`, but never `train/1.jpg` and `test/1.jpg`); always only where one row and
-        only one of `names` fits.
+        See `NameIndex` for what belongs together.
 
         Returns: int64, one per name.
         """
-        wanted = list(names)
-        held = [_normal(name) for name in self.names]
-        asked = [_normal(name) for name in wanted]
-        exact = {name: row for row, name in enumerate(self.names)}
-        equal = _where_unique((name, row) for row, name in enumerate(held))
-        ends_of_held = _where_unique((tail, row) for row, name in enumerate(held) for tail in _tails(name))
-        asked_count = Counter(asked)
-        ends_of_asked = Counter(tail for name in asked_count for tail in _tails(name))
-        rows = []
-        for name, plain in zip(wanted, asked, strict=True):
-            row = exact.get(name, -1)
-            if row < 0 and asked_count[plain] == 1:
-                row = equal.get(plain, -1)
-                row = ends_of_held.get(plain, -1) if row < 0 and not ends_of_asked[plain] else row
-            for tail in _tails(plain):
-                if row < 0 and asked_count[plain] == 1 and ends_of_asked[tail] == 1 and not asked_count[tail]:
-                    row = equal.get(tail, -1)
-            rows.append(row)
-        return torch.tensor(rows, dtype=torch.int64)
+        return torch.tensor(NameIndex(self.names).find(names), dtype=torch.int64)
 
     def select(self, rows: Sequence[int] | Tensor) -> LandmarkSet:
         """The images of these rows, in this order."""

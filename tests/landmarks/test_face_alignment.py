@@ -135,6 +135,29 @@ def test_the_package_s_own_landmarks_are_these_cut_to_whole_pixels(weights: Path
         assert torch.equal(from_corner.trunc()[sure], torch.from_numpy(theirs).float()[sure])
 
 
+def test_the_real_detector_gives_the_window(weights: Path, faces: Path, tmp_path: Path) -> None:
+    """SFD whose weights are zero but for one bias sees faces of 64 pixels, its anchors, everywhere; without, none."""
+    from face_alignment.detection.sfd.net_s3fd import s3fd
+
+    file = weights / "checkpoints" / "s3fd-619a316812.pth"
+    state = {name: torch.zeros_like(value) for name, value in s3fd().state_dict().items()}
+    arguments = ["landmarks", str(faces), "--device", "cpu", "--no-flip", "-o"]
+    torch.save(state, file)
+    assert cli.main([*arguments, str(tmp_path / "none.npz")]) == 0
+    assert not read_landmark_set(tmp_path / "none.npz").found.any()
+    state["conv5_3_norm_mbox_conf.bias"] = torch.tensor([-5.0, 5.0])
+    torch.save(state, file)
+    assert cli.main([*arguments, str(tmp_path / "all.npz")]) == 0
+    points = read_landmark_set(tmp_path / "all.npz").points
+    assert points.isfinite().all()
+    reach = window_of((0, 0, 64, 64)).side
+    for of in points:
+        assert (of.amax(0) - of.amin(0)).max() <= reach
+    detector = FaceAligner()._package.face_detector
+    box = detector.detect_from_image(np.zeros((SIZE, SIZE, 3), np.uint8))[0]
+    assert box[2] - box[0] == pytest.approx(64, abs=1)
+
+
 def test_missing_weights_say_which_file_to_put_where(
     hub: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

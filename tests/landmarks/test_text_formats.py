@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,18 @@ def test_one_file_per_image_is_written_only_where_all_fit(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="would share the file"):
         write_landmarks(tmp_path / "out", LandmarkSet(points, ("one.jpg", "one.png")), "pts")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [2]
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    marks = LandmarkSet(torch.zeros(5, 68, 2), ("a/1", "a/2", "b/1", "b/2", "c"))
+    with pytest.raises(OSError, match="No space left"):
+        write_landmarks(tmp_path / "out", marks, "pts")
+    assert not list(tmp_path.iterdir())
