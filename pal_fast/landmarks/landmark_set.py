@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -35,22 +36,22 @@ _EXTENSIONS: Final = frozenset(
 
 def without_extension(name: str) -> str:
     """The path of an image without the extension of an image or landmark file, with forward slashes."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    return str(path.with_suffix("")) if path.suffix.lower() in _EXTENSIONS else str(path)
+    path = name.replace("\\", "/").removeprefix("./")
+    stem, dot, extension = path.rpartition(".")
+    return stem if stem and f"{dot}{extension}".lower() in _EXTENSIONS else path
 
 
 def stem_of(name: str) -> str:
     """The name of an image without folder, extension and what RAF-DB and AffectNet append to it."""
-    stem = PurePosixPath(without_extension(name)).name
-    for suffix in _ANNOTATION_SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    return stem
+    return _normal(name).rpartition("/")[2]
 
 
 def _normal(name: str) -> str:
     """A name without extension and annotation suffix, its folders kept."""
-    folder, slash, _ = without_extension(name).rpartition("/")
-    return f"{folder}{slash}{stem_of(name)}"
+    folder, slash, stem = without_extension(name).rpartition("/")
+    for suffix in _ANNOTATION_SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return f"{folder}{slash}{stem}"
 
 
 def _tails(name: str) -> list[str]:
@@ -77,27 +78,34 @@ class NameIndex:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        held = [_normal(name) for name in names]
         self._exact = {name: row for row, name in enumerate(names)}
-        self._equal = _where_unique((name, row) for row, name in enumerate(held))
-        self._ends = _where_unique((tail, row) for row, name in enumerate(held) for tail in _tails(name))
+
+    @functools.cached_property
+    def _by_ends(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Rows by what is left of their names, and by the ends of that."""
+        held = [_normal(name) for name in self._exact]
+        equal = _where_unique((name, row) for row, name in enumerate(held))
+        return equal, _where_unique((tail, row) for row, name in enumerate(held) for tail in _tails(name))
 
     def find(self, names: Iterable[str]) -> list[int]:
         """For each name the annotation that belongs to it, or -1."""
         wanted = list(names)
+        rows = [self._exact.get(name, -1) for name in wanted]
+        if all(row >= 0 for row in rows):
+            return rows
+        equal, held_ends = self._by_ends
         asked = [_normal(name) for name in wanted]
         times = Counter(asked)
         ends = Counter(tail for name in times for tail in _tails(name))
-        rows = []
-        for name, plain in zip(wanted, asked, strict=True):
-            row = self._exact.get(name, -1)
-            if row < 0 and times[plain] == 1:
-                row = self._equal.get(plain, -1)
-                row = self._ends.get(plain, -1) if row < 0 and not ends[plain] else row
-                for tail in _tails(plain):
-                    if row < 0 and ends[tail] == 1 and not times[tail]:
-                        row = self._equal.get(tail, -1)
-            rows.append(row)
+        for index, plain in enumerate(asked):
+            if rows[index] >= 0 or times[plain] > 1:
+                continue
+            row = equal.get(plain, -1)
+            row = held_ends.get(plain, -1) if row < 0 and not ends[plain] else row
+            for tail in _tails(plain):
+                if row < 0 and ends[tail] == 1 and not times[tail]:
+                    row = equal.get(tail, -1)
+            rows[index] = row
         return rows
 
 

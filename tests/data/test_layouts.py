@@ -21,7 +21,7 @@ from support.drawn_datasets import Written
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*classes without images")
 
-TRAIN, TEST = 14, 7
+TRAIN, TEST = 10, 5
 WRITERS: dict[str, tuple[str, Callable[..., Written]]] = {
     "rafdb": ("rafdb", drawn_datasets.write_rafdb),
     "affectnet-small": ("affectnet", drawn_datasets.write_affectnet_small),

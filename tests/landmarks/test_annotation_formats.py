@@ -183,12 +183,12 @@ def test_mirroring_is_an_involution_that_keeps_the_midline() -> None:
 
 def test_a_mean_face_is_its_own_mirror_image() -> None:
     """Over many drawn faces left and right differ by chance only, so that a wrong pair would stand out."""
-    points = make_faces(1500, 16, seed=3).landmarks
+    points = make_faces(500, 16, seed=3).landmarks
     points = points - points.mean(1, keepdim=True)
     mean = points.mean(0)
     mirrored = renumber_mirrored(mean * torch.tensor([-1.0, 1.0]))
     face = float((mean[16] - mean[0]).norm())
-    assert float((mean - mirrored).norm(dim=-1).max()) < 0.02 * face
+    assert float((mean - mirrored).norm(dim=-1).max()) < 0.025 * face
 
 
 def test_schemes_of_wflw_and_mediapipe_are_brought_to_68() -> None:
