@@ -59,7 +59,7 @@ def object_key(source: Path, command: list[str]) -> str:
     import torch
 
     digest = hashlib.sha256(torch.__version__.encode())
-    flags = [part for part in command if not part.startswith(("-I", "-DPAL_FAST_SOURCE_DIGEST"))]
+    flags = [part for part in command if not part.startswith(("-I", "-ffile-prefix-map", "-DPAL_FAST_SOURCE_DIGEST"))]
     digest.update(" ".join(flags).encode())
     if "PAL_FAST_SOURCE_DIGEST" in source.read_text():
         digest.update(source_digest().encode())
@@ -137,6 +137,8 @@ class BuildExtension(build_ext):
 
         host = [os.environ.get("CXX", "c++"), "-c", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
         host += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-O3", *common]
+        # Errors name files as csrc/... and torch/..., and the same sources give the same bytes wherever they are built.
+        host += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, *torch_build.include_paths())]
         if SANITIZE:
             host += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
             host += ["-fno-sanitize-recover=all"]
