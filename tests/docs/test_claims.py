@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pal_fast
-from pal_fast import constants, targets
+from pal_fast import cli, constants, targets
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -100,6 +100,11 @@ def test_the_options_table_gives_the_defaults_first():
         first = re.findall(r'`"(\w+)"`', rows[name][0])[:1] if name in rows else []
         if first and isinstance(parameter.default, str):
             assert first == [parameter.default], name
+
+
+def test_the_table_of_commands_lists_them_all():
+    listed = re.findall(r"pal-fast (\w+)", " ".join(key for key in readme_rows() if key.startswith("pal-fast ")))
+    assert sorted(listed) == sorted(command.NAME for command in cli.commands())
 
 
 def test_the_environment_variables_are_the_builds():
