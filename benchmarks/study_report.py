@@ -35,7 +35,7 @@ def by_condition(rows: Rows) -> Groups:
 
 def baseline(condition: Condition) -> Condition:
     """Cross-entropy alone on the same faces and network."""
-    return Condition(images=condition.images, noise=condition.noise, head=condition.head)
+    return Condition(images=condition.images, noise=condition.noise, scatter=condition.scatter, head=condition.head)
 
 
 def gains(groups: Groups, condition: Condition, other: Condition) -> list[float]:

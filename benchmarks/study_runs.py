@@ -31,6 +31,7 @@ class Condition:
         sigma: of the Gaussians, in pixels of the 48-pixel image.
         images: number of training faces.
         noise: share of the training labels that are wrong.
+        scatter: how far from the middle the faces lie, in training and test, as a share of the image's side.
         head: "flattened" or "pooled", see `FaceNet`.
     """
 
@@ -45,6 +46,7 @@ class Condition:
     sigma: float = 3.0
     images: int = TRAINING_FACES
     noise: float = 0.0
+    scatter: float = 0.0
     head: str = "flattened"
     seed: int = 0
 
@@ -67,13 +69,13 @@ def margin(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _training_faces(seed: int, images: int, noise: float) -> FaceSet:
-    return training_faces(seed, images, noise)
+def _training_faces(seed: int, images: int, noise: float, scatter: float) -> FaceSet:
+    return training_faces(seed, images, noise, scatter)
 
 
-@lru_cache(maxsize=2)
-def _fresh_faces(occlusion: float) -> FaceSet:
-    return fresh_faces(occlusion=occlusion)
+@lru_cache(maxsize=4)
+def _fresh_faces(occlusion: float, scatter: float) -> FaceSet:
+    return fresh_faces(occlusion=occlusion, scatter=scatter)
 
 
 def prior_landmarks(kind: str, faces: FaceSet, generator: torch.Generator) -> Tensor:
@@ -96,7 +98,7 @@ def epochs_for(images: int) -> int:
 def run(condition: Condition) -> dict[str, object]:
     """One row of the study's table. The seed sets the faces, the weights, the order and the control's draws."""
     torch.set_num_threads(1)
-    faces = _training_faces(condition.seed, condition.images, condition.noise)
+    faces = _training_faces(condition.seed, condition.images, condition.noise, condition.scatter)
     model = train(
         faces,
         seed=condition.seed,
@@ -105,8 +107,8 @@ def run(condition: Condition) -> dict[str, object]:
         head=condition.head,
         epochs=epochs_for(condition.images),
     )
-    judged = judge(model, _fresh_faces(0.0))
-    occluded = judge(model, _fresh_faces(1.0))
+    judged = judge(model, _fresh_faces(0.0, condition.scatter))
+    occluded = judge(model, _fresh_faces(1.0, condition.scatter))
     measures = {
         "accuracy": judged.accuracy,
         "accuracy_occluded": occluded.accuracy,

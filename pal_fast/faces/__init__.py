@@ -63,6 +63,7 @@ def make_faces(
     cue_agreement: float | None = 0.9,
     label_noise: float = 0.0,
     occlusion: float = 0.0,
+    scatter: float = 0.0,
 ) -> FaceSet:
     """Draw `count` faces of `size` x `size` pixels.
 
@@ -77,6 +78,8 @@ def make_faces(
             does not, any other colour is equally likely. None draws the colour independently of the label.
         label_noise: probability that the label is one of the six expressions that the face does not show.
         occlusion: probability that a square patch covers part of the face. Landmarks stay as they are.
+        scatter: how far from the middle faces may lie, as a share of the side, in x and in y; 0 to 0.5. By default
+            they lie in the middle but for a few pixels, as in data sets of aligned faces.
 
     Raises: ValueError for a number out of its range.
     """
@@ -86,6 +89,8 @@ def make_faces(
         )
     _check_share("label_noise", label_noise)
     _check_share("occlusion", occlusion)
+    if not 0 <= scatter <= 0.5:
+        raise ValueError(f"scatter must be from 0 to 0.5 of the side, got {scatter}")
     if cue_agreement is not None:
         _check_share("cue_agreement", cue_agreement)
 
@@ -99,7 +104,7 @@ def make_faces(
         free if cue_agreement is None else torch.where(agrees < cue_agreement, labels, (labels + 1 + other) % classes)
     )
 
-    people = meet(expressions, cues, lots, size, occlusion)
+    people = meet(expressions, cues, lots, size, occlusion, scatter)
     grain = np.random.default_rng([seed, 1])
     images = torch.empty(count, 3, size, size)
     step = max(1, _PIXELS_AT_ONCE // size**2)

@@ -52,13 +52,13 @@ class Judgement:
     alignment_of_sum: float
 
 
-def training_faces(seed: int, count: int = TRAINING_FACES, label_noise: float = 0.0) -> FaceSet:
-    return make_faces(count, SIZE, seed=seed, cue_agreement=CUE_AGREEMENT, label_noise=label_noise)
+def training_faces(seed: int, count: int = TRAINING_FACES, label_noise: float = 0.0, scatter: float = 0.0) -> FaceSet:
+    return make_faces(count, SIZE, seed=seed, cue_agreement=CUE_AGREEMENT, label_noise=label_noise, scatter=scatter)
 
 
-def fresh_faces(count: int = TEST_FACES, occlusion: float = 0.0) -> FaceSet:
+def fresh_faces(count: int = TEST_FACES, occlusion: float = 0.0, scatter: float = 0.0) -> FaceSet:
     """Faces that no network has seen, for judging; the same ones for every run."""
-    return make_faces(count, SIZE, seed=TEST_SEED, cue_agreement=None, occlusion=occlusion)
+    return make_faces(count, SIZE, seed=TEST_SEED, cue_agreement=None, occlusion=occlusion, scatter=scatter)
 
 
 def train(

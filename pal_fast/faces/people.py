@@ -51,11 +51,15 @@ class Lots:
     """Takes the columns of the table one after another; every value is (N,)."""
 
     def __init__(self, count: int, seed: int) -> None:
-        table = np.random.default_rng([seed, 0]).random((count, LOTS))
-        self._columns = iter(torch.from_numpy(table).unbind(1))
+        self._table = torch.from_numpy(np.random.default_rng([seed, 0]).random((count, LOTS)))
+        self._columns = iter(self._table.unbind(1))
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         return (low + (high - low) * next(self._columns)).float()
+
+    def spare(self, index: int, low: float, high: float) -> Tensor:
+        """Uniform, from the columns at the far end: for what is drawn by lot only where it is asked for."""
+        return (low + (high - low) * self._table[:, -1 - index]).float()
 
     def normal(self, deviation: float = 1.0) -> Tensor:
         """Normal, cut at 2.3 standard deviations."""
@@ -125,7 +129,7 @@ class People:
         return People(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
 
 
-def meet(expressions: Tensor, cues: Tensor, lots: Lots, size: int, occlusion: float) -> People:
+def meet(expressions: Tensor, cues: Tensor, lots: Lots, size: int, occlusion: float, scatter: float) -> People:
     """Draw the people who show `expressions` (N,) beside badges of colours `cues` (N,)."""
     count = expressions.shape[0]
     names = shape.unit_numbers()
@@ -144,6 +148,7 @@ def meet(expressions: Tensor, cues: Tensor, lots: Lots, size: int, occlusion: fl
     scale = lots.uniform(0.265, 0.32) * size
     centre = torch.stack([lots.normal(0.025), lots.normal(0.02)], 1) * size + (size - 1) / 2
     centre[:, 1] += 0.03 * size
+    centre += torch.stack([lots.spare(0, -scatter, scatter), lots.spare(1, -scatter, scatter)], 1) * size
 
     def picture(points: Tensor, depth: Tensor) -> Tensor:
         return shape.place(shape.turn(points, depth, yaw, pitch), centre, scale, roll)

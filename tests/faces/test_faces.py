@@ -172,6 +172,18 @@ def test_occlusion_covers_part_of_the_face_and_keeps_the_landmarks(seed: int) ->
     assert float(changed.max()) < 0.35
 
 
+def test_scatter_moves_faces_and_their_landmarks_together(seed: int) -> None:
+    still, moved = make_faces(60, 64, seed=seed), make_faces(60, 64, seed=seed, scatter=0.2)
+    shift = (moved.landmarks - still.landmarks)[:, 0]
+    torch.testing.assert_close(moved.landmarks - shift[:, None], still.landmarks, rtol=0, atol=1e-3)
+    assert 0.8 * 12.8 < float(shift.abs().max()) <= 12.8
+    assert torch.equal(moved.cues, still.cues)
+    noses = (
+        colour_at(moved.images, moved.landmarks[:, [30]]) - colour_at(still.images, still.landmarks[:, [30]])
+    ).abs()
+    assert float(noses.mean()) < 0.1  # noise and rounding to pixels; the skin's colour is the same
+
+
 def test_expressions_are_equally_frequent(seed: int) -> None:
     counts = make_faces(3500, 16, seed=seed).labels.bincount(minlength=7)
     assert int((counts - 500).abs().max()) < 5 * 500**0.5
@@ -187,6 +199,7 @@ def test_expressions_are_equally_frequent(seed: int) -> None:
         ({"cue_agreement": float("nan")}, "cue_agreement"),
         ({"label_noise": -0.1}, "label_noise"),
         ({"occlusion": 2.0}, "occlusion"),
+        ({"scatter": 0.6}, "scatter"),
     ],
 )
 def test_a_bad_argument_is_named(arguments: dict[str, float], named: str) -> None:
