@@ -40,7 +40,7 @@ def draw(path: Path) -> list[Path]:
     written = []
     for name, picture in PICTURES[subject].items():
         figure = picture(plt, records)
-        figure.text(0.01, 0.005, caption(records[0]), fontsize=7, color="#555555", ha="left", va="bottom")
+        figure.supxlabel(caption(records[0]), fontsize=7, color="#555555", x=0.01, ha="left")
         target = path.with_name(f"{path.stem}{name}.png")
         figure.savefig(target, dpi=130, metadata={"Software": None})
         plt.close(figure)
@@ -107,7 +107,7 @@ def roofline(plt: Any, records: Sequence[Record]) -> Any:
     peak = float(both[0]["matmul_gflop_s"])
     xs = [0.05, peak / bandwidth, 1000]
     axes.plot(xs, [min(peak, x * bandwidth) for x in xs], "k-", lw=1.5)
-    axes.annotate(f"copy {bandwidth:,.1f} GB/s", (0.07, 0.07 * bandwidth * 1.25), fontsize=8, rotation=35)
+    axes.annotate(f"copy {bandwidth:,.1f} GB/s", (0.055, 0.13 * bandwidth), fontsize=8)
     axes.annotate(f"float32 matrix product {peak:,.0f} GFLOP/s", (peak / bandwidth * 1.3, peak * 1.15), fontsize=8)
     for name in peers_of(both):
         mine = [record for record in both if record["peer"] == name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import torch
 from torch.library import Library
 
 NAMESPACE = "pal_fast_triton"
@@ -44,9 +45,11 @@ def register() -> Library:
     Raises: ImportError if triton is not installed.
     """
     from .landmark_heatmap import landmark_heatmap, landmark_heatmap_backward
-    from .launch import interpreting
+    from .launch import interpreting, prepare_counters
     from .pal_loss import pal_loss, pal_loss_backward
 
+    if torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing():
+        prepare_counters(torch.device("cuda", torch.cuda.current_device()))
     library = Library(NAMESPACE, "DEF")
     for implementation in (landmark_heatmap, landmark_heatmap_backward, pal_loss, pal_loss_backward):
         name = implementation.__name__

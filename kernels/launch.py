@@ -80,20 +80,37 @@ def high_and_low(value: float) -> tuple[float, float]:
     return high, low
 
 
-_counters: dict[tuple[torch.device, int], Tensor] = {}
+#: Counters that a stream keeps, and streams of a device that can.
+COUNTERS, STREAMS = 4096, 64
+
+_arenas: dict[torch.device, Tensor] = {}  # [STREAMS, COUNTERS] int32
+_slots: dict[tuple[torch.device, int], Tensor] = {}  # a row for each stream
+
+
+def prepare_counters(device: torch.device) -> Tensor:
+    """Allocates the counters of a device, once.
+
+    To be called before any CUDA graph is warmed up: memory that is first taken during a warm-up comes from the graph's
+    own pool, whose replays write over it.
+    """
+    if device not in _arenas:
+        _arenas[device] = torch.zeros((STREAMS, COUNTERS), dtype=torch.int32, device=device)
+        torch.cuda.synchronize(device)  # other streams use it, too
+    return _arenas[device]
 
 
 def zeroed_counters(count: int, like: Tensor) -> Tensor:
     """`count` int32 zeros for a kernel that counts programs and leaves the counters at zero.
 
-    They are kept per device and stream, so that only the first call of a stream pays for a fill. A CUDA
-    graph gets its own: its replays may overlap with other work of the stream it was captured on.
+    Each stream keeps its own, so that no call pays for a fill. While a graph is captured they are the graph's own: its
+    replays may overlap with other work of the stream. Very large batches are counted in fresh memory, too.
     """
-    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=like.device)
-    key = like.device, torch.cuda.current_stream(like.device).cuda_stream
-    kept = _counters.get(key)
-    if kept is None or kept.numel() < count:
-        kept = torch.zeros(power_of_two(max(count, 1024)), dtype=torch.int32, device=like.device)
-        _counters[key] = kept
-    return kept
+    if like.is_cuda and count <= COUNTERS and not torch.cuda.is_current_stream_capturing():
+        key = like.device, torch.cuda.current_stream(like.device).cuda_stream
+        if key not in _slots:
+            taken = sum(device == like.device for device, _ in _slots)
+            if taken < STREAMS:
+                _slots[key] = prepare_counters(like.device)[taken]
+        if key in _slots:
+            return _slots[key]
+    return torch.zeros(count, dtype=torch.int32, device=like.device)

@@ -177,6 +177,27 @@ def test_a_second_derivative_raises(device: str, seed: int) -> None:
 
 
 @pytest.mark.gpu
+def test_compiled_with_cuda_graphs_it_computes_the_same(generator: torch.Generator) -> None:
+    """mode="reduce-overhead", over several shapes: what is kept between calls lies outside the graphs."""
+
+    @torch.compile(mode="reduce-overhead", dynamic=False)
+    def step(f: torch.Tensor, g: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        return pal_fast.pal_loss(f, g, landmarks=points, image_size=20, backend="triton")
+
+    for turn in range(12):
+        shape = (2 + turn % 3, 64, 9, 9)
+        f, g = (torch.randn(shape, generator=generator).cuda().requires_grad_() for _ in range(2))
+        points = torch.rand(shape[0], 5, 2, generator=generator).cuda() * 20
+        torch.compiler.cudagraph_mark_step_begin()
+        got = step(f, g, points)
+        gradients = torch.autograd.grad(got, (f, g))
+        wanted = pal_fast.pal_loss(f, g, landmarks=points, image_size=20, backend="triton")
+        assert torch.equal(got, wanted), f"turn {turn}"
+        for value, judge in zip(gradients, torch.autograd.grad(wanted, (f, g)), strict=True):
+            assert torch.equal(value, judge), f"turn {turn}"
+
+
+@pytest.mark.gpu
 def test_more_than_2_to_the_31_elements() -> None:
     """The last sample of a tensor past 2^31 elements, and one sample past 2^31, against the same samples alone."""
     for shape, layout in (((260, 1024, 90, 90), torch.contiguous_format), ((2, 4096, 600, 600), torch.channels_last)):

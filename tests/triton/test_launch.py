@@ -1,0 +1,93 @@
+"""What the host keeps between launches, and how it cuts a layer: plain Python, tested without a launch."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from pal_fast.kernels import launch, sweep
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A GPU as far as the counters can see; `now` is the current stream, `capturing` whether it is captured."""
+    state = {"now": 0, "capturing": False}
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state["capturing"])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=state["now"]))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(launch, "_arenas", {})
+    monkeypatch.setattr(launch, "_slots", {})
+    return state
+
+
+def test_every_stream_has_counters_of_its_own_and_keeps_them(streams: dict[str, Any]) -> None:
+    like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
+    kept = []
+    for stream in range(launch.STREAMS):
+        streams["now"] = stream
+        counters = launch.zeroed_counters(100, like)
+        assert not counters.any()
+        counters += 1  # so that another stream's would be seen
+        kept.append(counters.data_ptr())
+    assert len(set(kept)) == launch.STREAMS
+    streams["now"] = 3
+    assert launch.zeroed_counters(7, like).data_ptr() == kept[3]
+
+
+def test_a_captured_stream_a_large_batch_and_one_stream_too_many_get_fresh_zeros(streams: dict[str, Any]) -> None:
+    like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
+    arena = launch.prepare_counters(like.device)
+    inside = range(arena.data_ptr(), arena.data_ptr() + arena.nbytes)
+    assert launch.zeroed_counters(5, like).data_ptr() in inside
+    streams["capturing"] = True
+    assert launch.zeroed_counters(5, like).data_ptr() not in inside
+    streams["capturing"] = False
+    large = launch.zeroed_counters(launch.COUNTERS + 1, like)
+    assert large.data_ptr() not in inside
+    assert large.numel() == launch.COUNTERS + 1
+    for stream in range(launch.STREAMS + 1):
+        streams["now"] = stream
+        counters = launch.zeroed_counters(5, like)
+    assert counters.data_ptr() not in inside
+    assert not counters.any()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_element_is_swept_once_and_every_row_starts_on_a_vector(
+    monkeypatch: pytest.MonkeyPatch, channels_last: bool
+) -> None:
+    monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", 132)
+    sides, dtypes = ((1, 1), (7, 7), (14, 14), (13, 17), (28, 28), (56, 57)), (torch.float32, torch.bfloat16)
+    for (height, width), channels, batch, dtype in itertools.product(sides, (1, 3, 64, 2048), (1, 16, 700), dtypes):
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        layer = torch.empty((batch, channels, height, width), dtype=dtype, device="meta", memory_format=layout)
+        for used in {1, max(1, channels // 2), channels}:
+            plan = sweep.plan(layer, used=used, swept=used)
+            cells = height * width
+            vector = launch.VECTOR_BYTES // dtype.itemsize
+            if plan.channels_last:
+                assert plan.splits * plan.rows_per_split >= used > (plan.splits - 1) * plan.rows_per_split
+                assert plan.tiles * plan.cells_per_tile >= cells > (plan.tiles - 1) * plan.cells_per_tile
+            else:
+                assert plan.period % cells == 0
+                if channels * cells % vector == 0:
+                    assert plan.period % vector == 0
+                rows = -(-used * cells // plan.period)
+                assert plan.splits * plan.rows_per_split >= rows > (plan.splits - 1) * plan.rows_per_split
+                assert plan.tiles * plan.block_p >= plan.period
+            assert plan.programs >= batch
+            assert plan.programs <= max(batch * plan.tiles, 132 * launch.PROGRAMS_PER_PROCESSOR)
+
+
+def test_a_double_passes_as_two_floats() -> None:
+    for value in (1 / 3, -0.5 / 14**2, 3.2e30, 1e-30, 224 / 14):
+        high, low = launch.high_and_low(value)
+        assert float(torch.tensor(high, dtype=torch.float32)) == high
+        assert abs(high + low - value) <= abs(value) * 2**-45
+    assert launch.high_and_low(1e300)[0] == float("inf")
