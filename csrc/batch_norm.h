@@ -10,16 +10,16 @@ namespace pal_fast {
 
 // The tensors of all four operators that share a shape or a dtype; absent ones are empty.
 struct BatchNormTensors {
-  const Tensor& input;                    // [B, C], [B, C, L] or [B, C, H, W]
-  OptionalTensor grad = {};               // as input
-  OptionalTensor grad_grad = {};          // as input
-  OptionalTensor weight = {};             // [C] T
-  OptionalTensor bias = {};               // [C] T
-  OptionalTensor statistics = {};         // [2, C] T: mean, 1/sqrt(var + eps)
-  OptionalTensor sums = {};               // [2, C] T: sum G, sum G z; 0 elements where it is not needed
-  OptionalTensor grad_sums = {};          // [2, C] T
-  OptionalTensor running_mean = {};       // [C] T
-  OptionalTensor running_variance = {};   // [C] T
+  const Tensor& input;                   // [B, C], [B, C, L] or [B, C, H, W]
+  OptionalTensor grad = {};              // as input
+  OptionalTensor grad_grad = {};         // as input
+  OptionalTensor weight = {};            // [C] T
+  OptionalTensor bias = {};              // [C] T
+  OptionalTensor statistics = {};        // [2, C] T: mean, 1/sqrt(var + eps)
+  OptionalTensor sums = {};              // [2, C] T: sum G, sum G z; 0 elements where it is not needed
+  OptionalTensor grad_sums = {};         // [2, C] T
+  OptionalTensor running_mean = {};      // [C] T
+  OptionalTensor running_variance = {};  // [C] T
 };
 
 // Checks shapes, dtypes, layouts and devices against the input's.
