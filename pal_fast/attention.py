@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import torch
 
-_KERNELS = (
-    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
-    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
-    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
-    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+# What torch.backends.cuda wraps: every forward of the model switches twice.
+_ENABLED = (
+    torch._C._get_flash_sdp_enabled,
+    torch._C._get_mem_efficient_sdp_enabled,
+    torch._C._get_cudnn_sdp_enabled,
+    torch._C._get_math_sdp_enabled,
 )
-_ONLY_MATH = (False, False, False, True)
+_ENABLE = (
+    torch._C._set_sdp_use_flash,
+    torch._C._set_sdp_use_mem_efficient,
+    torch._C._set_sdp_use_cudnn,
+    torch._C._set_sdp_use_math,
+)
+_ONLY_MATH = [False, False, False, True]
 
 
 class MathAttention:
     """Switches the process to the MATH kernel, and back to what was enabled before."""
 
     def __init__(self) -> None:
-        self._before: tuple[bool, ...] | None = None
+        self._before: list[bool] | None = None
         self._inside = False
 
     @property
@@ -35,7 +42,7 @@ class MathAttention:
         if self._inside:
             return
         self._inside = True
-        before = tuple(enabled() for enabled, _ in _KERNELS)
+        before = [enabled() for enabled in _ENABLED]
         if before != _ONLY_MATH:
             self._before = before
             _enable(_ONLY_MATH)
@@ -48,6 +55,6 @@ class MathAttention:
             self._before = None
 
 
-def _enable(kernels: tuple[bool, ...]) -> None:
-    for (_, enable), wanted in zip(_KERNELS, kernels, strict=True):
+def _enable(kernels: list[bool]) -> None:
+    for enable, wanted in zip(_ENABLE, kernels, strict=True):
         enable(wanted)

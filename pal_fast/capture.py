@@ -7,8 +7,9 @@ no-op of the standard library, so that `deepcopy`, `pickle` and `state_dict` of 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,14 +62,8 @@ def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
     return found
 
 
-class Hook:
+class Hook(functools.partial[Any]):
     """A callable for `register_forward_hook` that a copy or a pickle turns into a no-op."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
 
     def __reduce__(self) -> Any:
         # nullcontext.__exit__ takes what a hook is given and returns None; unpickling it needs no pal_fast.
@@ -109,6 +104,12 @@ class Captured:
 
     def clear(self) -> None:
         self.output, self.conditions, self.runs, self.problem = None, None, 0, ""
+
+    def released(self) -> Captured:
+        """What was captured, for one who uses it up; nothing is left here."""
+        taken = Captured(self.name, self.output, self.version, self.conditions, self.runs)
+        self.clear()
+        return taken
 
     @property
     def changed_in_place(self) -> bool:
@@ -183,15 +184,12 @@ class Capture:
 
         Raises: NotReadyError saying why there is none.
         """
-        taken = []
         for record in self.captured:
             if record.output is None or record.problem or record.runs != 1:
                 message = self._why_none(record)
                 self.clear()
                 raise _checks.NotReadyError(message)
-            taken.append(replace(record))
-        self.clear()
-        return taken
+        return [record.released() for record in self.captured]
 
     def _why_none(self, record: Captured) -> str:
         if record.problem:
@@ -223,9 +221,10 @@ class Capture:
         if self.running and not torch.compiler.is_compiling():
             self.attention.leave()  # The forward before this one was interrupted.
         self.running = self.wanted
-        image = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim == 4), None)
-        if image is not None:
-            self.image_size = (image.shape[-2], image.shape[-1])
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.ndim == 4:
+                self.image_size = (value.shape[2], value.shape[3])
+                break
 
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.running:

@@ -83,9 +83,12 @@ def namespace(name: str) -> str:
     """The operator namespace of a compiled backend, registered and ready."""
     if name == "triton":
         _triton_kernels()
+    else:
+        _compiled()
     return NAMESPACE[name]
 
 
+@lru_cache(maxsize=64)
 def _fastest(device: torch.device) -> str:
     order = ("cuda", "triton") if device.type == "cuda" else ("cpu",) if device.type == "cpu" else ()
     for name in order:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -100,16 +99,15 @@ class Engine:
         first = not compiling and not self._begun
         if first:
             preflight.first_call(model, logits, taken, exact=self.exact)
-        outputs = [_output(record) for record in taken]
-        layouts = [
-            self.layout_of(record.name, output, image_size) for record, output in zip(taken, outputs, strict=True)
-        ]
+        in_group = not compiling and distributed.in_play()
         with without_autocast(logits.device.type):
-            gradients: Sequence[Tensor | None] = [None] * len(outputs)
+            gradients: Sequence[Tensor | None] = [None] * len(taken)
             if self.exact or self.by_differences:
-                gradients = self.gradients(model, logits, taken, labels, create_graph=self.exact)
+                gradients = self.gradients(model, logits, taken, labels, create_graph=self.exact, in_group=in_group)
             total: Tensor | None = None
-            for record, output, gradient, layout in zip(taken, outputs, gradients, layouts, strict=True):
+            for record, gradient in zip(taken, gradients, strict=True):
+                output = _output(record)
+                layout = self.layout_of(record.name, output, image_size)
                 g = None if gradient is None else layout.view(gradient)
                 if first and g is not None:
                     preflight.warn_if_useless(model, record.name, g)
@@ -118,36 +116,38 @@ class Engine:
             assert total is not None
             if self.by_differences:
                 total = total + self._difference(model, total, logits, taken[0], gradients[0], labels, first)
-            if len(outputs) > 1:
-                total = total / len(outputs)
-            if not compiling and distributed.in_play():
+            if len(taken) > 1:
+                total = total / len(taken)
+            if in_group:
                 total = distributed.reaching_all_parameters(total, logits)
-        if not compiling:
+        if first:
             self._begun = True
         return total
 
     def gradients(
-        self, model: nn.Module, logits: Tensor, taken: Sequence[Captured], labels: Tensor | None, *, create_graph: bool
+        self,
+        model: nn.Module,
+        logits: Tensor,
+        taken: Sequence[Captured],
+        labels: Tensor | None,
+        *,
+        create_graph: bool,
+        in_group: bool,
     ) -> list[Tensor]:
         """g for each layer in its own layout; a leaf that requires gradients, unless `create_graph`.
+
+        Args:
+            in_group: whether this process belongs to a process group.
 
         Raises: NotReadyError if the logits do not depend on a layer's output.
         """
         outputs = [_output(record) for record in taken]
-        scaled = any(output.dtype == torch.float16 for output in outputs)
-        start: Any = None
-        context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if not torch.compiler.is_compiling() and distributed.in_play():
-            context, start = distributed.parameters_kept(model), distributed.before_sink(logits)
-        with context:
-            # In float16 the first call finds its scale in three attempts; later ones follow the step before.
-            for _ in range(1 if not scaled or self._scale.ready else 3):
-                scale = self._scale.value if scaled else None
-                found = attributed_gradients(
-                    logits, outputs, self.target, labels, create_graph=create_graph, scale=scale, start=start
-                )
-                if scaled:
-                    self._scale.follow([g for g in found if g is not None])
+        if in_group:
+            with distributed.parameters_kept(model):
+                start = distributed.before_sink(logits)
+                found = self._scaled_gradients(logits, outputs, labels, create_graph, start)
+        else:
+            found = self._scaled_gradients(logits, outputs, labels, create_graph, None)
         gradients = []
         for record, gradient in zip(taken, found, strict=True):
             if gradient is None:
@@ -157,6 +157,22 @@ class Engine:
                 )
             gradients.append(gradient if create_graph else gradient.detach().requires_grad_())
         return gradients
+
+    def _scaled_gradients(
+        self, logits: Tensor, outputs: Sequence[Tensor], labels: Tensor | None, create_graph: bool, start: Any
+    ) -> Sequence[Tensor | None]:
+        """As `attributed_gradients`; for float16 with S scaled so that they neither overflow nor vanish."""
+        if torch.float16 not in [output.dtype for output in outputs]:
+            return attributed_gradients(logits, outputs, self.target, labels, create_graph=create_graph, start=start)
+        found: Sequence[Tensor | None] = []
+        # The first call finds its scale in three attempts; later ones follow the step before.
+        for _ in range(1 if self._scale.ready else 3):
+            scale = self._scale.value
+            found = attributed_gradients(
+                logits, outputs, self.target, labels, create_graph=create_graph, scale=scale, start=start
+            )
+            self._scale.follow([g for g in found if g is not None])
+        return found
 
     def layout_of(self, name: str, output: Tensor, image_size: tuple[int, int] | None) -> Layout:
         """The layout of one layer's output; found anew only when its shape or the image's changes.
@@ -181,7 +197,9 @@ class Engine:
         loss = fresh.loss(model, logits, [record], None, Prior(heatmap), image_size)
         gradient = None
         if self.exact or self.by_differences:
-            (gradient,) = fresh.gradients(model, logits, [record], None, create_graph=False)
+            (gradient,) = fresh.gradients(
+                model, logits, [record], None, create_graph=False, in_group=distributed.in_play()
+            )
             gradient = layout.view(gradient.detach())
         return preflight.Trial(str(layout), layout.view(output), gradient, loss)
 

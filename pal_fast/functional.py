@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -251,6 +253,8 @@ def loss_of(
 
 def _layer_tensors(activation: Tensor | None, gradient: Tensor | None, options: AttributionOptions) -> Tensor:
     """Checks the two and returns one of them that is used, for its shape."""
+    if activation is not None and gradient is not None and _are_layers(activation, gradient):
+        return activation
     kind = options.attribution
     if options.needs_activation:
         if activation is None:
@@ -265,6 +269,21 @@ def _layer_tensors(activation: Tensor | None, gradient: Tensor | None, options: 
     layer = activation if options.needs_activation else gradient
     assert layer is not None
     return layer
+
+
+def _are_layers(activation: Any, gradient: Any) -> bool:
+    """Whether both are what is wanted: one look for every step, before the checks that say what is not."""
+    return (
+        isinstance(activation, Tensor)
+        and isinstance(gradient, Tensor)
+        and activation.ndim == 4
+        and activation.shape == gradient.shape
+        and 0 not in activation.shape[1:]
+        and activation.dtype in _checks.FLOATS
+        and gradient.dtype in _checks.FLOATS
+        and activation.device == gradient.device
+        and activation.layout == gradient.layout == torch.strided
+    )
 
 
 def _landmark_tensors(
@@ -312,11 +331,10 @@ def _one_layout(activation: Tensor | None, gradient: Tensor | None) -> tuple[Ten
     assert first is not None
     channels_last = not first.is_contiguous() and first.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    dtype = first.dtype
-    if activation is not None and gradient is not None:
+    if activation is not None and gradient is not None and activation.dtype != gradient.dtype:
         dtype = torch.promote_types(activation.dtype, gradient.dtype)
-    made = [
-        None if tensor is None else tensor.to(dtype).contiguous(memory_format=layout)
-        for tensor in (activation, gradient)
-    ]
-    return made[0], made[1]
+        activation, gradient = activation.to(dtype), gradient.to(dtype)
+    return (
+        None if activation is None else activation.contiguous(memory_format=layout),
+        None if gradient is None else gradient.contiguous(memory_format=layout),
+    )

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake
+from torch.library import register_fake
 
+from pal_fast._derivative import register_derivative
 from pal_fast.constants import REDUCTION
 from pal_fast.options import HeatmapOptions, LossOptions
 from pal_fast.reference import computing_dtype
@@ -37,7 +38,7 @@ def _refuse_double_backward(name: str, namespace: str) -> None:
             'itself use backend="reference"'
         )
 
-    register_autograd(f"{namespace}::{name}_backward", backward)
+    register_derivative(f"{namespace}::{name}_backward", backward)
 
 
 def _register_heatmap(namespace: str, operators: Any) -> None:
@@ -69,7 +70,7 @@ def _register_heatmap(namespace: str, operators: Any) -> None:
         empty = (None,) * len(ctx.options)
         return d_landmarks if need_landmarks else None, None, d_weights if need_weights else None, *empty
 
-    register_autograd(f"{namespace}::landmark_heatmap", backward, setup_context=setup_context)
+    register_derivative(f"{namespace}::landmark_heatmap", backward, setup_context=setup_context)
     _refuse_double_backward("landmark_heatmap", namespace)
 
 
@@ -124,7 +125,7 @@ def _register_loss(namespace: str, operators: Any) -> None:
             *none[2:],
         )
 
-    register_autograd(f"{namespace}::pal_loss", backward, setup_context=setup_context)
+    register_derivative(f"{namespace}::pal_loss", backward, setup_context=setup_context)
     _refuse_double_backward("pal_loss", namespace)
 
 

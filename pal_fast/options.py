@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pal_fast import _checks
 from pal_fast.constants import (
@@ -66,20 +66,18 @@ class HeatmapOptions:
     sigma: float | None = None
     combine: str = "sum"
     normalize: str = "none"
+    #: (combine, normalize) as the operators take them.
+    codes: tuple[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _checks.choice("combine", self.combine, COMBINE)
         _checks.choice("normalize", self.normalize, NORMALIZE)
         if self.sigma is not None:
             _checks.sigma(self.sigma)
+        object.__setattr__(self, "codes", (COMBINE.index(self.combine), NORMALIZE.index(self.normalize)))
 
     def sigma_for(self, image_size: tuple[float, float]) -> float:
         return float(self.sigma) if self.sigma is not None else max(image_size) * SIGMA_SHARE
-
-    @property
-    def codes(self) -> tuple[int, int]:
-        """(combine, normalize) as the operators take them."""
-        return COMBINE.index(self.combine), NORMALIZE.index(self.normalize)
 
 
 @dataclass(frozen=True)
@@ -91,19 +89,16 @@ class LossOptions:
     score: str = "pearson"
     scale: str = "sum"
     reduction: str = "mean"
+    #: (attribution, absolute, grouping) and (score, scale, reduction) as the operators take them.
+    codes: tuple[int, bool, int] = field(init=False, repr=False, compare=False)
+    score_codes: tuple[int, int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _checks.choice("score", self.score, SCORE)
         _checks.choice("scale", self.scale, SCALE)
         _checks.choice("reduction", self.reduction, REDUCTION)
-
-    @property
-    def codes(self) -> tuple[int, bool, int]:
-        """(attribution, absolute, grouping) as the operators take them."""
         a = self.attribution
-        return ATTRIBUTION.index(a.attribution), a.absolute, GROUPING.index(GROUPING_OF[a.channels])
-
-    @property
-    def score_codes(self) -> tuple[int, int, int]:
-        """(score, scale, reduction) as the operators take them."""
-        return SCORE.index(self.score), SCALE.index(self.scale), REDUCTION.index(self.reduction)
+        codes = ATTRIBUTION.index(a.attribution), a.absolute, GROUPING.index(GROUPING_OF[a.channels])
+        object.__setattr__(self, "codes", codes)
+        score_codes = SCORE.index(self.score), SCALE.index(self.scale), REDUCTION.index(self.reduction)
+        object.__setattr__(self, "score_codes", score_codes)

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake
+from torch.library import register_fake
 
 from pal_fast import dispatch
+from pal_fast._derivative import register_derivative
 from pal_fast.reference import computing_dtype
 
 _registered: set[str] = set()
@@ -121,7 +122,7 @@ def _register_first_derivative(namespace: str) -> None:
             None,
         )
 
-    register_autograd(f"{namespace}::batch_norm", backward, setup_context=setup_context)
+    register_derivative(f"{namespace}::batch_norm", backward, setup_context=setup_context)
 
 
 def _register_second_derivative(namespace: str) -> None:
@@ -157,7 +158,7 @@ def _register_second_derivative(namespace: str) -> None:
             *(None,) * 6,
         )
 
-    register_autograd(f"{namespace}::batch_norm_backward", backward, setup_context=setup_context)
+    register_derivative(f"{namespace}::batch_norm_backward", backward, setup_context=setup_context)
 
     def refuse(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
@@ -165,7 +166,7 @@ def _register_second_derivative(namespace: str) -> None:
             "(pal_fast.prepare_head's handle puts it back: restore())"
         )
 
-    register_autograd(f"{namespace}::batch_norm_double_backward", refuse)
+    register_derivative(f"{namespace}::batch_norm_double_backward", refuse)
 
 
 def _in_format_of(input: Tensor, other: Tensor) -> Tensor:

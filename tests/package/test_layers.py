@@ -11,7 +11,7 @@ ORDER = [
     {"constants", "_version"},
     {"reference", "_checks"},
     {"options"},
-    {"_extension", "ops", "kernels"},
+    {"_extension", "_derivative", "ops", "kernels"},
     {"dispatch"},
     {"functional"},
     {"attention", "running_statistics", "checkpointing", "graph", "kinks", "regions"},
