@@ -45,7 +45,7 @@ from .step_cases import (
     head_share,
 )
 from .step_compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
-from .step_memory import measure_footprint
+from .step_memory import calls_of, peak_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -132,10 +132,12 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
             row.note = f"wrong: gradients differ by {row.error:.1e}, bound {row.bound:.1e}"
         else:
             steps[name] = step
+            step.model.zero_grad(set_to_none=True)
+            row.peak_bytes = peak_of(step, device)
             if device.type == "cuda" or step.watchable:
-                row.peak_bytes, row.calls = measure_footprint(step, device)
+                row.calls = calls_of(step, device)
             else:
-                row.note = "memory and calls of a compiled step can only be had on a GPU"
+                row.note = "calls of a compiled step can only be counted on a GPU"
     times = take_turns(steps, device, rounds)
     for name, taken in times.items():
         ordered = sorted(taken)

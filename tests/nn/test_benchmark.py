@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # benchmarks/ lies beside the package and is not installed
 
 from benchmarks import step, step_cases  # noqa: E402
-from benchmarks.step_memory import measure_footprint  # noqa: E402
+from benchmarks.step_memory import calls_of, peak_of  # noqa: E402
 
 CPU = torch.device("cpu")
 CASE = step_cases.Case("resnet18", "layer3", 64, 2, torch.float32)
@@ -25,7 +25,7 @@ CASE = step_cases.Case("resnet18", "layer3", 64, 2, torch.float32)
 def test_the_quick_run_fills_the_table(tmp_path: Path) -> None:
     output = tmp_path / "step.csv"
     command = [sys.executable, "-m", "benchmarks.step", "--quick", "--device", "cpu", "--output", str(output)]
-    done = subprocess.run([*command, "--backend", "reference"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     with output.open() as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
@@ -72,7 +72,7 @@ def test_the_head_share_is_that_of_its_convolutions() -> None:
     assert step_cases.head_share(CASE) == pytest.approx(head / (head + below), rel=1e-6)
 
 
-def test_the_footprint_counts_what_lives_at_once() -> None:
+def test_memory_is_what_lives_at_once_and_every_operator_counts() -> None:
     def work() -> torch.Tensor:
         kept = torch.ones(1000)  # 4000 bytes
         for _ in range(3):
@@ -80,18 +80,17 @@ def test_the_footprint_counts_what_lives_at_once() -> None:
             kept + 1  # 4000 bytes, gone at once
         return kept.view(10, 100).sum()  # a view, and 4 bytes
 
-    peak, calls = measure_footprint(work, CPU)
-    assert peak == 8000
-    assert calls == 1 + 3 * 2 + 2
+    assert peak_of(work, CPU) == 8000
+    assert calls_of(work, CPU) == 1 + 3 * 2 + 2
 
 
-def test_a_prepared_step_of_resnet50_fits_the_memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_cases.PAL, "backend", "reference")
+def test_a_step_of_resnet50_fits_the_memory_bound() -> None:
     case = step_cases.Case("resnet50", "layer3", 160, 8, torch.float32)
     peaks = {}
-    for kind in (step_cases.Plain, step_cases.Prepared):
+    for kind in (step_cases.Plain, step_cases.PAL, step_cases.Prepared):
         training_step = kind(case, CPU)
         training_step()
         training_step.model.zero_grad(set_to_none=True)
-        peaks[kind], _ = measure_footprint(training_step, CPU)
+        peaks[kind] = peak_of(training_step, CPU)
+    assert peaks[step_cases.PAL] <= 1.15 * peaks[step_cases.Plain]
     assert peaks[step_cases.Prepared] <= 1.15 * peaks[step_cases.Plain]
