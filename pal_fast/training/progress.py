@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -80,26 +80,33 @@ def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any) -
     return Progress(state["epoch"], state["step"], state["sums"], state["seconds"], state["history"])
 
 
-def check_folder(folder: RunFolder, config: TrainingConfig) -> None:
-    """Raises: ValueError if the folder holds another run than `config`'s, or files that are none of a run's."""
+def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
+    """The config to go on with: what pretrained="auto" found when the run began stays as it was found.
+
+    Raises: ValueError if the folder holds another run than `config`'s, or files that are none of a run's.
+    """
     if not folder.path.exists():
-        return
+        return config
     if not folder.path.is_dir():
         raise ValueError(f"output {folder.path} is a file; give a folder")
     if not folder.config.exists():
         others = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.endswith(".partial"))
-        if others:
+        leftovers = {folder.gallery.name, folder.environment.name}  # of a run that was killed as it began
+        if set(others) - leftovers:
             raise ValueError(
                 f"output {folder.path} is no folder of a run: it holds {', '.join(others[:3])} and no config.json"
             )
-        return
+        return config
     there = TrainingConfig.from_mapping(folder.read_json(folder.config), str(folder.config))
+    if config.pretrained == "auto":
+        config = replace(config, pretrained=there.pretrained)
     changed = difference(there, config)
     if changed:
         raise ValueError(
             f"output {folder.path} holds a run with other options (there, here): {'; '.join(changed)}; "
             "give another --output, or remove that folder"
         )
+    return config
 
 
 def clean(folder: RunFolder) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,8 @@ def train(config: TrainingConfig, output: str | Path, *, say: Callable[[str], No
     """
     if not machine.is_main():
         say = _silent
-    config = config.resolved()
     folder = RunFolder(Path(output))
-    progress.check_folder(folder, config)
+    config = progress.check_folder(folder, config.resolved())
     if folder.result.exists():
         say(f"{folder.path} is complete")
         result: dict[str, Any] = folder.read_json(folder.result)
@@ -83,7 +84,7 @@ class _Training:
             progress.clean(folder)
             write_json(folder.environment, machine.environment(accelerator))
             # Last: from here on the folder counts as this run's.
-            write_json(folder.config, config.to_mapping())
+            write_json(folder.config, self.config.to_mapping())
         accelerator.wait_for_everyone()
         self.progress = progress.resume(folder, self.network, self.optimiser, accelerator.scaler)
         # Of all processes, so that only one of them may go on from there.
@@ -124,10 +125,19 @@ class _Training:
     def _build(self) -> None:
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(derive(config.seed, "network"))
+        begun = self.folder.checkpoint.exists()  # its weights take the place of those to begin with
         beginning = begin(
-            config.model, len(self.classes), self.size, pretrained=config.pretrained, weights=config.weights
+            config.model,
+            len(self.classes),
+            self.size,
+            pretrained="no" if begun else config.pretrained,
+            weights=None if begun else config.weights,
         )
-        self.say(f"network {config.model}: {beginning.source}")
+        if not begun:
+            self.say(f"network {config.model}: {beginning.source}")
+            if config.pretrained == "auto":
+                # What was found decides the result, so it belongs to the config.
+                config = self.config = replace(config, pretrained="yes" if beginning.pretrained else "no")
         self.network: nn.Module = beginning.network
         if config.sync_batchnorm:
             from pal_fast.nn import convert_sync_batchnorm
@@ -162,7 +172,7 @@ class _Training:
         self.model.train()
         window: list[dict[str, Any]] = []
         started = time.perf_counter()
-        for batch in self.loader:
+        for batch in self._with_progress():
             window.append(batch)
             if len(window) < config.accumulate:
                 continue
@@ -174,6 +184,23 @@ class _Training:
                 self._save()
                 started = time.perf_counter()
         here.seconds += time.perf_counter() - started
+
+    def _with_progress(self) -> Iterable[dict[str, Any]]:
+        """The epoch's remaining batches, with a bar where somebody may watch."""
+        from tqdm import tqdm
+
+        here = self.progress
+        hidden = not (self.accelerator.is_main_process and sys.stderr.isatty())
+        bar: Iterable[dict[str, Any]] = tqdm(
+            self.loader,
+            desc=f"epoch {here.epoch + 1}/{self.config.epochs}",
+            initial=here.step * self.config.accumulate,
+            total=self.batches.steps * self.config.accumulate,
+            unit="batch",
+            leave=False,
+            disable=hidden,
+        )
+        return bar
 
     def _step(self, window: list[dict[str, Any]]) -> None:
         """One step of the optimiser, on `accumulate` batches."""

@@ -11,13 +11,11 @@ import re
 import shutil
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 
 pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
-pytest.importorskip("torchvision", reason="torchvision is not installed (extra train)")
-pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra train)")
 
+import numpy as np
 from PIL import Image
 from support.small_training import SMALL, one_thread, quiet
 

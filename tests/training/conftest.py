@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
-pytest.importorskip("torchvision", reason="torchvision is not installed (extra train)")
-pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra train)")
-
 from support.small_training import one_thread
 
 

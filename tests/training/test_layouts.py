@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
+pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
+
 import torch
 from support import drawn_datasets
 from support.small_training import SMALL, quiet

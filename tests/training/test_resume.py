@@ -9,8 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+
+pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
+
+import psutil
 import torch
 from support.drawn_datasets import write_rafdb
 from support.small_training import SMALL, command, environment, quiet, same, weights
@@ -115,6 +118,21 @@ def test_two_processes_killed_and_resumed(tmp_path):
     for one, two in zip(history(tmp_path / "one"), history(whole), strict=True):
         assert one["train"]["cross_entropy"] == pytest.approx(two["train"]["cross_entropy"], rel=1e-3)
         assert one["validation"]["images"] == two["validation"]["images"] == 14
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_stopped_between_epochs_in_bfloat16(device, tmp_path):
+    config = TrainingConfig(**SMALL | {"device": device}, weight=1, precision="bf16")
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "stopped", say=stop)
+    for name in ("stopped", "whole"):
+        train(config, tmp_path / name, say=quiet)
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
 
 
 def test_a_full_disk_leaves_the_last_good_file(tmp_path):

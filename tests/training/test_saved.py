@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
+
+pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
+
+import numpy as np
 import torch
 from support.small_training import SMALL, quiet
 

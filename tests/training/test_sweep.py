@@ -6,6 +6,9 @@ import csv
 import math
 
 import pytest
+
+pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
+
 from support.small_training import SMALL, quiet
 
 from pal_fast import cli

@@ -1,0 +1,128 @@
+"""Networks by name, and weights only from where they are: what is loaded, and what is not, is said."""
+
+from __future__ import annotations
+
+import urllib.error
+
+import pytest
+
+pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
+
+import torch
+from support.small_training import SMALL, quiet
+
+from pal_fast.training import TrainingConfig, train
+from pal_fast.training.files import RunFolder
+from pal_fast.training.networks import begin, build_network, find_library
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of torch.hub."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_torchvision_comes_first_and_a_prefix_chooses():
+    assert find_library("resnet18") == ("torchvision", "resnet18")
+    assert find_library("timm:resnet18") == ("timm", "resnet18")
+    assert find_library("resnet10t") == ("timm", "resnet10t")
+    for name, said in (
+        ("resnet81", "did you mean"),
+        ("keras:vgg", "timm:NAME"),
+        ("fasterrcnn_resnet50_fpn", "neither"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            find_library(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["small", "mobilenet_v3_small", "googlenet", "timm:resnet10t", "timm:vit_tiny_patch16_224"]
+)
+def test_a_network_has_a_head_of_so_many_classes(name):
+    network = build_network(name, 5, 64).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_auto_says_that_no_weights_are_here_and_takes_those_that_are(hub):
+    missing = begin("resnet18", 7, 64, pretrained="auto")
+    assert not missing.pretrained
+    assert "are not on this machine: no file" in missing.source
+    file = missing.source.rpartition("no file ")[2].rstrip(")")
+    hub.mkdir(parents=True)
+    state = build_network("resnet18", 1000, 64).state_dict()
+    torch.save(state, file)
+    found = begin("resnet18", 7, 64, pretrained="auto")
+    assert found.pretrained
+    assert file in found.source
+    assert "of another shape and left out: fc.weight, fc.bias" in found.source
+    own = found.network.state_dict()
+    assert all(torch.equal(own[name], state[name]) for name in state if not name.startswith("fc."))
+
+
+def test_yes_without_a_network_names_the_file_and_its_place(hub, monkeypatch):
+    import torchvision.models._api as api
+
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(api, "load_state_dict_from_url", unreachable)
+    with pytest.raises(OSError, match=r"put that file at .*hub/checkpoints/resnet18-"):
+        begin("resnet18", 7, 64, pretrained="yes")
+    with pytest.raises(ValueError, match="'small' has no pretrained weights"):
+        begin("small", 7, 64, pretrained="yes")
+
+
+def test_timms_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
+    asked = []
+    cached: list[str] = []
+
+    def cache(repository, file):
+        asked.append((repository, file))
+        return cached[0] if cached and file == "model.safetensors" else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cache)
+    missing = begin("timm:resnet10t", 7, 64, pretrained="auto")
+    assert "is not in this machine's hub cache" in missing.source
+    assert {repository.partition("/")[0] for repository, _ in asked} == {"timm"}
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    state = build_network("timm:resnet10t", 1000, 64).state_dict()
+    cached.append(str(tmp_path / "model.safetensors"))
+    save_file(state, cached[0])
+    found = begin("timm:resnet10t", 7, 64, pretrained="auto")
+    assert found.pretrained
+    assert torch.equal(found.network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{n}": v for n, v in s.items()}, "epoch": 3}]
+)
+def test_a_file_of_ones_own_is_unwrapped(tmp_path, wrap):
+    state = build_network("small", 9, 32).state_dict()
+    torch.save(wrap(state), tmp_path / "own.pth")
+    found = begin("small", 7, 32, weights=str(tmp_path / "own.pth"))
+    assert "left out: head.5.weight, head.5.bias" in found.source
+    assert torch.equal(found.network.state_dict()["body.0.weight"], state["body.0.weight"])
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path):
+    torch.save({"encoder.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name, said in (("other", "nothing in .* fits the network"), ("junk", "no readable"), ("list", "no state_dict")):
+        with pytest.raises(ValueError, match=rf"weights: .*{said}|weights: {said}"):
+            begin("small", 7, 32, weights=str(tmp_path / f"{name}.pt"))
+    with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
+        begin("small", 7, 32, weights=str(tmp_path / "absent.pt"))
+
+
+def test_a_run_keeps_what_auto_found(tmp_path):
+    config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 0}, weight=0)
+    train(config, tmp_path / "run", say=quiet)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.read_json(folder.config)["pretrained"] == "no"
+    folder.result.unlink()
+    lines: list[str] = []
+    train(config, tmp_path / "run", say=lines.append)  # "auto" still, and the same run
+    assert lines[0].startswith("resuming after 1 epochs")
