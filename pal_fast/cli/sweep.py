@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     varied.add_argument("--layer", nargs="+", metavar="LAYER", default=default.layers, help="(default: the network's)")
     varied.add_argument("--weight", nargs="+", type=float, metavar="X", default=default.weights)
     varied.add_argument("--seeds", nargs="+", type=int, metavar="N", default=default.seeds)
-    parser.add_argument("--shard", metavar="I/N", default="0/1", help="run only every N-th, from the I-th on (from 0)")
+    parser.add_argument("--shard", metavar="i/n", default="1/1", help="run only every n-th, from the i-th on, i from 1")
     add_options(parser, leave_out=VARIED)
 
 
@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit()):
-        raise ValueError(f"shard must be I/N, such as 0/4, got {text!r}")
+        raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/8, got {text!r}")
     return int(index), int(count)

@@ -40,7 +40,7 @@ def sweep(
     plan: Plan,
     output: str | Path,
     *,
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (1, 1),
     say: Callable[[str], None] = print,
 ) -> str:
     """Trains what is not there yet, then writes table.md, table.csv and runs.csv of all that is.
@@ -51,21 +51,21 @@ def sweep(
     Args:
         base: of every run; what the plan varies is replaced.
         output: a folder; each run has its own below runs/.
-        shard: (i, n): run only every n-th, from the i-th on, i from 0.
+        shard: (i, n): run only every n-th, from the i-th on, i from 1.
 
     Returns: the table, in Markdown.
 
     Raises: as `train`. A run whose loss stops being finite is reported, and the others go on.
     """
     index, count = shard
-    if not 0 <= index < count:
-        raise ValueError(f"shard must be i/n with i from 0 to n - 1, got {index}/{count}")
+    if not 1 <= index <= count:
+        raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/8, got {index}/{count}")
     output = Path(output)
     runs = configs(base, plan)
     diverged: list[str] = []
     for number, (run, config) in enumerate(runs.items()):
         folder = RunFolder(output / "runs" / run.name)
-        if number % count != index or folder.result.exists():
+        if number % count != index - 1 or folder.result.exists():
             continue
         if machine.is_main():
             say(f"run {number + 1} of {len(runs)}: {run.name}")

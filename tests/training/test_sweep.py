@@ -91,7 +91,7 @@ def test_too_few_seeds_give_no_test():
 
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     lines: list[str] = []
-    sweep(BASE, PLAN, tmp_path, shard=(0, 2), say=lines.append)
+    sweep(BASE, PLAN, tmp_path, shard=(1, 2), say=lines.append)
     assert sum(line.startswith("run ") for line in lines) == 3
     text = sweep(BASE, PLAN, tmp_path, say=lines.append)
     assert sum(line.startswith("run ") for line in lines) == 6
@@ -124,8 +124,9 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, capsys):
     for more, said in (
         (["--weight", "0", "1"], "the baseline is always run"),
         (["--seeds", "1", "1"], "seeds must hold each value once"),
-        (["--shard", "4/4"], "shard must be i/n"),
-        (["--shard", "one"], "shard must be I/N"),
+        (["--shard", "0/4"], "shard must be i/n"),
+        (["--shard", "5/4"], "shard must be i/n"),
+        (["--shard", "one"], "got 'one'"),
         (["--model", "alexnet"], "layer must be named"),
     ):
         assert cli.main([*words, *more]) == 2
