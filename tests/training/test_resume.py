@@ -55,7 +55,7 @@ def kill_in_the_middle_of_an_epoch(words: list[str], folder: Path) -> int:
     checkpoint = RunFolder(folder).checkpoint
     process = psutil.Popen(words, env=environment(), cwd=folder.parent, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
             if checkpoint.exists() and (step := read_state(checkpoint, "checkpoint")["step"]):
                 break
