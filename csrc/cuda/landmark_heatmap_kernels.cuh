@@ -176,10 +176,10 @@ __global__ void __launch_bounds__(MOST_THREADS)
       if (row >= height) {
         continue;
       }
-      Vector<T> vector;
+      T vector[VECTOR<T>];
 #pragma unroll
       for (int e = 0; e < VECTOR<T>; ++e) {
-        vector.value[e] = normalize != Normalize::none && tiles == 1 ? h[i][j + e] / by : h[i][j + e];
+        vector[e] = normalize != Normalize::none && tiles == 1 ? h[i][j + e] / by : h[i][j + e];
       }
       if (width % VECTOR<T> == 0) {
         if (column < width) {
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
       } else {
         for (int e = 0; e < VECTOR<T>; ++e) {
           if (column + e < width) {
-            map[row * width + column + e] = vector.value[e];
+            map[row * width + column + e] = vector[e];
           }
         }
       }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "scalar.cuh"
 
@@ -30,39 +31,113 @@ template <typename T>
   return reinterpret_cast<T*>(shared_memory() + offset);
 }
 
-// 16 aligned bytes as V: cached in L2 only, because no thread of the multiprocessor reads them again.
-template <typename V, typename S>
-[[nodiscard]] __device__ __forceinline__ V load_16_bytes(const S* from) {
-  const int4 bits = __ldcg(reinterpret_cast<const int4*>(from));
-  V value;
-  *reinterpret_cast<int4*>(&value) = bits;
-  return value;
+// 16 aligned bytes; they stay in L2 only, because no thread of the multiprocessor reads them again.
+template <typename S>
+[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes(const S* from) {
+  return __ldcg(reinterpret_cast<const uint4*>(from));
 }
 
-template <typename V, typename S>
-__device__ __forceinline__ void store_16_bytes(S* to, const V& value) {
-  *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(&value);
+// The same, and L2 may forget them first.
+template <typename S>
+[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes_last(const S* from) {
+  return __ldcs(reinterpret_cast<const uint4*>(from));
+}
+
+template <typename S>
+__device__ __forceinline__ void store_16_bytes(S* to, const uint4& bits) {
+  *reinterpret_cast<uint4*>(to) = bits;
 }
 
 #endif
+
+// The value whose bits these are.
+template <typename To, typename From>
+[[nodiscard]] __device__ __forceinline__ To same_bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(static_cast<void*>(&to), &from, sizeof(To));
+  return to;
+}
 
 // What 16 bytes hold.
 template <typename S>
 inline constexpr int VECTOR = 16 / static_cast<int>(sizeof(S));
 
+// They are kept as they are loaded, in four registers, and widened where they are used.
 template <typename S>
-struct alignas(16) Vector {
-  S value[VECTOR<S>];
+struct Vector {
+  using T = typename Computing<S>::type;
+
+  uint4 bits;
+
+  __device__ __forceinline__ void widen(T (&to)[VECTOR<S>]) const {
+    if constexpr (std::is_same_v<S, double>) {
+      to[0] = same_bits<double>(static_cast<unsigned long long>(bits.y) << 32 | bits.x);
+      to[1] = same_bits<double>(static_cast<unsigned long long>(bits.w) << 32 | bits.z);
+    } else {
+      const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        if constexpr (std::is_same_v<S, float>) {
+          to[w] = same_bits<float>(words[w]);
+        } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
+          to[2 * w] = same_bits<float>(words[w] << 16);
+          to[2 * w + 1] = same_bits<float>(words[w] & 0xffff0000u);
+        } else {
+          to[2 * w] = widened(same_bits<__half>(static_cast<unsigned short>(words[w] & 0xffffu)));
+          to[2 * w + 1] = widened(same_bits<__half>(static_cast<unsigned short>(words[w] >> 16)));
+        }
+      }
+    }
+  }
+
+  [[nodiscard]] static __device__ __forceinline__ Vector narrow(const T (&from)[VECTOR<S>]) {
+    if constexpr (std::is_same_v<S, double>) {
+      const auto low = same_bits<unsigned long long>(from[0]);
+      const auto high = same_bits<unsigned long long>(from[1]);
+      return {{static_cast<unsigned>(low), static_cast<unsigned>(low >> 32), static_cast<unsigned>(high),
+               static_cast<unsigned>(high >> 32)}};
+    } else {
+      unsigned words[4];
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        if constexpr (std::is_same_v<S, float>) {
+          words[w] = same_bits<unsigned>(from[w]);
+        } else {
+          const unsigned low = same_bits<unsigned short>(narrowed<S>(from[2 * w]));
+          const unsigned high = same_bits<unsigned short>(narrowed<S>(from[2 * w + 1]));
+          words[w] = low | high << 16;
+        }
+      }
+      return {{words[0], words[1], words[2], words[3]}};
+    }
+  }
+
+  // All elements alike.
+  [[nodiscard]] static __device__ __forceinline__ Vector filled(T value) {
+    T from[VECTOR<S>];
+#pragma unroll
+    for (int e = 0; e < VECTOR<S>; ++e) {
+      from[e] = value;
+    }
+    return narrow(from);
+  }
 };
 
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ Vector<S> load_vector(Pointer<const S> from) {
-  return load_16_bytes<Vector<S>>(from);
+  return {load_16_bytes(from)};
+}
+
+// For what nothing will read again before long.
+template <typename S>
+[[nodiscard]] __device__ __forceinline__ Vector<S> load_vector_for_the_last_time(Pointer<const S> from) {
+  return {load_16_bytes_last(from)};
 }
 
 template <typename S>
-__device__ __forceinline__ void store_vector(Pointer<S> to, const Vector<S>& value) {
-  store_16_bytes<Vector<S>>(to, value);
+__device__ __forceinline__ void store_vector(Pointer<S> to, const typename Computing<S>::type (&from)[VECTOR<S>]) {
+  store_16_bytes(to, Vector<S>::narrow(from).bits);
 }
 
 // Where the arrays of a block lie in its dynamic shared memory, one behind the other. The host lays the same arrays out

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from pal_fast import _extension, ops
+from pal_fast.constants import REDUCTION
+from pal_fast.reference import computing_dtype
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "tests/cuda/emulator"
@@ -70,14 +72,14 @@ def operators(directory: str) -> str:
     """Defines the emulated operators and returns their namespace."""
     reason = _extension.load()
     assert not reason, reason
+    implementations = _heatmap_operators(directory) | _loss_operators(directory)
     library = torch.library.Library(NAMESPACE, "DEF")
-    implementations = _heatmap_operators(directory)
     for name, implementation in implementations.items():
         schema = str(getattr(torch.ops.pal_fast, name).default._schema).removeprefix("pal_fast::")
         library.define(schema)
         library.impl(name, implementation, "CPU")
     operators.library = library  # type: ignore[attr-defined]
-    ops._register_heatmap(NAMESPACE, getattr(torch.ops, NAMESPACE))
+    ops.register(NAMESPACE)
     return NAMESPACE
 
 
@@ -122,3 +124,77 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
         return d_landmarks, d_weights
 
     return {"landmark_heatmap": landmark_heatmap, "landmark_heatmap_backward": landmark_heatmap_backward}
+
+
+def _layer_shape(layer: Tensor, channel_count: int) -> tuple[int, int, int, int, bool, int]:
+    return (*layer.shape, not layer.is_contiguous(), channel_count)  # type: ignore[return-value]
+
+
+def _loss_operators(directory: str) -> dict[str, Any]:
+    kernels = module("pal_loss", directory)
+
+    def pal_loss(
+        activation: Any, gradient: Any, heatmap: Any, landmarks: Any, visible: Any, weights: Any, *rest: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        sample_weight, *frame = rest[:6]
+        attribution, absolute, grouping, channel_count, score, scale, reduction = rest[6:]
+        layer = activation if activation is not None else gradient
+        batch, _, height, width = layer.shape
+        dtype = computing_dtype(layer.dtype)
+        none = REDUCTION[reduction] == "none"
+        groups = (0, 1, channel_count)[grouping]
+        loss = poisoned(layer, (batch,) if none else (), dtype)
+        plane = poisoned(layer, (batch, height, width), dtype)
+        coefficients = poisoned(layer, (batch, groups, 3), dtype)
+        factor = poisoned(layer, (batch,), dtype)
+        if batch == 0:
+            return loss.zero_(), plane, coefficients, factor
+        shape = _layer_shape(layer, channel_count)
+        shares, totals = kernels.workspace(shape, str(layer.dtype), grouping, machine["processors"])
+        tickets = torch.zeros(batch + 1, dtype=torch.int32)
+        tensors = {"activation": activation, "gradient": gradient, "heatmap": heatmap, "landmarks": landmarks}
+        tensors |= {"visible": visible, "weights": weights, "sample_weight": sample_weight}
+        tensors |= {"loss": loss, "plane": plane, "coefficients": coefficients, "factor": factor, "tickets": tickets}
+        tensors |= {"shares": poisoned(layer, (shares,), dtype), "totals": poisoned(layer, (totals,), torch.float64)}
+        tensors["scores"] = poisoned(layer, (0 if none else 2 * batch,), torch.float64)
+        options = (attribution, absolute, grouping, score, scale, reduction)
+        launches["pal_loss"] = kernels.forward(
+            tensors, shape, str(layer.dtype), *frame, *options, machine["processors"], machine["seed"]
+        )
+        assert not tickets.any(), "the tickets are not back at zero"
+        return loss, plane, coefficients, factor
+
+    def pal_loss_backward(
+        grad_loss: Tensor,
+        activation: Any,
+        gradient: Any,
+        plane: Tensor,
+        coefficients: Tensor,
+        factor: Tensor,
+        *rest: Any,
+    ) -> tuple[Tensor, Tensor]:
+        attribution, absolute, grouping, channel_count, need_activation, need_gradient = rest
+        layer = activation if activation is not None else gradient
+        d_activation, d_gradient = (
+            torch.full_like(layer, float("nan")) if needed else layer.new_empty(0)
+            for needed in (need_activation, need_gradient)
+        )
+        if layer.shape[0] == 0 or not (need_activation or need_gradient):
+            return d_activation, d_gradient
+        tensors = {"grad_loss": grad_loss, "activation": activation, "gradient": gradient, "plane": plane}
+        tensors |= {"coefficients": coefficients, "factor": factor}
+        tensors |= {"d_activation": d_activation, "d_gradient": d_gradient}
+        launches["pal_loss_backward"] = kernels.backward(
+            tensors,
+            grad_loss.stride(0) if grad_loss.dim() else 0,
+            _layer_shape(layer, channel_count),
+            str(layer.dtype),
+            attribution,
+            absolute,
+            grouping,
+            machine["processors"],
+            machine["seed"],
+        )
+        return d_activation, d_gradient
+
+    return {"pal_loss": pal_loss, "pal_loss_backward": pal_loss_backward}

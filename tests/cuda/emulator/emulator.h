@@ -105,6 +105,9 @@ T exchange(T value, int source_lane) {
 
 }  // namespace emulator
 
+using std::max;
+using std::min;
+
 inline emulator::Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait_for(emulator::machine.barriers, 0, emulator::machine.threads, false); }
@@ -283,16 +286,19 @@ Pointer<T> shared_elements(int64_t offset, int64_t count) {
   return {begin, begin, begin + count};
 }
 
-template <typename V, typename S>
-V load_16_bytes(const Pointer<const S>& from) {
-  V value;
-  std::memcpy(&value, from.checked(16 / sizeof(S), 16), 16);
-  return value;
+template <typename S>
+uint4 load_16_bytes(const Pointer<S>& from) {
+  uint4 bits;
+  std::memcpy(&bits, from.checked(16 / sizeof(S), 16), 16);
+  return bits;
 }
-
-template <typename V, typename S>
-void store_16_bytes(const Pointer<S>& to, const V& value) {
-  std::memcpy(to.checked(16 / sizeof(S), 16), &value, 16);
+template <typename S>
+uint4 load_16_bytes_last(const Pointer<S>& from) {
+  return load_16_bytes(from);
+}
+template <typename S>
+void store_16_bytes(const Pointer<S>& to, const uint4& bits) {
+  std::memcpy(to.checked(16 / sizeof(S), 16), &bits, 16);
 }
 
 }  // namespace pal_fast::cuda

@@ -47,8 +47,9 @@ __global__ void access_kernel(Pointer<float> memory, int64_t index, int kind) {
   } else if (kind == 1) {
     memory[index] = 1;
   } else {
-    const Vector<float> value = load_vector<float>(memory + index);
-    memory[0] = value.value[0];
+    float value[4];
+    load_vector<float>(memory + index).widen(value);
+    memory[0] = value[0];
   }
 }
 

@@ -1,0 +1,288 @@
+// The forward of the strategies that sum over channels: "mean" and "half" (All = false), "all" (All = true). One
+// launch:
+//   1. every block sums the attribution of its share of a sample over channels;
+//   2. the last block of the sample adds up the shares, scores the map against the heatmap, which it draws itself, and
+//      writes the derivative of the score;
+//   3. the last block of the batch reduces.
+#pragma once
+
+#include "pal_loss_score.cuh"
+#include "pal_loss_sweep.cuh"
+
+namespace pal_fast::cuda {
+
+// Maps of up to this many cells are scored in shared memory, and their heatmap is nowhere else. The heatmap of a larger
+// one is drawn by all of the sample's blocks, into `plane`, where the derivative then takes its place.
+inline constexpr int64_t SCORED_IN_SHARED = 2048;
+
+// Where the arrays of a block lie: the sweep's sums make way for map and heatmap.
+template <typename S>
+struct MapShared {
+  using T = typename Computing<S>::type;
+
+  Pointer<T> sums;          // [threads * V]
+  Pointer<T> scratch;       // [MOST_THREADS]
+  Pointer<T> map;           // [cells], of a small map
+  Pointer<T> heatmap;       // [cells], likewise
+  Pointer<T> factors;       // [DRAWING_ELEMENTS], if there are landmarks
+  Pointer<double> doubles;  // [3 * MOST_WARPS]
+  Pointer<double> result;   // [8]: what one thread finds out for all
+  Pointer<int> integers;    // [MOST_WARPS]
+  Pointer<unsigned> flag;
+
+  __device__ MapShared(int cells, bool small, bool landmarks, bool rows) {
+    // The factors share their place with the sums.
+    const int64_t sums_elements = rows ? static_cast<int64_t>(blockDim.x) * VECTOR<S> : 0;
+    const int64_t elements = landmarks && DRAWING_ELEMENTS > sums_elements ? DRAWING_ELEMENTS : sums_elements;
+    SharedLayout shared;
+    sums = factors = shared.take<T>(elements);
+    scratch = shared.take<T>(MOST_THREADS);
+    map = shared.take<T>(small ? cells : 0);
+    heatmap = shared.take<T>(small && landmarks ? cells : 0);
+    doubles = shared.take<double>(3 * MOST_WARPS);
+    result = shared.take<double>(8);
+    integers = shared.take<int>(MOST_WARPS);
+    flag = shared.take<unsigned>(1);
+  }
+
+  // The same, on the host.
+  [[nodiscard]] static int64_t bytes(int64_t cells, bool landmarks, bool rows, int64_t threads) {
+    const int64_t sums_elements = rows ? threads * VECTOR<S> : 0;
+    const int64_t elements = landmarks ? std::max<int64_t>(DRAWING_ELEMENTS, sums_elements) : sums_elements;
+    const bool small = cells <= SCORED_IN_SHARED;
+    SharedLayout shared;
+    shared.add(elements, sizeof(T));
+    shared.add(MOST_THREADS, sizeof(T));
+    shared.add(small ? cells : 0, sizeof(T));
+    shared.add(small && landmarks ? cells : 0, sizeof(T));
+    shared.add(3 * MOST_WARPS, sizeof(double));
+    shared.add(8, sizeof(double));
+    shared.add(MOST_WARPS, sizeof(int));
+    shared.add(1, sizeof(unsigned));
+    return shared.bytes();
+  }
+};
+
+// The sum of a - pivot over channels at every cell, [cells], as the sample's last block finds it: index i is cell i -
+// rotation, modulo the number of cells.
+template <typename T>
+struct SummedMap {
+  Pointer<const T> sums;
+  int cells;
+  int rotation;
+
+  [[nodiscard]] __device__ __forceinline__ int cell(int index) const {
+    return index < rotation ? index - rotation + cells : index - rotation;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ void square_sums(const SummedMap<T>& map, Pointer<const T> heatmap, double mean_m,
+                                            double mean_h, double (&sums)[3]) {
+  for (int i = threadIdx.x; i < map.cells; i += blockDim.x) {
+    const double m = map.sums[i] - mean_m, h = heatmap[map.cell(i)] - mean_h;
+    sums[0] += m * m;
+    sums[1] += h * h;
+    sums[2] += m * h;
+  }
+}
+
+// Stage 2, by all threads of one block. The map holds sums of a - pivot; totals [blocks, 2]: sums of that and of its
+// square over shares of the sample, for All.
+template <bool All, typename S, typename T>
+__device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, const LossOutput<T>& output,
+                          const MapShared<S>& shared, int64_t sample, T pivot, const SummedMap<T>& map,
+                          Pointer<const T> heatmap, Pointer<const double> totals, int blocks) {
+  const int cells = layer.cells;
+  const bool annotated = prior.dense || valid_landmarks(prior.gaussians, sample, shared.integers) > 0;
+
+  double sums[3] = {0.0, 0.0, 0.0};
+  double peak[1] = {-static_cast<double>(INFINITY)};
+  for (int i = threadIdx.x; i < cells; i += blockDim.x) {
+    const double h = heatmap[map.cell(i)];
+    sums[0] += map.sums[i];
+    sums[1] += h;
+    peak[0] = Maximum()(peak[0], h);
+  }
+  reduce_block<3>(sums, shared.doubles, Sum());
+  if (prior.normalize == Normalize::peak) {
+    reduce_block<1>(peak, shared.doubles, Maximum());
+  }
+  const double mean_m = sums[0] / cells, total_h = sums[1], mean_h = total_h / cells;
+  sums[0] = sums[1] = sums[2] = 0.0;
+  square_sums(map, heatmap, mean_m, mean_h, sums);
+  reduce_block<3>(sums, shared.doubles, Sum());
+  double of_elements[2] = {0.0, 0.0};
+  if constexpr (All) {
+    for (int block = threadIdx.x; block < blocks; block += blockDim.x) {
+      of_elements[0] += totals[2 * block];
+      of_elements[1] += totals[2 * block + 1];
+    }
+    reduce_block<2>(of_elements, shared.doubles, Sum());
+  }
+
+  if (threadIdx.x == 0) {
+    // A map is the mean over its n channels; "all" has its mean and its covariance, but the variance of every element.
+    const double share = 1.0 / layer.count;
+    const double terms = All ? static_cast<double>(layer.count) * cells : static_cast<double>(cells);
+    const PriorScale scale = prior_scale(prior, sample, {total_h, peak[0], mean_h, sums[1] / cells}, annotated, terms);
+    double offset = mean_m * share, variance = sums[0] / cells * share * share;
+    if constexpr (All) {
+      offset = of_elements[0] / terms;
+      variance = of_elements[1] / terms - offset * offset;
+    }
+    Group group = score_group(pivot + offset, variance, sums[2] / cells * share * scale.inverse, scale.scale, terms);
+    if (scale.weight == 0.0) {
+      group = {};
+    }
+    if constexpr (All) {
+      output.store_coefficients(sample, group);
+    }
+    shared.result[0] = group.score;
+    shared.result[1] = scale.weight;
+    shared.result[2] = scale.inverse;
+    shared.result[3] = group.slope * share;
+    shared.result[4] =
+        All ? group.curve * (static_cast<double>(static_cast<T>(group.mean)) - group.mean) : group.curve * share;
+  }
+  __syncthreads();
+  const double score = shared.result[0], weight = shared.result[1], inverse = shared.result[2];
+  const double slope = shared.result[3], curve = shared.result[4];
+  const Pointer<T> plane = output.plane + sample * cells;
+  for (int i = threadIdx.x; i < cells; i += blockDim.x) {
+    const int cell = map.cell(i);
+    double value = (heatmap[cell] - mean_h) * inverse;
+    if constexpr (All) {
+      value += curve;  // what rounding the mean to T takes from curve * (a - mean)
+    } else {
+      value = slope * (value + curve * (map.sums[i] - mean_m));
+    }
+    plane[cell] = weight == 0.0 ? T(0) : bounded<T>(value);
+  }
+  finish_sample(output, sample, score, weight, shared.doubles, shared.flag);
+}
+
+template <typename S, bool ChannelsLast, bool All>
+__global__ void __launch_bounds__(MOST_THREADS, resident_blocks<S>)
+    map_forward_kernel(const Layer<S> layer, const PriorInputs<typename Computing<S>::type> prior,
+                       const LossOutput<typename Computing<S>::type> output,
+                       const Pointer<typename Computing<S>::type> shares,  // [B, shares, H, W]
+                       const Pointer<double> totals,                       // [B, blocks, 2], All only
+                       const RowSweep rows, const CellSweep cell_sweep) {
+  using T = typename Computing<S>::type;
+  const int cells = layer.cells;
+  const int blocks = ChannelsLast ? cell_sweep.splits : rows.splits * rows.tiles;
+  const int64_t sample = blockIdx.x / blocks;
+  const int part = blockIdx.x % blocks;
+  const bool small = cells <= SCORED_IN_SHARED, landmarks = !prior.dense;
+  const int64_t begin = sample * layer.sample_elements();
+  const MapShared<S> shared(cells, small, landmarks, !ChannelsLast);
+
+  // A large map's heatmap, this block's part of it.
+  if (landmarks && !small) {
+    const auto bound = [&](int64_t of) { return static_cast<int>(of * cells / blocks); };
+    const int first = bound(part), last = bound(part + 1);
+    if (first < last) {
+      prior.draw_cells(sample, first, last, output.plane + (sample * cells + first), shared.factors);
+    }
+    __syncthreads();  // the sums take the place of the factors
+  }
+
+  // 1. The sweep.
+  const T pivot =
+      pivot_of(layer, begin, begin + (ChannelsLast ? layer.count : static_cast<int64_t>(layer.count) * cells));
+  Squares squares;
+  SummedMap<T> map{shared.map, cells, 0};
+  if constexpr (ChannelsLast) {
+    const Pointer<T> of_sample = shares + sample * cells;
+    const int first = part * cell_sweep.cells_per_split;
+    const int last = min(first + cell_sweep.cells_per_split, cells);
+    sweep_cells<All>(layer, begin, cell_sweep.lanes, first, last, pivot, small && blocks == 1 ? shared.map : of_sample,
+                     squares);
+    if (!small) {
+      map.sums = of_sample;
+    }
+  } else {
+    constexpr int V = VECTOR<S>;
+    const int split = part / rows.tiles, tile = part % rows.tiles;
+    const int offset = static_cast<int>(begin % V);
+    const ThreadRows mine(rows, begin, V, split, tile);
+    T sum[V] = {};
+    sweep_rows<All>(layer, mine, begin, begin + static_cast<int64_t>(layer.count) * cells, pivot, sum, squares);
+    if (rows.tiles == 1) {
+      // The block has whole rows: it folds them to a map of its own.
+      if (mine.active) {
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          shared.sums[threadIdx.x * V + e] = sum[e];
+        }
+      }
+      __syncthreads();
+      const int rotation = offset % cells;
+      const Pointer<T> of_split =
+          blocks == 1 ? shared.map : shares + (sample * rows.splits + split) * static_cast<int64_t>(cells);
+      fold<T>(shared.sums, rows.rows_at_once * rows.period, cells, shared.scratch, [&](int index, T value) {
+        of_split[index < rotation ? index - rotation + cells : index - rotation] = value;
+      });
+    } else {
+      const Pointer<T> of_split = shares + (sample * rows.splits + split) * rows.period;
+      if (mine.active) {
+        const int64_t column = static_cast<int64_t>(tile) * rows.columns + threadIdx.x;
+#pragma unroll
+        for (int e = 0; e < V; e += VECTOR<T>) {
+          T some[VECTOR<T>];
+#pragma unroll
+          for (int i = 0; i < VECTOR<T>; ++i) {
+            some[i] = sum[e + i];
+          }
+          store_vector<T>(of_split + (column * V + e), some);
+        }
+      }
+      map.rotation = offset % cells;
+      if (!small) {
+        map.sums = shares + sample * rows.splits * rows.period;
+      }
+    }
+  }
+  if constexpr (All) {
+    double sums[2] = {squares.sum, squares.squares};
+    reduce_block<2>(sums, shared.doubles, Sum());
+    if (threadIdx.x == 0) {
+      totals[2 * (sample * blocks + part)] = sums[0];
+      totals[2 * (sample * blocks + part) + 1] = sums[1];
+    }
+  }
+
+  // 2. The last block of the sample goes on.
+  if (blocks > 1 && !last_block(output.tickets + sample, static_cast<unsigned>(blocks), shared.flag)) {
+    return;
+  }
+  __syncthreads();
+  if (!ChannelsLast) {
+    // One after the other in memory: the splits' maps, or what is longer than a map, their rows.
+    const int64_t total = rows.tiles == 1 ? static_cast<int64_t>(rows.splits) * cells : rows.splits * rows.period;
+    if (blocks > 1) {
+      const Pointer<T> of_sample = shares + sample * total;
+      const Pointer<T> to = small ? shared.map : of_sample;  // in place: every index is read and written by one thread
+      fold<T>(of_sample, total, cells, shared.scratch, [&](int index, T value) { to[index] = value; });
+    }
+  } else if (blocks > 1 && small) {
+    for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
+      shared.map[cell] = shares[sample * cells + cell];
+    }
+  }
+  Pointer<const T> heatmap;
+  if (!landmarks) {
+    heatmap = prior.dense + sample * cells;
+  } else if (small) {
+    prior.draw_cells(sample, 0, cells, shared.heatmap, shared.factors);
+    heatmap = shared.heatmap;
+  } else {
+    heatmap = output.plane + sample * cells;
+  }
+  __syncthreads();
+  score_map<All>(layer, prior, output, shared, sample, pivot, map, heatmap,
+                 Pointer<const double>(totals) + 2 * sample * blocks, blocks);
+}
+
+}  // namespace pal_fast::cuda

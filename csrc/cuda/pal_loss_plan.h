@@ -1,0 +1,207 @@
+// How a layer is cut into blocks: a matter of its shape, its type and the number of multiprocessors only, so that the
+// same input gives the same bits.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+
+#include "../problem.h"
+#include "storage.h"
+
+namespace pal_fast::cuda {
+
+inline constexpr int64_t BLOCK_THREADS = 256;
+inline constexpr int64_t WARP_THREADS = 32;
+// The kernels are compiled so that a multiprocessor holds at least this many blocks of them, on every architecture: 80
+// registers a thread, and 16 bytes of each tensor in flight for 768 threads times the kernel's depth.
+inline constexpr int64_t RESIDENT_BLOCKS = 3;
+inline constexpr int64_t RESIDENT_THREADS = RESIDENT_BLOCKS * BLOCK_THREADS;
+inline constexpr int64_t MOST_SPLITS = 64;
+
+[[nodiscard]] constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+[[nodiscard]] constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Into how many parts to cut each of `pieces` pieces of `steps` steps: the number that finishes first if all resident
+// blocks advance alike. `overhead`, in steps, is what a block costs beside its steps.
+[[nodiscard]] inline int64_t best_splits(int64_t pieces, int64_t steps, int64_t threads, int64_t overhead,
+                                         int64_t processors) {
+  const int64_t resident = processors * std::max<int64_t>(1, RESIDENT_THREADS / threads);
+  int64_t best = 1, best_time = 0;
+  for (int64_t splits = 1; splits <= std::min(steps, MOST_SPLITS); ++splits) {
+    const int64_t time = ceil_div(pieces * splits, resident) * (ceil_div(steps, splits) + overhead);
+    if (splits == 1 || time < best_time) {
+      best = splits;
+      best_time = time;
+    }
+    if (pieces * splits >= 8 * resident) {
+      break;
+    }
+  }
+  return best;
+}
+
+// A sample as rows of vectors. Its elements are one flat run in which the inner index (cells; channels for
+// channels_last) returns every `inner` elements. A row is the least number of whole inner runs that is a whole number
+// of 16-byte vectors, so every row starts aligned, whatever H * W is, and a thread that keeps to a column keeps to the
+// same inner indices. A block takes `columns` vectors of a row, `rows_at_once` rows at a time.
+struct RowPlan {
+  int64_t period = 0;   // elements of a row
+  int64_t vectors = 0;  // of a row
+  int64_t columns = 0;
+  int64_t rows_at_once = 0;
+  int64_t threads = 0;
+  int64_t tiles = 1;  // blocks side by side along a row
+  int64_t rows = 0;   // of a sample
+  int64_t rows_per_split = 0;
+  int64_t splits = 1;
+
+  [[nodiscard]] int64_t blocks_per_sample() const { return tiles * splits; }
+};
+
+// `run` elements of each sample are swept; samples lie `stride` elements apart.
+[[nodiscard]] inline RowPlan plan_rows(int64_t batch, int64_t stride, int64_t run, int64_t inner, int64_t vector,
+                                       int64_t overhead, int64_t processors) {
+  RowPlan plan;
+  plan.period = std::lcm(inner, vector);
+  plan.vectors = plan.period / vector;
+  // A sample may start within a vector; its first row then starts a little before it.
+  const int64_t before = stride % vector == 0 ? 0 : vector - 1;
+  plan.rows = ceil_div(run + before, plan.period);
+  plan.tiles = ceil_div(plan.vectors, BLOCK_THREADS);
+  plan.columns = ceil_div(plan.vectors, plan.tiles);
+  plan.rows_at_once = plan.tiles > 1 ? 1 : std::min(BLOCK_THREADS / plan.columns, plan.rows);
+  plan.threads = round_up(plan.columns * plan.rows_at_once, WARP_THREADS);
+  const int64_t splits =
+      best_splits(batch * plan.tiles, ceil_div(plan.rows, plan.rows_at_once), plan.threads, overhead, processors);
+  plan.rows_per_split = ceil_div(plan.rows, splits);
+  plan.splits = ceil_div(plan.rows, plan.rows_per_split);
+  return plan;
+}
+
+// A channels_last sample as cells: groups of `lanes` threads take a cell each and sum over its channels.
+struct CellPlan {
+  int64_t lanes = 0;
+  int64_t threads = BLOCK_THREADS;
+  int64_t cells_per_split = 0;
+  int64_t splits = 1;
+};
+
+[[nodiscard]] inline CellPlan plan_cells(int64_t batch, int64_t cells, int64_t count, int64_t vector,
+                                         int64_t processors) {
+  CellPlan plan;
+  const int64_t vectors = ceil_div(count, vector);
+  int64_t least = 0;
+  for (int64_t lanes = WARP_THREADS; lanes >= 1; lanes /= 2) {
+    // Narrower groups write shorter runs, so they must save something.
+    const int64_t slots = ceil_div(vectors, lanes) * lanes;
+    if (plan.lanes == 0 || slots * 8 < least * 7) {
+      plan.lanes = lanes;
+      least = slots;
+    }
+  }
+  const int64_t groups = plan.threads / plan.lanes;
+  const int64_t steps = ceil_div(cells, groups), per_step = ceil_div(vectors, plan.lanes);
+  const int64_t splits = best_splits(batch, steps, plan.threads, ceil_div(8, per_step), processors);
+  plan.cells_per_split = ceil_div(cells, splits);
+  plan.splits = ceil_div(cells, plan.cells_per_split);
+  return plan;
+}
+
+// "each": a block takes whole channels, a tile of them at a time through shared memory.
+struct EachPlan {
+  int64_t chunk = 0;             // cells at once; all of them, or a part of a large map
+  int64_t channels_at_once = 0;  // channels of a tile
+  int64_t pitch = 0;             // elements from channel to channel of a tile
+  int64_t channels_per_split = 0;
+  int64_t splits = 1;
+};
+
+// Shared memory, in bytes: the tile, the heatmap's chunk, and 32 for each of the block's channels. The sum stays below
+// what a kernel has without asking, 48 KiB.
+inline constexpr int64_t EACH_TILE_BYTES = 20480;
+inline constexpr int64_t EACH_CHUNK_BYTES = 16384;
+inline constexpr int64_t EACH_TILE_BYTES_CHANNELS_LAST = 32768;
+inline constexpr int64_t EACH_MOST_CHANNELS = 256;
+
+[[nodiscard]] inline EachPlan plan_each(int64_t batch, int64_t cells, int64_t count, Layout layout, Storage storage,
+                                        int64_t processors) {
+  const int64_t size = storage == Storage::float64 ? 8 : 4, vector = vector_of(storage);
+  EachPlan plan;
+  if (layout == Layout::contiguous) {
+    const int64_t tile = EACH_TILE_BYTES / size;
+    plan.chunk = std::min(cells, EACH_CHUNK_BYTES / size);
+    plan.pitch = plan.chunk;
+    // A tile is one flat run, which may start and end within a vector.
+    plan.channels_at_once =
+        std::clamp<int64_t>((tile - 2 * vector) / plan.chunk, 1, std::min(count, EACH_MOST_CHANNELS));
+  } else {
+    // Runs of four vectors of channels, 64 bytes; of two, if that spares cutting the map.
+    const int64_t tile = EACH_TILE_BYTES_CHANNELS_LAST / size, channels = round_up(count, vector);
+    int64_t least = std::min(4 * vector, channels);
+    if ((cells | 1) * least > tile && (cells | 1) * 2 * vector <= tile) {
+      least = std::min(2 * vector, channels);
+    }
+    plan.chunk = std::min(cells, std::min(tile / least, EACH_CHUNK_BYTES / 2 / size) - 1);
+    plan.pitch = plan.chunk | 1;  // odd: threads that store the channels of neighbouring cells meet no bank twice
+    plan.channels_at_once =
+        std::clamp<int64_t>(tile / plan.pitch / vector * vector, vector, std::min(channels, EACH_MOST_CHANNELS));
+  }
+  const int64_t steps = ceil_div(count, plan.channels_at_once);
+  const int64_t most_steps = std::max<int64_t>(1, EACH_MOST_CHANNELS / plan.channels_at_once);
+  const int64_t splits = best_splits(batch, steps, BLOCK_THREADS, 1, processors);
+  plan.channels_per_split = std::min(most_steps, ceil_div(steps, splits)) * plan.channels_at_once;
+  plan.splits = ceil_div(count, plan.channels_per_split);
+  return plan;
+}
+
+// What the forward's blocks leave for each other.
+struct LossWorkspace {
+  int64_t shares = 0;  // elements of T: parts of the maps
+  int64_t totals = 0;  // of float64: sums
+};
+
+// Steps that a block's beginning and end are worth.
+inline constexpr int64_t FORWARD_OVERHEAD = 4;
+inline constexpr int64_t BACKWARD_OVERHEAD = 2;
+
+[[nodiscard]] inline RowPlan plan_forward_rows(const LossProblem& problem, Storage storage, int64_t processors) {
+  return plan_rows(problem.batch, problem.sample_elements(), problem.count * problem.cells(), problem.cells(),
+                   vector_of(storage), FORWARD_OVERHEAD, processors);
+}
+
+[[nodiscard]] inline CellPlan plan_forward_cells(const LossProblem& problem, Storage storage, int64_t processors) {
+  return plan_cells(problem.batch, problem.cells(), problem.count, vector_of(storage), processors);
+}
+
+[[nodiscard]] inline EachPlan plan_forward_each(const LossProblem& problem, Storage storage, int64_t processors) {
+  return plan_each(problem.batch, problem.cells(), problem.count, problem.layout, storage, processors);
+}
+
+[[nodiscard]] inline RowPlan plan_backward(const LossProblem& problem, Storage storage, int64_t processors) {
+  const int64_t inner = problem.layout == Layout::contiguous ? problem.cells() : problem.channels;
+  return plan_rows(problem.batch, problem.sample_elements(), problem.sample_elements(), inner, vector_of(storage),
+                   BACKWARD_OVERHEAD, processors);
+}
+
+[[nodiscard]] inline LossWorkspace loss_workspace(const LossProblem& problem, Storage storage, int64_t processors) {
+  const int64_t batch = problem.batch;
+  if (problem.grouping == Grouping::each) {
+    const EachPlan plan = plan_forward_each(problem, storage, processors);
+    return {0, plan.splits > 1 ? batch * plan.splits : 0};
+  }
+  LossWorkspace workspace;
+  int64_t blocks = 1;
+  if (problem.layout == Layout::channels_last) {
+    blocks = plan_forward_cells(problem, storage, processors).splits;
+    workspace.shares = batch * problem.cells();
+  } else {
+    const RowPlan plan = plan_forward_rows(problem, storage, processors);
+    blocks = plan.blocks_per_sample();
+    workspace.shares = blocks == 1 ? 0 : batch * plan.splits * (plan.tiles == 1 ? problem.cells() : plan.period);
+  }
+  workspace.totals = problem.grouping == Grouping::all ? batch * blocks * 2 : 0;
+  return workspace;
+}
+
+}  // namespace pal_fast::cuda

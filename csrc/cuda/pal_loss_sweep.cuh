@@ -1,0 +1,209 @@
+// The sum of the attribution over channels, at every cell of a sample, by one of the sample's blocks.
+#pragma once
+
+#include "layer.cuh"
+#include "pal_loss_plan.h"
+
+namespace pal_fast::cuda {
+
+// A RowPlan, as kernels take it.
+struct RowSweep {
+  int64_t period, rows, rows_per_split;
+  int vectors, columns, rows_at_once, tiles, splits;
+};
+
+[[nodiscard]] inline RowSweep row_sweep(const RowPlan& plan) {
+  return {plan.period,
+          plan.rows,
+          plan.rows_per_split,
+          static_cast<int>(plan.vectors),
+          static_cast<int>(plan.columns),
+          static_cast<int>(plan.rows_at_once),
+          static_cast<int>(plan.tiles),
+          static_cast<int>(plan.splits)};
+}
+
+struct CellSweep {
+  int lanes, cells_per_split, splits;
+};
+
+// What of a row sweep is this thread's: vectors first, first + step, ... below stop, by their first element. The
+// sample's elements are [begin, end).
+struct ThreadRows {
+  int64_t first, step, stop;
+  bool active;
+
+  __device__ __forceinline__ ThreadRows(const RowSweep& sweep, int64_t begin, int vector, int split, int tile) {
+    const int thread = threadIdx.x;
+    const int column = tile * sweep.columns + thread % sweep.columns, row = thread / sweep.columns;
+    active = row < sweep.rows_at_once && column < sweep.vectors;
+    const int64_t origin = begin - begin % vector + static_cast<int64_t>(column) * vector;
+    const int64_t first_row = split * sweep.rows_per_split;
+    const int64_t last_row = min(first_row + sweep.rows_per_split, sweep.rows);
+    first = origin + (first_row + row) * sweep.period;
+    step = sweep.rows_at_once * sweep.period;
+    stop = active ? origin + last_row * sweep.period : first;
+  }
+};
+
+// Vectors that a thread has in flight of each tensor.
+inline constexpr int SWEEP_DEPTH = 4;
+
+// NCHW. sum[e]: over the thread's vectors, their element e, less pivot. Elements [begin, end) are the n channels of the
+// sample.
+template <bool All, typename S, typename T>
+__device__ __forceinline__ void sweep_rows(const Layer<S>& layer, const ThreadRows& rows, int64_t begin, int64_t end,
+                                           T pivot, T (&sum)[VECTOR<S>], Squares& squares) {
+  constexpr int V = VECTOR<S>, U = SWEEP_DEPTH;
+  // The elements of a vector that reaches out of the run, or that cannot be loaded at once.
+  const auto by_elements = [&](int64_t at) {
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      if (at + e >= begin && at + e < end) {
+        const T a = layer.attribution(at + e) - pivot;
+        sum[e] += a;
+        if constexpr (All) {
+          squares.add(static_cast<double>(a));
+        }
+      }
+    }
+  };
+  int64_t i = rows.first;
+  if (i < rows.stop && i < begin) {
+    by_elements(i);
+    i += rows.step;
+  }
+  // Whole vectors begin below `whole`.
+  const int64_t whole = layer.aligned ? min(rows.stop, end - V + 1) : i;
+  int64_t rest = i;
+  for (; i < whole; i += U * rows.step) {
+    int64_t at[U];
+    bool there[U];
+    T a[U][V];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      at[u] = i + u * rows.step;
+      there[u] = at[u] < whole;
+      rest = there[u] ? at[u] + rows.step : rest;
+    }
+    load_attribution(layer, at, there, a, pivot);
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        sum[e] += a[u][e];
+      }
+    }
+    if constexpr (All) {
+      squares.add(a, there);
+    }
+  }
+  for (; rest < rows.stop && rest < end; rest += rows.step) {
+    by_elements(rest);
+  }
+}
+
+// Sums of values [total] over the indices that agree modulo `cells`, each handed to one thread: to(index, sum). The
+// order is fixed. scratch: MOST_THREADS elements.
+template <typename T, typename To>
+__device__ __forceinline__ void fold(Pointer<const T> values, int64_t total, int cells, Pointer<T> scratch,
+                                     const To& to) {
+  const int threads = blockDim.x, thread = threadIdx.x;
+  const int parts = cells < threads ? threads / cells : 1;
+  const auto sum_from = [&](int64_t first, int64_t step) {
+    T sum = 0;
+#pragma unroll 4
+    for (int64_t i = first; i < total; i += step) {
+      sum += values[i];
+    }
+    return sum;
+  };
+  if (parts == 1) {
+    for (int cell = thread; cell < cells; cell += threads) {
+      to(cell, sum_from(cell, cells));
+    }
+    return;
+  }
+  if (thread < parts * cells) {
+    scratch[thread] = sum_from(thread, static_cast<int64_t>(parts) * cells);
+  }
+  __syncthreads();
+  if (thread < cells) {
+    T sum = 0;
+    for (int part = 0; part < parts; ++part) {
+      sum += scratch[part * cells + thread];
+    }
+    to(thread, sum);
+  }
+}
+
+// channels_last: map[cell], the sum of a - pivot over channels, for the cells [first_cell, last_cell) of the sample
+// that starts at element `begin`.
+template <bool All, typename S, typename T>
+__device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin, int lanes, int first_cell,
+                                            int last_cell, T pivot, Pointer<T> map, Squares& squares) {
+  // Cells, and vectors of each, that a thread has in flight.
+  constexpr int V = VECTOR<S>, CELLS = 2, DEEP = 2, U = CELLS * DEEP;
+  const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
+  const int groups = static_cast<int>(blockDim.x) / lanes;
+  // All threads run the same rounds, because lanes of a warp exchange their sums.
+  for (int round = first_cell; round < last_cell; round += CELLS * groups) {
+    int64_t from[CELLS], to[CELLS];      // the cell's channels that take part
+    int64_t vectors[CELLS], end[CELLS];  // and those of them that are whole vectors
+    T sum[CELLS] = {};
+    int64_t most = 0;
+#pragma unroll
+    for (int c = 0; c < CELLS; ++c) {
+      const int cell = round + c * groups + group;
+      from[c] = begin + static_cast<int64_t>(cell) * layer.channels;
+      to[c] = cell < last_cell ? from[c] + layer.count : from[c];
+      vectors[c] = (from[c] + V - 1) / V * V;
+      end[c] = to[c] / V * V;
+      if (!layer.aligned || end[c] <= vectors[c]) {
+        vectors[c] = end[c] = to[c];
+      }
+      most = max(most, end[c] - vectors[c]);
+    }
+    for (int64_t i = lane * V; i < most; i += static_cast<int64_t>(DEEP) * lanes * V) {
+      int64_t at[U];
+      bool there[U];
+      T a[U][V];
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        const int c = u % CELLS;
+        at[u] = vectors[c] + i + u / CELLS * lanes * V;
+        there[u] = at[u] < end[c];
+      }
+      load_attribution(layer, at, there, a, pivot);
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          sum[u % CELLS] += a[u][e];
+        }
+      }
+      if constexpr (All) {
+        squares.add(a, there);
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < CELLS; ++c) {
+      // Before the first whole vector and behind the last one.
+      const int64_t before = vectors[c] - from[c], ends = before + to[c] - end[c];
+      for (int64_t i = lane; i < ends; i += lanes) {
+        const T a = layer.attribution(i < before ? from[c] + i : end[c] + i - before) - pivot;
+        sum[c] += a;
+        if constexpr (All) {
+          squares.add(static_cast<double>(a));
+        }
+      }
+      sum[c] = reduce_lanes(sum[c], lanes, Sum());
+      const int cell = round + c * groups + group;
+      if (lane == 0 && cell < last_cell) {
+        map[cell] = sum[c];
+      }
+    }
+  }
+}
+
+}  // namespace pal_fast::cuda

@@ -1,0 +1,64 @@
+// Whether the kernels can run on a device: asked of the driver, by way of a kernel that does nothing.
+#include <cuda_runtime.h>
+
+#include "status.h"
+
+namespace pal_fast::cuda {
+namespace {
+
+__global__ void probe_kernel() {}
+
+// 13000 -> "13.0"
+[[nodiscard]] std::string release(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+[[nodiscard]] std::string probe(int device) {
+  int runtime = 0, driver = 0;
+  cudaRuntimeGetVersion(&runtime);
+  cudaDriverGetVersion(&driver);
+  if (driver == 0) {
+    return "no NVIDIA driver is installed";
+  }
+  // Within a major release any driver serves; kernels are there as machine code, so an older one need not compile PTX.
+  if (driver / 1000 < runtime / 1000) {
+    return "the driver is too old: it serves CUDA " + release(driver) + ", the extension was built with CUDA " +
+           release(runtime);
+  }
+  int count = 0;
+  cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    return cudaGetErrorString(error);
+  }
+  if (device < 0 || device >= count) {
+    return "there is no device " + std::to_string(device) + ", only " + std::to_string(count);
+  }
+  error = cudaSetDevice(device);
+  cudaFuncAttributes attributes{};
+  if (error == cudaSuccess) {
+    error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  }
+  if (error == cudaSuccess) {
+    return "";
+  }
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return "no kernel for a GPU of compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+         " in an extension built for " PAL_FAST_CUDA_ARCHITECTURES " (" + cudaGetErrorString(error) + ")";
+}
+
+}  // namespace
+
+std::string why_unusable(int device) {
+  int before = -1;
+  const bool restores = cudaGetDevice(&before) == cudaSuccess;
+  std::string reason = probe(device);
+  if (restores) {
+    cudaSetDevice(before);
+  }
+  cudaGetLastError();  // what was found is said, not left for the next call to stumble over
+  return reason;
+}
+
+}  // namespace pal_fast::cuda

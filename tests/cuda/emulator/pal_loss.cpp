@@ -1,0 +1,131 @@
+// The loss's CUDA kernels, emulated, as a Python module.
+#include "bindings.h"
+#include "pal_loss_launch.cuh"
+
+namespace py = pybind11;
+using namespace pal_fast;
+using namespace pal_fast::cuda;
+
+namespace {
+
+void prepare(unsigned seed) {
+  emulator::lent.clear();
+  emulator::seed(seed);
+  emulator::launches = 0;
+}
+
+// (B, C, H, W, channels_last, n)
+LossProblem problem_of(const std::tuple<int64_t, int64_t, int64_t, int64_t, bool, int64_t>& layer, int64_t attribution,
+                       bool absolute, int64_t grouping) {
+  LossProblem problem;
+  bool channels_last = false;
+  std::tie(problem.batch, problem.channels, problem.height, problem.width, channels_last, problem.count) = layer;
+  problem.layout = channels_last ? Layout::channels_last : Layout::contiguous;
+  problem.attribution = static_cast<Attribution>(attribution);
+  problem.absolute = absolute;
+  problem.grouping = static_cast<Grouping>(grouping);
+  return problem;
+}
+
+using LayerShape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, int64_t>;
+
+// Elements of shares and of totals.
+std::pair<int64_t, int64_t> workspace(const LayerShape& layer, const std::string& dtype, int64_t grouping,
+                                      int64_t processors) {
+  const LossWorkspace sizes =
+      loss_workspace(problem_of(layer, 0, true, grouping), emulator::storage_named(dtype), processors);
+  return {sizes.shares, sizes.totals};
+}
+
+// tensors: by the names of LossPass; returns how many kernels were launched.
+int run_forward(const py::dict& tensors, const LayerShape& layer, const std::string& dtype, double image_height,
+                double image_width, double sigma, int64_t combine, int64_t normalize, int64_t attribution,
+                bool absolute, int64_t grouping, int64_t score, int64_t scale, int64_t reduction, int processors,
+                unsigned seed) {
+  prepare(seed);
+  LossPass pass;
+  pass.problem = problem_of(layer, attribution, absolute, grouping);
+  pass.options = {static_cast<Score>(score), static_cast<Scale>(scale), static_cast<Reduction>(reduction)};
+  pass.storage = emulator::storage_named(dtype);
+  pass.heatmap.batch = pass.problem.batch;
+  pass.heatmap.height = pass.problem.height;
+  pass.heatmap.width = pass.problem.width;
+  if (!tensors["landmarks"].is_none()) {
+    pass.heatmap.landmarks = tensors["landmarks"].attr("shape")[py::int_(1)].cast<int64_t>();
+    pass.heatmap.image_height = image_height;
+    pass.heatmap.image_width = image_width;
+    pass.heatmap.sigma = sigma;
+    pass.heatmap.combine = static_cast<Combine>(combine);
+    pass.heatmap.normalize = static_cast<Normalize>(normalize);
+  }
+  const auto take = [&](const char* name) { return emulator::memory_of(tensors, name); };
+  pass.activation = take("activation");
+  pass.gradient = take("gradient");
+  pass.dense = take("heatmap");
+  pass.landmarks = take("landmarks");
+  pass.visible = take("visible");
+  pass.weights = take("weights");
+  pass.sample_weight = take("sample_weight");
+  pass.loss = take("loss");
+  pass.plane = take("plane");
+  pass.coefficients = take("coefficients");
+  pass.factor = take("factor");
+  pass.shares = take("shares");
+  pass.totals = take("totals");
+  pass.scores = take("scores");
+  pass.tickets = static_cast<unsigned*>(take("tickets"));
+  pass.problem.grouping == Grouping::each ? run_each_forward(pass, processors, emulator::Launcher())
+                                          : run_map_forward(pass, processors, emulator::Launcher());
+  return emulator::launches;
+}
+
+int run_backward(const py::dict& tensors, int64_t grad_loss_stride, const LayerShape& layer, const std::string& dtype,
+                 int64_t attribution, bool absolute, int64_t grouping, int processors, unsigned seed) {
+  prepare(seed);
+  LossBackwardPass pass;
+  pass.problem = problem_of(layer, attribution, absolute, grouping);
+  pass.storage = emulator::storage_named(dtype);
+  pass.grad_loss_stride = grad_loss_stride;
+  const auto take = [&](const char* name) { return emulator::memory_of(tensors, name); };
+  pass.d_activation = take("d_activation");
+  pass.d_gradient = take("d_gradient");
+  pass.grad_loss = take("grad_loss");
+  pass.activation = backward_reads_activation(pass) ? take("activation") : nullptr;
+  pass.gradient = backward_reads_gradient(pass) ? take("gradient") : nullptr;
+  pass.plane = take("plane");
+  pass.coefficients = take("coefficients");
+  pass.factor = take("factor");
+  run_pal_loss_backward(pass, processors, emulator::Launcher());
+  return emulator::launches;
+}
+
+// The most shared memory that any launch of "each" takes for maps and layers of many sizes.
+int64_t most_shared_memory(const std::string& dtype, bool channels_last) {
+  int64_t most = 0;
+  const Layout layout = channels_last ? Layout::channels_last : Layout::contiguous;
+  const Storage storage = emulator::storage_named(dtype);
+  const int64_t size = size_of(storage);
+  for (int64_t cells = 1; cells < 9000; cells = cells < 600 ? cells + 1 : cells + 97) {
+    for (int64_t count = 1; count < 3000; count = count < 20 ? count + 1 : 2 * count + 3) {
+      for (const int64_t batch : {1, 64, 1000}) {
+        const EachSweep sweep = each_sweep(plan_each(batch, cells, count, layout, storage, 132), cells);
+        most = std::max(most, size == 8   ? EachShared<double>::bytes(sweep)
+                              : size == 4 ? EachShared<float>::bytes(sweep)
+                                          : EachShared<__half>::bytes(sweep));
+        if (static_cast<int64_t>(sweep.splits) * sweep.channels_per_split < count) {
+          throw std::runtime_error("a plan that leaves channels out");
+        }
+      }
+    }
+  }
+  return most;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.def("workspace", &workspace);
+  module.def("forward", &run_forward);
+  module.def("backward", &run_backward);
+  module.def("most_shared_memory", &most_shared_memory);
+}
