@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,21 +52,49 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def headers_of(source: Path) -> set[Path]:
+    """The files of csrc/ that a source includes, and those that they include."""
+    found: set[Path] = set()
+    left = [source]
+    while left:
+        path = left.pop()
+        for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE):
+            header = next((h for h in ((path.parent / name).resolve(), CSRC / name) if h.is_file()), None)
+            if header and header not in found:
+                found.add(header)
+                left.append(header)
+    return found
+
+
 def object_key(source: Path, command: list[str]) -> str:
     """Identifies what an object file was made from, so that a second build compiles only what changed.
 
-    Include paths count by what PyTorch lies there, not by where build isolation happened to put it.
+    Include paths count by what PyTorch lies there, not by where build isolation happened to put it; macros that name
+    the build count where they are used.
     """
     import torch
 
     digest = hashlib.sha256(torch.__version__.encode())
-    flags = [part for part in command if not part.startswith(("-I", "-ffile-prefix-map", "-DPAL_FAST_SOURCE_DIGEST"))]
+    text = source.read_text()
+    names = [f"-D{name}" for name in ("PAL_FAST_SOURCE_DIGEST", "PAL_FAST_CUDA_ARCHITECTURES") if name not in text]
+    flags = [part for part in command if not part.startswith(("-I", "-ffile-prefix-map", *names))]
     digest.update(" ".join(flags).encode())
-    if "PAL_FAST_SOURCE_DIGEST" in source.read_text():
-        digest.update(source_digest().encode())
-    for path in [source, *sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cuh"})]:
+    for path in [source, *sorted(headers_of(source))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def code_generation(architectures: list[str]) -> list[str]:
+    """nvcc's flags: machine code for every architecture, and PTX of the newest for those to come.
+
+    The front end, half of the time, runs once for the architectures from 80 on, which no kernel tells apart.
+    """
+    older, newer = [a for a in architectures if int(a) < 80], [a for a in architectures if int(a) >= 80]
+    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in older]
+    if newer:
+        flags.append(f"-gencode=arch=compute_{newer[0]},code=[{','.join(f'sm_{a}' for a in newer)}]")
+    newest = architectures[-1]
+    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
 def cuda_home_from_pypi(directory: Path) -> Path:
@@ -142,17 +171,17 @@ class BuildExtension(build_ext):
         if SANITIZE:
             host += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
             host += ["-fno-sanitize-recover=all"]
-        jobs = [(path, [*host, str(path)]) for path in sorted(CSRC.glob("*.cpp"))]
-        if not jobs:
-            raise SystemExit(f"{CSRC} holds no sources: is this a complete sdist or checkout?")
-        jobs += [(path, [*host, str(path)]) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
         link = [os.environ.get("CXX", "c++"), "-shared", "-Wl,--as-needed" if sys.platform != "darwin" else ""]
+        if not (CSRC / "module.cpp").is_file():
+            raise SystemExit(f"{CSRC} holds no sources: is this a complete sdist or checkout?")
+        jobs: list[tuple[Path, list[str]]] = []
         if cuda_home:
             device = [str(cuda_home / "bin" / "nvcc"), "-c", "-O3", "-cudart", "static", "-Xptxas", "-v"]
             device += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *common]
-            device += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-            newest = ARCHITECTURES[-1]
-            device += [f"-gencode=arch=compute_{newest},code=compute_{newest}", "-lineinfo"]
+            # Every driver of CUDA 13 reads the smallest form, a tenth of the plain one.
+            device += [*code_generation(ARCHITECTURES), "--compress-mode=size"]
+            built_for = " ".join([*(f"sm_{a}" for a in ARCHITECTURES), f"compute_{ARCHITECTURES[-1]}"])
+            host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{built_for}"')
             jobs += [(path, [*host, str(path)]) for path in sorted((CSRC / "cuda").glob("*.cpp"))]
             jobs += [(path, [*device, str(path)]) for path in sorted((CSRC / "cuda").glob("*.cu"))]
             runtime = next(
@@ -163,6 +192,8 @@ class BuildExtension(build_ext):
             libraries = [str(runtime), "-ldl", "-lpthread", "-lrt"]
         else:
             libraries = []
+        jobs += [(path, [*host, str(path)]) for path in sorted(CSRC.glob("*.cpp"))]
+        jobs += [(path, [*host, str(path)]) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
 
         def compile_one(job: tuple[Path, list[str]]) -> str:
             source, command = job

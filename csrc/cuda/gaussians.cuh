@@ -84,90 +84,82 @@ template <typename T>
 // The factors of a chunk of landmarks, [chunk, columns] and [chunk, rows], in shared memory: h_ij = combine_k y_ki
 // x_kj. The weight is in y. Landmarks that are dropped have y = 0 in a sum and NaN, which wins no comparison, in a
 // maximum.
-template <bool Max, typename T>
-__device__ __forceinline__ void fill_factors(const Gaussians<T>& of, int64_t sample, int first_landmark, int chunk,
-                                             int first_column, int columns, int first_row, int rows, Pointer<T> along_x,
-                                             Pointer<T> along_y) {
+template <typename T>
+__device__ __forceinline__ void fill_factors(const Gaussians<T>& of, bool max, int64_t sample, int first_landmark,
+                                             int chunk, int first_column, int columns, int first_row, int rows,
+                                             Pointer<T> along_x, Pointer<T> along_y) {
   const int length = columns + rows;
   for (int index = threadIdx.x; index < chunk * length; index += blockDim.x) {
     const int k = index / length, at = index % length;
     const bool there = first_landmark + k < of.count;
     const Landmark<T> mark = there ? landmark(of, sample, first_landmark + k) : Landmark<T>{T(0), T(0), T(0), false};
-    if (at < columns) {
-      along_x[k * columns + at] = gaussian(of.falloff, of.x(first_column + at) - mark.x);
+    const bool is_x = at < columns;
+    const int row = at - columns;
+    const T e = gaussian(of.falloff, is_x ? of.x(first_column + at) - mark.x : of.y(first_row + row) - mark.y);
+    if (is_x) {
+      along_x[k * columns + at] = e;
     } else {
-      const int row = at - columns;
-      const T value = mark.weight * gaussian(of.falloff, of.y(first_row + row) - mark.y);
-      along_y[k * rows + row] = mark.valid ? value : Max ? static_cast<T>(NAN) : T(0);
+      along_y[k * rows + row] = mark.valid ? mark.weight * e : max ? static_cast<T>(NAN) : T(0);
     }
   }
 }
 
-// Elements of shared memory for the factors that draw() holds at once.
+// Elements of shared memory for the factors that draw() holds at once: those of one landmark must fit.
 inline constexpr int DRAWING_ELEMENTS = 2048;
+inline constexpr int DRAWING_COLUMNS = DRAWING_ELEMENTS - MOST_THREADS;
 
-// Cells [begin, end) of a sample's map into out[0, end - begin), not normalised; and, if winner is not null, the
-// landmark that a maximum took at each, -1 for none. A cell that no landmark reaches is 0. Every thread writes the
-// cells begin + threadIdx.x + i * blockDim.x; the caller waits before others read them.
-template <bool Max, typename T>
-__device__ void draw(const Gaussians<T>& of, int64_t sample, int begin, int end, Pointer<T> out, Pointer<int> winner,
-                     Pointer<T> factors) {
-  const int first_row = begin / of.width, rows = (end - 1) / of.width - first_row + 1;
-  const int length = of.width + rows;
-  const T lowest = Max ? static_cast<T>(-INFINITY) : T(0);
+// Cells [begin, end) of a sample's map into out[0, end - begin), not normalised: a sum of Gaussians or their maximum;
+// and, if winner is not null, the landmark that a maximum took at each, -1 for none. A cell that no landmark reaches is
+// 0. Every thread writes the cells begin + threadIdx.x + i * blockDim.x, and waits for no other at the end.
+template <typename T>
+__device__ void draw(const Gaussians<T>& of, bool max, int64_t sample, int begin, int end, Pointer<T> out,
+                     Pointer<int> winner, Pointer<T> factors) {
+  const T lowest = max ? static_cast<T>(-INFINITY) : T(0);
   for (int cell = begin + threadIdx.x; cell < end; cell += blockDim.x) {
     out[cell - begin] = lowest;
-    if (Max && winner) {
+    if (winner) {
       winner[cell - begin] = -1;
     }
   }
-  const auto combine = [&](int cell, int k, T value) {
-    T& best = out[cell - begin];
-    if constexpr (Max) {
-      if (value > best) {  // a tie stays with the first
-        best = value;
-        if (winner) {
-          winner[cell - begin] = k;
-        }
-      }
-    } else {
-      best += value;
-    }
-  };
-  if (length > DRAWING_ELEMENTS) {  // not even one landmark's factors fit: a map of some thousand columns
-    for (int k = 0; k < of.count; ++k) {
-      const Landmark<T> mark = landmark(of, sample, k);
-      for (int cell = begin + threadIdx.x; mark.valid && cell < end; cell += blockDim.x) {
-        const T along_y = mark.weight * gaussian(of.falloff, of.y(cell / of.width) - mark.y);
-        combine(cell, k, along_y * gaussian(of.falloff, of.x(cell % of.width) - mark.x));
-      }
-    }
-  } else {
-    const int most = DRAWING_ELEMENTS / length, chunk = most < of.count ? most : of.count;
-    const Pointer<T> along_x = factors, along_y = factors + chunk * of.width;
-    for (int first = 0; first < of.count; first += chunk) {
-      const int now = of.count - first < chunk ? of.count - first : chunk;
-      __syncthreads();  // the factors may still be read
-      fill_factors<Max>(of, sample, first, now, 0, of.width, first_row, rows, along_x, along_y);
-      __syncthreads();
-      for (int cell = begin + threadIdx.x; cell < end; cell += blockDim.x) {
-        const int row = cell / of.width - first_row, column = cell % of.width;
-        if constexpr (Max) {
-          for (int k = 0; k < now; ++k) {
-            combine(cell, first + k, along_y[k * rows + row] * along_x[k * of.width + column]);
+  // A window of columns and rows at a time; nearly always the whole map, whose factors for many landmarks fit.
+  const int first_row = begin / of.width, last_row = (end - 1) / of.width;
+  for (int left = 0; left < of.width; left += DRAWING_COLUMNS) {
+    const int columns = min(DRAWING_COLUMNS, of.width - left);
+    for (int top = first_row; top <= last_row; top += DRAWING_ELEMENTS - columns) {
+      const int rows = min(DRAWING_ELEMENTS - columns, last_row - top + 1);
+      const int chunk = min(DRAWING_ELEMENTS / (columns + rows), of.count);
+      const Pointer<T> along_x = factors, along_y = factors + chunk * columns;
+      for (int first = 0; first < of.count; first += chunk) {
+        const int now = min(chunk, of.count - first);
+        __syncthreads();  // the factors may still be read
+        fill_factors(of, max, sample, first, now, left, columns, top, rows, along_x, along_y);
+        __syncthreads();
+        for (int cell = begin + threadIdx.x; cell < end; cell += blockDim.x) {
+          const int row = cell / of.width - top, column = cell % of.width - left;
+          if (row < 0 || row >= rows || column < 0 || column >= columns) {
+            continue;
           }
-        } else {
-          T sum = 0;
+          T best = out[cell - begin];
+          int won = -1;
 #pragma unroll 4
           for (int k = 0; k < now; ++k) {
-            sum += along_y[k * rows + row] * along_x[k * of.width + column];
+            const T y = along_y[k * rows + row], x = along_x[k * columns + column];
+            if (!max) {
+              best += y * x;
+            } else if (y * x > best) {  // a tie stays with the first
+              best = y * x;
+              won = first + k;
+            }
           }
-          combine(cell, 0, sum);
+          out[cell - begin] = best;
+          if (winner && won >= 0) {
+            winner[cell - begin] = won;
+          }
         }
       }
     }
   }
-  if constexpr (Max) {
+  if (max) {
     for (int cell = begin + threadIdx.x; cell < end; cell += blockDim.x) {
       if (out[cell - begin] == lowest) {
         out[cell - begin] = 0;

@@ -22,8 +22,8 @@ template <typename T>
   return layout.bytes();
 }
 
-template <typename T, bool Max>
-__global__ void __launch_bounds__(MOST_THREADS) whole_heatmap_kernel(const Gaussians<T> gaussians,
+template <typename T>
+__global__ void __launch_bounds__(MOST_THREADS) whole_heatmap_kernel(const Gaussians<T> gaussians, const bool max,
                                                                      const Pointer<T> heatmap,  // [B, H, W]
                                                                      const Normalize normalize) {
   SharedLayout shared;
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(MOST_THREADS) whole_heatmap_kernel(const Gauss
   const int64_t sample = blockIdx.x;
   const int cells = gaussians.height * gaussians.width;
   const Pointer<T> map = heatmap + sample * cells;
-  draw<Max>(gaussians, sample, 0, cells, map, Pointer<int>(nullptr), factors);
+  draw(gaussians, max, sample, 0, cells, map, Pointer<int>(nullptr), factors);
   if (normalize == Normalize::none) {
     return;
   }
@@ -112,8 +112,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
   }
   for (int first = 0; first < gaussians.count; first += TILE_LANDMARKS) {
     __syncthreads();
-    fill_factors<Max>(gaussians, sample, first, TILE_LANDMARKS, first_column, columns, first_row, rows, along_x,
-                      along_y);
+    fill_factors(gaussians, Max, sample, first, TILE_LANDMARKS, first_column, columns, first_row, rows, along_x,
+                 along_y);
     __syncthreads();
 #pragma unroll 4
     for (int k = 0; k < TILE_LANDMARKS; ++k) {
@@ -210,12 +210,13 @@ template <typename T>
   return layout.bytes();
 }
 
-template <typename T, bool Max>
-__global__ void __launch_bounds__(MOST_THREADS) raw_gradient_kernel(const Gaussians<T> gaussians,
-                                                                    const Pointer<const T> grad,  // [B, H, W]
-                                                                    const Pointer<T> raw,         // [B, H, W]
-                                                                    const Pointer<int> winner,    // [B, H, W], Max only
-                                                                    const Normalize normalize) {
+template <typename T>
+__global__ void __launch_bounds__(MOST_THREADS)
+    raw_gradient_kernel(const Gaussians<T> gaussians, const bool max,
+                        const Pointer<const T> grad,  // [B, H, W]
+                        const Pointer<T> raw,         // [B, H, W]
+                        const Pointer<int> winner,    // [B, H, W], null unless max
+                        const Normalize normalize) {
   SharedLayout shared;
   const Pointer<T> factors = shared.take<T>(DRAWING_ELEMENTS);
   const Pointer<double> scratch = shared.take<double>(2 * MOST_WARPS);
@@ -224,7 +225,7 @@ __global__ void __launch_bounds__(MOST_THREADS) raw_gradient_kernel(const Gaussi
   const Pointer<T> map = raw + sample * cells;
   const Pointer<const T> given = grad + sample * cells;
   // The heatmap again, kept in raw. Every thread reads the cells that it wrote.
-  draw<Max>(gaussians, sample, 0, cells, map, Max ? winner + sample * cells : Pointer<int>(nullptr), factors);
+  draw(gaussians, max, sample, 0, cells, map, winner ? winner + sample * cells : winner, factors);
   if (normalize == Normalize::none) {
     for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
       map[cell] = given[cell];

@@ -16,8 +16,8 @@ void forward_heatmap(const HeatmapPass& pass, const Launcher& launch) {
   if (tiles.lanes == 0) {
     // A thread a cell while there are enough cells.
     const int64_t threads = (problem.cells() + WARP_LANES - 1) / WARP_LANES * WARP_LANES;
-    launch(whole_heatmap_kernel<T, Max>, problem.batch, threads < MOST_THREADS ? threads : MOST_THREADS,
-           whole_map_shared<T>(), gaussians, heatmap, problem.normalize);
+    launch(whole_heatmap_kernel<T>, problem.batch, threads < MOST_THREADS ? threads : MOST_THREADS,
+           whole_map_shared<T>(), gaussians, Max, heatmap, problem.normalize);
   } else {
     launch(tiled_heatmap_kernel<T, Max>, problem.batch * tiles.count(), MOST_THREADS, tile_shared<T>(tiles.lanes),
            gaussians, heatmap, elements<double>(pass.divisors, problem.batch * tiles.count()),
@@ -36,7 +36,7 @@ void backward_heatmap(const HeatmapPass& pass, const Launcher& launch) {
   const Pointer<T> raw = elements<T>(pass.raw, size);
   const Pointer<int> winner = elements<int>(pass.winner, size);
   if (needs_raw) {
-    launch(raw_gradient_kernel<T, Max>, problem.batch, MOST_THREADS, raw_gradient_shared<T>(), gaussians, grad, raw,
+    launch(raw_gradient_kernel<T>, problem.batch, MOST_THREADS, raw_gradient_shared<T>(), gaussians, Max, grad, raw,
            winner, problem.normalize);
   }
   const int64_t groups = (problem.landmarks + LANDMARKS_PER_BLOCK - 1) / LANDMARKS_PER_BLOCK;

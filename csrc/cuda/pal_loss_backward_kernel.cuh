@@ -98,8 +98,12 @@ struct SampleDerivative {
 // Vectors that a thread has in flight of each tensor.
 inline constexpr int BACKWARD_DEPTH = 2;
 
+// Eight channels' coefficients take the registers of a block.
 template <typename S, bool ChannelsLast, bool Each>
-__global__ void __launch_bounds__(MOST_THREADS, resident_blocks<S>)
+inline constexpr int resident_backward_blocks = ChannelsLast && Each && VECTOR<S> == 8 ? 2 : resident_blocks<S>;
+
+template <typename S, bool ChannelsLast, bool Each>
+__global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks<S, ChannelsLast, Each>)
     loss_backward_kernel(const Layer<S> layer, const LossDerivative<S> of, const RowSweep sweep) {
   using T = typename Computing<S>::type;
   constexpr int V = VECTOR<S>, U = BACKWARD_DEPTH;
@@ -112,6 +116,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_blocks<S>)
     return;
   }
   const auto by_elements = [&](int64_t at) {
+#pragma unroll 1
     for (int e = 0; e < V; ++e) {
       if (at + e >= begin && at + e < end) {
         derivative.template write_element<Each>(at + e);
@@ -119,11 +124,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_blocks<S>)
     }
   };
 
-  int64_t i = rows.first;
-  if (i < rows.stop && i < begin) {
-    by_elements(i);
-    i += rows.step;
-  }
+  int64_t i = rows.first < begin ? rows.first + rows.step : rows.first;
   const int64_t whole = layer.aligned ? min(rows.stop, end - V + 1) : i;
 
   // A column's inner indices (cells; channels for channels_last) are the same in every row, so what depends on them is
@@ -232,8 +233,9 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_blocks<S>)
     }
     outer += U * outer_step;
   }
-  for (; rest < rows.stop && rest < end; rest += rows.step) {
-    by_elements(rest);
+  for (int64_t at = rows.first < begin ? rows.first : rest; at < rows.stop && at < end;) {
+    by_elements(at);
+    at = at < begin ? rest : at + rows.step;
   }
 }
 

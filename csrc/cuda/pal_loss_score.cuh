@@ -34,11 +34,7 @@ struct PriorInputs {
 
   __device__ __forceinline__ void draw_cells(int64_t sample, int begin, int end, Pointer<T> out,
                                              Pointer<T> factors) const {
-    if (combine == Combine::max) {
-      draw<true>(gaussians, sample, begin, end, out, Pointer<int>(nullptr), factors);
-    } else {
-      draw<false>(gaussians, sample, begin, end, out, Pointer<int>(nullptr), factors);
-    }
+    draw(gaussians, combine == Combine::max, sample, begin, end, out, Pointer<int>(nullptr), factors);
   }
 };
 

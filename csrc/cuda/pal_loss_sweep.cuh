@@ -68,12 +68,8 @@ __device__ __forceinline__ void sweep_rows(const Layer<S>& layer, const ThreadRo
       }
     }
   };
-  int64_t i = rows.first;
-  if (i < rows.stop && i < begin) {
-    by_elements(i);
-    i += rows.step;
-  }
-  // Whole vectors begin below `whole`.
+  // Whole vectors begin at `begin` or behind it, and below `whole`.
+  int64_t i = rows.first < begin ? rows.first + rows.step : rows.first;
   const int64_t whole = layer.aligned ? min(rows.stop, end - V + 1) : i;
   int64_t rest = i;
   for (; i < whole; i += U * rows.step) {
@@ -98,8 +94,10 @@ __device__ __forceinline__ void sweep_rows(const Layer<S>& layer, const ThreadRo
       squares.add(a, there);
     }
   }
-  for (; rest < rows.stop && rest < end; rest += rows.step) {
-    by_elements(rest);
+  // The one before and the one behind them; all of them if they are not aligned.
+  for (int64_t at = rows.first < begin ? rows.first : rest; at < rows.stop && at < end;) {
+    by_elements(at);
+    at = at < begin ? rest : at + rows.step;
   }
 }
 

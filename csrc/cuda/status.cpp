@@ -7,7 +7,9 @@
 
 namespace {
 
-std::string cuda_status(int64_t device) { return pal_fast::cuda::why_unusable(static_cast<int>(device)); }
+std::string cuda_status(int64_t device) {
+  return pal_fast::cuda::why_unusable(static_cast<int>(device), PAL_FAST_CUDA_ARCHITECTURES);
+}
 
 }  // namespace
 

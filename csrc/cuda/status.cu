@@ -13,7 +13,7 @@ __global__ void probe_kernel() {}
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-[[nodiscard]] std::string probe(int device) {
+[[nodiscard]] std::string probe(int device, const std::string& built_for) {
   int runtime = 0, driver = 0;
   cudaRuntimeGetVersion(&runtime);
   cudaDriverGetVersion(&driver);
@@ -45,15 +45,15 @@ __global__ void probe_kernel() {}
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   return "no kernel for a GPU of compute capability " + std::to_string(major) + "." + std::to_string(minor) +
-         " in an extension built for " PAL_FAST_CUDA_ARCHITECTURES " (" + cudaGetErrorString(error) + ")";
+         " in an extension built for " + built_for + " (" + cudaGetErrorString(error) + ")";
 }
 
 }  // namespace
 
-std::string why_unusable(int device) {
+std::string why_unusable(int device, const std::string& built_for) {
   int before = -1;
   const bool restores = cudaGetDevice(&before) == cudaSuccess;
-  std::string reason = probe(device);
+  std::string reason = probe(device, built_for);
   if (restores) {
     cudaSetDevice(before);
   }
