@@ -26,6 +26,19 @@ struct Maximum {
   }
 };
 
+// The power of two below |value|, kept between 2^-125 and 2^125 so that it and its inverse are normal numbers.
+[[nodiscard]] __device__ __forceinline__ float unit_of(float value) {
+  unsigned exponent = same_bits<unsigned>(value) & 0x7f800000u;
+  exponent = exponent < 0x01000000u ? 0x01000000u : exponent > 0x7e000000u ? 0x7e000000u : exponent;
+  return same_bits<float>(exponent);
+}
+[[nodiscard]] __device__ __forceinline__ float inverse_of_unit(float unit) {
+  return same_bits<float>(0x7f000000u - same_bits<unsigned>(unit));
+}
+// Squares of double stay in range without.
+[[nodiscard]] __device__ __forceinline__ double unit_of(double) { return 1.0; }
+[[nodiscard]] __device__ __forceinline__ double inverse_of_unit(double) { return 1.0; }
+
 // Over groups of `lanes` neighbouring lanes, a power of two; the result is in every lane.
 template <typename T, typename Operation>
 [[nodiscard]] __device__ __forceinline__ T reduce_lanes(T value, int lanes, Operation operation) {

@@ -41,9 +41,10 @@ Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, 
   void* stream = current_stream(landmarks.get_device_index());
   Tickets counts;
   OptionalTensor divisors;
-  if (heatmap_divides_tiles(problem)) {
+  if (heatmap_divides_tiles(problem, pass.storage)) {
     counts = tickets(landmarks, problem.batch, stream);
-    divisors = torch::stable::new_empty(landmarks, {problem.batch, heatmap_tiles(problem).count()}, ScalarType::Double);
+    divisors = torch::stable::new_empty(landmarks, {problem.batch, heatmap_tiles(problem, pass.storage).count()},
+                                        ScalarType::Double);
     pass.tickets = counts.counts;
     pass.divisors = written(divisors);
   }

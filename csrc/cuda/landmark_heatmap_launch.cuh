@@ -12,17 +12,24 @@ void forward_heatmap(const HeatmapPass& pass, const Launcher& launch) {
   const HeatmapProblem& problem = pass.problem;
   const Gaussians<T> gaussians = gaussians_of<T>(problem, {pass.landmarks, pass.visible, pass.weights});
   const Pointer<T> heatmap = elements<T>(pass.heatmap, problem.batch * problem.cells());
-  const HeatmapTiles tiles = heatmap_tiles(problem);
-  if (tiles.lanes == 0) {
+  if (drawn_whole(problem)) {
     // A thread a cell while there are enough cells.
     const int64_t threads = (problem.cells() + WARP_LANES - 1) / WARP_LANES * WARP_LANES;
     launch(whole_heatmap_kernel<T>, problem.batch, threads < MOST_THREADS ? threads : MOST_THREADS,
            whole_map_shared<T>(), gaussians, Max, heatmap, problem.normalize);
+    return;
+  }
+  const HeatmapTiles tiles = heatmap_tiles(problem, pass.storage);
+  const int64_t blocks = problem.batch * tiles.count();
+  const auto count = static_cast<int>(tiles.count()), along_columns = static_cast<int>(tiles.along_columns);
+  const Pointer<double> divisors = elements<double>(pass.divisors, blocks);
+  const Pointer<unsigned> tickets = elements<unsigned>(pass.tickets, problem.batch);
+  if constexpr (std::is_same_v<T, float> && !Max) {
+    launch(matrix_heatmap_kernel<T>, blocks, MOST_THREADS, MatrixShared::bytes(), gaussians, heatmap, divisors, tickets,
+           problem.normalize, count, along_columns);
   } else {
-    launch(tiled_heatmap_kernel<T, Max>, problem.batch * tiles.count(), MOST_THREADS, tile_shared<T>(tiles.lanes),
-           gaussians, heatmap, elements<double>(pass.divisors, problem.batch * tiles.count()),
-           elements<unsigned>(pass.tickets, problem.batch), problem.normalize, tiles.lanes,
-           static_cast<int>(tiles.count()), static_cast<int>(tiles.along_columns));
+    launch(tiled_heatmap_kernel<T, Max>, blocks, MOST_THREADS, tile_shared<T>(tiles.lanes), gaussians, heatmap,
+           divisors, tickets, problem.normalize, tiles.lanes, count, along_columns);
   }
 }
 

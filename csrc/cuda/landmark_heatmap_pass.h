@@ -27,36 +27,45 @@ struct HeatmapPass {
 // Maps of up to this many cells are drawn by one block each; larger ones are cut into tiles.
 inline constexpr int64_t WHOLE_MAP_CELLS = 1024;
 
-// A tile: `lanes` threads along the columns, TILE_COLUMNS columns each; 256 / lanes threads along the rows.
+// A tile of `rows` x `columns` cells: of one shape on tensor cores, which draw sums of float; otherwise of 256 threads
+// with TILE_ROWS x TILE_COLUMNS cells each, `lanes` of them along the columns.
 inline constexpr int TILE_ROWS = 4;
 inline constexpr int TILE_COLUMNS = 4;
+inline constexpr int MATRIX_ROWS = 64;
+inline constexpr int MATRIX_COLUMNS = 128;
 
 struct HeatmapTiles {
-  int lanes = 0;  // 0: the map is drawn whole
+  int lanes = 0;  // 0 on tensor cores
   int64_t along_rows = 1;
   int64_t along_columns = 1;
 
   [[nodiscard]] constexpr int64_t count() const { return along_rows * along_columns; }
 };
 
-[[nodiscard]] constexpr HeatmapTiles heatmap_tiles(const HeatmapProblem& problem) {
-  if (problem.cells() <= WHOLE_MAP_CELLS) {
+[[nodiscard]] constexpr bool drawn_whole(const HeatmapProblem& problem) { return problem.cells() <= WHOLE_MAP_CELLS; }
+
+[[nodiscard]] constexpr HeatmapTiles heatmap_tiles(const HeatmapProblem& problem, Storage storage) {
+  if (drawn_whole(problem)) {
     return {};
   }
-  HeatmapTiles best;
-  for (const int lanes : {32, 16, 8}) {  // the wider, the longer the runs that are written
-    const int64_t columns = lanes * TILE_COLUMNS, rows = 256 / lanes * TILE_ROWS;
-    const HeatmapTiles tiles{lanes, (problem.height + rows - 1) / rows, (problem.width + columns - 1) / columns};
-    if (best.lanes == 0 || tiles.count() < best.count()) {
-      best = tiles;
-    }
+  const auto tiles_of = [&](int lanes, int64_t rows, int64_t columns) {
+    return HeatmapTiles{lanes, (problem.height + rows - 1) / rows, (problem.width + columns - 1) / columns};
+  };
+  if (storage == Storage::float32 && problem.combine == Combine::sum) {
+    return tiles_of(0, MATRIX_ROWS, MATRIX_COLUMNS);
+  }
+  HeatmapTiles best =
+      tiles_of(32, 8 * TILE_ROWS, 32 * TILE_COLUMNS);  // the wider, the longer the runs that are written
+  for (const int lanes : {16, 8}) {
+    const HeatmapTiles tiles = tiles_of(lanes, 256 / lanes * TILE_ROWS, lanes * TILE_COLUMNS);
+    best = tiles.count() < best.count() ? tiles : best;
   }
   return best;
 }
 
 // Whether the forward needs divisors and tickets, and the backward raw.
-[[nodiscard]] constexpr bool heatmap_divides_tiles(const HeatmapProblem& problem) {
-  return problem.normalize != Normalize::none && heatmap_tiles(problem).count() > 1;
+[[nodiscard]] constexpr bool heatmap_divides_tiles(const HeatmapProblem& problem, Storage storage) {
+  return problem.normalize != Normalize::none && heatmap_tiles(problem, storage).count() > 1;
 }
 [[nodiscard]] constexpr bool heatmap_needs_raw(const HeatmapProblem& problem) {
   return problem.normalize != Normalize::none || problem.combine == Combine::max;

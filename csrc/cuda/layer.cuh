@@ -98,19 +98,6 @@ template <typename S>
   return pivot;
 }
 
-// The power of two below |value|, kept between 2^-125 and 2^125 so that it and its inverse are normal numbers.
-[[nodiscard]] __device__ __forceinline__ float unit_of(float value) {
-  unsigned exponent = same_bits<unsigned>(value) & 0x7f800000u;
-  exponent = exponent < 0x01000000u ? 0x01000000u : exponent > 0x7e000000u ? 0x7e000000u : exponent;
-  return same_bits<float>(exponent);
-}
-[[nodiscard]] __device__ __forceinline__ float inverse_of_unit(float unit) {
-  return same_bits<float>(0x7f000000u - same_bits<unsigned>(unit));
-}
-// Squares of double stay in range without.
-[[nodiscard]] __device__ __forceinline__ double unit_of(double) { return 1.0; }
-[[nodiscard]] __device__ __forceinline__ double inverse_of_unit(double) { return 1.0; }
-
 // Sums of numbers and of their squares in double, whatever their magnitude and however close they lie together.
 //
 // Squares of float would underflow and overflow (attributions of 1e-24 and of 1e15 are in range), and arithmetic in

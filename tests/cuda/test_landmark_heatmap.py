@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from support import emulated
@@ -64,6 +66,23 @@ def test_heatmaps_agree(
         for given in (tensors, {"landmarks": tensors["landmarks"]}):
             assert_close(emulate(namespace, size, options, **given), refer(size, options, **given), dtype, str(size))
             assert emulated.launches["landmark_heatmap"] == 1
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e-6, 1e6, 1e20])
+def test_products_on_tensor_cores_keep_the_accuracy_of_float32(
+    namespace: str, generator: torch.Generator, factor: float
+) -> None:
+    tensors = faces(generator, torch.float32, count=68)
+    options = options_of("sum", "none")
+    tensors["weights"] = tensors["weights"] * factor
+    tensors["weights"][0, 7] *= 1e-3
+    value, wanted = (f((70, 131), options, **tensors) for f in (partial(emulate, namespace), refer))
+    assert relative_error(value, wanted) <= 1e-6
+    # Far from every landmark, too, where the map is small.
+    assert ((value - wanted).abs() <= 1e-5 * wanted.abs() + 1e-10 * factor).all()
+    tensors["weights"] = tensors["weights"] - factor  # of either sign
+    value, wanted = (f((70, 131), options, **tensors) for f in (partial(emulate, namespace), refer))
+    assert relative_error(value, wanted) <= 1e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -90,7 +90,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
         landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *options: Any
     ) -> Tensor:
         batch = landmarks.shape[0]
-        tiles, divides, _ = kernels.workspace(height, width, *options[-2:])
+        tiles, divides, _ = kernels.workspace(str(landmarks.dtype), height, width, *options[-2:])
         heatmap = poisoned(landmarks, (batch, height, width))
         if batch == 0:
             return heatmap
@@ -108,7 +108,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
         grad: Tensor, landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *rest: Any
     ) -> tuple[Tensor, Tensor]:
         *options, need_landmarks, need_weights = rest
-        _, _, needs_raw = kernels.workspace(height, width, *options[-2:])
+        _, _, needs_raw = kernels.workspace(str(landmarks.dtype), height, width, *options[-2:])
         d_landmarks = poisoned(landmarks, tuple(landmarks.shape) if need_landmarks else (0,))
         d_weights = poisoned(landmarks, tuple(landmarks.shape[:2]) if need_weights else (0,))
         if landmarks.numel() == 0:

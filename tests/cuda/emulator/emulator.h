@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -52,9 +53,10 @@ inline constexpr int LANES = 32;
 struct Machine {
   std::mt19937 random{0};
   std::vector<Fibre> fibres;
-  std::vector<int> order;                 // in which the threads are resumed
-  std::vector<long> barriers, exchanges;  // how many each thread has reached
-  std::vector<uint64_t> exchanged[2];     // what a thread last gave to a shuffle; two, taken in turn
+  std::vector<int> order;                             // in which the threads are resumed
+  std::vector<long> barriers, exchanges;              // how many each thread has reached
+  std::vector<uint64_t> exchanged[2];                 // what a thread last gave to a shuffle; two, taken in turn
+  std::vector<std::array<unsigned, 6>> fragments[2];  // and to a product of matrices
   std::vector<unsigned char> shared;
   bool progress = false;
   int current = 0;
@@ -186,6 +188,8 @@ inline void launch(Index grid, Index threads, int64_t shared, const std::functio
     m.exchanges.assign(m.threads, 0);
     m.exchanged[0].assign(m.threads, 0);
     m.exchanged[1].assign(m.threads, 0);
+    m.fragments[0].assign(m.threads, {});
+    m.fragments[1].assign(m.threads, {});
     std::shuffle(m.order.begin(), m.order.end(), m.random);
     for (int thread = 0; thread < m.threads; ++thread) {
       m.fibres[thread].start(&kernel);
@@ -299,6 +303,29 @@ uint4 load_16_bytes_last(const Pointer<S>& from) {
 template <typename S>
 void store_16_bytes(const Pointer<S>& to, const uint4& bits) {
   std::memcpy(to.checked(16 / sizeof(S), 16), &bits, 16);
+}
+
+// product += A B by all lanes of a warp, where the fragments lie as the PTX ISA has them for mma.m16n8k16.
+inline void multiply_add(float (&product)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  emulator::Machine& m = emulator::machine;
+  const int lane = m.current % emulator::LANES, warp = m.current - lane;
+  auto& given = m.fragments[m.exchanges[m.current] % 2];
+  given[m.current] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  emulator::wait_for(m.exchanges, warp, warp + emulator::LANES, true);
+  const auto half = [](unsigned pair, int index) {
+    const auto bits = static_cast<unsigned short>(index == 0 ? pair & 0xffffu : pair >> 16);
+    __half value;
+    std::memcpy(static_cast<void*>(&value), &bits, sizeof(bits));
+    return __half2float(value);
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + (i >= 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const unsigned of_a = given[warp + row % 8 * 4 + k % 8 / 2][(row >= 8 ? 1 : 0) + (k >= 8 ? 2 : 0)];
+      const unsigned of_b = given[warp + column * 4 + k % 8 / 2][4 + (k >= 8 ? 1 : 0)];
+      product[i] += half(of_a, k % 2) * half(of_b, k % 2);
+    }
+  }
 }
 
 }  // namespace pal_fast::cuda

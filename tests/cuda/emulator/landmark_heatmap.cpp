@@ -44,13 +44,15 @@ int run(const py::dict& tensors, const std::string& dtype, int64_t height, int64
 }
 
 // (tiles of a map, whether the forward needs divisors and tickets, whether the backward needs raw)
-py::tuple workspace(int64_t height, int64_t width, int64_t combine, int64_t normalize) {
+py::tuple workspace(const std::string& dtype, int64_t height, int64_t width, int64_t combine, int64_t normalize) {
   HeatmapProblem problem;
   problem.height = height;
   problem.width = width;
   problem.combine = static_cast<Combine>(combine);
   problem.normalize = static_cast<Normalize>(normalize);
-  return py::make_tuple(heatmap_tiles(problem).count(), heatmap_divides_tiles(problem), heatmap_needs_raw(problem));
+  const Storage storage = emulator::storage_named(dtype);
+  return py::make_tuple(heatmap_tiles(problem, storage).count(), heatmap_divides_tiles(problem, storage),
+                        heatmap_needs_raw(problem));
 }
 
 }  // namespace

@@ -1,0 +1,67 @@
+"""What the CUDA compiler said of every kernel, as kept in benchmarks/results/registers.csv, and what it built."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.registers import TABLE, read_report
+from pal_fast import _extension
+
+ROOT = Path(__file__).parents[2]
+ARCHITECTURES = {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
+
+
+@pytest.fixture(scope="module")
+def table() -> list[dict[str, str]]:
+    with TABLE.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_no_kernel_spills(table: list[dict[str, str]]) -> None:
+    assert not [row for row in table if int(row["spill_stores"]) or int(row["spill_loads"])]
+
+
+def test_the_table_holds_every_kernel_on_every_architecture(table: list[dict[str, str]]) -> None:
+    sources = [*(ROOT / "csrc/cuda").glob("*.cuh"), *(ROOT / "csrc/cuda").glob("*.cu")]
+    declared = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\(")
+    kernels = {name for source in sources for name in declared.findall(source.read_text())}
+    assert len(kernels) >= 10
+    architectures: dict[str, set[str]] = {}
+    for row in table:
+        architectures.setdefault(row["kernel"], set()).add(row["architecture"])
+    assert {name.split("<")[0] for name in architectures} == kernels
+    assert all(found == ARCHITECTURES for found in architectures.values())
+
+
+def test_the_report_of_a_spilling_kernel_is_read_as_one() -> None:
+    report = """
+ptxas info    : Compiling entry function '_Z1kv' for 'sm_90'
+ptxas info    : Function properties for _Z1kv
+    24 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 80 registers, used 1 barriers, 24 bytes cumulative stack size, 512 bytes smem
+"""
+    assert list(read_report(report)) == [("_Z1kv", "sm_90", 80, 8, 16, 512)]
+
+
+def test_the_extension_holds_machine_code_for_every_architecture_and_ptx_of_the_newest() -> None:
+    reason = _extension.load()
+    assert not reason, reason
+    built_for = _extension.build_info().get("cuda", "").split()
+    cuobjdump = shutil.which("cuobjdump")
+    if not built_for or cuobjdump is None:
+        pytest.skip("needs an extension built with CUDA, and cuobjdump")
+    path = _extension.find()
+
+    def listed(what: str) -> set[str]:
+        text = subprocess.run([cuobjdump, what, str(path)], capture_output=True, text=True, check=True).stdout
+        return set(re.findall(r"\.(sm_\w+|compute_\w+)\.(?:cubin|ptx)", text))
+
+    assert listed("--list-elf") == {name for name in built_for if name.startswith("sm_")}
+    newest = built_for[-1].removeprefix("compute_")
+    assert {name.split("_")[1] for name in listed("--list-ptx")} == {newest}
