@@ -211,7 +211,10 @@ class BuildExtension(build_ext):
             return str(target)
 
         # The slowest first, so that the last job to run is a short one.
-        jobs.sort(key=lambda job: (job[0].suffix != ".cu", -job[0].stat().st_size))
+        def size(source: Path) -> int:
+            return sum(path.stat().st_size for path in (source, *headers_of(source)))
+
+        jobs.sort(key=lambda job: (job[0].suffix != ".cu", -size(job[0])))
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             compiled = list(pool.map(compile_one, jobs))
 

@@ -38,30 +38,35 @@ inline constexpr int WIDE = std::is_same_v<S, double> ? 2 : 4;
   return fits;
 }
 
-template <typename S>
+template <typename S, int V, bool Rows>
 [[nodiscard]] TypedPass<S> typed(const BatchNormPass& pass, const BatchNormSplit& split) {
   using T = typename Computing<S>::type;
-  return {pass.problem.batch,
-          pass.problem.channels,
-          pass.problem.length,
-          pass.problem.training,
-          split.over_length,
-          static_cast<const S*>(pass.input),
-          static_cast<const S*>(pass.grad),
-          static_cast<const S*>(pass.grad_grad),
-          static_cast<const T*>(pass.weight),
-          static_cast<const T*>(pass.bias),
-          static_cast<const T*>(pass.sums),
-          static_cast<const T*>(pass.grad_sums),
-          static_cast<T*>(pass.statistics),
-          static_cast<T*>(pass.running_mean),
-          static_cast<T*>(pass.running_variance),
-          pass.momentum,
-          pass.eps,
-          static_cast<S*>(pass.output),
-          static_cast<S*>(pass.second_output),
-          static_cast<T*>(pass.channel_output),
-          static_cast<T*>(pass.partial)};
+  TypedPass<S> given{pass.problem.batch,
+                     pass.problem.channels,
+                     pass.problem.length,
+                     pass.problem.training,
+                     0,
+                     0,
+                     0,
+                     T(0),
+                     static_cast<const S*>(pass.input),
+                     static_cast<const S*>(pass.grad),
+                     static_cast<const S*>(pass.grad_grad),
+                     static_cast<const T*>(pass.weight),
+                     static_cast<const T*>(pass.bias),
+                     static_cast<const T*>(pass.sums),
+                     static_cast<const T*>(pass.grad_sums),
+                     static_cast<T*>(pass.statistics),
+                     static_cast<T*>(pass.running_mean),
+                     static_cast<T*>(pass.running_variance),
+                     pass.momentum,
+                     pass.eps,
+                     static_cast<S*>(pass.output),
+                     static_cast<S*>(pass.second_output),
+                     static_cast<T*>(pass.channel_output),
+                     static_cast<T*>(pass.partial)};
+  set_shares<V, Rows>(given, split.over_batch, split.over_length);
+  return given;
 }
 
 struct Shape {
@@ -125,7 +130,7 @@ template <Derivative D>
 void launch_derivative(const BatchNormPass& pass, const BatchNormSplit& split, bool reduces, cudaStream_t stream) {
   with_types(pass, [&]<typename S, int V, bool Rows, bool Relu>() {
     const Shape shape = shape_of<V, Rows>(pass.problem, split);
-    const TypedPass<S> given = typed<S>(pass, split);
+    const TypedPass<S> given = typed<S, V, Rows>(pass, split);
     const bool by_parts = reduces && split.count() > 1;
     if (by_parts) {
       sums_kernel<D, S, V, Rows, Relu><<<shape.grid, shape.block, 0, stream>>>(given);
@@ -156,7 +161,7 @@ BatchNormSplit split_batch_norm(const BatchNormProblem& problem, Storage storage
 void launch_batch_norm_statistics(const BatchNormPass& pass, const BatchNormSplit& split, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   with_types(pass, [&]<typename S, int V, bool Rows, bool Relu>() {
-    const TypedPass<S> given = typed<S>(pass, split);
+    const TypedPass<S> given = typed<S, V, Rows>(pass, split);
     if (pass.problem.training) {
       const Shape shape = shape_of<V, Rows>(pass.problem, split);
       statistics_kernel<S, V, Rows><<<shape.grid, shape.block, 0, on>>>(given);
@@ -173,7 +178,7 @@ void launch_batch_norm_forward(const BatchNormPass& pass, const BatchNormSplit& 
   with_types(pass, [&]<typename S, int V, bool Rows, bool Relu>() {
     const Shape shape = shape_of<V, Rows>(pass.problem, split);
     forward_kernel<S, V, Rows, Relu>
-        <<<shape.grid, shape.block, 0, static_cast<cudaStream_t>(stream)>>>(typed<S>(pass, split));
+        <<<shape.grid, shape.block, 0, static_cast<cudaStream_t>(stream)>>>(typed<S, V, Rows>(pass, split));
   });
 }
 

@@ -47,7 +47,7 @@ __device__ void write_statistics(const TypedPass<S>& pass, int64_t c, T mean, T 
 }
 
 template <typename S, int V, bool Rows>
-__global__ void __launch_bounds__(BLOCK) statistics_kernel(const TypedPass<S> pass) {
+__global__ void __launch_bounds__(BLOCK, 1) statistics_kernel(const TypedPass<S> pass) {
   using T = typename Computing<S>::type;
   constexpr int W = Share<S, V, Rows>::W;
   const Share<S, V, Rows> share(pass);
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(BLOCK) statistics_kernel(const TypedPass<S> pa
 
 // Combines the parts' means and squares (Chan et al.), one thread a channel; or takes the running statistics.
 template <typename S>
-__global__ void __launch_bounds__(BLOCK) final_statistics_kernel(const TypedPass<S> pass, int64_t splits) {
+__global__ void __launch_bounds__(BLOCK, 1) final_statistics_kernel(const TypedPass<S> pass, int64_t splits) {
   using T = typename Computing<S>::type;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * BLOCK + threadIdx.x;
   if (c >= pass.channels) {
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(BLOCK) final_statistics_kernel(const TypedPass
 
 // 2. y = weight * (x - mean) * r + bias, ReLU.
 template <typename S, int V, bool Rows, bool Relu>
-__global__ void __launch_bounds__(BLOCK) forward_kernel(const TypedPass<S> pass) {
+__global__ void __launch_bounds__(BLOCK, 1) forward_kernel(const TypedPass<S> pass) {
   using T = typename Computing<S>::type;
   const Share<S, V, Rows> share(pass);
   const Channels<T, Share<S, V, Rows>::W> channels(pass, share.channel);
@@ -169,7 +169,7 @@ __device__ __forceinline__ void sums_over_share(const TypedPass<S>& pass, const 
 }
 
 template <Derivative D, typename S, int V, bool Rows, bool Relu>
-__global__ void __launch_bounds__(BLOCK) sums_kernel(const TypedPass<S> pass) {
+__global__ void __launch_bounds__(BLOCK, 1) sums_kernel(const TypedPass<S> pass) {
   using T = typename Computing<S>::type;
   constexpr int K = sums_of<D>, W = Share<S, V, Rows>::W;
   const Share<S, V, Rows> share(pass);
@@ -209,7 +209,7 @@ __device__ __forceinline__ void sums_of_parts(const TypedPass<S>& pass, const Sh
 // sums lie in pass.partial; 0: the block takes whole channels and sums them itself, or, with reduces = false, nothing
 // needs the sums.
 template <Derivative D, typename S, int V, bool Rows, bool Relu>
-__global__ void __launch_bounds__(BLOCK) derivative_kernel(const TypedPass<S> pass, int64_t splits, bool reduces) {
+__global__ void __launch_bounds__(BLOCK, 1) derivative_kernel(const TypedPass<S> pass, int64_t splits, bool reduces) {
   using T = typename Computing<S>::type;
   constexpr int K = sums_of<D>, W = Share<S, V, Rows>::W;
   const Share<S, V, Rows> share(pass);
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(BLOCK) derivative_kernel(const TypedPass<S> pa
     sums_over_share<D, S, V, Rows, Relu>(pass, share, channels, sum);
   }
 
-  const T inverse_count = T(1) / static_cast<T>(pass.count());
+  const T inverse_count = pass.inverse_count;
   const bool writes_channel =
       blockIdx.y == 0 && share.active() && threadIdx.y == 0 && (Rows || threadIdx.x == 0) && pass.channel_output;
   BatchNormAffine<T> of_first[W], of_second[W];

@@ -13,7 +13,11 @@ struct TypedPass {
 
   int64_t batch, channels, length;  // B, C, L
   bool training;
-  int64_t splits_over_length;
+  // How the blocks of a channel share it: `over_length` of them a sample, or row; parts in samples or rows, and in
+  // vectors within a sample. Worked out on the host, because a division of 64 bits is a call on the device.
+  int over_length;
+  int64_t outer_part, inner_part;
+  T inverse_count;      // 1 / M
   const S* input;       // [B, C, L]
   const S* grad;        // [B, C, L]
   const S* grad_grad;   // [B, C, L]
@@ -40,11 +44,21 @@ struct Range {
   int64_t begin, end;
 };
 
-// Part `index` of `parts` equal parts of [0, size).
-[[nodiscard]] __device__ __forceinline__ Range part_of(int64_t size, int64_t parts, int64_t index) {
-  const int64_t each = (size + parts - 1) / parts;
+// Part `index` of [0, size) in parts of `each`.
+[[nodiscard]] __device__ __forceinline__ Range part_of(int64_t size, int64_t each, int64_t index) {
   const int64_t begin = each * index;
   return {begin < size ? begin : size, begin + each < size ? begin + each : size};
+}
+
+// Fills in what TypedPass says of the shares.
+template <int V, bool Rows, typename S>
+void set_shares(TypedPass<S>& pass, int64_t over_batch, int64_t over_length) {
+  const auto parts = [](int64_t size, int64_t count) { return (size + count - 1) / count; };
+  pass.over_length = static_cast<int>(over_length);
+  pass.outer_part = Rows ? parts(pass.batch * pass.length, over_batch * over_length) : parts(pass.batch, over_batch);
+  pass.inner_part = Rows ? 0 : parts(pass.length / V, over_length);
+  pass.inverse_count =
+      typename Computing<S>::type(1) / static_cast<typename Computing<S>::type>(pass.batch * pass.length);
 }
 
 // The share of a block, V elements at a time. Channels outermost (Rows = false): blockIdx.x is the channel, the block
@@ -63,13 +77,13 @@ struct Share {
   __device__ explicit Share(const TypedPass<S>& given) : pass(given) {
     if constexpr (Rows) {
       channel = (static_cast<int64_t>(blockIdx.x) * ROW_LANES + threadIdx.x) * V;
-      outer = part_of(pass.count(), gridDim.y, blockIdx.y);
+      outer = part_of(pass.count(), pass.outer_part, blockIdx.y);
       inner = {0, 0};
     } else {
       channel = blockIdx.x;
-      const int64_t over_batch = gridDim.y / pass.splits_over_length;
-      outer = part_of(pass.batch, over_batch, blockIdx.y / pass.splits_over_length);
-      inner = part_of(pass.length / V, pass.splits_over_length, blockIdx.y % pass.splits_over_length);
+      const int split = blockIdx.y;
+      outer = part_of(pass.batch, pass.outer_part, split / pass.over_length);
+      inner = part_of(pass.length / V, pass.inner_part, split % pass.over_length);
     }
   }
 

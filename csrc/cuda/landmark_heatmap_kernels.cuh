@@ -24,9 +24,9 @@ template <typename T>
 }
 
 template <typename T>
-__global__ void __launch_bounds__(MOST_THREADS) whole_heatmap_kernel(const Gaussians<T> gaussians, const bool max,
-                                                                     const Pointer<T> heatmap,  // [B, H, W]
-                                                                     const Normalize normalize) {
+__global__ void __launch_bounds__(MOST_THREADS, 1) whole_heatmap_kernel(const Gaussians<T> gaussians, const bool max,
+                                                                        const Pointer<T> heatmap,  // [B, H, W]
+                                                                        const Normalize normalize) {
   SharedLayout shared;
   const Pointer<T> factors = shared.take<T>(DRAWING_ELEMENTS);
   const Pointer<double> scratch = shared.take<double>(MOST_WARPS);
@@ -83,7 +83,7 @@ __device__ void divide_map(Pointer<T> map, int cells, Pointer<const double> divi
 }
 
 template <typename T, bool Max>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MOST_THREADS, 1)
     tiled_heatmap_kernel(const Gaussians<T> gaussians,
                          const Pointer<T> heatmap,         // [B, H, W]
                          const Pointer<double> divisors,   // [B, tiles], or null
@@ -422,7 +422,7 @@ template <typename T>
 }
 
 template <typename T>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(MOST_THREADS, 1)
     raw_gradient_kernel(const Gaussians<T> gaussians, const bool max,
                         const Pointer<const T> grad,  // [B, H, W]
                         const Pointer<T> raw,         // [B, H, W]
@@ -480,7 +480,7 @@ inline constexpr int GRADIENT_THREADS = 128;
 inline constexpr int LANDMARKS_PER_BLOCK = GRADIENT_THREADS / WARP_LANES * LANDMARKS_PER_WARP;
 
 template <typename T, bool Max>
-__global__ void __launch_bounds__(GRADIENT_THREADS)
+__global__ void __launch_bounds__(GRADIENT_THREADS, 1)
     landmark_gradient_kernel(const Gaussians<T> gaussians,
                              const Pointer<const T> grad,      // [B, H, W], before it was normalised
                              const Pointer<const int> winner,  // [B, H, W], Max only

@@ -146,31 +146,33 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
   const int groups = static_cast<int>(blockDim.x) / lanes;
   // All threads run the same rounds, because lanes of a warp exchange their sums.
   for (int round = first_cell; round < last_cell; round += CELLS * groups) {
-    int64_t from[CELLS], to[CELLS];      // the cell's channels that take part
-    int64_t vectors[CELLS], end[CELLS];  // and those of them that are whole vectors
+    // A cell's channels that take part begin at from; `lead` of them before the first whole vector, `whole` in vectors.
+    int64_t from[CELLS];
+    int lead[CELLS], whole[CELLS];
     T sum[CELLS] = {};
-    int64_t most = 0;
+    int most = 0;
 #pragma unroll
     for (int c = 0; c < CELLS; ++c) {
       const int cell = round + c * groups + group;
       from[c] = begin + static_cast<int64_t>(cell) * layer.channels;
-      to[c] = cell < last_cell ? from[c] + layer.count : from[c];
-      vectors[c] = (from[c] + V - 1) / V * V;
-      end[c] = to[c] / V * V;
-      if (!layer.aligned || end[c] <= vectors[c]) {
-        vectors[c] = end[c] = to[c];
+      const int count = cell < last_cell ? layer.count : 0;
+      lead[c] = static_cast<int>(-from[c] & (V - 1));
+      whole[c] = (count - lead[c]) / V * V;
+      if (!layer.aligned || whole[c] <= 0) {
+        lead[c] = count;
+        whole[c] = 0;
       }
-      most = max(most, end[c] - vectors[c]);
+      most = max(most, whole[c]);
     }
-    for (int64_t i = lane * V; i < most; i += static_cast<int64_t>(DEEP) * lanes * V) {
+    for (int i = lane * V; i < most; i += DEEP * lanes * V) {
       int64_t at[U];
       bool there[U];
       T a[U][V];
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        const int c = u % CELLS;
-        at[u] = vectors[c] + i + u / CELLS * lanes * V;
-        there[u] = at[u] < end[c];
+        const int c = u % CELLS, offset = i + u / CELLS * lanes * V;
+        at[u] = from[c] + lead[c] + offset;
+        there[u] = offset < whole[c];
       }
       load_attribution(layer, at, there, a, pivot);
 #pragma unroll
@@ -186,17 +188,17 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
     }
 #pragma unroll
     for (int c = 0; c < CELLS; ++c) {
+      const int cell = round + c * groups + group;
       // Before the first whole vector and behind the last one.
-      const int64_t before = vectors[c] - from[c], ends = before + to[c] - end[c];
-      for (int64_t i = lane; i < ends; i += lanes) {
-        const T a = layer.attribution(i < before ? from[c] + i : end[c] + i - before) - pivot;
+      const int ends = (cell < last_cell ? layer.count : 0) - whole[c];
+      for (int i = lane; i < ends; i += lanes) {
+        const T a = layer.attribution(from[c] + (i < lead[c] ? i : i + whole[c])) - pivot;
         sum[c] += a;
         if constexpr (All) {
           squares.add(static_cast<double>(a));
         }
       }
       sum[c] = reduce_lanes(sum[c], lanes, Sum());
-      const int cell = round + c * groups + group;
       if (lane == 0 && cell < last_cell) {
         map[cell] = sum[c];
       }

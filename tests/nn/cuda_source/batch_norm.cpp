@@ -64,7 +64,7 @@ void test(const char* type, int B, int C, int L, int over_batch, int over_length
   pass.channels = C;
   pass.length = L;
   pass.training = training;
-  pass.splits_over_length = over_length;
+  set_shares<V, Rows>(pass, over_batch, over_length);
   pass.input = x.data();
   pass.grad = g.data();
   pass.weight = weight.data();
