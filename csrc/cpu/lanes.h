@@ -51,10 +51,49 @@ struct ComputedAs<double> {
 template <typename S>
 using Computed = typename ComputedAs<S>::type;
 
+// The conversions that widen: compilers make two of one with __builtin_convertvector alone.
+template <int64_t N>
+[[gnu::always_inline]] inline Packed<uint32_t, N> to_bits(Packed<uint16_t, N> words) {
+#if PAL_FAST_VECTOR_BYTES == 64
+  if constexpr (N == 16) {
+    return reinterpret_cast<Packed<uint32_t, N>>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(words)));
+  }
+#endif
+#if PAL_FAST_VECTOR_BYTES >= 32
+  if constexpr (N == 8) {
+    return reinterpret_cast<Packed<uint32_t, N>>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(words)));
+  }
+  if constexpr (N == 4) {
+    const __m128i low = _mm_cvtsi64_si128(reinterpret_cast<int64_t>(words));
+    return reinterpret_cast<Packed<uint32_t, N>>(_mm_cvtepu16_epi32(low));
+  }
+#endif
+  return __builtin_convertvector(words, Packed<uint32_t, N>);
+}
+
+template <typename T, int64_t N, typename From>
+[[gnu::always_inline]] inline Packed<T, N> to_computed(Packed<From, N> value) {
+  if constexpr (sizeof(T) == sizeof(From)) {
+    return value;
+  }
+#if PAL_FAST_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) > sizeof(From) && N == 8) {
+    return reinterpret_cast<Packed<T, N>>(_mm512_cvtps_pd(reinterpret_cast<__m256>(value)));
+  }
+#endif
+#if PAL_FAST_VECTOR_BYTES >= 32
+  if constexpr (sizeof(T) > sizeof(From) && N == 4) {
+    return reinterpret_cast<Packed<T, N>>(_mm256_cvtps_pd(reinterpret_cast<__m128>(value)));
+  }
+#endif
+  return __builtin_convertvector(value, Packed<T, N>);
+}
+
 // How N elements stored as S become float or double, and float or double elements S: to nearest, ties to even;
 // overflow becomes infinity, NaN stays NaN.
 template <typename S, int64_t N>
 struct Conversion {
+  using Element = S;
   using Values = Packed<S, N>;
   [[gnu::always_inline]] static Values widen(Values stored) { return stored; }
   [[gnu::always_inline]] static Values narrow(Values value) { return value; }
@@ -62,11 +101,12 @@ struct Conversion {
 
 template <int64_t N>
 struct Conversion<BrainFloat, N> {
+  using Element = float;
   using Values = Packed<float, N>;
   using Bits = Packed<uint32_t, N>;
   using Words = Packed<uint16_t, N>;
   [[gnu::always_inline]] static Values widen(Words stored) {
-    return reinterpret_cast<Values>(__builtin_convertvector(stored, Bits) << 16);
+    return reinterpret_cast<Values>(to_bits<N>(stored) << 16);
   }
   [[gnu::always_inline]] static Words narrow(Values value) {
     const Bits bits = reinterpret_cast<Bits>(value);
@@ -79,6 +119,7 @@ struct Conversion<BrainFloat, N> {
 
 template <int64_t N>
 struct Conversion<HalfFloat, N> {
+  using Element = float;
   using Values = Packed<float, N>;
   using Bits = Packed<uint32_t, N>;
   using Words = Packed<uint16_t, N>;
@@ -94,7 +135,7 @@ struct Conversion<HalfFloat, N> {
       return reinterpret_cast<Values>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(stored)));
     }
 #endif
-    const Bits shifted = __builtin_convertvector(stored, Bits) << 16;
+    const Bits shifted = to_bits<N>(stored) << 16;
     const Bits magnitude = shifted + shifted;  // the sign falls out
     const Bits normal =
         reinterpret_cast<Bits>(reinterpret_cast<Values>((magnitude >> 4) + (0xE0u << 23)) * 0x1.0p-112f);
@@ -137,7 +178,10 @@ struct Memory {
   [[gnu::always_inline]] static Lanes<T> load(const Stored<S>* from) {
     Vector packed;
     __builtin_memcpy(&packed, from, sizeof(packed));
-    return __builtin_convertvector(Convert::widen(packed), Lanes<T>);
+    return widen(packed);
+  }
+  [[gnu::always_inline]] static Lanes<T> widen(Vector packed) {
+    return to_computed<T, lanes<T>, typename Convert::Element>(Convert::widen(packed));
   }
   [[gnu::always_inline]] static Vector pack(Lanes<T> value) {
     return Convert::narrow(__builtin_convertvector(value, typename Convert::Values));
@@ -150,11 +194,25 @@ template <typename S, typename T>
   if (n == lanes<T>) [[likely]] {
     return Memory<S, T>::load(from);
   }
+#if PAL_FAST_VECTOR_BYTES == 64
+  using Vector = typename Memory<S, T>::Vector;
+  if constexpr (sizeof(Vector) == 64) {
+    const __mmask64 mask = (uint64_t{1} << (n * sizeof(Stored<S>))) - 1;
+    return Memory<S, T>::widen(reinterpret_cast<Vector>(_mm512_maskz_loadu_epi8(mask, from)));
+  } else if constexpr (sizeof(Vector) == 32) {
+    const auto mask = static_cast<__mmask32>((uint64_t{1} << (n * sizeof(Stored<S>))) - 1);
+    return Memory<S, T>::widen(reinterpret_cast<Vector>(_mm256_maskz_loadu_epi8(mask, from)));
+  } else {
+    const auto mask = static_cast<__mmask16>((uint64_t{1} << (n * sizeof(Stored<S>))) - 1);
+    return Memory<S, T>::widen(reinterpret_cast<Vector>(_mm_maskz_loadu_epi8(mask, from)));
+  }
+#else
   Stored<S> padded[lanes<T>] = {};
   for (int64_t i = 0; i < n; ++i) {
     padded[i] = from[i];
   }
   return Memory<S, T>::load(padded);
+#endif
 }
 
 template <typename S, typename T>
@@ -164,9 +222,29 @@ template <typename S, typename T>
     __builtin_memcpy(to, &packed, sizeof(packed));
     return;
   }
+#if PAL_FAST_VECTOR_BYTES == 64
+  if constexpr (sizeof(packed) == 64) {
+    const __mmask64 mask = (uint64_t{1} << (n * sizeof(Stored<S>))) - 1;
+    _mm512_mask_storeu_epi8(to, mask, reinterpret_cast<__m512i>(packed));
+  } else if constexpr (sizeof(packed) == 32) {
+    const auto mask = static_cast<__mmask32>((uint64_t{1} << (n * sizeof(Stored<S>))) - 1);
+    _mm256_mask_storeu_epi8(to, mask, reinterpret_cast<__m256i>(packed));
+  } else {
+    const auto mask = static_cast<__mmask16>((uint64_t{1} << (n * sizeof(Stored<S>))) - 1);
+    _mm_mask_storeu_epi8(to, mask, reinterpret_cast<__m128i>(packed));
+  }
+#else
   for (int64_t i = 0; i < n; ++i) {
     to[i] = packed[i];
   }
+#endif
+}
+
+// Starts to fetch what a loop over `from` will want soon: the processor's own prefetching stops at the end of a page.
+template <typename Element>
+[[gnu::always_inline]] inline void prefetch(const Element* from) {
+  constexpr int64_t AHEAD = 2048;  // bytes
+  __builtin_prefetch(reinterpret_cast<const char*>(from) + AHEAD);
 }
 
 // A whole vector, past the cache where the processor can; `to` is aligned to the vector's bytes. Needs

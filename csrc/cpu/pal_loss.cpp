@@ -6,6 +6,7 @@
 
 #include <atomic>
 
+#include "fresh_memory.h"
 #include "pal_loss_score.h"
 
 namespace pal_fast::cpu {
@@ -204,17 +205,28 @@ void forward(const PriorTensors<T>& prior, const Samples& layer, const Outputs<T
   reduce(prior.inputs.options.reduction, scores, weights, to.loss, to.factor);
 }
 
-// Outputs larger than this are written past the cache.
-constexpr int64_t STREAM_BYTES = int64_t{1} << 22;
+// Whether the gradients are written past the cache. Vectors of both are then aligned at the same elements, and rows of
+// a channels_last layer hold whole vectors.
+[[nodiscard]] bool streams_to(const Samples& layer, const LossProblem& problem) {
+  constexpr int64_t vector = 64;  // bytes, at most
+  const int64_t total = problem.batch * layer.bytes;
+  const bool d_activation = writes_past_cache(layer.d_activation, total);
+  const bool d_gradient = writes_past_cache(layer.d_gradient, total);
+  const bool both = layer.d_activation && layer.d_gradient;
+  if (both && (layer.d_activation - layer.d_gradient) % vector != 0) {
+    return false;
+  }
+  const int64_t elements = vector / (layer.bytes / problem.sample_elements());
+  const bool whole =
+      problem.layout == Layout::contiguous || (problem.channels % elements == 0 && problem.count % elements == 0);
+  return whole && (both ? d_activation && d_gradient : d_activation || d_gradient);
+}
 
 template <typename T>
 void backward(const LossProblem& problem, Storage storage, const Samples& layer, const T* grad_loss,
               int64_t grad_loss_stride, const T* plane, const T* coefficients, const T* factor) {
   const Cut cut(problem, problem.channels);
-  const auto aligned = [](const char* a, const char* b) {
-    return !a || !b || (reinterpret_cast<uintptr_t>(a) - reinterpret_cast<uintptr_t>(b)) % 64 == 0;
-  };
-  const bool streams = problem.batch * layer.bytes > STREAM_BYTES && aligned(layer.d_activation, layer.d_gradient);
+  const bool streams = streams_to(layer, problem);
   torch::stable::parallel_for(0, problem.batch * cut.pieces, cut.grain, [&](int64_t first, int64_t last) {
     std::vector<T> scratch(static_cast<size_t>(gradients_scratch(problem)));
     for (int64_t task = first; task < last; ++task) {

@@ -50,9 +50,11 @@ template <typename S, typename T, typename A>
 [[gnu::always_inline]] inline Lanes<T> attribution_at(const Stored<S>* f, const Stored<S>* g, int64_t i, int64_t n) {
   Lanes<T> activation{}, gradient{};
   if constexpr (A::reads_activation) {
+    prefetch(f + i);
     activation = load<S, T>(f + i, n);
   }
   if constexpr (A::reads_gradient) {
+    prefetch(g + i);
     gradient = load<S, T>(g + i, n);
   }
   return A::template of<T>(activation, gradient);

@@ -106,10 +106,12 @@ struct Gradients {
     Lanes<T> activation{}, gradient{};
     if constexpr (A::reads_activation) {
       if (Slope::uses_attribution || dg != nullptr) {
+        prefetch(f + i);
         activation = load<S, T>(f + i, n);
       }
     }
     if constexpr (A::reads_gradient) {
+      prefetch(g + i);
       gradient = load<S, T>(g + i, n);
     }
     const Lanes<T> d = slope.at(i, n).of(A::template of<T>(activation, gradient));
