@@ -5,6 +5,9 @@
 
 namespace pal_fast {
 
+// Of a heatmap: cells can then be counted in 64 bits.
+constexpr int64_t LONGEST_SIDE = int64_t{1} << 24;
+
 HeatmapProblem check_landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible,
                                       const OptionalTensor& weights, int64_t height, int64_t width, double image_height,
                                       double image_width, double sigma, int64_t combine, int64_t normalize) {
@@ -26,7 +29,8 @@ HeatmapProblem check_landmark_heatmap(const Tensor& landmarks, const OptionalTen
     check_contiguous(*weights, "weights");
     check_same_device(*weights, "weights", landmarks, "landmarks");
   }
-  STD_TORCH_CHECK(height >= 1 && width >= 1, "height and width of the heatmap must be at least 1, got ", height, " x ",
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= LONGEST_SIDE && width <= LONGEST_SIDE,
+                  "height and width of the heatmap must lie between 1 and ", LONGEST_SIDE, ", got ", height, " x ",
                   width);
   check_positive(image_height, "image_height");
   check_positive(image_width, "image_width");

@@ -47,7 +47,8 @@ inline constexpr int64_t LANDMARK_BLOCK = 64;
 // How many channels `channel_moments` takes at most.
 inline constexpr int64_t CHANNEL_BLOCK = 128;
 
-// Of one channel's attribution over the cells: mean, sum (a - mean)^2 and sum (a - mean) * q, q the plane.
+// Of one channel's attribution over the cells: mean, sum (a - mean)^2 and sum (a - mean) * q, q the plane. A float64
+// layer beyond 1e-150 .. 1e150 leaves the range of the squares and counts as flat.
 struct Moments {
   double mean;
   double square;

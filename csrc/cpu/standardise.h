@@ -64,10 +64,11 @@ struct Centred {
   return found;
 }
 
-// As T, but never infinite: what is beyond T's range would make NaN of a zero.
+// As T, and so far within T's range that a loss scale does not make it infinite: infinity times a zero of the layer
+// would be NaN.
 template <typename T>
 [[nodiscard]] T bounded(double value) {
-  constexpr double largest = std::numeric_limits<T>::max();
+  constexpr double largest = std::numeric_limits<T>::max() * 0x1p-24;
   return static_cast<T>(value > largest ? largest : value < -largest ? -largest : value);
 }
 

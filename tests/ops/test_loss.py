@@ -1,46 +1,114 @@
-"""The compiled loss against the float64 reference, over dtypes, layouts, odd sizes and the grid of options."""
+"""The compiled loss against the float64 reference: options, dtypes, formats, odd sizes, any prior."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
-from support.losses import assert_agrees, layer
+from support.loss_problems import check, make, name_of, same_bits
+from support.pairwise import pairwise
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-SHAPES = [(3, 6, 7, 7), (2, 1, 13, 17), (2, 200, 3, 5), (2, 4, 1, 1), (1, 3, 60, 50), (2, 131, 14, 14)]
-CHANNELS = [("mean", None), ("half", None), ("mean", 0.3), ("all", None), ("all", 0.4), ("each", None), ("each", 0.4)]
-ATTRIBUTIONS = [("grad_input", True), ("grad_input", False), ("grad", True), ("grad", False), ("activation", True)]
+SHAPES = [
+    (3, 6, 7, 7),
+    (2, 4, 1, 1),
+    (2, 1, 13, 17),
+    (3, 2, 1, 5),
+    (2, 200, 3, 5),  # more channels than are taken at once
+    (1, 3, 60, 50),  # more cells than are taken at once
+    (2, 131, 14, 14),
+    (70, 16, 4, 4),  # more samples than pieces
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SCORES = [("pearson", "sum"), *(("cross_correlation", scale) for scale in ("sum", "mean", "unit"))]
 
+CASES = pairwise(
+    {
+        "shape": SHAPES,
+        "dtype": DTYPES,
+        "layout": ["contiguous", "channels_last", "transposed"],
+        "attribution": ["grad_input", "grad", "activation"],
+        "absolute": [True, False],
+        "channels": ["mean", "half", "all", "each"],
+        "channel_count": [None, 1, 0.6],
+        "score": SCORES,
+        "reduction": ["mean", "sum", "none"],
+        "landmarks": [68, 1, 0, None, "small"],
+        "trouble": ["none", "some", "sample"],
+        "visible": [False, True],
+        "weights": [None, "shared", "own"],
+        "sample_weight": [False, True],
+        "combine": ["sum", "max"],
+        "normalize": ["none", "peak", "sum"],
+        "sigma": [1.5, 6.0, 20.0],
+        "needs": ["both", "activation", "gradient"],
+    },
+    seed=1,
+)
 
-@LAYOUTS
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_every_two_options_together_agree_with_the_reference_and_repeat_bit_for_bit(
+    backend: str, case: dict[str, Any], seed: int, poisoned_memory: None
+) -> None:
+    problem = make(case, seed, backend)
+    first = check(problem, backend)
+    assert same_bits(first, problem.solve(backend)), "other bits the second time"
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_option_agrees_with_the_float64_reference(generator, backend, shape, dtype, channels_last):
-    f, g = layer(generator, shape, dtype, channels_last=channels_last, device=backend)
-    heatmap = torch.rand(shape[0], *shape[2:], generator=generator).to(backend)
-    weight = torch.rand(shape[0], generator=generator).to(backend) + 0.1
-    # Every attribution with every channel strategy, and the scores in turn; 35 and 12 share no factor, so that
-    # over the shapes every score meets all of them.
+def test_every_attribution_with_every_channel_strategy(
+    backend: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int
+) -> None:
+    """All of them, for each shape, dtype and format; the scores and reductions in turn."""
     scores = itertools.cycle(itertools.product(SCORES, ["mean", "sum", "none"]))
     for _ in range(SHAPES.index(shape) * 7):
         next(scores)
-    for (channels, count), (attribution, absolute) in itertools.product(CHANNELS, ATTRIBUTIONS):
-        (score, scale), reduction = next(scores)
-        assert_agrees(
-            f,
-            g,
-            heatmap,
-            backend=backend,
-            sample_weight=weight,
-            channels=channels,
-            channel_count=count,
-            attribution=attribution,
-            absolute=absolute,
-            score=score,
-            scale=scale,
-            reduction=reduction,
-        )
+    attributions = [("grad_input", True), ("grad_input", False), ("grad", True), ("grad", False), ("activation", True)]
+    counts = [("mean", None), ("half", None), ("mean", 0.3), ("all", None), ("all", 0.4), ("each", None), ("each", 0.4)]
+    for (attribution, absolute), (channels, count) in itertools.product(attributions, counts):
+        score, reduction = next(scores)
+        case = {
+            "shape": shape,
+            "dtype": dtype,
+            "layout": layout,
+            "attribution": attribution,
+            "absolute": absolute,
+            "channels": channels,
+            "channel_count": count,
+            "score": score,
+            "reduction": reduction,
+            "landmarks": None,
+        }
+        check(make(case, seed, backend), backend)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels", ["mean", "all", "each"])
+def test_a_large_layer_is_computed_as_its_samples_are_alone(
+    backend: str, channels: str, layout: str, seed: int
+) -> None:
+    """Gradients beyond 16 MB are written another way, on fresh memory yet another; the values are the same."""
+    case = {"shape": (3, 8, 38, 38), "channels": channels, "reduction": "none", "landmarks": 9}
+    problem, alone = make(case, seed, backend), make(case, seed, backend)
+    problem.options["channel_count"] = alone.options["channel_count"] = 1000 if channels == "mean" else 512
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    problem.activation, problem.gradient = (
+        torch.randn(3, 1024, 38, 38, device=backend).contiguous(memory_format=memory_format) for _ in range(2)
+    )
+    problem.upstream = torch.ones_like(problem.upstream)
+    assert problem.activation.nbytes > 2**24
+    whole = problem.solve(backend)
+    assert same_bits(whole, problem.solve(backend))
+    for sample in range(3):
+        one = slice(sample, sample + 1)
+        alone.activation, alone.gradient = problem.activation[one], problem.gradient[one]
+        alone.tensors = {name: tensor[one] for name, tensor in problem.tensors.items()}
+        alone.upstream = problem.upstream[one]
+        loss, gradients = alone.solve(backend)
+        torch.testing.assert_close(loss, whole[0][one], rtol=1e-6, atol=1e-7)
+        for gradient, of_all in zip(gradients, whole[1], strict=True):
+            torch.testing.assert_close(gradient, of_all[one], rtol=1e-5, atol=1e-9)

@@ -1,0 +1,44 @@
+"""Forward and backward of the loss need little beside the inputs and their gradients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+#: The largest size of the process, in bytes, since it was last reset; and a layer whose tensors dwarf the libraries'.
+CODE = """
+import torch, pal_fast
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+def step(f, g, points, channels):
+    loss = pal_fast.pal_loss(f, g, landmarks=points, image_size=224, channels=channels, backend="cpu")
+    return torch.autograd.grad(loss, (f, g))
+
+f, g = (torch.randn(2, 16, 8, 8, requires_grad=True) for _ in range(2))
+step(f, g, torch.rand(2, 68, 2) * 224, "mean")
+f, g = (torch.randn(16, 1024, 28, 28, requires_grad=True) for _ in range(2))
+points = torch.rand(16, 68, 2) * 224
+for channels in ("mean", "all", "each"):
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    gradients = step(f, g, points, channels)
+    beyond = status("VmHWM") - before - sum(gradient.nbytes for gradient in gradients)
+    print(beyond / (f.nbytes + g.nbytes))
+    del gradients
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
+def test_peak_memory_beyond_inputs_and_gradients_is_under_a_twentieth_of_the_inputs():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shares = [float(line) for line in done.stdout.split()]
+    assert len(shares) == 3
+    assert max(shares) < 0.05, shares
