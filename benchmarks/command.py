@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import machine, results_csv
+from . import machine, performance_page, results_csv
 from .harness import Row, Subject, measure
 from .options import DIRECTORY, add_options
 
@@ -64,6 +64,8 @@ def run_subject(subject: Subject, options: argparse.Namespace) -> int:
 
         for picture in draw(path):
             print(f"wrote {picture}")
+        if path.parent == performance_page.RESULTS:
+            performance_page.main()
     return 1 if any(str(record["note"]).startswith("wrong") for record in records) else 0
 
 

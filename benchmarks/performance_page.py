@@ -29,21 +29,23 @@ SHOWN: Final = {
     "share": "share of the machine's bandwidth",
     "peak_mb": "peak MB",
 }
+#: What a subject's table shows, where it is not forward plus backward: heatmaps are targets, drawn without gradients.
+MODE: Final = {"heatmap": "forward"}
+
 _FIRST_MEASURED: Final = "peer"
 _ENVIRONMENT: Final = ("device", "driver", "threads", "load", "python", "torch", "cuda", "triton")
 
 
 def table(subject: str, device: str) -> str:
-    """Forward plus backward of every case, as Markdown; a sentence where nothing has been measured."""
+    """Every case as Markdown; a sentence where nothing has been measured. Backends of other devices are left out."""
     path = RESULTS / f"{subject}_{device}.csv"
     if not path.is_file():
         kind = "GPU" if device == "cuda" else "CPU"
         return f"*Empty: no {kind} has run this yet. `python -m benchmarks.{subject}` on one fills it.*\n"
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    modes = {row["mode"] for row in rows}
-    mode = "both" if "both" in modes else next(iter(sorted(modes)))
-    rows = [row for row in rows if row["mode"] == mode]
+    mode = MODE.get(subject, "both")
+    rows = [row for row in rows if row["mode"] == mode and not row["note"].startswith("it takes C")]
     names = list(rows[0])
     case = [name for name in names[: names.index(_FIRST_MEASURED)] if len({row[name] for row in rows}) > 1]
     lines = [
@@ -51,8 +53,8 @@ def table(subject: str, device: str) -> str:
         "|" + "---|" * (len(case) + len(SHOWN)),
         *("| " + " | ".join([*(row[name] for name in case), *_figures(row)]) + " |" for row in rows),
     ]
-    words = {"both": "Forward plus backward", "forward": "Forward"}.get(mode, mode)
-    return f"{words}, medians. {_environment(rows)}\n\n" + "\n".join(lines) + "\n"
+    words = {"both": "Forward plus backward", "forward": "Forward"}
+    return f"{words[mode]}, medians. {_environment(rows)}\n\n" + "\n".join(lines) + "\n"
 
 
 def _figures(row: Mapping[str, str]) -> list[str]:
@@ -81,7 +83,7 @@ def _environment(rows: list[dict[str, str]]) -> str:
     for name in _ENVIRONMENT:
         values = sorted({row.get(name, "") for row in rows} - {""})
         if name == "load" and len(values) > 1:
-            values = [f"{values[0]} to {values[-1]}"]
+            values = [f"{min(values, key=float)} to {max(values, key=float)}"]
         if values:
             said.append(f"{name} {', '.join(values)}" if name != "device" else ", ".join(values))
     return "; ".join(said) + "."
@@ -93,6 +95,8 @@ def written(page: str) -> str:
 
 
 def main() -> None:
+    if not PAGE.is_file():  # installed, there is no page
+        return
     PAGE.write_text(written(PAGE.read_text()))
     print(f"wrote {PAGE.relative_to(ROOT)}")
 

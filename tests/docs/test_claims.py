@@ -29,8 +29,6 @@ def prose(page: Path) -> str:
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose(page))
     gone = [link for link in links if "://" not in link and not (page.parent / link).exists()]
-    if gone == ["docs/images/hero.png"]:
-        pytest.xfail("the demo's picture is not drawn yet")
     assert not gone
 
 

@@ -26,6 +26,7 @@ def test_a_figure_is_the_csvs_and_what_was_not_measured_has_a_reason(results):
         "2,68,eager,both,35.25,1,0.19,,,a CPU,2.15\n"
         "2,68,compiled,both,,,,,torch.compile failed,a CPU,2.15\n"
         "4,68,cpu,both,7.5,4.7,0.85,0.004,,a CPU,2.15\n"
+        "4,68,cuda,both,,,,,it takes CUDA tensors only,a CPU,2.15\n"
     )
     table = performance_page.table("loss", "cpu")
     assert "a CPU; torch 2.15." in table
