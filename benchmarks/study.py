@@ -48,7 +48,7 @@ def parts() -> dict[str, list[Condition]]:
         "core": [CROSS_ENTROPY, *weighted(PAL), *weighted(PAPER), *weighted(ALIGNMENT)],
         "controls": [*weighted(replace(PAL, prior="random"), (1.0, 10.0)), replace(pal, prior="shuffled")],
         "heavier": [replace(PAL, weight=30.0), replace(ALIGNMENT, weight=30.0)],
-        "targets": [replace(pal, target="predicted"), replace(pal, target="margin")],
+        "targets": [*weighted(replace(PAL, target="predicted")), replace(pal, target="margin")],
         "sigma": [replace(pal, sigma=sigma) for sigma in (1.5, 6.0)],
         "channels": [c for channels in ("half", "all", "each") for c in weighted(replace(PAL, channels=channels))],
         "attribution": [*weighted(replace(PAL, absolute=False)), *weighted(replace(PAL, attribution="grad"))],

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .study import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER
-from .study_report import Groups, interval
+from .study_report import Groups, baseline, gains, interval
 from .study_runs import Condition
 
 _COLOURS: Final = {
@@ -29,15 +29,22 @@ def accuracies(groups: Groups, condition: Condition, measure: str = "accuracy") 
     return [100 * run[measure] for run in groups.get(condition, {}).values()]
 
 
-def _line(axes: Axes, groups: Groups, label: str, conditions: Sequence[tuple[float, Condition]], **style: Any) -> None:
-    """Means with 95% intervals where there are runs; nothing where there are none."""
-    points = [(x, *interval(values)) for x, c in conditions if (values := accuracies(groups, c))]
-    if not points:
-        return
-    x, mean, half = zip(*points, strict=True)
-    bars = [0.0 if math.isnan(h) else h for h in half]
-    colour = _COLOURS.get(label.split(" (")[0], _COLOURS.get(label, "black"))
-    axes.errorbar(x, mean, yerr=bars, label=label, color=colour, marker="o", markersize=4, capsize=2, **style)
+def _errorbars(axes: Axes, label: str, points: Sequence[tuple[float, float, float]]) -> None:
+    """(x, mean, half width of the interval) joined by a line; nothing where there are no points."""
+    if points:
+        x, mean, half = zip(*points, strict=True)
+        bars = [0.0 if math.isnan(h) else h for h in half]
+        axes.errorbar(x, mean, yerr=bars, label=label, color=_COLOURS[label], marker="o", markersize=4, capsize=2)
+
+
+def _line(axes: Axes, groups: Groups, label: str, conditions: Sequence[tuple[float, Condition]]) -> None:
+    _errorbars(axes, label, [(x, *interval(values)) for x, c in conditions if (values := accuracies(groups, c))])
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e5e7eb", linewidth=0.6)
+    axes.set_axisbelow(True)
 
 
 def _finish(axes: Axes, title: str, x: str) -> None:
@@ -45,34 +52,35 @@ def _finish(axes: Axes, title: str, x: str) -> None:
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel("test accuracy, %", fontsize=9)
     axes.axhline(100 / 7, color="#9ca3af", linewidth=0.8, linestyle=":")
-    axes.tick_params(labelsize=8)
-    axes.grid(color="#e5e7eb", linewidth=0.6)
-    axes.set_axisbelow(True)
+    _plain(axes)
     axes.set_ylim(bottom=0)
 
 
 def over_weight(groups: Groups) -> Figure:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    """What each method gains over cross-entropy alone, seed by seed."""
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.subplots()
     weights = sorted({c.weight for c in groups if c.weight > 0})
-    for label, base in (
-        ("PAL, label's logit", PAL),
-        ("PAL, sum of logits (the paper)", PAPER),
-        ("feature alignment", ALIGNMENT),
-        ("PAL, random heatmaps", replace(PAL, prior="random")),
-        ("PAL, shuffled landmarks", replace(PAL, prior="shuffled")),
+    # Beside each other, so that no interval hides another.
+    for aside, label, base in (
+        (0.96, "PAL, label's logit", PAL),
+        (1.08, "PAL, shuffled landmarks", replace(PAL, prior="shuffled")),
+        (1.04, "feature alignment", ALIGNMENT),
+        (1.0, "PAL, sum of logits (the paper)", PAPER),
+        (0.92, "PAL, random heatmaps", replace(PAL, prior="random")),
     ):
-        _line(axes, groups, label, [(weight, replace(base, weight=weight)) for weight in weights])
-    if values := accuracies(groups, CROSS_ENTROPY):
-        mean, half = interval(values)
-        axes.axhline(mean, color=_COLOURS["cross-entropy"], label="cross-entropy alone")
-        axes.axhspan(mean - half, mean + half, color=_COLOURS["cross-entropy"], alpha=0.15, linewidth=0)
+        conditions = [(weight, replace(base, weight=weight)) for weight in weights]
+        points = [(w * aside, *interval(v)) for w, c in conditions if (v := gains(groups, c, baseline(c)))]
+        _errorbars(axes, label, points)
+    axes.axhline(0, color=_COLOURS["cross-entropy"], linewidth=1.5, label="cross-entropy alone")
     axes.set_xscale("log")
     axes.set_xticks(weights, [f"{weight:g}" for weight in weights], minor=False)
     axes.minorticks_off()
-    _finish(axes, "Faces whose badge no longer tells: mean and 95% interval of the seeds", "weight of the loss")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes.set_title("Gain over cross-entropy alone: mean of the seeds, 95% interval", fontsize=10)
+    axes.set_xlabel("weight of the loss", fontsize=9)
+    axes.set_ylabel("test accuracy, points gained", fontsize=9)
+    _plain(axes)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return figure
 
 
@@ -118,14 +126,13 @@ def over_data(groups: Groups) -> Figure:
 
 
 def variations(groups: Groups) -> Figure:
-    """What each option does, the others left alone."""
+    """What the loss gains with one option changed, the others left alone."""
     pal = replace(PAL, weight=10.0)
     options = [
-        ("cross-entropy alone", CROSS_ENTROPY),
         ("PAL: label's logit, mean, |g| f, sigma 3, weight 10", pal),
-        ('target="sum" (the paper)', replace(pal, target="sum")),
-        ('target="predicted"', replace(pal, target="predicted")),
         ("target: label's logit less the mean", replace(pal, target="margin")),
+        ('target="predicted"', replace(pal, target="predicted")),
+        ('target="sum" (the paper)', replace(pal, target="sum")),
         ('channels="half"', replace(pal, channels="half")),
         ('channels="all"', replace(pal, channels="all")),
         ('channels="each"', replace(pal, channels="each")),
@@ -138,18 +145,16 @@ def variations(groups: Groups) -> Figure:
         ("landmarks shuffled between faces", replace(pal, prior="shuffled")),
         ("random points for landmarks", replace(pal, prior="random")),
     ]
-    shown = [(label, *interval(values)) for label, c in options if (values := accuracies(groups, c))]
-    figure = Figure(figsize=(7.2, 0.5 + 0.27 * max(1, len(shown))), layout="constrained")
+    shown = [(label, *interval(v)) for label, c in options if (v := gains(groups, c, baseline(c)))]
+    figure = Figure(figsize=(7.2, 0.7 + 0.27 * max(1, len(shown))), layout="constrained")
     axes = figure.subplots()
     for place, (label, mean, half) in enumerate(reversed(shown)):
-        colour = "#6b7280" if label.startswith("cross") else "#1d6fb8" if label.startswith("PAL") else "#9cc3e4"
+        colour = _COLOURS["PAL, label's logit"] if label.startswith("PAL") else "#9cc3e4"
         axes.barh(place, mean, 0.7, xerr=None if math.isnan(half) else half, color=colour, capsize=2)
     axes.set_yticks(range(len(shown)), [label for label, *_ in reversed(shown)])
-    axes.axvline(100 / 7, color="#9ca3af", linewidth=0.8, linestyle=":")
-    axes.tick_params(labelsize=8)
-    axes.set_xlabel("test accuracy, % (bars: 95% interval; dotted: chance)", fontsize=9)
-    axes.grid(axis="x", color="#e5e7eb", linewidth=0.6)
-    axes.set_axisbelow(True)
+    axes.axvline(0, color=_COLOURS["cross-entropy"], linewidth=1.5)
+    axes.set_xlabel("points gained over cross-entropy alone (mean of the seeds, 95% interval)", fontsize=9)
+    _plain(axes)
     return figure
 
 

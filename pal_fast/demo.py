@@ -94,7 +94,7 @@ def run(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """The layers and pictures are too small to gain from a second thread, and the result does not depend on their number."""
+    """Layers and pictures are too small to gain from a second thread; the result must not depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
