@@ -76,6 +76,7 @@ SUBJECT = Subject(
     bound=lambda case: BOUNDS[case.dtype],
     traffic=loss.traffic,
     work=loss.work,
+    launches=True,
 )
 
 

@@ -75,6 +75,7 @@ class Subject:
     traffic: Callable[[Any, str], int | None] = lambda case, mode: None
     work: Callable[[Any, str], int | None] = lambda case, mode: None
     yardstick: str = "copy"  # or "write": what of the machine the rate is a share of
+    launches: bool = False  # on a GPU: whether the time that the host takes to launch counts
 
 
 @dataclass
@@ -156,7 +157,7 @@ def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quic
     judged.clear()
     for entry in running:
         entry.row.peak_bytes = peak_memory(entry.call, device)
-    take_turns(running, subject.yardstick, device, rounds, quick)
+    take_turns(running, subject, device, rounds, quick)
     return rows
 
 
@@ -229,15 +230,15 @@ def peak_memory(call: Call, device: torch.device) -> int:
     return max(0, peak - kept)
 
 
-def take_turns(running: list[_Running], yardstick: str, device: torch.device, rounds: int, quick: bool) -> None:
+def take_turns(running: list[_Running], subject: Subject, device: torch.device, rounds: int, quick: bool) -> None:
     """Times the calls, and the yardstick, round by round, and fills the rows."""
     if not running:
         return
     rulers, moved = [], 0
     if any(entry.row.traffic is not None for entry in running):
-        run, moved = machine.YARDSTICKS[yardstick](device, quick)
+        run, moved = machine.YARDSTICKS[subject.yardstick](device, quick)
         rulers.append(_Running(running[0].row, Call(lambda _: run())))
-    timer = _EventTimer(device) if device.type == "cuda" else _wall_time
+    timer = _EventTimer(device, subject.launches) if device.type == "cuda" else _wall_time
     for turn in range(rounds + 2):
         for entry in (*running, *rulers):
             seconds = timer(entry.call)
@@ -249,7 +250,7 @@ def take_turns(running: list[_Running], yardstick: str, device: torch.device, ro
         row = entry.row
         p20, p50, p80 = (quantile(entry.seconds, q) for q in (0.2, 0.5, 0.8))
         row.milliseconds = 1e3 * p20, 1e3 * p50, 1e3 * p80
-        row.yardstick, row.machine_rate = (yardstick, machine_rate) if rulers else ("", None)
+        row.yardstick, row.machine_rate = (subject.yardstick, machine_rate) if rulers else ("", None)
         row.ratio = first.setdefault(row.mode, p50) / p50
 
 
@@ -263,16 +264,27 @@ def _wall_time(call: Call) -> float:
 
 
 class _EventTimer:
-    """GPU time between two events, with a cold L2: a buffer twice its size is written before each call."""
+    """GPU time between two events, with a cold L2: a buffer twice its size is written before each call.
 
-    def __init__(self, device: torch.device) -> None:
+    The GPU then sleeps while the host prepares the launches, so that gaps between them are not measured; with
+    `launches` it waits for them, as a program would.
+    """
+
+    SLEEP = 4_000_000  # cycles, about 2 ms
+
+    def __init__(self, device: torch.device, launches: bool) -> None:
         size = torch.cuda.get_device_properties(device).L2_cache_size
+        self._device, self._launches = device, launches
         self._flush = torch.empty(max(1 << 26, 2 * size), dtype=torch.uint8, device=device)
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
     def __call__(self, call: Call) -> float:
         state = call.before()
         self._flush.zero_()
+        if self._launches:
+            torch.cuda.synchronize(self._device)
+        else:
+            torch.cuda._sleep(self.SLEEP)
         start, end = self._events
         start.record()
         call.run(state)
