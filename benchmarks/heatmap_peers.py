@@ -17,7 +17,8 @@ from .harness import Prepared, UnavailableError, upstream_of
 
 def _overlap(start: int, length: int, extent: int) -> tuple[slice, slice]:
     """What of [start, start + length) lies in [0, extent): as a slice of the image, and of the patch."""
-    first, last = max(0, start), max(0, min(extent, start + length))
+    first = max(0, start)
+    last = max(first, min(extent, start + length))
     return slice(first, last), slice(first - start, last - start)
 
 

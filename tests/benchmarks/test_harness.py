@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,15 +180,14 @@ def without_compiler(subject: Subject) -> Subject:
 def test_a_quick_run_checks_times_and_draws_every_subject(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import importlib
-
+    if name == "attribution":
+        pytest.importorskip("torchvision", reason="the benchmark's network is torchvision's")
     module = importlib.import_module(f"benchmarks.{name}")
     options = argparse.Namespace(quick=True, device="cpu", threads=1, rounds=1, output=tmp_path)
     assert run_subject(without_compiler(module.SUBJECT), options) == 0
     records = results_csv.read(tmp_path / f"{name}_cpu.csv")
     timed = {record["peer"] for record in records if record["p50_ms"]}
     if name == "attribution":
-        pytest.importorskip("torchvision", reason="the benchmark's network is torchvision's")
         assert {"autograd by hand", "pal_fast.attribution_map", "pal_fast.attribute"} <= timed
     else:
         assert {"cpu", "einsum" if name == "heatmap" else "reference"} <= timed

@@ -12,7 +12,7 @@ from benchmarks import heatmap_peers as peers
 
 @pytest.mark.parametrize("sigma", [1.0, 2.0, 3.0])
 def test_mmpose_draws_a_gaussian_cut_at_three_sigma_about_the_rounded_landmark(generator, sigma):
-    points = torch.rand(3, 4, 2, generator=generator) * 40 - 2
+    points = torch.rand(3, 8, 2, generator=generator) * 60 - 8
     points = points.clamp(min=0)  # below 0 it rounds towards 0
     drawn = torch.from_numpy(peers.mmpose_heatmap(points.numpy(), (30, 37), sigma))
     assert relative_error(drawn, peers.mmpose_judge(points, (30, 37), sigma)) < 1e-6
