@@ -7,6 +7,8 @@ keeps the fast kernels.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 # What torch.backends.cuda wraps: every forward of the model switches twice.
@@ -25,36 +27,50 @@ _ENABLE = (
 _ONLY_MATH = [False, False, False, True]
 
 
+class _Process:
+    """The switches are the process's: several losses and threads share them, and the last one switches back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.before = _ONLY_MATH
+
+    def enter(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.users == 1:
+                self.before = [enabled() for enabled in _ENABLED]
+                self._switch(_ONLY_MATH)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self._switch(self.before)
+
+    def _switch(self, kernels: list[bool]) -> None:
+        if self.before != _ONLY_MATH:  # otherwise the user's own choice is MATH already
+            for enable, wanted in zip(_ENABLE, kernels, strict=True):
+                enable(wanted)
+
+
+_process = _Process()
+
+
 class MathAttention:
     """Switches the process to the MATH kernel, and back to what was enabled before."""
 
     def __init__(self) -> None:
-        self._before: list[bool] | None = None
-        self._inside = False
-
-    @property
-    def entered(self) -> bool:
-        """Whether this object, or someone before it, has switched to MATH and this one has not left."""
-        return self._inside
+        self.entered = False
 
     def enter(self) -> None:
         """Idempotent until `leave`."""
-        if self._inside:
-            return
-        self._inside = True
-        before = [enabled() for enabled in _ENABLED]
-        if before != _ONLY_MATH:
-            self._before = before
-            _enable(_ONLY_MATH)
+        if not self.entered:
+            self.entered = True
+            _process.enter()
 
     def leave(self) -> None:
         """Idempotent."""
-        self._inside = False
-        if self._before is not None:
-            _enable(self._before)
-            self._before = None
-
-
-def _enable(kernels: list[bool]) -> None:
-    for enable, wanted in zip(_ENABLE, kernels, strict=True):
-        enable(wanted)
+        if self.entered:
+            self.entered = False
+            _process.leave()

@@ -53,3 +53,17 @@ def test_the_gpu_agrees_with_the_cpu(shape: tuple[int, ...], layout: torch.memor
             for name, value, judge in zip(NAMES, got, wanted, strict=True):
                 error = (value.double().cpu() - judge.double()).norm() / (judge.double().norm() or 1.0)
                 assert error <= BOUNDS[str(dtype).removeprefix("torch.")], f"{name} training={training} relu={relu}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_the_gpu_is_launched_twice_at_most(layout: torch.memory_format) -> None:
+    from support.batch_norm_triton import outputs
+
+    launches: dict[str, int] = {}
+    tensors = [torch.randn(64, 256, 14, 14, device="cuda").to(memory_format=layout) for _ in range(3)]
+    vectors = [torch.rand(256, device="cuda") + 0.5 for _ in range(4)]
+    outputs("pal_fast", tensors, vectors, None, True, True, launches)
+    assert launches["batch_norm"] == 1
+    assert launches["batch_norm_backward"] <= 2
+    assert launches["batch_norm_double_backward"] <= 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from support.compare import relative_error
@@ -80,6 +82,33 @@ def test_the_kernels_are_switched_back_at_the_models_end(model):
         model(batch()[0])
     assert seen[1] == before
     pal.remove()
+
+
+def test_two_threads_do_not_switch_each_other_back():
+    """The first to enter its head leaves while the second is inside."""
+    before = switches()
+    images, labels, landmarks = batch()
+    models = [Tokens().double() for _ in range(2)]
+    judges = [judged(twin(model), "blocks.0", images, labels, landmarks, view=grid)[1] for model in models]
+    inside, left = [threading.Event() for _ in models], threading.Event()
+    models[0].blocks[1].register_forward_pre_hook(lambda *_: (inside[0].set(), inside[1].wait(30))[0])
+    models[1].blocks[0].register_forward_hook(lambda *_: (inside[0].wait(30), None)[1])
+    pals = [pal_fast.PALLoss(model, "blocks.0") for model in models]
+    models[1].blocks[1].register_forward_pre_hook(lambda *_: (inside[1].set(), left.wait(30), None)[2])
+
+    def step(index):
+        logits = models[index](images)
+        if index == 0:
+            left.set()
+        (nn.functional.cross_entropy(logits, labels) + pals[index](logits, landmarks)).backward()
+
+    threads = [threading.Thread(target=step, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(gradient_error(model, judge) < 1e-9 for model, judge in zip(models, judges, strict=True))
+    assert switches() == before
 
 
 def test_the_kernels_are_switched_back_after_an_exception(model):

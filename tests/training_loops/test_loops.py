@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
+import resource
 
 import pytest
 import torch
@@ -75,25 +77,48 @@ def test_other_sizes_of_images_and_batches_follow_one_another():
         assert relative_error(pal(model(images), landmarks), wanted) < 1e-12
 
 
-def test_ten_thousand_steps_hold_no_more_tensors_than_ten():
+def test_threads_that_train_side_by_side_get_the_bits_they_get_alone():
+    models = [SmallNet() for _ in range(4)]
+    data = [batch(8, dtype=torch.float32) for _ in models]
+
+    def gradients(index):
+        model = twin(models[index]).float()
+        images, labels, landmarks = data[index]
+        with pal_fast.PALLoss(model, "middle") as pal:
+            for _ in range(20):
+                logits = model(images)
+                (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+        return [p.grad for p in model.parameters()]
+
+    alone = [gradients(index) for index in range(len(models))]
+    with concurrent.futures.ThreadPoolExecutor(len(models)) as pool:
+        together = list(pool.map(gradients, range(len(models))))
+    for first, second in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_ten_thousand_steps_take_constant_memory():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.Conv2d(2, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
     pal = pal_fast.PALLoss(model, "1")
     images, landmarks = torch.randn(2, 3, 6, 6), torch.rand(2, 3, 2) * 6
 
     def steps(count):
+        """(tensors that Python holds, kilobytes that the process took at most) after so many steps."""
         for _ in range(count):
             model.zero_grad()
             pal(model(images), landmarks).backward()
         gc.collect()
-        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ten = steps(10)
-        assert steps(10_000) <= ten
+        tensors, size = steps(1000)
+        more_tensors, more_size = steps(9000)
     finally:
         torch.set_num_threads(threads)
+    assert more_tensors <= tensors
+    assert more_size - size < 1000, "more than 100 bytes a step stay behind"
 
 
 @pytest.mark.gpu
