@@ -28,7 +28,11 @@ BOUNDS = {"torch.float64": 1e-11, "torch.float32": 1e-4, "torch.bfloat16": 1e-2}
 @pytest.mark.skipif(not ops.namespace_on(torch.device("cpu")), reason="the extension is not built: there is no judge")
 def test_agrees_with_the_compiled_operators_in_the_interpreter(seed: int) -> None:
     command = [sys.executable, "-W", "ignore", str(ROOT / "tests/support/batch_norm_triton.py"), str(seed)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path])}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]),
+    }
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found, launches = json.loads(done.stdout)
