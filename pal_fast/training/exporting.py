@@ -123,7 +123,7 @@ def _run_onnx(content: bytes, images: Tensor) -> Tensor | None:
     except ImportError:
         from onnx.reference import ReferenceEvaluator
 
-        (logits,) = ReferenceEvaluator(io.BytesIO(content)).run(None, {"images": images.numpy()})
+        (logits,) = ReferenceEvaluator(content).run(None, {"images": images.numpy()})
     else:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         (logits,) = session.run(None, {"images": images.numpy()})
