@@ -115,6 +115,15 @@ def test_in_eval_mode_and_without_gradients_nothing_is_captured(model, data):
         pal(logits, landmarks)
 
 
+def test_a_call_without_gradients_lets_go_of_what_was_captured(model, data):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, "middle")
+    logits = model(images)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="grad mode is off"):
+        pal(logits, landmarks)
+    assert pal._capture.captured[0].output is None
+
+
 def test_an_evaluation_between_forward_and_loss_is_noticed(model, data):
     images, _, landmarks = data
     pal = pal_fast.PALLoss(model, "middle")
