@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.metric_processes import in_each
 from torch import Tensor
 
 pytest.importorskip("torchmetrics", reason="the metrics need torchmetrics")
@@ -127,24 +128,13 @@ def test_half_precision_is_scored_in_float32(maps: tuple[Tensor, Tensor]) -> Non
     assert half.compute() == rounded.compute()
 
 
-def _worker(rank: int, directory: str, attribution: Tensor, mask: Tensor) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
-    collection = metrics.alignment_metrics()
-    share = slice(0, 5) if rank == 0 else slice(5, None)  # uneven on purpose
-    collection.update(attribution[share], mask[share])
-    counts = {name: metric.counts() for name, metric in collection.items()}
-    own = int(collection["pearson"].defined) + int(collection["pearson"].undefined)
-    torch.save((dict(collection.compute()), counts, own), f"{directory}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_agree_with_one(maps: tuple[Tensor, Tensor], tmp_path: Any) -> None:
     attribution, mask = maps
     mask[:2] = 0  # both in the first process
     alone = metrics.alignment_metrics()
     alone.update(attribution, mask)
     wanted = {name: value.item() for name, value in alone.compute().items()}
-    torch.multiprocessing.spawn(_worker, (str(tmp_path), attribution, mask), nprocs=2)
+    torch.multiprocessing.spawn(in_each, (str(tmp_path), attribution, mask), nprocs=2)
     for rank, share in enumerate((5, 7)):
         values, counts, own = torch.load(tmp_path / f"{rank}.pt")
         assert {name: value.item() for name, value in values.items()} == pytest.approx(wanted, abs=1e-12)
