@@ -325,11 +325,12 @@ def _heatmap_tensor(heatmap: Tensor, layer: Tensor, dtype: torch.dtype) -> Tenso
 def _one_layout(activation: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Both contiguous, or both channels_last; the activation's layout decides, a copy only where it differs.
 
-    A common dtype too: under autocast the gradient may come back in another type than the activation.
+    Tokens behind a class token have their channels innermost, but gaps between the samples: their copy keeps the order
+    in memory. A common dtype too: under autocast the gradient may come back in another type than the activation.
     """
     first = activation if activation is not None else gradient
     assert first is not None
-    channels_last = not first.is_contiguous() and first.is_contiguous(memory_format=torch.channels_last)
+    channels_last = not first.is_contiguous() and first.stride(1) == 1
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if activation is not None and gradient is not None and activation.dtype != gradient.dtype:
         dtype = torch.promote_types(activation.dtype, gradient.dtype)
