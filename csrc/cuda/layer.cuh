@@ -3,13 +3,8 @@
 
 #include "../problem.h"
 #include "block.cuh"
-#include "pal_loss_plan.h"
 
 namespace pal_fast::cuda {
-
-// Blocks that a multiprocessor must hold; arithmetic in double takes twice the registers.
-template <typename S>
-inline constexpr int resident_blocks = std::is_same_v<S, double> ? 2 : static_cast<int>(RESIDENT_BLOCKS);
 
 // As kernels take it. A tensor that the attribution does not use is null and counts as ones, which makes one formula of
 // all attributions: a = |g| f, or g f.
@@ -44,17 +39,16 @@ template <typename S>
           aligned(activation) && aligned(gradient)};
 }
 
-// The attribution less `pivot` at U vectors, whose loads are all in flight before the first is used. Those that are not
-// `there` are not read and give zeros.
-template <int U, typename S, typename T>
+// The attribution less `pivot` at U vectors, whose loads are all in flight before the first is used. If `Guarded`,
+// those that are not `there` are not read and give zeros; otherwise all are there.
+template <bool Guarded, int U, typename S, typename T>
 __device__ __forceinline__ void load_attribution(const Layer<S>& layer, const int64_t (&at)[U], const bool (&there)[U],
                                                  T (&a)[U][VECTOR<S>], T pivot = 0) {
   Vector<S> f[U], g[U];
 #pragma unroll
   for (int u = 0; u < U; ++u) {
-    f[u] = Vector<S>::filled(T(1));
-    g[u] = Vector<S>::filled(T(1));
-    if (there[u]) {
+    f[u] = g[u] = Vector<S>::filled(T(1));
+    if (!Guarded || there[u]) {
       if (layer.activation) {
         f[u] = load_vector<S>(layer.activation + at[u]);
       }
@@ -70,7 +64,8 @@ __device__ __forceinline__ void load_attribution(const Layer<S>& layer, const in
     g[u].widen(a[u]);
 #pragma unroll
     for (int e = 0; e < VECTOR<S>; ++e) {
-      a[u][e] = there[u] ? layer.magnitude(a[u][e]) * factor[e] - pivot : T(0);
+      const T value = layer.magnitude(a[u][e]) * factor[e] - pivot;
+      a[u][e] = !Guarded || there[u] ? value : T(0);
     }
   }
 }
@@ -89,7 +84,7 @@ template <typename S>
     return layer.attribution(begin);
   }
   T a[1][V];
-  load_attribution(layer, at, there, a);
+  load_attribution<false>(layer, at, there, a);
   T pivot = a[0][0];
 #pragma unroll
   for (int e = 1; e < V; ++e) {
@@ -112,25 +107,26 @@ struct Squares {
     squares += value * value;
   }
 
-  template <int U, int V>
+  // As load_attribution gives them.
+  template <bool Guarded, int U, int V>
   __device__ __forceinline__ void add(const float (&a)[U][V], const bool (&there)[U]) {
     float total = 0;
     int count = 0;
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      count += there[u] ? V : 0;
+      count += !Guarded || there[u] ? V : 0;
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         total += a[u][e];  // zero where not there
       }
     }
-    const float mean = count > 0 ? total / static_cast<float>(count) : 0.0f;
+    const float mean = !Guarded ? total * (1.0f / (U * V)) : count > 0 ? total / static_cast<float>(count) : 0.0f;
     float largest = 0;
 #pragma unroll
     for (int u = 0; u < U; ++u) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        largest = there[u] ? fmaxf(largest, fabsf(a[u][e] - mean)) : largest;
+        largest = !Guarded || there[u] ? fmaxf(largest, fabsf(a[u][e] - mean)) : largest;
       }
     }
     const float unit = unit_of(largest), inverse = inverse_of_unit(unit);
@@ -139,7 +135,7 @@ struct Squares {
     for (int u = 0; u < U; ++u) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const float d = there[u] ? (a[u][e] - mean) * inverse : 0.0f;
+        const float d = !Guarded || there[u] ? (a[u][e] - mean) * inverse : 0.0f;
         rest += d;
         squared += d * d;
       }
@@ -149,13 +145,13 @@ struct Squares {
     squares += wide * wide * squared + about * (2.0 * remainder + about * count);
   }
 
-  template <int U, int V>
+  template <bool Guarded, int U, int V>
   __device__ __forceinline__ void add(const double (&a)[U][V], const bool (&there)[U]) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        if (there[u]) {
+        if (!Guarded || there[u]) {
           add(a[u][e]);
         }
       }

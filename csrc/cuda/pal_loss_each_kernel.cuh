@@ -132,7 +132,7 @@ template <bool ChannelsLast, typename S, typename T>
           at[u] = sample_begin + static_cast<int64_t>(begin + cell) * layer.channels + first + vector * V;
           to[u] = vector * V * sweep.pitch + cell;
         }
-        load_attribution(layer, at, there, a);
+        load_attribution<true>(layer, at, there, a);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
 #pragma unroll
@@ -170,7 +170,7 @@ template <bool ChannelsLast, typename S, typename T>
         at[u] = i + u * threads * V;
         there[u] = at[u] < vectors_end;
       }
-      load_attribution(layer, at, there, a);
+      load_attribution<true>(layer, at, there, a);
 #pragma unroll
       for (int u = 0; u < U; ++u) {
 #pragma unroll
@@ -235,7 +235,7 @@ __device__ __forceinline__ void channel_moments(Pointer<const T> a, Pointer<cons
 }
 
 template <typename S, bool ChannelsLast>
-__global__ void __launch_bounds__(MOST_THREADS, resident_blocks<S>)
+__global__ void __launch_bounds__(MOST_THREADS, resident_each_blocks(sizeof(S)))
     each_forward_kernel(const Layer<S> layer, const PriorInputs<typename Computing<S>::type> prior,
                         const LossOutput<typename Computing<S>::type> output,
                         const Pointer<double> totals,  // [B, splits]: the blocks' scores

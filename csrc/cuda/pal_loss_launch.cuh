@@ -73,7 +73,7 @@ void forward_each(const LossPass& pass, int processors, const Launcher& launch) 
          elements<double>(pass.totals, loss_workspace(problem, pass.storage, processors).totals), sweep);
 }
 
-template <typename S, bool ChannelsLast, bool Each, typename Launcher>
+template <typename S, bool ChannelsLast, Grouping G, typename Launcher>
 void backward_loss(const LossBackwardPass& pass, int processors, const Launcher& launch) {
   using T = typename Computing<S>::type;
   const LossProblem& problem = pass.problem;
@@ -87,10 +87,9 @@ void backward_loss(const LossBackwardPass& pass, int processors, const Launcher&
                                      elements<const T>(pass.coefficients, problem.batch * problem.groups() * 3),
                                      elements<const T>(pass.factor, problem.batch),
                                      elements<S>(pass.d_activation, size),
-                                     elements<S>(pass.d_gradient, size),
-                                     problem.grouping};
-  launch(loss_backward_kernel<S, ChannelsLast, Each>, problem.batch * plan.blocks_per_sample(), plan.threads,
-         int64_t{0}, layer, derivative, row_sweep(plan));
+                                     elements<S>(pass.d_gradient, size)};
+  launch(loss_backward_kernel<S, ChannelsLast, G>, problem.batch * plan.blocks_per_sample(), plan.threads, int64_t{0},
+         layer, derivative, row_sweep(plan));
 }
 
 // Calls function.operator()<S, ChannelsLast>() with what the pass asks for.
@@ -129,8 +128,14 @@ void run_each_forward(const LossPass& pass, int processors, const Launcher& laun
 template <typename Launcher>
 void run_pal_loss_backward(const LossBackwardPass& pass, int processors, const Launcher& launch) {
   with_types(pass, [&]<typename S, bool ChannelsLast>() {
-    pass.problem.grouping == Grouping::each ? backward_loss<S, ChannelsLast, true>(pass, processors, launch)
-                                            : backward_loss<S, ChannelsLast, false>(pass, processors, launch);
+    switch (pass.problem.grouping) {
+      case Grouping::map:
+        return backward_loss<S, ChannelsLast, Grouping::map>(pass, processors, launch);
+      case Grouping::all:
+        return backward_loss<S, ChannelsLast, Grouping::all>(pass, processors, launch);
+      case Grouping::each:
+        return backward_loss<S, ChannelsLast, Grouping::each>(pass, processors, launch);
+    }
   });
 }
 

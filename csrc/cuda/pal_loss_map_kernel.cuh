@@ -163,7 +163,7 @@ __device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, co
 }
 
 template <typename S, bool ChannelsLast, bool All>
-__global__ void __launch_bounds__(MOST_THREADS, resident_blocks<S>)
+__global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(S)))
     map_forward_kernel(const Layer<S> layer, const PriorInputs<typename Computing<S>::type> prior,
                        const LossOutput<typename Computing<S>::type> output,
                        const Pointer<typename Computing<S>::type> shares,  // [B, shares, H, W]

@@ -13,20 +13,26 @@ namespace pal_fast::cuda {
 
 inline constexpr int64_t BLOCK_THREADS = 256;
 inline constexpr int64_t WARP_THREADS = 32;
-// The kernels are compiled so that a multiprocessor holds at least this many blocks of them, on every architecture: 80
-// registers a thread, and 16 bytes of each tensor in flight for 768 threads times the kernel's depth.
-inline constexpr int64_t RESIDENT_BLOCKS = 3;
-inline constexpr int64_t RESIDENT_THREADS = RESIDENT_BLOCKS * BLOCK_THREADS;
 inline constexpr int64_t MOST_SPLITS = 64;
+
+// The kernels are compiled so that a multiprocessor holds at least this many blocks of them, on every architecture:
+// three leave 80 registers a thread, two 128. `size`: bytes of an element.
+[[nodiscard]] constexpr int resident_map_blocks(bool all, int64_t size) { return all || size == 8 ? 2 : 3; }
+[[nodiscard]] constexpr int resident_each_blocks(int64_t size) { return size == 8 ? 2 : 3; }
+[[nodiscard]] constexpr int resident_backward_blocks(Grouping grouping, bool channels_last, int64_t size) {
+  // Eight channels' coefficients take a third of the registers.
+  return size == 8 || (size == 2 && channels_last && grouping == Grouping::each) ? 2 : 3;
+}
 
 [[nodiscard]] constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 [[nodiscard]] constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Into how many parts to cut each of `pieces` pieces of `steps` steps: the number that finishes first if all resident
-// blocks advance alike. `overhead`, in steps, is what a block costs beside its steps.
+// blocks advance alike. `overhead`, in steps, is what a block costs beside its steps; `room`: threads that are
+// resident.
 [[nodiscard]] inline int64_t best_splits(int64_t pieces, int64_t steps, int64_t threads, int64_t overhead,
-                                         int64_t processors) {
-  const int64_t resident = processors * std::max<int64_t>(1, RESIDENT_THREADS / threads);
+                                         int64_t room) {
+  const int64_t resident = std::max<int64_t>(1, room / threads);
   int64_t best = 1, best_time = 0;
   for (int64_t splits = 1; splits <= std::min(steps, MOST_SPLITS); ++splits) {
     const int64_t time = ceil_div(pieces * splits, resident) * (ceil_div(steps, splits) + overhead);
@@ -61,7 +67,7 @@ struct RowPlan {
 
 // `run` elements of each sample are swept; samples lie `stride` elements apart.
 [[nodiscard]] inline RowPlan plan_rows(int64_t batch, int64_t stride, int64_t run, int64_t inner, int64_t vector,
-                                       int64_t overhead, int64_t processors) {
+                                       int64_t overhead, int64_t room) {
   RowPlan plan;
   plan.period = std::lcm(inner, vector);
   plan.vectors = plan.period / vector;
@@ -73,7 +79,7 @@ struct RowPlan {
   plan.rows_at_once = plan.tiles > 1 ? 1 : std::min(BLOCK_THREADS / plan.columns, plan.rows);
   plan.threads = round_up(plan.columns * plan.rows_at_once, WARP_THREADS);
   const int64_t splits =
-      best_splits(batch * plan.tiles, ceil_div(plan.rows, plan.rows_at_once), plan.threads, overhead, processors);
+      best_splits(batch * plan.tiles, ceil_div(plan.rows, plan.rows_at_once), plan.threads, overhead, room);
   plan.rows_per_split = ceil_div(plan.rows, splits);
   plan.splits = ceil_div(plan.rows, plan.rows_per_split);
   return plan;
@@ -87,8 +93,7 @@ struct CellPlan {
   int64_t splits = 1;
 };
 
-[[nodiscard]] inline CellPlan plan_cells(int64_t batch, int64_t cells, int64_t count, int64_t vector,
-                                         int64_t processors) {
+[[nodiscard]] inline CellPlan plan_cells(int64_t batch, int64_t cells, int64_t count, int64_t vector, int64_t room) {
   CellPlan plan;
   const int64_t vectors = ceil_div(count, vector);
   int64_t least = 0;
@@ -102,7 +107,7 @@ struct CellPlan {
   }
   const int64_t groups = plan.threads / plan.lanes;
   const int64_t steps = ceil_div(cells, groups), per_step = ceil_div(vectors, plan.lanes);
-  const int64_t splits = best_splits(batch, steps, plan.threads, ceil_div(8, per_step), processors);
+  const int64_t splits = best_splits(batch, steps, plan.threads, ceil_div(8, per_step), room);
   plan.cells_per_split = ceil_div(cells, splits);
   plan.splits = ceil_div(cells, plan.cells_per_split);
   return plan;
@@ -125,7 +130,7 @@ inline constexpr int64_t EACH_TILE_BYTES_CHANNELS_LAST = 32768;
 inline constexpr int64_t EACH_MOST_CHANNELS = 256;
 
 [[nodiscard]] inline EachPlan plan_each(int64_t batch, int64_t cells, int64_t count, Layout layout, Storage storage,
-                                        int64_t processors) {
+                                        int64_t room) {
   const int64_t size = storage == Storage::float64 ? 8 : 4, vector = vector_of(storage);
   EachPlan plan;
   if (layout == Layout::contiguous) {
@@ -149,7 +154,7 @@ inline constexpr int64_t EACH_MOST_CHANNELS = 256;
   }
   const int64_t steps = ceil_div(count, plan.channels_at_once);
   const int64_t most_steps = std::max<int64_t>(1, EACH_MOST_CHANNELS / plan.channels_at_once);
-  const int64_t splits = best_splits(batch, steps, BLOCK_THREADS, 1, processors);
+  const int64_t splits = best_splits(batch, steps, BLOCK_THREADS, 1, room);
   plan.channels_per_split = std::min(most_steps, ceil_div(steps, splits)) * plan.channels_at_once;
   plan.splits = ceil_div(count, plan.channels_per_split);
   return plan;
@@ -165,23 +170,31 @@ struct LossWorkspace {
 inline constexpr int64_t FORWARD_OVERHEAD = 4;
 inline constexpr int64_t BACKWARD_OVERHEAD = 2;
 
+[[nodiscard]] inline int64_t map_room(const LossProblem& problem, Storage storage, int64_t processors) {
+  return processors * resident_map_blocks(problem.grouping == Grouping::all, size_of(storage)) * BLOCK_THREADS;
+}
+
 [[nodiscard]] inline RowPlan plan_forward_rows(const LossProblem& problem, Storage storage, int64_t processors) {
   return plan_rows(problem.batch, problem.sample_elements(), problem.count * problem.cells(), problem.cells(),
-                   vector_of(storage), FORWARD_OVERHEAD, processors);
+                   vector_of(storage), FORWARD_OVERHEAD, map_room(problem, storage, processors));
 }
 
 [[nodiscard]] inline CellPlan plan_forward_cells(const LossProblem& problem, Storage storage, int64_t processors) {
-  return plan_cells(problem.batch, problem.cells(), problem.count, vector_of(storage), processors);
+  return plan_cells(problem.batch, problem.cells(), problem.count, vector_of(storage),
+                    map_room(problem, storage, processors));
 }
 
 [[nodiscard]] inline EachPlan plan_forward_each(const LossProblem& problem, Storage storage, int64_t processors) {
-  return plan_each(problem.batch, problem.cells(), problem.count, problem.layout, storage, processors);
+  return plan_each(problem.batch, problem.cells(), problem.count, problem.layout, storage,
+                   processors * resident_each_blocks(size_of(storage)) * BLOCK_THREADS);
 }
 
 [[nodiscard]] inline RowPlan plan_backward(const LossProblem& problem, Storage storage, int64_t processors) {
-  const int64_t inner = problem.layout == Layout::contiguous ? problem.cells() : problem.channels;
-  return plan_rows(problem.batch, problem.sample_elements(), problem.sample_elements(), inner, vector_of(storage),
-                   BACKWARD_OVERHEAD, processors);
+  const bool channels_last = problem.layout == Layout::channels_last;
+  const int blocks = resident_backward_blocks(problem.grouping, channels_last, size_of(storage));
+  return plan_rows(problem.batch, problem.sample_elements(), problem.sample_elements(),
+                   channels_last ? problem.channels : problem.cells(), vector_of(storage), BACKWARD_OVERHEAD,
+                   processors * blocks * BLOCK_THREADS);
 }
 
 [[nodiscard]] inline LossWorkspace loss_workspace(const LossProblem& problem, Storage storage, int64_t processors) {

@@ -71,8 +71,7 @@ __device__ __forceinline__ void sweep_rows(const Layer<S>& layer, const ThreadRo
   // Whole vectors begin at `begin` or behind it, and below `whole`.
   int64_t i = rows.first < begin ? rows.first + rows.step : rows.first;
   const int64_t whole = layer.aligned ? min(rows.stop, end - V + 1) : i;
-  int64_t rest = i;
-  for (; i < whole; i += U * rows.step) {
+  const auto batch = [&]<bool Guarded>() {
     int64_t at[U];
     bool there[U];
     T a[U][V];
@@ -80,9 +79,8 @@ __device__ __forceinline__ void sweep_rows(const Layer<S>& layer, const ThreadRo
     for (int u = 0; u < U; ++u) {
       at[u] = i + u * rows.step;
       there[u] = at[u] < whole;
-      rest = there[u] ? at[u] + rows.step : rest;
     }
-    load_attribution(layer, at, there, a, pivot);
+    load_attribution<Guarded>(layer, at, there, a, pivot);
 #pragma unroll
     for (int e = 0; e < V; ++e) {
 #pragma unroll
@@ -91,9 +89,19 @@ __device__ __forceinline__ void sweep_rows(const Layer<S>& layer, const ThreadRo
       }
     }
     if constexpr (All) {
-      squares.add(a, there);
+      squares.add<Guarded>(a, there);
+    }
+  };
+  for (; i + (U - 1) * rows.step < whole; i += U * rows.step) {
+    batch.template operator()<false>();
+  }
+  if (i < whole) {
+    batch.template operator()<true>();
+    while (i < whole) {
+      i += rows.step;
     }
   }
+  const int64_t rest = i;
   // The one before and the one behind them; all of them if they are not aligned.
   for (int64_t at = rows.first < begin ? rows.first : rest; at < rows.stop && at < end;) {
     by_elements(at);
@@ -150,7 +158,7 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
     int64_t from[CELLS];
     int lead[CELLS], whole[CELLS];
     T sum[CELLS] = {};
-    int most = 0;
+    int most = 0, least = layer.count;
 #pragma unroll
     for (int c = 0; c < CELLS; ++c) {
       const int cell = round + c * groups + group;
@@ -163,18 +171,19 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
         whole[c] = 0;
       }
       most = max(most, whole[c]);
+      least = min(least, whole[c]);
     }
-    for (int i = lane * V; i < most; i += DEEP * lanes * V) {
+    const auto batch = [&]<bool Guarded>(int first) {
       int64_t at[U];
       bool there[U];
       T a[U][V];
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        const int c = u % CELLS, offset = i + u / CELLS * lanes * V;
+        const int c = u % CELLS, offset = first + u / CELLS * lanes * V;
         at[u] = from[c] + lead[c] + offset;
         there[u] = offset < whole[c];
       }
-      load_attribution(layer, at, there, a, pivot);
+      load_attribution<Guarded>(layer, at, there, a, pivot);
 #pragma unroll
       for (int u = 0; u < U; ++u) {
 #pragma unroll
@@ -183,8 +192,15 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
         }
       }
       if constexpr (All) {
-        squares.add(a, there);
+        squares.add<Guarded>(a, there);
       }
+    };
+    int i = lane * V;
+    for (; i + (DEEP - 1) * lanes * V < least; i += DEEP * lanes * V) {
+      batch.template operator()<false>(i);
+    }
+    for (; i < most; i += DEEP * lanes * V) {
+      batch.template operator()<true>(i);
     }
 #pragma unroll
     for (int c = 0; c < CELLS; ++c) {
