@@ -1,7 +1,6 @@
 // Batch normalisation on the GPU: outputs, workspace and stream for the launches of batch_norm.cu.
 #include "../batch_norm.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "batch_norm_pass.h"
@@ -14,7 +13,7 @@ namespace {
 class Launch {
  public:
   Launch(const BatchNormTensors& tensors, bool training, bool relu)
-      : guard_(tensors.input.get_device_index()), input_(tensors.input) {
+      : current_(tensors.input.get_device_index()), input_(tensors.input) {
     const int32_t device = tensors.input.get_device_index();
     pass.problem = check_batch_norm(tensors, training, relu);
     pass.storage = storage_of(tensors.input.scalar_type());
@@ -45,7 +44,7 @@ class Launch {
   void* stream = nullptr;
 
  private:
-  torch::stable::accelerator::DeviceGuard guard_;
+  OnDevice current_;
   const Tensor& input_;
   OptionalTensor partial_;
 };

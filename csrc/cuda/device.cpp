@@ -36,6 +36,8 @@ void zero(unsigned* counts, int64_t count, cudaStream_t stream) {
 
 }  // namespace
 
+OnDevice::OnDevice(int32_t device) : guard_(device) { check(cudaSetDevice(device), "making a device current"); }
+
 // Looked up at run time, because a CPU-only PyTorch does not have the symbol.
 void* current_stream(int32_t device) {
   using Function = AOTITorchError (*)(int32_t, void**);

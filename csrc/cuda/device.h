@@ -1,12 +1,24 @@
 // What every operator asks of the device and of PyTorch before it launches.
 #pragma once
 
+#include <torch/csrc/stable/accelerator.h>
+
 #include <cstdint>
 
 #include "../checks.h"
 #include "storage.h"
 
 namespace pal_fast::cuda {
+
+// Makes a device the current one for as long as it lives. The extension has a CUDA runtime of its own, linked into it,
+// beside PyTorch's; each must be told.
+class OnDevice {
+ public:
+  explicit OnDevice(int32_t device);
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+};
 
 // PyTorch's current stream, a cudaStream_t.
 [[nodiscard]] void* current_stream(int32_t device);

@@ -1,7 +1,6 @@
 // Landmarks to heatmap on the GPU: outputs, workspace and stream for the launches of landmark_heatmap.cu.
 #include "../landmark_heatmap.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -31,7 +30,7 @@ Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, 
                         int64_t combine, int64_t normalize) {
   const HeatmapProblem problem = check_landmark_heatmap(landmarks, visible, weights, height, width, image_height,
                                                         image_width, sigma, combine, normalize);
-  const torch::stable::accelerator::DeviceGuard guard(landmarks.get_device_index());
+  const OnDevice current(landmarks.get_device_index());
   const Tensor heatmap = allocate_heatmap(landmarks, problem);
   if (problem.batch == 0) {
     return heatmap;
@@ -59,7 +58,7 @@ std::tuple<Tensor, Tensor> landmark_heatmap_backward(const Tensor& grad, const T
                                                      int64_t normalize, bool need_landmarks, bool need_weights) {
   const HeatmapProblem problem = check_landmark_heatmap_backward(grad, landmarks, visible, weights, height, width,
                                                                  image_height, image_width, sigma, combine, normalize);
-  const torch::stable::accelerator::DeviceGuard guard(landmarks.get_device_index());
+  const OnDevice current(landmarks.get_device_index());
   const auto gradients = allocate_heatmap_gradients(landmarks, need_landmarks, need_weights);
   if (problem.batch * problem.landmarks == 0 || !(need_landmarks || need_weights)) {
     return gradients;

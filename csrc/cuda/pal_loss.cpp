@@ -1,7 +1,6 @@
 // The loss on the GPU: outputs, workspace and stream for the launches of pal_loss_*.cu.
 #include "../pal_loss.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -40,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pal_loss(const OptionalTensor& activa
   check_counts(problem);
   const Tensor& layer = layer_tensor(activation, gradient);
   const int32_t device = layer.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const OnDevice current(device);
   LossOutputs outputs = allocate_loss_outputs(layer, inputs);
   if (problem.batch == 0) {
     torch::stable::zero_(outputs.loss);
@@ -91,7 +90,7 @@ std::tuple<Tensor, Tensor> pal_loss_backward(const Tensor& grad_loss, const Opti
   check_counts(problem);
   const Tensor& layer = layer_tensor(activation, gradient);
   const int32_t device = layer.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const OnDevice current(device);
   const auto gradients = allocate_layer_gradients(activation, gradient, need_activation, need_gradient);
   if (problem.batch == 0 || !(need_activation || need_gradient)) {
     return gradients;

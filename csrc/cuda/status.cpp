@@ -4,11 +4,24 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
+#include <exception>
+
+#include "device.h"
 
 namespace {
 
-std::string cuda_status(int64_t device) {
-  return pal_fast::cuda::why_unusable(static_cast<int>(device), PAL_FAST_CUDA_ARCHITECTURES);
+std::string cuda_status(int64_t index) {
+  const auto device = static_cast<int32_t>(index);
+  const std::string reason = pal_fast::cuda::why_no_device(device);
+  if (!reason.empty()) {
+    return reason;
+  }
+  try {
+    const pal_fast::cuda::OnDevice current(device);
+    return pal_fast::cuda::why_no_kernel(device, PAL_FAST_CUDA_ARCHITECTURES);
+  } catch (const std::exception& error) {  // by a PyTorch without CUDA, or a device in a bad state
+    return error.what();
+  }
 }
 
 }  // namespace

@@ -13,7 +13,9 @@ __global__ void probe_kernel() {}
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-[[nodiscard]] std::string probe(int device, const std::string& built_for) {
+}  // namespace
+
+std::string why_no_device(int device) {
   int runtime = 0, driver = 0;
   cudaRuntimeGetVersion(&runtime);
   cudaDriverGetVersion(&driver);
@@ -26,18 +28,21 @@ __global__ void probe_kernel() {}
            release(runtime);
   }
   int count = 0;
-  cudaError_t error = cudaGetDeviceCount(&count);
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  cudaGetLastError();  // what was found is said, not left for the next call to stumble over
   if (error != cudaSuccess) {
     return cudaGetErrorString(error);
   }
   if (device < 0 || device >= count) {
     return "there is no device " + std::to_string(device) + ", only " + std::to_string(count);
   }
-  error = cudaSetDevice(device);
+  return "";
+}
+
+std::string why_no_kernel(int device, const std::string& built_for) {
   cudaFuncAttributes attributes{};
-  if (error == cudaSuccess) {
-    error = cudaFuncGetAttributes(&attributes, probe_kernel);
-  }
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  cudaGetLastError();
   if (error == cudaSuccess) {
     return "";
   }
@@ -46,19 +51,6 @@ __global__ void probe_kernel() {}
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   return "no kernel for a GPU of compute capability " + std::to_string(major) + "." + std::to_string(minor) +
          " in an extension built for " + built_for + " (" + cudaGetErrorString(error) + ")";
-}
-
-}  // namespace
-
-std::string why_unusable(int device, const std::string& built_for) {
-  int before = -1;
-  const bool restores = cudaGetDevice(&before) == cudaSuccess;
-  std::string reason = probe(device, built_for);
-  if (restores) {
-    cudaSetDevice(before);
-  }
-  cudaGetLastError();  // what was found is said, not left for the next call to stumble over
-  return reason;
 }
 
 }  // namespace pal_fast::cuda

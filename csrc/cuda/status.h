@@ -5,7 +5,11 @@
 
 namespace pal_fast::cuda {
 
-// "" if they can, otherwise the reason. `built_for`: the extension's architectures, for the message.
-[[nodiscard]] std::string why_unusable(int device, const std::string& built_for);
+// "" if the driver serves the extension's runtime and has such a device, otherwise the reason. Touches no device.
+[[nodiscard]] std::string why_no_device(int device);
+
+// "" if the extension has kernels for the device, which is the current one, otherwise the reason. `built_for`: the
+// extension's architectures, for the message.
+[[nodiscard]] std::string why_no_kernel(int device, const std::string& built_for);
 
 }  // namespace pal_fast::cuda
