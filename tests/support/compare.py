@@ -8,19 +8,25 @@ from torch import Tensor
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-def relative_error(value: Tensor, wanted: Tensor) -> float:
+def relative_error(value: Tensor, wanted: Tensor, typical: float | None = None) -> float:
     """||value - wanted|| / ||wanted||, in float64; the absolute error where `wanted` is all zero.
 
-    A scalar is a mean of scores of either sign that may cancel to nothing, so its error is judged against at
-    least 0.1, the size of a typical score.
+    Args:
+        typical: the size that `wanted` has as a rule, against which the error is judged where it is smaller. Scores
+            are sums of terms of either sign that may cancel to nothing: 0.1 for them, and for every scalar, which
+            is a mean of scores.
     """
     value, wanted = value.detach().double().cpu(), wanted.detach().double().cpu()
     assert value.shape == wanted.shape, f"shape {tuple(value.shape)}, wanted {tuple(wanted.shape)}"
-    size = max(wanted.norm().item(), 0.1) if wanted.ndim == 0 else wanted.norm().item()
+    if typical is None:
+        typical = 0.1 if wanted.ndim == 0 else 0.0
+    size = max(wanted.norm().item(), typical)
     return (value - wanted).norm().item() / (size or 1.0)
 
 
-def assert_close(value: Tensor, wanted: Tensor, dtype: torch.dtype, what: str = "value") -> None:
-    """Within the bound that DESIGN sets for inputs of `dtype`. NaN never passes."""
-    error = relative_error(value, wanted)
+def assert_close(
+    value: Tensor, wanted: Tensor, dtype: torch.dtype, what: str = "value", typical: float | None = None
+) -> None:
+    """Within the bound that DESIGN sets for inputs of `dtype`. NaN never passes. `typical`: of `relative_error`."""
+    error = relative_error(value, wanted, typical)
     assert error <= TOLERANCE[dtype], f"{what}: relative error {error:.2e}, bound {TOLERANCE[dtype]:.0e} ({dtype})"
