@@ -135,7 +135,7 @@ def landmarks(given: Any, batch: int | None = None) -> None:
 
 
 def per_landmark(name: str, given: Any, points: Tensor, *, boolean: bool) -> None:
-    """(B, K), or (K,) for weights, beside `points` (B, K, 2)."""
+    """(B, K), or (K,) and finite for weights, beside `points` (B, K, 2)."""
     wanted = tuple(points.shape[:2])
     if not isinstance(given, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {wanted}, got {describe(given)}")
@@ -147,6 +147,8 @@ def per_landmark(name: str, given: Any, points: Tensor, *, boolean: bool) -> Non
         raise ValueError(f"{name} must have shape {wanted}, as the landmarks have, got {tuple(given.shape)}")
     dense(name, given)
     on_device(name, given, "landmarks", points.device)
+    if not boolean:
+        _finite_values(name, given)
 
 
 def sample_weight(given: Any, batch: int, device: torch.device) -> None:
@@ -158,9 +160,13 @@ def sample_weight(given: Any, batch: int, device: torch.device) -> None:
         raise TypeError(f"sample_weight must hold real numbers, got {given.dtype}")
     dense("sample_weight", given)
     on_device("sample_weight", given, "the layer's output", device)
-    # Values are looked at where that costs nothing: on a GPU it would stall the queue.
-    if device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(given).all()):
-        raise ValueError(f"sample_weight must be finite, got {given.tolist()}")
+    _finite_values("sample_weight", given)
+
+
+def _finite_values(name: str, given: Tensor) -> None:
+    """Looks at values where that costs nothing: on a GPU it would stall the queue."""
+    if given.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(given).all()):
+        raise ValueError(f"{name} must be finite, got {given.tolist()}")
 
 
 def describe(given: object) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pal_fast import _checks, distributed, first_order, preflight
 from pal_fast.capture import Captured
-from pal_fast.functional import loss_of
+from pal_fast.functional import check_call, checked_loss_of
 from pal_fast.layouts import LAYOUTS, Layout, find_layout
 from pal_fast.options import LossOptions
 from pal_fast.precision import ScalarScale, without_autocast
@@ -23,7 +23,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 class Prior(NamedTuple):
-    """What the attribution is compared with, in the order in which `functional.loss_of` takes it."""
+    """What the attribution is compared with, in the order in which `functional.check_call` takes it."""
 
     heatmap: Tensor | None = None
     landmarks: Tensor | None = None
@@ -100,18 +100,22 @@ class Engine:
         if first:
             preflight.first_call(model, logits, taken, exact=self.exact)
         in_group = not compiling and distributed.in_play()
+        layers = []
+        for record in taken:
+            output = _output(record)
+            layout = self.layout_of(record.name, output, image_size)
+            f = layout.view(output)
+            layers.append((layout, f, check_call(f, *prior, self.options, self.backend)))
         with without_autocast(logits.device.type):
             gradients: Sequence[Tensor | None] = [None] * len(taken)
             if self.exact or self.by_differences:
                 gradients = self.gradients(model, logits, taken, labels, create_graph=self.exact, in_group=in_group)
             total: Tensor | None = None
-            for record, gradient in zip(taken, gradients, strict=True):
-                output = _output(record)
-                layout = self.layout_of(record.name, output, image_size)
+            for record, gradient, (layout, f, backend) in zip(taken, gradients, layers, strict=True):
                 g = None if gradient is None else layout.view(gradient)
                 if first and g is not None:
                     preflight.warn_if_useless(model, record.name, g)
-                part = loss_of(layout.view(output), g, *prior, self.options, self.backend)
+                part = checked_loss_of(f, g, *prior, self.options, self.backend, backend)
                 total = part if total is None else total + part
             assert total is not None
             if self.by_differences:

@@ -37,7 +37,7 @@ def landmark_heatmap(
             size.
         sigma: standard deviation in pixels of the image; None is 1/16 of its longer side.
         visible: (B, K) bool, False drops a landmark.
-        weights: (B, K) or (K,), each Gaussian's height.
+        weights: (B, K) or (K,), finite, each Gaussian's height.
         combine: "sum" or "max".
         normalize: "none", "peak" (divide by the maximum) or "sum" (divide by the total).
         backend: None for the fastest, or "cuda", "cpu", "triton", "reference".
@@ -50,6 +50,7 @@ def landmark_heatmap(
     _checks.landmarks(landmarks)
     height_width = _checks.size_pair("size", size)
     image = height_width if image_size is None else _checks.size_pair("image_size", image_size)
+    _check_annotations(landmarks, visible, weights)
     return heatmap_of(landmarks, visible, weights, height_width, image, options, backend)
 
 
@@ -62,7 +63,7 @@ def heatmap_of(
     options: HeatmapOptions,
     backend: str | None,
 ) -> Tensor:
-    """`landmark_heatmap` with its options checked already."""
+    """`landmark_heatmap` with everything checked already."""
     points, visible, weights = _landmark_tensors(landmarks, visible, weights)
     name = dispatch.choose(backend, points.device)
     if name != "reference":
@@ -180,45 +181,91 @@ def loss_of(
 ) -> Tensor:
     """`pal_loss` with its options checked already."""
     layer = _layer_tensors(activation, gradient, options.attribution)
-    activation = activation if options.attribution.needs_activation else None
-    gradient = gradient if options.attribution.needs_gradient else None
-    batch, channels, height, width = layer.shape
-    count = options.attribution.count(channels)
-    dtype = reference.computing_dtype(layer.dtype)
-    name = dispatch.choose(backend, layer.device)
+    prior = heatmap, landmarks, visible, weights, sample_weight, image_size
+    return checked_loss_of(activation, gradient, *prior, options, backend, check_call(layer, *prior, options, backend))
 
+
+def check_call(
+    layer: Tensor,
+    heatmap: Tensor | None,
+    landmarks: Tensor | None,
+    visible: Tensor | None,
+    weights: Tensor | None,
+    sample_weight: Tensor | None,
+    image_size: tuple[int, int] | None,
+    options: LossOptions,
+    backend: str | None,
+) -> str:
+    """Refuses, before anything is computed, what the loss of `layer` (B, C, H, W) cannot take.
+
+    Returns: the backend of the loss.
+
+    Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run.
+    """
+    batch, device = layer.shape[0], layer.device
+    options.attribution.count(layer.shape[1])
+    name = dispatch.choose(backend, device)
     if (heatmap is None) == (landmarks is None):
         given = "neither" if heatmap is None else "both"
         raise ValueError(f"pass either landmarks or heatmap, got {given}")
     if sample_weight is not None:
-        _checks.sample_weight(sample_weight, batch, layer.device)
-        sample_weight = sample_weight.detach().to(dtype).contiguous()
-    annotated = None
+        _checks.sample_weight(sample_weight, batch, device)
     if landmarks is not None:
         _checks.landmarks(landmarks, batch)
-        _checks.on_device("landmarks", landmarks, "the layer's output", layer.device)
+        _checks.on_device("landmarks", landmarks, "the layer's output", device)
         if image_size is None:
             raise ValueError("image_size=(height, width) of the image that landmarks refer to is needed with them")
-        landmarks, visible, weights = _landmark_tensors(landmarks, visible, weights, dtype)
-        moving = torch.is_grad_enabled() and (
-            landmarks.requires_grad or (weights is not None and weights.requires_grad)
-        )
-        if name == "reference" or moving:
-            heatmap = heatmap_of(landmarks, visible, weights, (height, width), image_size, options.heatmap, backend)
-            annotated = reference.valid_landmarks(landmarks, visible).any(1)
+        _check_annotations(landmarks, visible, weights)
+        moving = landmarks.requires_grad or (weights is not None and weights.requires_grad)
     else:
         assert heatmap is not None
         if visible is not None or weights is not None:
             raise ValueError("visible and weights belong to landmarks; with heatmap= leave them out")
-        heatmap = _heatmap_tensor(heatmap, layer, dtype)
-
-    if heatmap is not None and heatmap.requires_grad and torch.is_grad_enabled() and name != "reference":
+        _check_heatmap(heatmap, batch, device)
+        moving = heatmap.requires_grad
+    if moving and name != "reference" and torch.is_grad_enabled():
         if backend is not None:
             raise RuntimeError(
                 f"backend={backend!r} has no gradient for the prior (heatmap, landmarks or weights); detach it, "
                 'or use backend="reference"'
             )
-        name = "reference"
+        return "reference"
+    return name
+
+
+def checked_loss_of(
+    activation: Tensor | None,
+    gradient: Tensor | None,
+    heatmap: Tensor | None,
+    landmarks: Tensor | None,
+    visible: Tensor | None,
+    weights: Tensor | None,
+    sample_weight: Tensor | None,
+    image_size: tuple[int, int] | None,
+    options: LossOptions,
+    backend: str | None,
+    name: str,
+) -> Tensor:
+    """`loss_of` after `check_call`, which returned `name`."""
+    layer = activation if activation is not None else gradient
+    assert layer is not None
+    activation = activation if options.attribution.needs_activation else None
+    gradient = gradient if options.attribution.needs_gradient else None
+    _, channels, height, width = layer.shape
+    count = options.attribution.count(channels)
+    dtype = reference.computing_dtype(layer.dtype)
+    if sample_weight is not None:
+        sample_weight = sample_weight.detach().to(dtype).contiguous()
+    annotated = None
+    if landmarks is not None:
+        landmarks, visible, weights = _landmark_tensors(landmarks, visible, weights, dtype)
+        if name == "reference":
+            assert image_size is not None
+            heatmap = heatmap_of(landmarks, visible, weights, (height, width), image_size, options.heatmap, backend)
+            annotated = reference.valid_landmarks(landmarks, visible).any(1)
+    else:
+        assert heatmap is not None
+        heatmap = _heatmap_tensor(heatmap, (height, width), dtype)
     if name == "reference":
         assert heatmap is not None
         return reference.pal_loss(
@@ -286,37 +333,43 @@ def _are_layers(activation: Any, gradient: Any) -> bool:
     )
 
 
+def _check_annotations(landmarks: Tensor, visible: Any, weights: Any) -> None:
+    if visible is not None:
+        _checks.per_landmark("visible", visible, landmarks, boolean=True)
+    if weights is not None:
+        _checks.per_landmark("weights", weights, landmarks, boolean=False)
+
+
 def _landmark_tensors(
     landmarks: Tensor, visible: Tensor | None, weights: Tensor | None, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As the operators take them: contiguous, one computing dtype, weights (B, K)."""
     dtype = dtype or reference.computing_dtype(landmarks.dtype)
     if visible is not None:
-        _checks.per_landmark("visible", visible, landmarks, boolean=True)
         visible = visible.contiguous()
     if weights is not None:
-        _checks.per_landmark("weights", weights, landmarks, boolean=False)
         weights = weights.to(dtype).expand(landmarks.shape[:2]).contiguous()
     return landmarks.to(dtype).contiguous(), visible, weights
 
 
-def _heatmap_tensor(heatmap: Tensor, layer: Tensor, dtype: torch.dtype) -> Tensor:
+def _check_heatmap(heatmap: Any, batch: int, device: torch.device) -> None:
+    if not isinstance(heatmap, Tensor):
+        raise TypeError(f"heatmap must be a tensor of shape (B, h, w), got {_checks.describe(heatmap)}")
+    size = heatmap.shape[2:] if heatmap.ndim == 4 and heatmap.shape[1] == 1 else heatmap.shape[1:]
+    if len(size) != 2 or heatmap.shape[0] != batch or 0 in size:
+        raise ValueError(f"heatmap must have shape ({batch}, h, w), got {tuple(heatmap.shape)}")
+    if heatmap.is_complex():
+        raise TypeError(f"heatmap must hold real numbers, got {heatmap.dtype}")
+    _checks.dense("heatmap", heatmap)
+    _checks.on_device("heatmap", heatmap, "the layer's output", device)
+
+
+def _heatmap_tensor(heatmap: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """(B, h, w) or (B, 1, h, w), of any size and real dtype, as (B, H, W) of the computing type.
 
     Resized with antialiased bilinear interpolation, pixel centres kept (align_corners=False).
     """
-    if not isinstance(heatmap, Tensor):
-        raise TypeError(f"heatmap must be a tensor of shape (B, h, w), got {_checks.describe(heatmap)}")
-    if heatmap.ndim == 4 and heatmap.shape[1] == 1:
-        heatmap = heatmap[:, 0]
-    if heatmap.ndim != 3 or heatmap.shape[0] != layer.shape[0] or 0 in heatmap.shape[1:]:
-        raise ValueError(f"heatmap must have shape ({layer.shape[0]}, h, w), got {tuple(heatmap.shape)}")
-    if heatmap.is_complex():
-        raise TypeError(f"heatmap must hold real numbers, got {heatmap.dtype}")
-    _checks.dense("heatmap", heatmap)
-    _checks.on_device("heatmap", heatmap, "the layer's output", layer.device)
-    heatmap = heatmap.to(dtype)
-    size = (layer.shape[2], layer.shape[3])
+    heatmap = (heatmap[:, 0] if heatmap.ndim == 4 else heatmap).to(dtype)
     if tuple(heatmap.shape[1:]) != size and heatmap.shape[0]:
         heatmap = F.interpolate(heatmap.unsqueeze(1), size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
     return heatmap.contiguous()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pal_fast
+from pal_fast import ops, reference
 
 F = torch.rand(2, 4, 5, 5)
 H = torch.rand(2, 5, 5)
@@ -59,12 +60,43 @@ LOSS = {
     "no channels": (ValueError, "at least 1", dict(channel_count=0)),
     "a fraction above one": (ValueError, r"\(0, 1\]", dict(channel_count=1.5)),
     "a boolean count": (TypeError, "channel_count must be an int", dict(channel_count=True)),
+    "weights are NaN": (
+        ValueError,
+        r"weights must be finite, got \[",
+        dict(heatmap=None, landmarks=POINTS, image_size=9, weights=torch.full((68,), NAN)),
+    ),
+    "moving landmarks": (
+        RuntimeError,
+        "backend='cpu' has no gradient for the prior",
+        dict(heatmap=None, landmarks=POINTS.clone().requires_grad_(), image_size=9, backend="cpu"),
+    ),
+    "moving heatmap": (
+        RuntimeError,
+        "backend='cpu' has no gradient for the prior",
+        dict(heatmap=torch.rand(2, 9, 9, requires_grad=True), backend="cpu"),
+    ),
+    "sample weights beside a heatmap to resize": (
+        ValueError,
+        "sample_weight must be finite",
+        dict(heatmap=torch.rand(2, 9, 9), sample_weight=torch.tensor([1.0, NAN])),
+    ),
     "cuda on the CPU": (RuntimeError, "it takes CUDA tensors only", dict(backend="cuda")),
 }
 
 
+@pytest.fixture
+def nothing_computes(monkeypatch):
+    def computes(*given, **options):
+        raise AssertionError("computed before everything was checked")
+
+    for module in (ops, reference):
+        for function in ("pal_loss", "landmark_heatmap"):
+            monkeypatch.setattr(module, function, computes)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", computes)
+
+
 @pytest.mark.parametrize("case", LOSS, ids=str)
-def test_pal_loss_refuses(case):
+def test_pal_loss_refuses_before_anything_is_computed(case, nothing_computes):
     kind, message, changes = LOSS[case]
     arguments = {"activation": F, "gradient": F, "heatmap": H, **changes}
     with pytest.raises(kind, match=message):
@@ -80,11 +112,11 @@ def test_pal_loss_refuses(case):
         (TypeError, "landmarks must hold real numbers", (POINTS > 0.5, 4)),
     ],
 )
-def test_landmark_heatmap_refuses(kind, message, arguments):
+def test_landmark_heatmap_refuses_before_anything_is_computed(kind, message, arguments, nothing_computes):
     with pytest.raises(kind, match=re.compile(message)):
         pal_fast.landmark_heatmap(*arguments)
 
 
-def test_another_device_is_refused_before_anything_runs():
+def test_another_device_is_refused_before_anything_is_computed(nothing_computes):
     with pytest.raises(ValueError, match="heatmap is on meta, but the layer's output is on cpu"):
         pal_fast.pal_loss(F, F, H.to("meta"))

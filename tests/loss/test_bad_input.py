@@ -8,6 +8,7 @@ from support.networks import SmallNet, batch
 from torch import nn
 
 import pal_fast
+from pal_fast import engine, ops, reference
 
 
 @pytest.fixture
@@ -111,6 +112,19 @@ def test_an_output_object_points_to_its_logits(model):
         pal(Output(), landmarks)
 
 
+@pytest.fixture
+def nothing_computes(monkeypatch):
+    """Neither the inner gradient nor the loss, nor the heatmap."""
+
+    def computes(*given, **options):
+        raise AssertionError("computed before everything was checked")
+
+    monkeypatch.setattr(engine, "attributed_gradients", computes)
+    for module in (ops, reference):
+        for function in ("pal_loss", "landmark_heatmap"):
+            monkeypatch.setattr(module, function, computes)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -124,9 +138,10 @@ def test_an_output_object_points_to_its_logits(model):
         ({"heatmap": torch.zeros(4, 8, 8), "visible": torch.ones(4, 5, dtype=torch.bool)}, ValueError, "visible"),
         ({"landmarks": torch.zeros(4, 5, 2), "visible": torch.ones(4, 5)}, TypeError, "visible"),
         ({"landmarks": torch.zeros(4, 5, 2), "sample_weight": torch.ones(3)}, ValueError, "sample_weight"),
+        ({"heatmap": torch.zeros(4, 8, 8), "sample_weight": torch.full((4,), torch.inf)}, ValueError, "sample_weight"),
     ],
 )
-def test_arguments_of_the_call(model, arguments, error, words):
+def test_arguments_of_the_call_before_anything_is_computed(model, arguments, error, words, nothing_computes):
     pal, logits, _ = logits_and(model)
     with pytest.raises(error, match=words):
         pal(logits, **arguments)
@@ -185,7 +200,14 @@ def test_a_layer_that_runs_twice():
         pal(logits, landmarks)
 
 
-def test_a_layer_that_returns_no_map(model):
+@pytest.mark.parametrize("options", [{"channel_count": 9}, {"backend": "cuda"}])
+def test_options_that_do_not_fit_the_layer_before_anything_is_computed(model, options, nothing_computes):
+    pal, logits, landmarks = logits_and(model, options)
+    with pytest.raises((ValueError, RuntimeError), match=next(iter(options))):
+        pal(logits, landmarks)
+
+
+def test_a_layer_that_returns_no_map(model, nothing_computes):
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "classifier")
     with pytest.raises(ValueError, match="must have shape"):

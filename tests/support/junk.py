@@ -63,6 +63,8 @@ def junk() -> dict[str, Any]:
         "NaN points": torch.full((2, 3, 2), math.nan),
         "infinite weights": torch.tensor([math.inf, 1.0]),
         "NaN weights": torch.tensor([math.nan, 1.0]),
+        "NaN landmark weights": torch.full((2, 3), math.nan),
+        "infinite landmark weights": torch.tensor([1.0, math.inf, 1.0]),
         "one number seen often": torch.ones(1, 1, 1).expand(2, 5, 6),
         "parameter": nn.Parameter(torch.rand(2, 4, 5, 6)),
     }  # fmt: skip
