@@ -15,8 +15,7 @@ cp -r csrc kernels tests benchmarks pal_fast setup.py pyproject.toml README.md L
 find "$work/tree" -name '*.so' -delete
 cd "$work/tree"
 
-"$python" -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null ||
-    "$python" -m pip install -q 'setuptools>=77' wheel
+"$python" -m pip install -q "$(sed -n 's/^requires = .*"\(setuptools[^"]*\)".*/\1/p' pyproject.toml)"
 PAL_FAST_SANITIZE=address,undefined PAL_FAST_CUDA=0 "$python" setup.py -q build_ext --inplace
 
 # Python itself is not instrumented, so the sanitizers' runtimes come first, the C++ runtime with them: it must be
