@@ -11,6 +11,7 @@ from support.compare import TOLERANCE, assert_close, relative_error
 from torch import Tensor
 
 from pal_fast import ops, reference
+from pal_fast.constants import COMBINE, NORMALIZE
 from pal_fast.options import HeatmapOptions
 
 SIZES = [(1, 1), (7, 7), (14, 9), (5, 300), (33, 40), (40, 96), (70, 131)]
@@ -55,8 +56,8 @@ def refer(size: tuple[int, int], options: HeatmapOptions, **tensors: Tensor | No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("normalize", ["none", "peak", "sum"])
-@pytest.mark.parametrize("combine", ["sum", "max"])
+@pytest.mark.parametrize("normalize", NORMALIZE)
+@pytest.mark.parametrize("combine", COMBINE)
 def test_heatmaps_agree(
     namespace: str, generator: torch.Generator, combine: str, normalize: str, dtype: torch.dtype
 ) -> None:
@@ -86,8 +87,8 @@ def test_products_on_tensor_cores_keep_the_accuracy_of_float32(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("normalize", ["none", "peak", "sum"])
-@pytest.mark.parametrize("combine", ["sum", "max"])
+@pytest.mark.parametrize("normalize", NORMALIZE)
+@pytest.mark.parametrize("combine", COMBINE)
 def test_gradients_agree(
     namespace: str, generator: torch.Generator, combine: str, normalize: str, dtype: torch.dtype
 ) -> None:
@@ -134,7 +135,7 @@ def test_the_same_bits_in_any_order(namespace: str, generator: torch.Generator, 
 def test_without_samples_or_landmarks(namespace: str, shape: tuple[int, ...]) -> None:
     landmarks = torch.rand(shape) * 90
     for size in [(7, 7), (40, 70)]:
-        for combine in ("sum", "max"):
+        for combine in COMBINE:
             options = options_of(combine, "peak")
             assert_close(
                 emulate(namespace, size, options, landmarks=landmarks),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import emulated
 from support.compare import assert_close
-from support.loss_problems import check, make, name_of, same_bits
+from support.loss_problems import CHOICES, check, make, name_of, same_bits
 from support.pairwise import pairwise
 
 CASES = pairwise(
@@ -29,24 +29,19 @@ CASES = pairwise(
         ],
         "dtype": [torch.float32, torch.bfloat16, torch.float16, torch.float64],
         "layout": ["contiguous", "channels_last"],
-        "attribution": ["grad_input", "grad", "activation"],
+        "attribution": CHOICES["attribution"],
         "absolute": [True, False],
-        "channels": ["mean", "half", "all", "each"],
+        "channels": CHOICES["channels"],
         "channel_count": [None, 1, 0.6],
-        "score": [
-            ("pearson", "sum"),
-            ("cross_correlation", "sum"),
-            ("cross_correlation", "mean"),
-            ("cross_correlation", "unit"),
-        ],
-        "reduction": ["mean", "sum", "none"],
+        "score": CHOICES["score"],
+        "reduction": CHOICES["reduction"],
         "landmarks": [20, 1, None],
         "trouble": ["none", "some", "sample"],
         "visible": [False, True],
         "weights": [None, "own"],
         "sample_weight": [False, True],
-        "combine": ["sum", "max"],
-        "normalize": ["none", "peak", "sum"],
+        "combine": CHOICES["combine"],
+        "normalize": CHOICES["normalize"],
         "sigma": [6.0, 20.0],
         "needs": ["both", "activation", "gradient"],
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import assert_close
-from support.loss_problems import name_of
+from support.loss_problems import CHOICES, name_of
 from support.pairwise import pairwise
 from torch import Tensor
 
@@ -18,8 +18,8 @@ CASES = pairwise(
         "size": [(1, 1), (1, 4), (7, 7), (13, 17), (40, 33), (20, 70)],
         "landmarks": [1, 5, 68, 150],  # the last is more than are held at once
         "dtype": [torch.float32, torch.float64],
-        "combine": ["sum", "max"],
-        "normalize": ["none", "peak", "sum"],
+        "combine": CHOICES["combine"],
+        "normalize": CHOICES["normalize"],
         "trouble": [False, True],
         "visible": [False, True],
         "weights": [None, "shared", "own"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.loss_problems import check, make, name_of, same_bits
+from support.loss_problems import CHOICES, check, make, name_of, same_bits
 from support.pairwise import pairwise
 
 SHAPES = [
@@ -21,26 +21,25 @@ SHAPES = [
     (70, 16, 4, 4),  # more samples than pieces
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-SCORES = [("pearson", "sum"), *(("cross_correlation", scale) for scale in ("sum", "mean", "unit"))]
 
 CASES = pairwise(
     {
         "shape": SHAPES,
         "dtype": DTYPES,
         "layout": ["contiguous", "channels_last", "transposed"],
-        "attribution": ["grad_input", "grad", "activation"],
+        "attribution": CHOICES["attribution"],
         "absolute": [True, False],
-        "channels": ["mean", "half", "all", "each"],
+        "channels": CHOICES["channels"],
         "channel_count": [None, 1, 0.6],
-        "score": SCORES,
-        "reduction": ["mean", "sum", "none"],
+        "score": CHOICES["score"],
+        "reduction": CHOICES["reduction"],
         "landmarks": [68, 1, 0, None, "small"],
         "trouble": ["none", "some", "sample"],
         "visible": [False, True],
         "weights": [None, "shared", "own"],
         "sample_weight": [False, True],
-        "combine": ["sum", "max"],
-        "normalize": ["none", "peak", "sum"],
+        "combine": CHOICES["combine"],
+        "normalize": CHOICES["normalize"],
         "sigma": [1.5, 6.0, 20.0],
         "needs": ["both", "activation", "gradient"],
     },
@@ -64,7 +63,7 @@ def test_every_attribution_with_every_channel_strategy(
     backend: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int
 ) -> None:
     """All of them, for each shape, dtype and format; the scores and reductions in turn."""
-    scores = itertools.cycle(itertools.product(SCORES, ["mean", "sum", "none"]))
+    scores = itertools.cycle(itertools.product(CHOICES["score"], CHOICES["reduction"]))
     for _ in range(SHAPES.index(shape) * 7):
         next(scores)
     attributions = [("grad_input", True), ("grad_input", False), ("grad", True), ("grad", False), ("activation", True)]

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 import pal_fast
+from pal_fast.constants import ATTRIBUTION, CHANNELS, COMBINE, NORMALIZE, REDUCTION, SCALE, SCORE
 from support.compare import assert_close
+
+#: Every choice of the loss by the name that it has in a problem's dict; a score with each scale that it takes.
+CHOICES: dict[str, list[Any]] = {
+    "attribution": [*ATTRIBUTION],
+    "channels": [*CHANNELS],
+    "score": [(score, scale) for score in SCORE for scale in (SCALE if score == "cross_correlation" else ("sum",))],
+    "reduction": [*REDUCTION],
+    "combine": [*COMBINE],
+    "normalize": [*NORMALIZE],
+}
 
 IMAGE = (56, 48)  # pixels, of every problem with landmarks
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.loss_problems import check, make, name_of, same_bits
+from support.loss_problems import CHOICES, check, make, name_of, same_bits
 from support.pairwise import pairwise
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -16,24 +16,19 @@ CASES = pairwise(
         "shape": [(2, 6, 7, 7), (3, 5, 13, 17), (2, 1, 7, 7), (2, 70, 5, 3), (1, 4, 40, 33), (3, 16, 8, 8)],
         "dtype": [torch.float32, torch.bfloat16, torch.float16, torch.float64],
         "layout": ["contiguous", "channels_last", "transposed"],
-        "attribution": ["grad_input", "grad", "activation"],
+        "attribution": CHOICES["attribution"],
         "absolute": [True, False],
-        "channels": ["mean", "half", "all", "each"],
+        "channels": CHOICES["channels"],
         "channel_count": [None, 1, 0.6],
-        "score": [
-            ("pearson", "sum"),
-            ("cross_correlation", "sum"),
-            ("cross_correlation", "mean"),
-            ("cross_correlation", "unit"),
-        ],
-        "reduction": ["mean", "sum", "none"],
+        "score": CHOICES["score"],
+        "reduction": CHOICES["reduction"],
         "landmarks": [20, 1, None, "small"],
         "trouble": ["none", "some", "sample"],
         "visible": [False, True],
         "weights": [None, "shared", "own"],
         "sample_weight": [False, True],
-        "combine": ["sum", "max"],
-        "normalize": ["none", "peak", "sum"],
+        "combine": CHOICES["combine"],
+        "normalize": CHOICES["normalize"],
         "sigma": [6.0, 20.0],
         "needs": ["both", "activation", "gradient"],
     }
