@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 
 from pal_fast.data.listing import Listing
-from pal_fast.landmarks import LandmarkFileError, affectnet
-from pal_fast.landmarks.errors import first_few
+from pal_fast.landmarks import affectnet
+from pal_fast.landmarks.errors import first_few, read_each
 from pal_fast.landmarks.image_files import IMAGE_EXTENSIONS
 
 #: Expressions 0 to 7. `classes=7` leaves contempt out. 8 to 10 (none, uncertain, no face) are never read.
@@ -28,6 +29,7 @@ def list_images(
     own_landmarks: bool = True,
     images: str | Path | None = None,
     margin: float = 0.0,
+    bad_images: str = "error",
     **_: Any,
 ) -> Listing:
     """The images of a split, in whichever layout `root` has.
@@ -35,33 +37,48 @@ def list_images(
     Args:
         images: of the full release, the folder that the list's paths start from; None looks for it.
         margin: of the full release, by how much of its width and height a face's box grows on every side.
+        bad_images: "skip" leaves out, with a warning, images for which the list of the full release has no box.
     """
-    folder = root / _FOLDERS[split]
-    if folder.is_dir():
+    if (folder := root / _FOLDERS[split]).is_dir():
         return _small(root, folder, own_landmarks)
+    return _full(root, _list_of(root, split), own_landmarks, images, margin, bad_images)
+
+
+def list_names(root: Path, split: str) -> list[str]:
+    """The names of a split's images, of all expressions, without a look into the images' annotations."""
+    if (folder := root / _FOLDERS[split]).is_dir():
+        return [file.relative_to(root).as_posix() for file in _images_in(folder)]
+    return [row.name for row in affectnet.read_csv(_list_of(root, split))]
+
+
+def _list_of(root: Path, split: str) -> Path:
     path = _find_list(root, _LISTS[split])
     if path is None:
         raise FileNotFoundError(
             f"neither {_FOLDERS[split]}/ nor {_LISTS[split]} under {root}: is it the folder of AffectNet?"
         )
-    return _full(root, path, own_landmarks, images, margin)
+    return path
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(file for file in (folder / "images").iterdir() if file.suffix.lower() in IMAGE_EXTENSIONS)
 
 
 def _small(root: Path, folder: Path, own_landmarks: bool) -> Listing:
-    files = sorted(file for file in (folder / "images").iterdir() if file.suffix.lower() in IMAGE_EXTENSIONS)
-    annotations = folder / "annotations"
+    files, annotations = _images_in(folder), folder / "annotations"
     lacking = [file.name for file in files if not (annotations / f"{file.stem}_exp.npy").is_file()]
     if lacking:
         raise FileNotFoundError(f"{annotations} holds no _exp.npy of {len(lacking)} images: {first_few(lacking)}")
-    labels = [affectnet.read_expression(annotations / f"{file.stem}_exp.npy") for file in files]
+    labels = read_each(annotations, [annotations / f"{file.stem}_exp.npy" for file in files], affectnet.read_expression)
     kept = [(file, label) for file, label in zip(files, labels, strict=True) if label < len(CLASSES)]
     landmarks = None
     if own_landmarks and kept:
         landmarks = torch.full((len(kept), 68, 2), torch.nan)
-        for row, (file, _) in enumerate(kept):
-            path = annotations / f"{file.stem}_lnd.npy"
-            if path.is_file():
-                landmarks[row] = torch.from_numpy(affectnet.read_npy(path))
+        paths = [annotations / f"{file.stem}_lnd.npy" for file, _ in kept]
+        rows = [row for row, path in enumerate(paths) if path.is_file()]
+        tables = read_each(annotations, [paths[row] for row in rows], affectnet.read_npy)
+        if rows:
+            landmarks[rows] = torch.from_numpy(np.stack(tables))
     return Listing(
         tuple(file.relative_to(root).as_posix() for file, _ in kept),
         tuple(file for file, _ in kept),
@@ -71,15 +88,23 @@ def _small(root: Path, folder: Path, own_landmarks: bool) -> Listing:
     )
 
 
-def _full(root: Path, path: Path, own_landmarks: bool, images: str | Path | None, margin: float) -> Listing:
+def _full(
+    root: Path, path: Path, own_landmarks: bool, images: str | Path | None, margin: float, bad_images: str
+) -> Listing:
     if not 0 <= margin <= 10:
         raise ValueError(f"margin must be from 0 to 10 sides of the box, got {margin}")
     rows = [row for row in affectnet.read_csv(path) if row.expression < len(CLASSES)]
+    boxless = [f"line {row.line} {row.name}" for row in rows if row.box is None]
+    if boxless:
+        message = f"{path}: {len(boxless)} of {len(rows)} images have no face box ({first_few(boxless)})"
+        if bad_images == "error":
+            raise ValueError(f"{message}; bad_images='skip' leaves them out")
+        warnings.warn(f"{message}; they are left out", stacklevel=4)
+        rows = [row for row in rows if row.box is not None]
     folder = _find_images(root, [row.name for row in rows[:100]]) if images is None else Path(images)
     boxes = np.zeros((len(rows), 4), np.int64)
     for index, row in enumerate(rows):
-        if row.box is None:
-            raise LandmarkFileError(path, row.line, "a face box with a width and a height", "none")
+        assert row.box is not None
         left, top, width, height = row.box
         low = np.maximum(0, np.floor([left - margin * width, top - margin * height]))
         high = np.ceil([left + (1 + margin) * width, top + (1 + margin) * height])

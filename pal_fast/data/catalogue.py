@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,14 @@ _READERS: Final[dict[str, Callable[..., listing.Listing]]] = {
 #: Further keywords that a data set takes.
 _OPTIONS: Final[dict[str, tuple[str, ...]]] = {"rafdb": ("template",), "affectnet": ("images", "margin")}
 
+#: What lists the names alone, where that is much quicker.
+_NAMES: Final[dict[str, Callable[..., list[str]]]] = {"affectnet": affectnet.list_names}
+
 DATASETS: Final = (*_READERS, "drawn")
+
+
+def _splits(name: str) -> tuple[str, ...]:
+    return ("train", "validation", "test") if name == "ferplus" else ("train", "test")
 
 
 def open_dataset(
@@ -61,11 +69,11 @@ def open_dataset(
             that the list's paths start from, and `margin`, by how much of its size a face's box grows on every side.
             drawn: those of `pal_fast.data.drawn.DEFAULTS`.
 
-    Raises: FileNotFoundError, ValueError or LandmarkFileError, each with all that is wrong in one message.
+    Raises: FileNotFoundError, ValueError or LandmarkFileError, each with all that is wrong in one message;
+        `pal_fast.landmarks.errors.NoLandmarksError`, which is a ValueError, where no image of the split has any.
     """
     _checks.choice("name", name, DATASETS)
-    known = ("train", "validation", "test") if name == "ferplus" else ("train", "test")
-    _checks.choice("split", split, known)
+    _checks.choice("split", split, _splits(name))
     if landmarks is True:
         raise TypeError("landmarks must be a path, a LandmarkSet, None (the data set's own) or False, got True")
     if name == "drawn":
@@ -75,11 +83,15 @@ def open_dataset(
     where = Path(root)
     if not where.is_dir():
         raise FileNotFoundError(f"root must be the folder of {name}, but there is none at {where}")
-    found = _READERS[name](where, split, own_landmarks=landmarks is None, **options)
+    everything = found = _READERS[name](where, split, own_landmarks=landmarks is None, bad_images=bad_images, **options)
     found = listing.choose_classes(found, classes)
     found, sizes = listing.check_files(found, where, verify, bad_images)
     listing.check_classes(found, where)
-    points, source = _points(found, landmarks, name)
+
+    def others() -> list[str]:
+        return [*everything.names, *_names_of_other_splits(name, where, split, options)]
+
+    points, source = _points(found, landmarks, name, others)
     if points is not None and sizes is not None:
         listing.check_inside(found, points, sizes, source)
     if points is not None and found.boxes is not None:
@@ -89,7 +101,10 @@ def open_dataset(
 
 
 def _points(
-    found: listing.Listing, landmarks: str | os.PathLike[str] | LandmarkSet | bool | None, name: str
+    found: listing.Listing,
+    landmarks: str | os.PathLike[str] | LandmarkSet | bool | None,
+    name: str,
+    others: Callable[[], Iterable[str]],
 ) -> tuple[Tensor | None, str]:
     """The landmarks in pixels of the whole images, and where they come from, for messages."""
     if landmarks is None:
@@ -101,7 +116,20 @@ def _points(
     if isinstance(landmarks, bool):
         return None, ""
     marks, source = _read_marks(landmarks)
-    return listing.attach(found, marks, source), source
+    return listing.attach(found, marks, source, others), source
+
+
+def _names_of_other_splits(name: str, where: Path, split: str, options: dict[str, Any]) -> list[str]:
+    """Of those that are there: a copy of a data set may lack a split."""
+    names: list[str] = []
+    for other in _splits(name):
+        if other != split:
+            with contextlib.suppress(FileNotFoundError):
+                if name in _NAMES:
+                    names += _NAMES[name](where, other)
+                else:
+                    names += _READERS[name](where, other, own_landmarks=False, **options).names
+    return names
 
 
 def _read_marks(landmarks: str | os.PathLike[str] | LandmarkSet) -> tuple[LandmarkSet, str]:
@@ -118,11 +146,16 @@ def _open_drawn(
     classes: int | Sequence[str] | None,
     options: dict[str, Any],
 ) -> FaceDataset:
-    images, labels, points, names = drawn.draw(split, drawn.read_options(root, options))
+    chosen_options = drawn.read_options(root, options)
+    images, labels, points, names = drawn.draw(split, chosen_options)
     made = listing.Listing(names, tuple(map(Path, names)), tuple(labels.tolist()), drawn.CLASSES, points)
     chosen = listing.choose_classes(made, classes)
     if len(chosen) < len(made):
         where = {name: row for row, name in enumerate(names)}
         images.images = images.images[torch.tensor([where[name] for name in chosen.names], dtype=torch.int64)]
-    own, _ = _points(chosen, landmarks, "drawn")
+
+    def others() -> list[str]:
+        return [name for part in _splits("drawn") for name in drawn.names_of(part, chosen_options)]
+
+    own, _ = _points(chosen, landmarks, "drawn", others)
     return FaceDataset(images, chosen.labels, chosen.classes, names=chosen.names, landmarks=own, transform=transform)

@@ -59,8 +59,12 @@ def draw(split: str, options: dict[str, Any]) -> tuple[MemoryImages, Tensor, Ten
         occlusion=options["occlusion"],
     )
     pixels = (faces.images * 255).round_().to(torch.uint8)
-    names = tuple(f"{split}/{index:06d}" for index in range(len(faces)))
-    return MemoryImages(pixels), faces.labels, faces.landmarks, names
+    return MemoryImages(pixels), faces.labels, faces.landmarks, names_of(split, options)
+
+
+def names_of(split: str, options: dict[str, Any]) -> tuple[str, ...]:
+    count = options["test_count" if split == "test" else "count"]
+    return tuple(f"{split}/{index:06d}" for index in range(count))
 
 
 CLASSES: Final = EXPRESSIONS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from torch import Tensor
 from pal_fast import _checks
 from pal_fast.data import images
 from pal_fast.landmarks import LandmarkSet
-from pal_fast.landmarks.errors import first_few
+from pal_fast.landmarks.errors import NoLandmarksError, first_few
 
 #: A face of which more than this share of the landmarks lies outside its image is none of this image.
 _MOST_OUTSIDE: Final = 0.5
@@ -126,19 +126,23 @@ def check_classes(listing: Listing, where: Path) -> None:
         warnings.warn(f"{where}: {len(empty)} classes without images: {', '.join(empty)}", stacklevel=4)
 
 
-def attach(listing: Listing, marks: LandmarkSet, source: str) -> Tensor:
+def attach(listing: Listing, marks: LandmarkSet, source: str, others: Callable[[], Iterable[str]] = tuple) -> Tensor:
     """The landmarks of the images by name, (N, K, 2), NaN where there are none; a warning counts those.
 
-    Raises: ValueError if no image has landmarks.
+    Args:
+        others: the names of the data set's further images, of all splits. Landmarks that are called `happy/1.jpg`
+            are of `train/happy/1.jpg` only where there is no `test/happy/1.jpg`.
+
+    Raises: NoLandmarksError if no image has landmarks; ValueError if names fit several images of the data set.
     """
-    rows = marks.find(listing.names)
+    rows = _find(listing, marks, source, others)
     points = (
         marks.points[rows.clamp_min(0)] if len(marks) else marks.points.new_zeros(len(rows), *marks.points.shape[1:])
     )
     points = points.masked_fill((rows < 0)[:, None, None], torch.nan)
     found = points.isfinite().all(-1).any(-1)
     if not found.any():
-        raise ValueError(
+        raise NoLandmarksError(
             f"{source} holds landmarks of {len(marks)} images ({first_few(marks.names, 3)}), but of none of the "
             f"{len(listing)} images of the data set ({first_few(listing.names, 3)})"
         )
@@ -155,6 +159,25 @@ def attach(listing: Listing, marks: LandmarkSet, source: str) -> Tensor:
             stacklevel=4,
         )
     return points
+
+
+def _find(listing: Listing, marks: LandmarkSet, source: str, others: Callable[[], Iterable[str]]) -> Tensor:
+    """The row of `marks` of each image, or -1."""
+    rows = marks.find(listing.names)
+    held = set(marks.names)
+    if not any(row >= 0 and name not in held for row, name in zip(rows.tolist(), listing.names, strict=True)):
+        return rows  # spelled alike: none can be of another image
+    together = list(dict.fromkeys([*listing.names, *others()]))
+    sure = marks.find(together)[: len(listing)]
+    doubtful = ((rows >= 0) & (sure < 0)).nonzero().flatten().tolist()
+    if doubtful:
+        pairs = [f"{marks.names[int(rows[row])]} for {listing.names[row]}" for row in doubtful]
+        raise ValueError(
+            f"{source}: {len(doubtful)} names fit images of more than one split or class ({first_few(pairs, 3)}): "
+            "name the landmarks by their images' paths from the data set's folder, as `pal-fast landmarks` does "
+            "when it is given that folder"
+        )
+    return sure
 
 
 def check_inside(listing: Listing, points: Tensor, sizes: Tensor, source: str) -> None:

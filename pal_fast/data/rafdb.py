@@ -27,12 +27,19 @@ def find_root(root: Path) -> Path:
 
 
 def list_images(
-    root: Path, split: str, *, own_landmarks: bool = True, template: torch.Tensor | None = None, **_: Any
+    root: Path,
+    split: str,
+    *,
+    own_landmarks: bool = True,
+    template: torch.Tensor | None = None,
+    bad_images: str = "error",
+    **_: Any,
 ) -> Listing:
     """The aligned images of a split.
 
     Own landmarks are the 37 of `Annotation/auto`, brought into the aligned images by the manual ones; none where the
     copy holds no `Annotation`. `template` (3, 2) is passed to `pal_fast.landmarks.rafdb.aligned_transform`.
+    `bad_images` "skip" keeps images without annotation, without landmarks.
     """
     root = find_root(root)
     path = root / LABELS
@@ -47,5 +54,6 @@ def list_images(
             labels.append(int(words[1]) - 1)
     landmarks = None
     if own_landmarks and (root / "Annotation" / "auto").is_dir():
-        landmarks = read_aligned(root / "Annotation", names, template=template)
+        absent = "nan" if bad_images == "skip" else "error"
+        landmarks = read_aligned(root / "Annotation", names, template=template, absent=absent)
     return Listing(tuple(names), tuple(root / name for name in names), tuple(labels), CLASSES, landmarks)

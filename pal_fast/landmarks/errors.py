@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+Read = TypeVar("Read")
 
 
 class LandmarkFileError(ValueError):
@@ -13,6 +16,10 @@ class LandmarkFileError(ValueError):
         place = f"{path}" if line is None else f"{path}, line {line}"
         super().__init__(f"{place}: expected {expected}, found {found}")
         self.path, self.line = Path(path), line
+
+
+class NoLandmarksError(FileNotFoundError, ValueError):
+    """There are no landmarks of a split's images, while those of other splits may be there."""
 
 
 def first_few(names: Iterable[str], count: int = 5) -> str:
@@ -28,3 +35,20 @@ def numbers(text: str, path: Path, line: int, expected: str, separator: str | No
         return [float(word) for word in text.split(separator) if word.strip()]
     except ValueError:
         raise LandmarkFileError(path, line, expected, repr(text.strip()[:60])) from None
+
+
+def read_each(where: Path, files: Sequence[Path], read_one: Callable[[Path], Read]) -> list[Read]:
+    """Reads all files. One that fails raises its own error, several one summary with their number and the first."""
+    contents: list[Read] = []
+    failures: list[LandmarkFileError] = []
+    for file in files:
+        try:
+            contents.append(read_one(file))
+        except LandmarkFileError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        shown = first_few(map(str, failures), 3).replace(f"{where}/", "")
+        raise LandmarkFileError(where, None, f"{len(files)} readable files", f"{len(failures)} that are not: {shown}")
+    return contents

@@ -15,7 +15,7 @@ from pal_fast import _checks
 from pal_fast.landmarks import affectnet, rafdb, text_formats
 from pal_fast.landmarks.atomic import whole_folder
 from pal_fast.landmarks.dlib_xml import read_dlib_xml, write_dlib_xml
-from pal_fast.landmarks.errors import LandmarkFileError, first_few
+from pal_fast.landmarks.errors import LandmarkFileError, first_few, read_each
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, stem_of, without_extension
 from pal_fast.landmarks.mediapipe import COUNTS, ImageSize, read_mediapipe
 
@@ -152,7 +152,7 @@ def read_landmark_set(
         names = tuple(_image_of(name, file.relative_to(path).with_suffix("")) for file in files)
     else:
         files, names = [path], (stem_of(path.name),)
-    tables = _read_each(path, files, chosen.read_one)
+    tables = read_each(path, files, chosen.read_one)
     counts: dict[int, list[str]] = {}
     for table, file in zip(tables, names, strict=True):
         counts.setdefault(len(table), []).append(file)
@@ -170,22 +170,6 @@ def _image_of(format: str, path: PurePath) -> str:
         folder = path.parent.with_name("images") if path.parent.name == "annotations" else path.parent
         return (folder / stem_of(path.name)).as_posix()
     return path.as_posix()
-
-
-def _read_each(path: Path, files: list[Path], read_one: Callable[[Path], np.ndarray]) -> list[np.ndarray]:
-    """Reads all files. One that fails raises its own error, several one summary."""
-    tables, failures = [], []
-    for file in files:
-        try:
-            tables.append(read_one(file))
-        except LandmarkFileError as error:
-            failures.append(error)
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        shown = "; ".join(str(error) for error in failures[:3])
-        raise LandmarkFileError(path, None, f"{len(files)} readable files", f"{len(failures)} that are not: {shown}")
-    return tables
 
 
 def read_landmarks(

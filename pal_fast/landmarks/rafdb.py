@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pal_fast.landmarks.errors import LandmarkFileError, first_few, numbers
+from pal_fast.landmarks.errors import LandmarkFileError, NoLandmarksError, first_few, numbers, read_each
 from pal_fast.landmarks.geometry import fit_similarity, transform_points
 from pal_fast.landmarks.landmark_set import stem_of
 from pal_fast.landmarks.text_formats import Array, read_lines
@@ -114,7 +114,12 @@ def aligned_transform(manual_points: Tensor, template: Tensor | None = None) -> 
 
 
 def read_aligned(
-    annotation: str | Path, names: list[str], kind: str = "auto", template: Tensor | None = None
+    annotation: str | Path,
+    names: list[str],
+    kind: str = "auto",
+    template: Tensor | None = None,
+    *,
+    absent: str = "error",
 ) -> Tensor:
     """The 37 (`kind="auto"`) or 5 ("manual") points of images in the frame of their aligned crops.
 
@@ -122,21 +127,36 @@ def read_aligned(
         annotation: RAF-DB's folder `Annotation`.
         names: images' names, `train_00001.jpg`, `train_00001_aligned.jpg` or `train_00001`.
         template: see `aligned_transform`.
+        absent: "error" raises one summary of images without annotation, "nan" leaves their points NaN.
 
     Returns: (N, 37 or 5, 2) float32, (x, y) in pixels of the aligned image.
+    Raises: FileNotFoundError; NoLandmarksError, which is one, if no image has an annotation; LandmarkFileError.
     """
     if kind not in ("auto", "manual"):
         raise ValueError(f"kind must be 'auto' or 'manual', got {kind!r}")
     stems = [stem_of(name) for name in names]
-    manual = _read_all(Path(annotation) / "manual", stems, "_manu_attri.txt", lambda path: read_manual(path).points)
-    points = _read_all(Path(annotation) / "auto", stems, "_auto_attri.txt", read_auto) if kind == "auto" else manual
-    return transform_points(points.double(), aligned_transform(manual.double(), template)).float()
+    folder = Path(annotation)
+    manual = _read_all(folder / "manual", stems, "_manu_attri.txt", lambda path: read_manual(path).points, absent)
+    points = _read_all(folder / "auto", stems, "_auto_attri.txt", read_auto, absent) if kind == "auto" else manual
+    known = (manual.isfinite().all(-1).all(-1) & points.isfinite().all(-1).all(-1)).nonzero().flatten()
+    placed = torch.full_like(points, torch.nan)
+    if len(known):
+        matrices = aligned_transform(manual[known].double(), template)
+        placed[known] = transform_points(points[known].double(), matrices).float()
+    return placed
 
 
-def _read_all(folder: Path, stems: list[str], suffix: str, read: Callable[[Path], Array]) -> Tensor:
-    """(N, K, 2). Raises one FileNotFoundError for all files that are absent."""
+def _read_all(folder: Path, stems: list[str], suffix: str, read: Callable[[Path], Array], absent: str) -> Tensor:
+    """(N, K, 2). One error for all files that are absent, or NaN for them; NoLandmarksError if all are."""
     files = [folder / f"{stem}{suffix}" for stem in stems]
-    lacking = [stem for stem, file in zip(stems, files, strict=True) if not file.is_file()]
-    if lacking:
-        raise FileNotFoundError(f"{len(lacking)} images have no {folder}/NAME{suffix}: {first_few(lacking)}")
-    return torch.stack([torch.from_numpy(read(file)) for file in files])
+    there = [row for row, file in enumerate(files) if file.is_file()]
+    lacking = [stems[row] for row in sorted(set(range(len(files))) - set(there))]
+    if lacking and (absent == "error" or len(lacking) == len(files)):
+        kind = NoLandmarksError if len(lacking) == len(files) else FileNotFoundError
+        raise kind(f"{len(lacking)} images have no {folder}/NAME{suffix}: {first_few(lacking)}")
+    tables = read_each(folder, [files[row] for row in there], read)
+    if not tables:
+        return torch.zeros(0, 5, 2)
+    points = torch.full((len(files), *tables[0].shape), torch.nan)
+    points[there] = torch.from_numpy(np.stack(tables))
+    return points

@@ -21,17 +21,6 @@ PRECISIONS: Final = ("no", "bf16", "fp16")
 DEVICES: Final = ("auto", "cpu", "cuda")
 TARGETS: Final = ("sum", "label", "predicted")
 
-#: The layer to begin with, by the start of the network's name (docs/training_loops.md).
-DEFAULT_LAYERS: Final = {
-    "small": "body",
-    "resnet": "layer3",
-    "resnext": "layer3",
-    "wide_resnet": "layer3",
-    "densenet": "features.denseblock3",
-    "convnext": "features.5",
-    "efficientnet_b0": "features.5",
-}
-
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
     """A field with its line of help; `choices`, `metavar` and `group` go to the command line."""
@@ -187,8 +176,9 @@ class TrainingConfig:
         """
         layer = self.layer
         if not layer:
-            name = self.model.partition(":")[2] or self.model
-            known = next((known for start, known in DEFAULT_LAYERS.items() if name.startswith(start)), None)
+            from pal_fast.training.networks import default_layer
+
+            known, name = default_layer(self.model), self.model.rpartition(":")[2]
             if known is None and self.weight:
                 raise ValueError(
                     f"layer must be named for model {self.model!r}; `pal-fast doctor {name}` lists its layers"

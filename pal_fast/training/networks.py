@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,24 @@ from torch import Tensor, nn
 from pal_fast import _checks
 
 SMALL = "small"
+
+#: The layer to begin with (docs/training_loops.md), by library and the start of the network's name: the last stage
+#: but one, at a sixteenth of the image's side. The first pattern that fits counts.
+DEFAULT_LAYERS: Final[dict[str, dict[str, str]]] = {
+    "torchvision": {
+        r"resnet|resnext|wide_resnet": "layer3",
+        r"densenet": "features.denseblock3",
+        r"convnext|efficientnet_b0$": "features.5",
+    },
+    "timm": {
+        # networks that are called ResNet, and built of other blocks
+        r"resnetv2_|resnet\d+(x\d+)?_(clip|mlp)|resnex?t\d+(ts|q)$": "stages.2",
+        r"resnet|resnext|wide_resnet": "layer3",
+        r"densenet": "features.denseblock3",
+        r"convnext": "stages.2",
+        r"efficientnet_b0(_|$)": "blocks.4",
+    },
+}
 
 
 class SmallNetwork(nn.Module):
@@ -82,6 +101,28 @@ def begin(name: str, classes: int, size: int, *, pretrained: str = "no", weights
     if state is None:
         return Beginning(network, f"random weights ({source})", False)
     return Beginning(network, f"{source}; {_load_matching(network, state, source)}", True)
+
+
+def default_layer(name: str) -> str | None:
+    """The layer to attribute where none is named; None for a network that `DEFAULT_LAYERS` does not know."""
+    if name == SMALL:
+        return "body"
+    library, plain = _library_of(name)
+    known = DEFAULT_LAYERS.get(library, {})
+    return next((layer for pattern, layer in known.items() if re.match(pattern, plain.partition(".")[0])), None)
+
+
+def _library_of(name: str) -> tuple[str, str]:
+    """As `find_library`, of a name that need not exist, also where the libraries are not installed."""
+    prefix, colon, rest = name.partition(":")
+    if colon:
+        return prefix, rest
+    with contextlib.suppress(ImportError):
+        import torchvision
+
+        if name not in torchvision.models.list_models(module=torchvision.models):
+            return "timm", name
+    return "torchvision", name
 
 
 def find_library(name: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pal_fast import PALLoss
+from pal_fast import PALLoss, attribute
+from pal_fast.landmarks.errors import NoLandmarksError
 from pal_fast.training import machine, progress, recording
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import Evaluation, check_logits, evaluate_network
@@ -32,6 +34,9 @@ from pal_fast.training.networks import begin
 from pal_fast.training.randomness import derive
 
 MODEL = "model"
+
+#: Landmarks of the scheme that regions belong to.
+REGION_POINTS = 68
 
 
 class DivergedError(RuntimeError):
@@ -96,7 +101,7 @@ class _Training:
         config = self.config
         transform = (data.train_transform if config.augment else data.eval_transform)(self.size)
         self.training_data = open_split(config, "train", transform=transform)
-        self.validation_data = open_split(config, "test", transform=data.eval_transform(self.size))
+        self.validation_data = self._open_validation()
         check_classes(self.training_data, "training")
         self.classes = [str(name) for name in self.training_data.classes]
         if [str(name) for name in self.validation_data.classes] != self.classes:
@@ -108,6 +113,11 @@ class _Training:
             raise ValueError(
                 f"landmarks are needed for weight={config.weight:g}, and {config.data} brings none: make a file with "
                 "`pal-fast landmarks` and give it as landmarks, or train the baseline with weight 0"
+            )
+        if config.weight and config.regions and self.training_data.landmark_count != REGION_POINTS:
+            raise ValueError(
+                f"regions belong to the {REGION_POINTS}-point scheme, but the landmarks of {config.data} hold "
+                f"{self.training_data.landmark_count} points: leave regions out, or give other landmarks"
             )
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
         self.batches = training_batches(config, self.training_data, process, processes)
@@ -121,6 +131,17 @@ class _Training:
             processes,
             pin,
         )
+
+    def _open_validation(self) -> Any:
+        """Landmarks are privileged: the test split may lack them, and is then validated without an alignment."""
+        from pal_fast.data import eval_transform
+
+        transform = eval_transform(self.size)
+        try:
+            return open_split(self.config, "test", transform=transform)
+        except NoLandmarksError as error:
+            warnings.warn(f"no alignment is measured on the test split: {error}", stacklevel=2)
+            return open_split(self.config, "test", transform=transform, landmarks=False)
 
     def _build(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -144,6 +165,8 @@ class _Training:
 
             self.network = convert_sync_batchnorm(self.network)
         self.network.to(accelerator.device)
+        if not begun:
+            self._try_out()
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -151,6 +174,35 @@ class _Training:
         self.layers = config.layer if self.validation_data.landmark_count else ()
         self.pal = _make_loss(config, self.model) if config.weight else None
         self.total_steps = config.epochs * self.batches.steps
+
+    def _try_out(self) -> None:
+        """One forward, and one attribution of every layer, before the folder counts as this run's.
+
+        Raises: ValueError, TypeError, RuntimeError naming the layer or the option that does not fit the network.
+        """
+        config, device = self.config, self.accelerator.device
+        images = torch.zeros(2, 3, self.size, self.size, device=device)
+        labels = torch.zeros(2, dtype=torch.int64, device=device)
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with self.accelerator.autocast():
+                for layer in config.layer:
+                    attribute(
+                        self.network,
+                        layer,
+                        images,
+                        attribution=config.attribution,
+                        absolute=config.absolute,
+                        channels=config.channels,
+                        channel_count=config.channel_count,
+                        target=config.target,
+                        labels=labels,
+                    )
+                with torch.no_grad():
+                    check_logits(self.network(images), len(self.classes), len(images))
+        finally:
+            self.network.train(was_training)
 
     def run(self) -> dict[str, Any]:
         config, here = self.config, self.progress

@@ -11,6 +11,7 @@ import torch
 
 from pal_fast.data import open_dataset
 from pal_fast.landmarks import LandmarkFileError, LandmarkSet
+from pal_fast.landmarks.errors import NoLandmarksError
 
 pytest.importorskip("PIL")
 
@@ -111,6 +112,39 @@ def test_landmarks_of_other_images_are_refused(folder: Written) -> None:
         open_dataset("folder", folder.root, "train", landmarks=empty)
 
 
+def test_landmarks_of_another_split_are_refused_where_names_do_not_tell_them_apart(folder: Written) -> None:
+    """A file that was extracted from root/train calls train/happy/0.jpg happy/0.jpg, and so test/happy/0.jpg."""
+    names = {name for name in folder.names if name.startswith("train/")}
+    of_train = LandmarkSet(folder.landmarks[:16], tuple(name.removeprefix("train/") for name in folder.names[:16]))
+    shared = [name for name in folder.names[16:] if name.replace("test/", "train/") in names]
+    assert 0 < len(shared) < 6
+    for split, count in (("test", len(shared)), ("train", len(shared))):
+        with pytest.raises(ValueError, match=f"landmarks: {count} names fit images of more than one split or class"):
+            open_dataset("folder", folder.root, split, landmarks=of_train)
+    # Without the other split's images of the same names nothing is doubtful.
+    for name in shared:
+        (folder.root / name).unlink()
+    assert open_dataset("folder", folder.root, "train", landmarks=of_train).landmarks.isfinite().all()
+    with pytest.raises(NoLandmarksError, match="but of none of the"):
+        open_dataset("folder", folder.root, "test", landmarks=of_train)
+
+
+def test_landmarks_of_affectnets_other_split_are_refused(tmp_path: Path) -> None:
+    written = drawn_datasets.write_affectnet_small(tmp_path, 4, 2, size=32)
+    of_train = LandmarkSet(written.landmarks[:4], tuple(f"{k}.jpg" for k in range(4)))
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"2 names fit images of more than one split .*0\.jpg for t?"):
+            open_dataset("affectnet", written.root, split, landmarks=of_train)
+    whole = LandmarkSet(written.landmarks, tuple(name.partition(".")[0] for name in written.names))
+    assert open_dataset("affectnet", written.root, "test", landmarks=whole).landmarks.isfinite().all()
+
+
+def test_landmarks_of_other_drawn_faces_are_refused() -> None:
+    marks = LandmarkSet(torch.zeros(3, 68, 2), ("000000", "000001", "000004"))
+    with pytest.raises(ValueError, match="2 names fit images of more than one split"):
+        open_dataset("drawn", "count=5,test_count=2,size=32", "train", landmarks=marks)
+
+
 def test_images_without_landmarks_are_counted_and_named(folder: Written) -> None:
     points = folder.landmarks.clone()
     points[0] = torch.nan
@@ -153,6 +187,50 @@ def test_affectnet_annotations_that_are_absent_make_one_error(tmp_path: Path) ->
         (written.root / "train_set" / "annotations" / f"{k}_exp.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"no _exp\.npy of 2 images: 1\.jpg, 3\.jpg"):
         open_dataset("affectnet", written.root, "train")
+
+
+def test_affectnet_annotations_that_are_broken_make_one_error(tmp_path: Path) -> None:
+    written = drawn_datasets.write_affectnet_small(tmp_path, 6, 2, size=32)
+    annotations = written.root / "train_set" / "annotations"
+    for kind in ("lnd", "exp"):
+        kept = [(annotations / f"{k}_{kind}.npy").read_bytes() for k in range(5)]
+        for k in range(5):
+            (annotations / f"{k}_{kind}.npy").write_bytes(b"no array")
+        with pytest.raises(LandmarkFileError, match=rf"6 readable files, found 5 .*0_{kind}\.npy.* and 2 more"):
+            open_dataset("affectnet", written.root, "train")
+        for k in range(5):
+            (annotations / f"{k}_{kind}.npy").write_bytes(kept[k])
+
+
+def test_affectnet_images_without_a_box_make_one_error_or_are_left_out(tmp_path: Path) -> None:
+    written = drawn_datasets.write_affectnet_full(tmp_path, 6, 2)
+    path = written.root / "training.csv"
+    path.write_text(path.read_text().replace(",40,24,64,64,", ",NULL,NULL,NULL,NULL,"))
+    with pytest.raises(ValueError, match=r"3 of 6 images have no face box \(line 2 .*, line 4 .*, line 6 .*\); bad_im"):
+        open_dataset("affectnet", written.root, "train")
+    with pytest.warns(UserWarning, match="3 of 6 images have no face box .*; they are left out"):
+        dataset = open_dataset("affectnet", written.root, "train", bad_images="skip")
+    assert dataset.names == written.names[1:6:2]
+    assert dataset[0]["image"].shape == (3, 80, 80)
+
+
+def test_rafdb_images_without_annotation_make_one_error_or_keep_no_landmarks(tmp_path: Path) -> None:
+    written = drawn_datasets.write_rafdb(tmp_path, 6, 2)
+    (tmp_path / "Annotation" / "auto" / "train_00002_auto_attri.txt").unlink()
+    (tmp_path / "Annotation" / "manual" / "train_00004_manu_attri.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 images have no .*_manu_attri\.txt: train_00004"):
+        open_dataset("rafdb", tmp_path, "train")
+    with pytest.warns(UserWarning, match="2 of 6 images have no landmarks in rafdb's own annotation"):
+        dataset = open_dataset("rafdb", tmp_path, "train", bad_images="skip")
+    assert dataset.names == written.names[:6]
+    found = dataset.landmarks.isfinite().all(-1)
+    assert found.all(1).tolist() == found.any(1).tolist() == [True, False, True, False, True, True]
+    for k in (1, 3, 5):
+        (tmp_path / "Annotation" / "auto" / f"train_0000{k}_auto_attri.txt").write_text("1 2\nthree\n")
+    with pytest.raises(LandmarkFileError, match=r"3 that are not: train_00001_auto_attri\.txt, line 2"):
+        open_dataset("rafdb", tmp_path, "train", bad_images="skip")
+    with pytest.warns(UserWarning, match="classes without images"):
+        assert open_dataset("rafdb", tmp_path, "train", landmarks=False).landmark_count == 0
 
 
 def test_affectnet_boxes_outside_of_the_image_are_named(tmp_path: Path) -> None:

@@ -140,3 +140,35 @@ def test_a_loss_without_landmarks_is_refused_with_the_way_out(tmp_path, capsys):
     assert cli.main([*words, "--output", str(tmp_path / "run")]) == 2
     assert "pal-fast landmarks" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_regions_on_landmarks_of_another_scheme_are_refused_before_anything_is_written(tmp_path):
+    drawn_datasets.write_rafdb(tmp_path / "data", 40, 14)
+    options = OPTIONS | {"data": "rafdb", "root": str(tmp_path / "data"), "regions": ("eyes",)}
+    with pytest.raises(ValueError, match=r"regions belong to the 68-point scheme, .* rafdb hold 37"):
+        train(TrainingConfig(**options), tmp_path / "run", say=quiet)
+    assert not (tmp_path / "run").exists()
+    result = train(TrainingConfig(**options | {"regions": ()}), tmp_path / "run", say=quiet)
+    assert result["alignment"]["body"]["pearson"] is not None
+
+
+@pytest.mark.parametrize("kind", ["file", "annotation"])
+def test_a_test_split_without_landmarks_is_validated_without_an_alignment(kind, tmp_path):
+    """Landmarks are privileged: only training needs them."""
+    root = tmp_path / "data"
+    if kind == "file":
+        written = drawn_datasets.write_folder(root, 40, 14)
+        write_landmarks(root / "m.npz", LandmarkSet(written.landmarks, written.names).select(range(40)))
+        options = {"data": "folder", "landmarks": str(root / "m.npz")}
+    else:
+        drawn_datasets.write_rafdb(root, 40, 14)
+        for path in (root / "Annotation").rglob("test_*"):
+            path.unlink()
+        options = {"data": "rafdb"}
+    config = TrainingConfig(**OPTIONS | {"root": str(root)} | options)
+    with pytest.warns(UserWarning, match="no alignment is measured on the test split: .*14 images"):
+        result = train(config, tmp_path / "run", say=quiet)
+    assert result["images"] == 14
+    assert result["alignment"] == {}
+    history = json.loads(RunFolder(tmp_path / "run").history.read_text())
+    assert history[-1]["train"]["pal"] < 0

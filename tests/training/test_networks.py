@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 
 import pytest
@@ -11,9 +12,61 @@ pytest.importorskip("accelerate", reason="accelerate is not installed (extra tra
 import torch
 from support.small_training import SMALL, quiet
 
+from pal_fast.capture import find_layers
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.files import RunFolder
-from pal_fast.training.networks import begin, build_network, find_library
+from pal_fast.training.networks import DEFAULT_LAYERS, begin, build_network, find_library
+
+#: For each entry of DEFAULT_LAYERS a network of its kind.
+OF_EACH_KIND = (
+    "small",
+    "resnet18",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "densenet121",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "timm:resnet18",
+    "resnet10t",
+    "timm:resnetv2_18",
+    "timm:resnet50_clip.openai",
+    "resnet50_mlp",
+    "resnext26ts",
+    "resnet51q",
+    "timm:resnext50_32x4d",
+    "timm:wide_resnet50_2",
+    "timm:densenet121",
+    "timm:convnext_tiny",
+    "convnextv2_atto",
+    "timm:efficientnet_b0",
+)
+
+
+@pytest.mark.parametrize("name", OF_EACH_KIND)
+def test_the_default_layer_is_in_the_network_of_its_library(name):
+    """Shapes only, on the meta device: a sixteenth of the image's side, several channels, and it leads to logits."""
+    (layer,) = TrainingConfig(data="drawn", model=name).resolved().layer
+    shapes = []
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(name, 7, 64)
+        ((found, module),) = find_layers(network, [layer]).items()
+        module.register_forward_hook(lambda module, given, output: shapes.append(tuple(output.shape)))
+        logits = network.eval()(torch.zeros(2, 3, 64, 64))
+    assert found == layer
+    ((count, channels, height, width),) = shapes
+    assert (count, height, width) == ((2, 16, 16) if name == "small" else (2, 4, 4))
+    assert channels >= 48
+    assert logits.shape == (2, 7)
+
+
+def test_every_pattern_of_the_default_layers_has_its_network():
+    used = set()
+    for name in OF_EACH_KIND:
+        if name != "small":
+            library, plain = find_library(name)
+            plain = plain.partition(".")[0]
+            used.add((library, next(pattern for pattern in DEFAULT_LAYERS[library] if re.match(pattern, plain))))
+    assert used == {(library, pattern) for library, known in DEFAULT_LAYERS.items() for pattern in known}
 
 
 @pytest.fixture
