@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
+from torch.nn.parallel import DistributedDataParallel
 
 _SINK = "_DDPSinkBackward"
 
@@ -30,6 +31,17 @@ def refuse_unsound(model: nn.Module) -> None:
                 "model must not hold a FullyShardedDataParallel (FSDP1), which frees parameters that the second "
                 "derivative needs; use torch.distributed.fsdp.fully_shard"
             )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, whose forward and backward the reducer does not notice.
+
+    Raises: TypeError for fully_shard, whose parameters autograd does not see, and for DDP deeper within.
+    """
+    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    if any(isinstance(module, DistributedDataParallel) or _is_fully_sharded(module) for module in inner.modules()):
+        raise TypeError("call pal.check before DistributedDataParallel or fully_shard wraps the model")
+    return inner
 
 
 def before_sink(logits: Tensor) -> GradientEdge | Tensor:
@@ -106,6 +118,8 @@ def parameters_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _is_fully_sharded(module: nn.Module) -> bool:
+    if not torch.distributed.is_available():
+        return False
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
@@ -118,7 +132,7 @@ def _fsdp1() -> type:
 
 
 def _parameter_groups(state: Any) -> list[Any]:
-    groups = getattr(state, "_fsdp_param_groups", None)  # one or more since 2.14
+    groups = getattr(state, "_fsdp_param_groups", None)  # a list in 2.13; releases without it have a single one
     if groups is None:
         groups = [state._fsdp_param_group]
     return [group for group in groups if group is not None]

@@ -98,7 +98,8 @@ class Engine:
         compiling = torch.compiler.is_compiling()
         first = not compiling and not self._begun
         if first:
-            preflight.first_call(model, logits, taken, exact=self.exact)
+            differentiates = self.exact or self.by_differences
+            preflight.first_call(model, logits, taken, differentiates=differentiates, exact=self.exact)
         in_group = not compiling and distributed.in_play()
         layers = []
         for record in taken:

@@ -51,6 +51,15 @@ def refuse_kinks(moved: Tensor, root: Tensor) -> None:
         )
 
 
+def refuse_other_processes(nodes: Sequence[Any]) -> None:
+    """Raises RuntimeError if samples depend on those of other processes: they would need one step in common."""
+    if any("SyncBatchNorm" in node.name() or "AllReduce" in node.name() for node in nodes):
+        raise RuntimeError(
+            "second_order='finite_difference' needs one step for all samples, which SyncBatchNorm spreads over "
+            "processes: use second_order='exact' with pal_fast.nn.convert_sync_batchnorm"
+        )
+
+
 def is_coupled(nodes: Sequence[Any]) -> bool:
     """Whether samples of the batch depend on each other: BatchNorm in train mode needs one step for all."""
     return any("BatchNorm" in node.name() or "batch_norm" in node.name() for node in nodes)
@@ -98,8 +107,9 @@ def through_gradient(
         check_kinks: whether to look for kinks that are left in the repeated passes.
         scale: by which S was multiplied for g.
 
-    Raises: RuntimeError for such a kink.
+    Raises: RuntimeError for such a kink, and for samples that depend on other processes'.
     """
+    refuse_other_processes(nodes)
     coupled = is_coupled(nodes)
     dims = tuple(range(f.ndim)) if coupled else tuple(range(1, f.ndim))
     # v grows as 1 / g, so that its square may leave float32.

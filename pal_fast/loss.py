@@ -191,14 +191,28 @@ class PALLoss(nn.Module):
     def check(self, images: Any) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.
 
-        Nothing of the model changes: gradients, running statistics, random state and mode are put back.
+        Nothing of the model changes: gradients, running statistics, random state and mode are put back. Under
+        DistributedDataParallel the network inside is tried, so that nothing is reduced; where it holds SyncBatchNorm,
+        every process must call this.
 
         Args:
             images: (B, 3, IH, IW), or a tuple of the model's positional inputs.
 
         Returns: a report, readable with `print`; `report.problems` lists what is wrong.
+
+        Raises: TypeError for a model under fully_shard: call this before.
         """
-        return preflight.check(self.model, images, self._capture, self._trial)
+        inner = distributed.unwrapped(self.model)
+        if inner is self.model:
+            return preflight.check(self.model, images, self._capture, self._trial)
+        twin = self._unattached()
+        twin._model = (inner,)
+        twin._attach(self._capture.layers)
+        try:
+            return twin.check(images)
+        finally:
+            twin.remove()
+            self._capture.clear()
 
     def _trial(self, logits: Tensor, record: Captured, heatmap: Tensor) -> preflight.Trial:
         return self._engine.trial(self.model, logits, record, heatmap, self._input_size)
@@ -225,12 +239,18 @@ class PALLoss(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PALLoss:
         """A loss on the copy of the model (the one in `memo`, if the model is copied along)."""
-        twin = copy.copy(self)
+        twin = self._unattached()
         memo[id(self)] = twin
         model = copy.deepcopy(self.model, memo)
         twin._model = (model,)
         twin._engine = copy.deepcopy(self._engine, memo)
         twin._attach(find_layers(model, list(self.layers)))
+        return twin
+
+    def _unattached(self) -> PALLoss:
+        """A shallow copy without hooks; copy.copy would put a second set on this very model."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:

@@ -35,8 +35,14 @@ _TIMED = 3
 Try = Callable[[Tensor, Captured, Tensor], Trial]
 
 
-def first_call(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, exact: bool) -> None:
+def first_call(
+    model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differentiates: bool, exact: bool
+) -> None:
     """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph.
+
+    Args:
+        differentiates: whether the logits are differentiated with respect to the layers.
+        exact: whether that gradient is differentiated again.
 
     Raises: ValueError for probabilities; TypeError for DataParallel and FSDP1; RuntimeError for parts above the
         layer without a second derivative, naming the way out.
@@ -46,20 +52,23 @@ def first_call(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, e
     for record in taken:
         if record.changed_in_place:
             warnings.warn(_in_place(record.name), stacklevel=4)
-    if not exact:
+    if not differentiates:
         return
     for record in taken:
         assert record.output is not None
-        refuse_first_order(logits, record.name, record.output)
+        refuse_unsound_way(logits, record.name, record.output, exact=exact)
 
 
-def refuse_first_order(logits: Tensor, name: str, output: Tensor) -> None:
-    """Raises RuntimeError if something between the layer and the logits has no second derivative."""
+def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
+    """Raises RuntimeError if the layer cannot be reached from the logits without harm, or, for `exact`, if something
+    in between has no second derivative."""
     start = distributed.before_sink(logits) if distributed.in_play() else logits
     root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node
     nodes = graph.nodes_between(root, [output])
     if distributed.in_play():
         distributed.refuse_sink_between(nodes)
+    if not exact:
+        return
     reason = graph.refusal(nodes)
     if not reason and not nodes and get_gradient_edge(output).node.name().startswith("CompiledFunction"):
         reason = graph.refusal([get_gradient_edge(output).node])

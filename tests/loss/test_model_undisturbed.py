@@ -89,6 +89,13 @@ def test_a_copied_loss_works_on_the_copied_model(model, data):
     torch.testing.assert_close(thawed["pal"](thawed["model"](images), landmarks), first)
 
 
+def test_a_copy_of_the_loss_leaves_no_hook_on_the_model(model):
+    pal = pal_fast.PALLoss(model, "middle")
+    before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    copy.deepcopy(pal)
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == before
+
+
 def test_a_copied_loss_takes_its_head_from_the_copied_model():
     model = SmallNet(act=nn.GELU)
     pal = pal_fast.PALLoss(model, "middle", second_order="finite_difference", head=model.head)

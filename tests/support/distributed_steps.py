@@ -59,6 +59,45 @@ def ddp(rank: int, options: dict[str, Any], cross_entropy: bool, on_wrapper: boo
         assert gradient_error(model, wanted) < 1e-10, f"step {step}"
 
 
+def check_under_ddp(rank: int, options: dict[str, Any], after_a_step: bool) -> None:
+    """`pal.check` sees the network inside, and the steps after it are reduced as ever."""
+    model = SmallNet().double()
+    whole, (images, labels, landmarks) = shares(rank)
+    wanted = averaged(model, "middle", whole, True)
+    wrapped = DistributedDataParallel(model, **options)
+    pal = pal_fast.PALLoss(wrapped, "middle")
+
+    def step() -> None:
+        model.zero_grad()
+        logits = wrapped(images)
+        loss_of(pal, logits, labels, landmarks, True).backward()
+        assert gradient_error(model, wanted) < 1e-10
+
+    if after_a_step:
+        step()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = pal.check(images)
+    assert report.problems == []
+    assert report.layers[0].weights_above[0] >= 3
+    assert report.layers[0].weights_below[0] >= 3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for _ in range(3):
+        step()
+
+
+def check_under_fully_shard(rank: int) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = SmallNet()
+    fully_shard(model, mesh=dist.init_device_mesh("cpu", (2,)))
+    pal = pal_fast.PALLoss(model, "middle")
+    with pytest.raises(TypeError, match=r"call pal\.check before DistributedDataParallel or fully_shard"):
+        pal.check(batch(dtype=torch.float32)[0])
+    whole = nn.Sequential(DistributedDataParallel(SmallNet()))
+    with pytest.raises(TypeError, match=r"call pal\.check before"):
+        pal_fast.PALLoss(whole, "0.middle").check(batch(dtype=torch.float32)[0])
+
+
 def ddp_callable_target(rank: int) -> None:
     model = SmallNet().double()
     _, (images, labels, landmarks) = shares(rank)
@@ -74,11 +113,12 @@ def ddp_callable_target(rank: int) -> None:
         assert gradient_error(model, wanted) < 1e-10
 
 
-def ddp_scaled_logits(rank: int) -> None:
+def ddp_scaled_logits(rank: int, by_differences: bool) -> None:
     model = SmallNet().double()
     _, (images, _, landmarks) = shares(rank)
     wrapped = DistributedDataParallel(model, static_graph=True)
-    pal = pal_fast.PALLoss(wrapped, "middle")
+    options: dict[str, Any] = {"second_order": "finite_difference", "head": model.head} if by_differences else {}
+    pal = pal_fast.PALLoss(wrapped, "middle", **options)
     with pytest.raises(RuntimeError, match="the very tensor that the wrapped model returned"):
         pal(wrapped(images) / 2, landmarks)
 
@@ -181,3 +221,23 @@ def sync_batchnorm(rank: int, wrapped: bool) -> None:
     assert gradient_error(model, wanted) < 1e-12
     for name, buffer in judge.named_buffers():
         assert relative_error(model.get_buffer(name), buffer) < 1e-12, name
+
+
+def sync_batchnorm_by_differences(rank: int, above: bool) -> None:
+    """Above the layer it is refused, because each process would take a step of its own; below, it is no matter."""
+    model = SmallNet().double()
+    whole, (images, _, landmarks) = shares(rank)
+    judge = twin(model)
+    if not above:
+        judge.top[1] = model.top[1] = nn.Identity()
+    _, wanted = judged(judge, "middle", whole[0], None, whole[2])
+    pal_fast.nn.convert_sync_batchnorm(model)
+    wrapped = DistributedDataParallel(model)
+    pal = pal_fast.PALLoss(wrapped, "middle", second_order="finite_difference", head=model.head)
+    logits = wrapped(images)
+    if above:
+        with pytest.raises(RuntimeError, match="one step for all samples, which SyncBatchNorm spreads over processes"):
+            pal(logits, landmarks)
+        return
+    pal(logits, landmarks).backward()
+    assert gradient_error(model, wanted) < 1e-5

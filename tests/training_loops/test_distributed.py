@@ -13,6 +13,7 @@ from support.processes import Pair
 from torch import nn
 
 import pal_fast.nn
+from pal_fast import first_order, graph
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -50,8 +51,9 @@ def test_ddp_static_graph_with_a_callable_target(run):
     run(steps.ddp_callable_target)
 
 
-def test_ddp_static_graph_refuses_a_function_of_its_logits(run):
-    run(steps.ddp_scaled_logits)
+@pytest.mark.parametrize("by_differences", [False, True], ids=["exact", "finite_difference"])
+def test_ddp_static_graph_refuses_a_function_of_its_logits(by_differences, run):
+    run(steps.ddp_scaled_logits, by_differences)
 
 
 def test_ddp_no_sync_accumulates(run):
@@ -67,6 +69,23 @@ def test_fully_shard_averages_the_gradients_of_the_judge(cross_entropy, accumula
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
 def test_the_first_order_engine_averages_the_gradients_of_the_judge(sharded, run):
     run(steps.finite_difference, sharded)
+
+
+@pytest.mark.parametrize("after_a_step", [False, True], ids=["before the first step", "after a step"])
+@pytest.mark.parametrize(
+    "options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=["default", "static", "unused"]
+)
+def test_check_under_ddp_sees_the_network_inside_and_disturbs_no_reduction(options, after_a_step, run):
+    run(steps.check_under_ddp, options, after_a_step)
+
+
+def test_check_under_fully_shard_is_refused(run):
+    run(steps.check_under_fully_shard)
+
+
+@pytest.mark.parametrize("above", [True, False], ids=["above the layer", "below"])
+def test_the_first_order_engine_refuses_sync_batchnorm_above_the_layer(above, run):
+    run(steps.sync_batchnorm_by_differences, above)
 
 
 def test_fsdp1_is_refused(run):
@@ -90,12 +109,11 @@ def test_without_a_process_group_sync_batchnorm_is_batchnorm():
 
 
 def test_torchs_sync_batchnorm_above_the_layer_is_refused_by_name():
-    names = {"SyncBatchNorm": "SyncBatchNormBackward"}
-    from pal_fast import graph
-
     class Node:
         def name(self):
-            return names["SyncBatchNorm"]
+            return "SyncBatchNormBackward"
 
     assert "convert_sync_batchnorm" in graph.refusal([Node()])
+    with pytest.raises(RuntimeError, match="convert_sync_batchnorm"):
+        first_order.refuse_other_processes([Node()])
     assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(SmallNet()).stem[1], nn.SyncBatchNorm)
