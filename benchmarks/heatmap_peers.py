@@ -43,8 +43,10 @@ def mmpose_heatmap(points: np.ndarray, size: tuple[int, int], sigma: float) -> n
 def face_alignment_heatmap(points: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarray:
     """(B, K, 2) -> (B, H, W): a patch of 6 sigma + 1 pixels added to a map a landmark, clipped at 1, summed here.
 
-    Its Gaussian's standard deviation is a quarter of the patch, and its coordinates count from 1. face-alignment
-    computes the patch anew for every landmark, in Python loops; here that is done once, which flatters it.
+    Its Gaussian's standard deviation is a quarter of the patch, and its coordinates count from 1. The package, 1.5.0,
+    holds one patch ready, that of sigma 2, and draws no other; here it is made for the sigma that is asked for, once a
+    call. The package clips the whole map after every landmark, which here is done where the patch fell, and at the
+    left and upper borders it puts the patch up to two pixels off, which here it is not.
     """
     length = int(6 * sigma + 1)
     axis = ((np.arange(length) - (length - 1) / 2) / (0.25 * length)) ** 2 / 2

@@ -4,8 +4,10 @@ Source of the method: Bonnard, Dapogny, Dhombres, Bailly, "Privileged Attributio
 for Facial Expression Recognition", ICPR 2022, arXiv 2203.12905. Equation names below refer to that paper;
 where it leaves a choice, the choice is an option and the docstring says which reading it is.
 
-The functions here trust their arguments; `pal_fast.functional` checks them. float16 and bfloat16 are
-computed in float32, float64 in float64, and losses come back in that computing type.
+The functions here trust their arguments and raise nothing of their own: `pal_fast.functional` checks them, and
+its errors name what was given. Coordinates, sigma and sizes of images are in pixels; attributions have the units
+of logits ("grad_input") or whatever the layer's have, and cancel in the standardisation; scores have none. float16
+and bfloat16 are computed in float32, float64 in float64, and losses come back in that computing type.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ def computing_dtype(dtype: torch.dtype) -> torch.dtype:
 def cell_centres(cells: int, image_length: float, like: Tensor) -> Tensor:
     """Where the centres of a map's cells lie along one axis, in pixels of the image.
 
+    A choice of ours: the layer's cells divide the image evenly.
     `x_j = (j + 0.5) * image_length / cells - 0.5`: an integer coordinate is the centre of a pixel.
 
     Returns: (cells,) of `like`'s dtype and device.
@@ -33,7 +36,7 @@ def cell_centres(cells: int, image_length: float, like: Tensor) -> Tensor:
 
 
 def valid_landmarks(landmarks: Tensor, visible: Tensor | None) -> Tensor:
-    """Which landmarks take part: finite in both coordinates and not masked out.
+    """Which landmarks take part: finite in both coordinates and not masked out. A choice of ours.
 
     Args: landmarks (B, K, 2); visible (B, K) bool or None.
     Returns: (B, K) bool.
@@ -53,7 +56,8 @@ def landmark_heatmap(
     combine: str = "sum",
     normalize: str = "none",
 ) -> Tensor:
-    """The prior of the paper: a Gaussian at each landmark, summed (or the strongest of them).
+    """The prior of the paper: a Gaussian at each landmark, summed. The strongest of them, weights and
+    normalisations are options of ours.
 
     `h_ij = combine_k w_k exp(-((x_j - x_k)^2 + (y_i - y_k)^2) / (2 sigma^2))`, evaluated at the centres of
     the map's cells. A sum of Gaussians is separable, so no (B, K, H, W) tensor is built.
@@ -103,7 +107,8 @@ def attribution(activation: Tensor | None, gradient: Tensor | None, kind: str, a
     """The attribution of every element of the layer's output.
 
     "grad_input" is the paper's Grad*Input, `abs(g) * f` (`g * f` without `absolute`); "grad" its Grad,
-    `abs(g)` or `g`; "activation" is `f` itself. The derivative of abs at 0 is 0.
+    `abs(g)` or `g`; "activation" is `f` itself, the baseline of forward-feature alignment. The derivative of abs
+    at 0 is 0.
 
     Args: activation f, gradient g = dS/df, both (B, C, H, W); the one that `kind` does not name may be None.
     Returns: (B, C, H, W) in the computing type.
@@ -135,8 +140,11 @@ def _exponent(values: Tensor, dims: tuple[int, ...]) -> Tensor:
 def standardise(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """`(values - mean) / std` with population moments over `dims`, and which groups are flat.
 
-    A flat group, `std <= 1e-5 * rms` or all zero, comes back as zeros with zero gradient.
+    The paper's standardisation of the attribution, its standard deviation read with 1/N (`scale="unit"` is the other
+    reading). A flat group, `std <= 1e-5 * rms` or all zero, comes back as zeros with zero gradient: 0/0 is decided
+    here, since an epsilon would break the invariance to scale.
 
+    Args: values of the computing type; dims, over which one group extends.
     Returns: z of `values`' shape; flat with `dims` kept as 1.
     """
     scaled = values / _exponent(values, dims)
@@ -149,7 +157,11 @@ def standardise(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def attribution_map(a: Tensor, count: int) -> Tensor:
-    """`m_ij = (1/n) sum_c a_cij` over the first `count` channels. (B, C, H, W) -> (B, H, W)."""
+    """`m_ij = (1/n) sum_c a_cij` over the first `count` channels: the map of strategies "mean" and "half".
+
+    Args: a (B, C, H, W), the attribution; count, from 1 to C.
+    Returns: (B, H, W), `a`'s units and dtype.
+    """
     return a[:, :count].mean(1)
 
 
@@ -174,8 +186,9 @@ def pal_scores(
         channels: "mean" and "half" standardise the mean map over (i, j); "all" every a_cij over (c, i, j),
             the paper's equation read literally; "each" every channel on its own, its score averaged.
         channel_count: n, the first channels that take part.
+        score, scale: see above; `scale` has no effect on "pearson".
 
-    Returns: (B,).
+    Returns: (B,), without unit; a flat group scores 0.
     """
     h = heatmap.to(a.dtype).unsqueeze(1)  # (B, 1, H, W)
     if score == "pearson":
@@ -199,7 +212,7 @@ def pal_scores(
 
 
 def sample_weights(heatmap: Tensor, *, score: str, annotated: Tensor | None, sample_weight: Tensor | None) -> Tensor:
-    """`w_b`: the caller's weight (default 1), and 0 for a sample that cannot be scored.
+    """`w_b`: the caller's weight (default 1), and 0 for a sample that cannot be scored. A choice of ours.
 
     That is one with no valid landmark (`annotated`, (B,) bool), with a heatmap that is not finite, or, under
     "pearson", with a flat heatmap.
@@ -219,6 +232,9 @@ def sample_weights(heatmap: Tensor, *, score: str, annotated: Tensor | None, sam
 
 def reduce_scores(scores: Tensor, weight: Tensor, reduction: str) -> Tensor:
     """The batch's loss: "mean" is `sum w P / sum w`, "sum" `sum w P`, "none" `w P`.
+
+    Args: scores and weight, both (B,).
+    Returns: 0-dim, or (B,) for "none".
 
     A sample of weight 0 has exactly zero gradient; without any valid sample the loss is 0 and attached.
     """
@@ -249,12 +265,15 @@ def pal_loss(
 ) -> Tensor:
     """The Privileged Attribution Loss of a batch, from the layer's output, its gradient and the prior.
 
+    The paper's loss is score "cross_correlation" with scale "sum"; the other options are the functions' above.
+
     Args:
         activation, gradient: (B, C, H, W), float16 to float64; the one that `attribution_kind` does not use
             may be None.
         heatmap: (B, H, W), finite or not; see `sample_weights` for what is not scored.
         annotated: (B,) bool, whether the sample has any valid landmark.
-        sample_weight: (B,).
+        sample_weight: (B,), finite.
+        channel_count: n, from 1 to C.
 
     Returns: 0-dim, or (B,) for reduction "none"; float32, or float64 for float64 inputs.
     """

@@ -82,9 +82,12 @@ def poisoned_memory() -> Iterator[None]:
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(before)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
+    try:
+        assert torch.empty(9).isnan().all(), "fresh memory is not poisoned, so this test would prove nothing"
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

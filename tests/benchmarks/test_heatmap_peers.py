@@ -27,6 +27,17 @@ def test_face_alignment_draws_a_quarter_of_its_patch_wide_and_counts_from_one(ge
     assert alone.max() == 1
 
 
+def test_face_alignment_itself_draws_the_same(generator):
+    utils = pytest.importorskip("face_alignment.utils", exc_type=ImportError)
+    points = torch.rand(2, 68, 2, generator=generator) * 55 + 8  # at the right and lower borders, too
+    package = np.zeros((2, 68, 60, 58), dtype=np.float32)
+    for b, k in np.ndindex(2, 68):
+        package[b, k] = utils.draw_gaussian(package[b, k], points[b, k].numpy(), 2)
+    assert package.any((2, 3)).all()
+    drawn = peers.face_alignment_heatmap(points.numpy(), (60, 58), 2.0)
+    np.testing.assert_allclose(drawn, package.sum(1), atol=1e-6)
+
+
 def test_kornia_is_measured_by_its_own_normalisation_or_says_that_it_is_missing(generator):
     points = (torch.rand(2, 5, 2, generator=generator) * 20).requires_grad_()
     judge = peers.kornia_judge(points, (20, 21), 2.0)

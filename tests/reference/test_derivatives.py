@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from pal_fast import reference
+from pal_fast.constants import ATTRIBUTION, CHANNELS, SCORE
 
 SHAPE = (2, 3, 3, 4)
 
@@ -17,18 +18,27 @@ def away_from_zero(generator: torch.Generator) -> torch.Tensor:
     return (values + values.sign() * 0.1).requires_grad_()
 
 
-@pytest.mark.parametrize("channels", ["mean", "half", "all", "each"])
-@pytest.mark.parametrize("score", ["pearson", "cross_correlation"])
-def test_the_loss_is_differentiable_twice(generator, channels, score):
+@pytest.mark.parametrize("attribution", ATTRIBUTION)
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("score", SCORE)
+def test_the_loss_is_differentiable_twice(generator, attribution, absolute, channels, score):
     f, g = away_from_zero(generator), away_from_zero(generator)
     h = torch.rand(2, 3, 4, generator=generator, dtype=torch.float64)
 
     def loss(f: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         n = 1 if channels == "half" else 3
-        return reference.pal_loss(f, g, h, channels=channels, channel_count=n, score=score, scale="unit")
+        options = {"attribution_kind": attribution, "absolute": absolute, "channels": channels, "score": score}
+        return reference.pal_loss(f, g, h, **options, channel_count=n, scale="unit")
 
-    assert gradcheck(loss, (f, g))
-    assert gradgradcheck(loss, (f, g))
+    if attribution == "grad":
+        inputs, of_inputs = (g,), lambda g: loss(f.detach(), g)
+    elif attribution == "activation":
+        inputs, of_inputs = (f,), lambda f: loss(f, g.detach())
+    else:
+        inputs, of_inputs = (f, g), loss
+    assert gradcheck(of_inputs, inputs)
+    assert gradgradcheck(of_inputs, inputs)
 
 
 @pytest.mark.parametrize("combine", ["sum", "max"])
