@@ -24,11 +24,29 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast.landmarks.landmark_set import load_npz
 
     check_shards(args.files)
-    merged = merge([load_npz(path) for path in args.files], overlap=args.overlap)
-    merged.save(args.output)
+    sets = [load_npz(path) for path in args.files]
+    settings = common_settings(args.files)
+    merged = merge(sets, overlap=args.overlap)
+    merged.save(args.output, settings=settings)
     faceless = int((~merged.found).sum())
     print(f"{args.output}: {len(merged)} images of {len(args.files)} files, {faceless} of them without a face")
     return 0
+
+
+def common_settings(files: Sequence[str]) -> str:
+    """How all these landmarks were made; "" where no file tells. Raises ValueError where they were made differently."""
+    from pal_fast.landmarks.landmark_set import read_settings
+
+    told: dict[str, list[str]] = {}
+    for file in files:
+        told.setdefault(read_settings(file), []).append(file)
+    if len(told) > 1:
+        ways = [f"{len(of)} with {how or 'settings that are not told'}, as {of[0]}" for how, of in told.items()]
+        raise ValueError(
+            f"files must hold landmarks that were made in the same way, got {'; '.join(ways)} "
+            "(pal_fast.landmarks.merge joins any)"
+        )
+    return next(iter(told))
 
 
 def check_shards(files: Sequence[str]) -> None:

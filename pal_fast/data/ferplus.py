@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import Any, Final
 
 from pal_fast.data.listing import Listing
 from pal_fast.landmarks.errors import LandmarkFileError
+from pal_fast.landmarks.text_formats import read_rows
 
 #: The columns of votes; two more follow, unknown and NF (no face).
 CLASSES: Final = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
@@ -68,9 +68,8 @@ def _rows(root: Path, usage: str) -> list[tuple[str, list[float]]]:
 
 
 def _read(path: Path) -> list[tuple[int, list[str]]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
+    rows = read_rows(path, f"an image's name and {_COLUMNS} numbers of votes")
+    return [(number, [cell.strip() for cell in cells]) for number, cells in rows]
 
 
 def _votes(path: Path, number: int, cells: list[str]) -> list[float]:

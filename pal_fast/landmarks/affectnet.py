@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from pal_fast.landmarks.errors import LandmarkFileError
-from pal_fast.landmarks.text_formats import Array
+from pal_fast.landmarks.text_formats import Array, read_rows
 
 COLUMNS: Final = (
     *("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height"),
@@ -45,16 +44,14 @@ def read_csv(path: str | Path) -> Iterator[Row]:
     Raises: LandmarkFileError with file, line and what was expected.
     """
     path = Path(path)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        for cells in (reader := csv.reader(file)):
-            number = reader.line_num
-            if not cells or tuple(cells) == COLUMNS:
-                continue
-            if number == 1 and cells[0] == COLUMNS[0]:
-                raise LandmarkFileError(path, 1, f"the columns {','.join(COLUMNS)}", ",".join(cells)[:80])
-            if len(cells) != len(COLUMNS):
-                raise LandmarkFileError(path, number, f"{len(COLUMNS)} columns", f"{len(cells)}")
-            yield _row(path, number, cells)
+    for number, cells in read_rows(path, f"a row of the columns {','.join(COLUMNS)}"):
+        if tuple(cells) == COLUMNS:
+            continue
+        if number == 1 and cells[0] == COLUMNS[0]:
+            raise LandmarkFileError(path, 1, f"the columns {','.join(COLUMNS)}", ",".join(cells)[:80])
+        if len(cells) != len(COLUMNS):
+            raise LandmarkFileError(path, number, f"{len(COLUMNS)} columns", f"{len(cells)}")
+        yield _row(path, number, cells)
 
 
 def _row(path: Path, number: int, cells: list[str]) -> Row:
@@ -66,7 +63,7 @@ def _row(path: Path, number: int, cells: list[str]) -> Row:
     values = values or [math.nan] * 136
     if len(values) != 136:
         raise LandmarkFileError(path, number, "136 numbers (68 points) in facial_landmarks", f"{len(values)}")
-    if not cells[6].strip().isdigit() or int(cells[6]) > 10:
+    if not cells[6].strip().isdecimal() or int(cells[6]) > 10:
         raise LandmarkFileError(path, number, "an expression from 0 to 10", repr(cells[6]))
     box = None
     if all(cell.strip() not in ("", "NULL") for cell in box_cells):

@@ -17,14 +17,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pal_fast.landmarks.atomic import remove_partial, write_text
 from pal_fast.landmarks.image_files import list_images, read_image
-from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, merge
+from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, merge, read_settings
+
+#: The file of parts that holds the settings.
+RECORD: Final = "settings.json"
 
 _READERS: Final = 4  # threads that decode images
 
@@ -152,12 +154,17 @@ def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[li
 def _alone(parts: Path) -> Iterator[None]:
     """Holds the folder of parts for this process; the lock ends with the process, however it ends."""
     parts.mkdir(exist_ok=True)
-    with open(parts / "lock", "w") as file:
+    lock = parts / "lock"
+    with open(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f"another process is extracting into {parts}; --shard i/n divides the work") from None
-        yield
+        try:
+            yield
+        finally:
+            if parts.is_dir() and {path.name for path in parts.iterdir()} <= {lock.name, RECORD}:
+                shutil.rmtree(parts, ignore_errors=True)  # nothing was done: nothing is left
 
 
 def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> set[str]:
@@ -165,8 +172,8 @@ def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> set[str]:
     remove_partial(target)
     for leftover in parts.glob(".*.partial"):
         leftover.unlink()
-    record, text = parts / "settings.json", json.dumps(settings, sort_keys=True)
-    kept = record.read_text() if record.is_file() else _settings_of(target) if target.is_file() else text
+    record, text = parts / RECORD, json.dumps(settings, sort_keys=True)
+    kept = record.read_text() if record.is_file() else _known_settings(target) if target.is_file() else text
     if kept != text:
         raise ValueError(
             f"{target} or its parts were made with {kept}, not {text}: name another output, or remove {target} and "
@@ -179,9 +186,8 @@ def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> set[str]:
     return done
 
 
-def _settings_of(path: Path) -> str:
-    with np.load(path, allow_pickle=False) as archive:
-        return str(archive["settings"]) if "settings" in archive.files else "settings that it does not tell"
+def _known_settings(target: Path) -> str:
+    return read_settings(target) or "settings that it does not tell"
 
 
 def _pieces(target: Path, parts: Path) -> list[Path]:

@@ -203,6 +203,12 @@ def load_npz(path: str | Path) -> LandmarkSet:
         raise LandmarkFileError(path, None, expected, str(error)) from error
 
 
+def read_settings(path: str | Path) -> str:
+    """How the landmarks in an .npz of the package's were made, as `save` was given it; "" where it does not tell."""
+    with np.load(path, allow_pickle=False) as archive:
+        return str(archive["settings"]) if "settings" in archive.files else ""
+
+
 def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
     """One set of all, in the order of names. An image may be in several only with `overlap` (the last one wins).
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.landmark_set import LandmarkSet
+from pal_fast.landmarks.text_formats import read_text
 
 COUNTS = (468, 478)
 _EXPECTED = (
@@ -65,7 +66,9 @@ def _from_npy(path: Path) -> dict[str, np.ndarray | None]:
 
 def _from_json(path: Path) -> dict[str, np.ndarray | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, _EXPECTED))
+    except RecursionError:
+        raise LandmarkFileError(path, None, _EXPECTED, "lists within lists without end") from None
     except json.JSONDecodeError as error:
         raise LandmarkFileError(path, error.lineno, _EXPECTED, error.msg) from error
     named = {path.stem: content} if isinstance(content, list) else content

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,44 @@ PTS_ORIGIN = 1.0
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not blank, with their numbers from 1."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LandmarkFileError(path, None, "a text file in UTF-8", f"other bytes at {error.start}") from error
+    text = read_text(path, "a text file in UTF-8")
     return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def read_text(path: Path, expected: str) -> str:
+    """A whole file in UTF-8. Raises: LandmarkFileError with the line at which it is none."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise LandmarkFileError(path, line, expected, f"bytes that are not UTF-8 at {error.start}") from error
+
+
+def read_rows(path: Path, expected: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file in UTF-8 that are not empty, each with the number of its last line, one at a time.
+
+    Raises: LandmarkFileError with the line and `expected` for what is no such file.
+    """
+    # Bytes that are not UTF-8 come through as surrogates, so that the line which holds them is known.
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file)
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise LandmarkFileError(path, reader.line_num, expected, f"no CSV ({error})") from error
+            if cells is None:
+                return
+            number = reader.line_num
+            if any(_is_escaped(cell) for cell in cells):
+                raise LandmarkFileError(path, number, f"{expected}, in UTF-8", "bytes that are not UTF-8")
+            if cells:
+                yield number, cells
+
+
+def _is_escaped(text: str) -> bool:
+    return not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def read_pts(path: str | Path) -> Array:

@@ -228,8 +228,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises: ValueError, OSError naming the file.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
             values: Any = _toml().loads(text)
         else:

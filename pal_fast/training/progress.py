@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pal_fast.landmarks.atomic import remove_partial
 from pal_fast.training.config import TrainingConfig, difference
 from pal_fast.training.files import RunFolder, read_state, write_state
 
@@ -45,6 +45,7 @@ def save(
     network: nn.Module,
     optimiser: Any,
     scaler: Any,
+    processes: int,
 ) -> None:
     """Writes the checkpoint, or leaves the one that is there. Raises: OSError naming the file."""
     write_state(
@@ -53,6 +54,7 @@ def save(
             "kind": CHECKPOINT,
             "config": config.to_mapping(),
             "classes": classes,
+            "processes": processes,
             "epoch": progress.epoch,
             "step": progress.step,
             "sums": progress.sums.cpu(),
@@ -65,14 +67,24 @@ def save(
     )
 
 
-def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any) -> Progress:
+def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any, processes: int) -> Progress:
     """Puts everything back to where the checkpoint was written; the beginning, if there is none.
+
+    Warns where another number of processes wrote it: each then has other batch statistics, and sums come in another
+    order.
 
     Raises: ValueError naming a file that is no checkpoint.
     """
     if not folder.checkpoint.exists():
         return Progress()
     state = read_state(folder.checkpoint, CHECKPOINT)
+    before = state.get("processes", processes)
+    if before != processes:
+        warnings.warn(
+            f"{folder.path} was trained in {before} processes until now and goes on in {processes}: its weights will "
+            "not be those of an uninterrupted run",
+            stacklevel=2,
+        )
     network.load_state_dict(state["network"])
     optimiser.load_state_dict(state["optimiser"])
     if scaler is not None and state["scaler"] is not None:
@@ -110,8 +122,7 @@ def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
 
 
 def clean(folder: RunFolder) -> None:
-    """Removes what killed writers left half-written."""
-    for path in (folder.config, folder.environment, folder.checkpoint, folder.history, folder.model):
-        remove_partial(path)
-    for path in (folder.predictions, folder.result):
-        remove_partial(path)
+    """Removes what killed writers left half-written. Not while another process writes to the folder."""
+    for place in (folder.path, folder.gallery):
+        for temporary in place.glob(".*.partial"):
+            temporary.unlink(missing_ok=True)

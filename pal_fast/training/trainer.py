@@ -91,7 +91,9 @@ class _Training:
             # Last: from here on the folder counts as this run's.
             write_json(folder.config, self.config.to_mapping())
         accelerator.wait_for_everyone()
-        self.progress = progress.resume(folder, self.network, self.optimiser, accelerator.scaler)
+        self.progress = progress.resume(
+            folder, self.network, self.optimiser, accelerator.scaler, accelerator.num_processes
+        )
         # Of all processes, so that only one of them may go on from there.
         self.sums = self.progress.sums.to(accelerator.device) * accelerator.is_main_process
 
@@ -311,6 +313,7 @@ class _Training:
                 self.network,
                 self.optimiser,
                 self.accelerator.scaler,
+                self.accelerator.num_processes,
             )
         else:
             self.sums.zero_()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pal_fast import cli
+from pal_fast.data import open_dataset
 from pal_fast.faces import make_faces
 from pal_fast.landmarks import (
     FORMATS,
@@ -60,6 +61,57 @@ def test_a_malformed_line_of_a_list_is_named(tmp_path: Path, row: str, expected:
     with pytest.raises(LandmarkFileError, match=expected) as failure:
         read_landmarks(file)
     assert str(failure.value).startswith(f"{file}, line 3: expected ")
+
+
+def _row(name: str) -> str:
+    return f"{name},1,2,3,4,{';'.join(['1.5'] * 136)},3,0.1,0.2"
+
+
+@pytest.mark.parametrize("which", ["affectnet", "ferplus folders", "ferplus one list"])
+@pytest.mark.parametrize(
+    ("broken", "line", "found"),
+    [
+        (b'"never closed\n' + b"x" * 200_000, None, r"no CSV \(field larger"),
+        ("Müller.jpg,0,1\n".encode("latin-1"), 3, "bytes that are not UTF-8"),
+    ],
+)
+def test_what_is_no_csv_in_utf_8_is_named_with_its_line(
+    tmp_path: Path, which: str, broken: bytes, line: int | None, found: str
+) -> None:
+    good = {
+        "affectnet": [_row("a.jpg"), _row("b.jpg")],
+        "ferplus folders": ["a.jpg,9,0,0,0,0,0,0,0,0,1", "b.jpg,9,0,0,0,0,0,0,0,0,1"],
+        "ferplus one list": [f"Training,{name}.jpg,9,0,0,0,0,0,0,0,0,1" for name in "ab"],
+    }[which]
+    path = tmp_path / {"affectnet": "training.csv", "ferplus folders": "FER2013Train/label.csv"}.get(
+        which, "fer2013new.csv"
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes("\n".join([*good, ""]).encode() + broken)
+    place = rf"{path.name}, line {line or '[34]'}: expected .*, found {found}"
+    with pytest.raises(LandmarkFileError, match=place):
+        open_dataset(which.split()[0], tmp_path, "train", landmarks=False)
+    if which == "affectnet":
+        with pytest.raises(LandmarkFileError, match=place):
+            read_landmark_set(path)
+
+
+def test_names_in_utf_8_are_read_from_a_list(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("\n".join([_row("Müller/ä.jpg"), "", _row("b.jpg")]), encoding="utf-8-sig")
+    assert [(row.name, row.line) for row in read_csv(tmp_path / "l.csv")] == [("Müller/ä.jpg", 1), ("b.jpg", 3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b'{"a.jpg": null,\n"\xff.jpg": null}', r"m\.json, line 2: .*found bytes that are not UTF-8"),
+        (b"[" * 100_000, r"m\.json.*: expected 468 or 478 points"),
+    ],
+)
+def test_a_mesh_that_is_no_json_in_utf_8_is_named(tmp_path: Path, content: bytes, place: str) -> None:
+    (tmp_path / "m.json").write_bytes(content)
+    with pytest.raises(LandmarkFileError, match=place):
+        read_landmark_set(tmp_path / "m.json", image_size=100)
 
 
 def test_an_image_twice_in_a_list_is_refused(tmp_path: Path) -> None:

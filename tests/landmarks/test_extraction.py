@@ -213,6 +213,51 @@ def test_shards_divide_the_images_and_merge_joins_them(
     check(output, all_names())
 
 
+def test_merge_keeps_how_the_landmarks_were_made_and_refuses_a_mix(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "m.npz"
+    files = [str(shard_path(output, (number, 2))) for number in (1, 2)]
+    extract(folder, output, Numbers(), shard=(1, 2), settings={"boxes": "full", "flip": True})
+    extract(folder, output, Numbers(), shard=(2, 2), settings={"boxes": "detect", "flip": True})
+    assert cli.main(["merge", *files, "-o", str(output)]) == 2
+    said = capsys.readouterr().err
+    assert "made in the same way" in said
+    assert all(f'"boxes": "{boxes}"' in said for boxes in ("full", "detect"))
+    assert not output.exists()
+    Path(files[1]).unlink()
+    extract(folder, output, Numbers(), shard=(2, 2), settings={"boxes": "full", "flip": True})
+    assert cli.main(["merge", *files, "-o", str(output)]) == 0
+    check(output, all_names())
+    # The whole is refused to other settings, and taken as done by the same.
+    with pytest.raises(ValueError, match=r'made with {"boxes": "full", "flip": true}, not'):
+        extract(folder, output, Numbers(), settings={"boxes": "detect", "flip": True})
+    assert extract(folder, output, Numbers(), settings={"boxes": "full", "flip": True}).resumed == COUNT
+
+
+def test_a_refusal_or_an_end_before_the_first_batch_leaves_no_folder_of_parts(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.npz"
+    with pytest.raises(KeyboardInterrupt):
+        extract(folder, output, Numbers(0, KeyboardInterrupt()))
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    extract(folder, output, Numbers(), settings={"boxes": "full"})
+    with pytest.raises(ValueError, match="made with"):
+        extract(folder, output, Numbers(), settings={"boxes": "detect"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "m.npz"]
+
+
+def test_a_terminal_sees_a_progress_bar_and_counts_what_was_done_before(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        extract(folder, tmp_path / "m.npz", Numbers(1, KeyboardInterrupt()), batch=4, progress=False)
+    assert capsys.readouterr().err == ""
+    extract(folder, tmp_path / "m.npz", Numbers(), batch=4, progress=True)
+    shown = capsys.readouterr().err.split("\r")
+    assert f"4/{COUNT}" in shown[1]
+    assert f"{COUNT}/{COUNT}" in shown[-1]
+
+
 def test_two_processes_cannot_write_the_same_output(folder: Path, tmp_path: Path) -> None:
     def second(*given: object) -> tuple[Tensor, Tensor]:
         with pytest.raises(RuntimeError, match="another process is extracting"):

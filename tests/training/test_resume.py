@@ -20,6 +20,7 @@ from support.small_training import SMALL, command, environment, quiet, same, wei
 
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.files import RunFolder, read_state, write_state
+from pal_fast.training.saved import evaluate
 
 #: Dies when half of its n-th checkpoint is written.
 DIES_WRITING = """
@@ -96,6 +97,24 @@ def test_killed_twice_once_while_it_wrote_a_checkpoint(tmp_path):
     assert not list(killed.rglob("*.partial"))
 
 
+def test_another_number_of_processes_is_told(tmp_path):
+    config = TrainingConfig(**SMALL | {"gallery": 0}, weight=0)
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", say=stop)
+    checkpoint = RunFolder(tmp_path / "run").checkpoint
+    state = read_state(checkpoint, "checkpoint")
+    assert state["processes"] == 1
+    write_state(checkpoint, state | {"processes": 4})
+    with pytest.warns(UserWarning, match="was trained in 4 processes until now and goes on in 1"):
+        train(config, tmp_path / "run", say=quiet)
+    assert read_state(checkpoint, "checkpoint")["processes"] == 1
+
+
 def test_two_processes_killed_and_resumed(tmp_path):
     write_rafdb(tmp_path / "faces", 48, 14)
     data = {"data": "rafdb", "root": str(tmp_path / "faces")}
@@ -111,6 +130,14 @@ def test_two_processes_killed_and_resumed(tmp_path):
     assert json.loads(RunFolder(whole).environment.read_text())["processes"] == 2
     assert same(weights(killed), weights(whole))
     assert history(killed) == history(whole)
+
+    # Evaluated in one process, the run of two has the figures of its result.json.
+    result = json.loads(RunFolder(whole).result.read_text())
+    found = evaluate(whole, workers=0, device="cpu", alignment=True, say=quiet).to_mapping()
+    assert found["cross_entropy"] == pytest.approx(result["cross_entropy"])
+    assert found["alignment"]["body"] == pytest.approx(result["alignment"]["body"])
+    for name in ("images", "confusion", "undefined"):
+        assert found[name] == result[name]
 
     # The same config in one process sees the same images in the same order, with the batch statistics of the whole
     # batch in both: the loss is the same but for rounding.

@@ -71,6 +71,18 @@ def test_onnx_gives_the_same_logits(runs, tmp_path):
     assert (tmp_path / "model.onnx").stat().st_size > 100_000
 
 
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_an_export_that_answers_with_nan_is_refused(runs, tmp_path, monkeypatch, format):
+    if format == "onnx":
+        pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
+    answer = torch.full((3, 7), torch.nan)
+    monkeypatch.setattr(f"pal_fast.training.exporting._run_{format}", lambda content, images: answer)
+    with pytest.raises(RuntimeError, match="logits differ by nan"):
+        export(runs / "pal", tmp_path / "model", format=format)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_onnx_the_extra_is_named(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pal_fast\[onnx\]"):

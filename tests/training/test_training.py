@@ -153,6 +153,19 @@ def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_what_a_kill_left_half_written_is_swept_when_the_run_goes_on(tmp_path):
+    config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 2})
+    folder = RunFolder(tmp_path / "run")
+    train(config, folder.path, say=quiet)
+    folder.result.unlink()
+    left = [folder.path / ".model.pt.abc.partial", folder.gallery / ".epoch_0001.npz.abc.partial"]
+    for path in left:
+        path.touch()
+    train(config, folder.path, say=quiet)
+    assert not list(folder.path.rglob("*.partial"))
+    assert folder.result.exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     config = TrainingConfig(**SMALL | {"learning_rate": 1e30, "power": 0.0}, weight=0, checkpoint_every=1)
     with pytest.raises(RuntimeError, match="not finite in epoch 1 by step"):
