@@ -27,6 +27,9 @@ BoxFinder = Callable[[str, Path, Tensor], FaceBox | None]
 
 _LANDMARKS: Final = 68
 
+#: Pixels that the detector sees at a time: its first layers hold 256 bytes of each, several times.
+_DETECTED_PIXELS: Final = 1 << 22
+
 
 class FaceAligner:
     """Finds 68 landmarks, one face for each image.
@@ -53,7 +56,9 @@ class FaceAligner:
         _checks.choice("detector", detector, DETECTORS)
         # The detector "folder" has no network, so that none needs to be there where none is needed.
         self._package = _load(device, detector if find_box is None else "folder") if package is None else package
-        self._find_box = find_box or self._detect
+        self._find_box = find_box
+        # The other detectors answer to a batch image by image, or in coordinates of an image that was made smaller.
+        self._in_batches = detector == "sfd"
         self._reference = float(self._package.face_detector.reference_scale)
         self._device = torch.device(device)
         self._flip = flip
@@ -67,7 +72,10 @@ class FaceAligner:
         """
         points = torch.full((len(images), _LANDMARKS, 2), torch.nan)
         scores = torch.full((len(images), _LANDMARKS), torch.nan)
-        boxes = [self._find_box(*given) for given in zip(names, files, images, strict=True)]
+        if self._find_box is None:
+            boxes = self._detect(images)
+        else:
+            boxes = [self._find_box(*given) for given in zip(names, files, images, strict=True)]
         rows = [row for row, box in enumerate(boxes) if box is not None]
         if rows:
             windows = [window_of(box, self._reference) for box in boxes if box is not None]
@@ -89,12 +97,37 @@ class FaceAligner:
             heatmaps = (heatmaps + mirrored[:, list(MIRROR[_LANDMARKS])].flip(-1)) / 2
         return heatmaps
 
-    def _detect(self, name: str, file: Path, image: Tensor) -> FaceBox | None:
-        pixels = image.permute(1, 2, 0).contiguous().numpy()
-        found = self._package.face_detector.detect_from_image(pixels)
-        boxes = [tuple(float(value) for value in box[:4]) for box in found]
-        largest = max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
-        return None if largest is None else (largest[0], largest[1], largest[2], largest[3])
+    def _detect(self, images: Sequence[Tensor]) -> list[FaceBox | None]:
+        """The largest face in each image; images of one size are looked at together."""
+        detector = self._package.face_detector
+        boxes: list[FaceBox | None] = [None] * len(images)
+        for rows in self._groups(images):
+            if len(rows) > 1:
+                found = detector.detect_from_batch(torch.stack([images[row] for row in rows]))
+            else:
+                found = [detector.detect_from_image(images[rows[0]].permute(1, 2, 0).contiguous().numpy())]
+            for row, faces in zip(rows, found, strict=True):
+                boxes[row] = _largest(faces)
+        return boxes
+
+    def _groups(self, images: Sequence[Tensor]) -> list[list[int]]:
+        """The rows of images that go through the detector together."""
+        if not self._in_batches:
+            return [[row] for row in range(len(images))]
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for row, image in enumerate(images):
+            sizes.setdefault(tuple(image.shape), []).append(row)
+        groups = []
+        for (_, height, width), rows in sizes.items():
+            count = max(1, _DETECTED_PIXELS // (height * width))
+            groups += [rows[start : start + count] for start in range(0, len(rows), count)]
+        return groups
+
+
+def _largest(faces: Sequence[Any]) -> FaceBox | None:
+    boxes = [tuple(float(value) for value in box[:4]) for box in faces]
+    largest = max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
+    return None if largest is None else (largest[0], largest[1], largest[2], largest[3])
 
 
 def _load(device: str, detector: str) -> Any:

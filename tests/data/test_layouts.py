@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -54,6 +56,7 @@ def test_images_and_labels_are_those_of_the_layout(layout: str, trees: dict[str,
         assert expressions(dataset) == dict(zip(written.names[rows], written.expressions[rows], strict=True))
         assert len(dataset) == len(written.names[rows])
         sample = dataset[3]
+        assert set(sample) == {"image", "label", "landmarks", "index"}, "no heatmap is made on the loader"
         assert sample["label"] == int(dataset.labels[3])
         assert sample["index"] == 3
         assert sample["image"].shape[0] == 3
@@ -140,11 +143,26 @@ def test_affectnet_crops_by_the_box_and_its_margin(trees: dict[str, Written]) ->
 
 
 @pytest.mark.parametrize("layout", ["affectnet-small", "affectnet-full"])
-def test_affectnet_has_eight_classes_or_seven(layout: str, trees: dict[str, Written]) -> None:
-    root = trees[layout].root
-    eight, seven = open_dataset("affectnet", root, "train"), open_dataset("affectnet", root, "train", classes=7)
-    assert eight.classes == (*seven.classes, "contempt")
-    assert len(seven) == len(eight), "no drawn face shows contempt"
+def test_affectnet_has_eight_classes_or_seven_which_leave_contempt_out(layout: str, tmp_path: Path) -> None:
+    written = WRITERS[layout][1](tmp_path, TRAIN, TEST, seed=5)
+    despised = {written.names[row] for row in (2, 5, 6)}
+    if layout == "affectnet-small":
+        for row in (2, 5, 6):
+            np.save(tmp_path / "train_set" / "annotations" / f"{row}_exp.npy", np.array("7"))
+    else:
+        with open(tmp_path / "training.csv", newline="") as file:
+            rows = list(csv.reader(file))
+        for cells in rows:
+            cells[6] = "7" if cells[0] in despised else cells[6]
+        drawn_datasets.write_csv(tmp_path / "training.csv", rows)
+    eight, seven = (open_dataset("affectnet", tmp_path, "train", classes=count) for count in (8, 7))
+    assert eight.classes == (*seven.classes, "contempt") == open_dataset("affectnet", tmp_path, "train").classes
+    assert {name for name, shown in expressions(eight).items() if shown == "contempt"} == despised
+    assert expressions(seven) == {name: of for name, of in expressions(eight).items() if name not in despised}
+    assert int(seven.labels.max()) <= 6
+    kept = [row for row, name in enumerate(eight.names) if name not in despised]
+    assert torch.equal(seven.landmarks, eight.landmarks[kept])
+    assert torch.equal(seven[1]["image"], eight[kept[1]]["image"])
 
 
 def test_classes_are_chosen_by_name_and_numbered_in_that_order(trees: dict[str, Written]) -> None:
@@ -184,6 +202,7 @@ def test_a_loader_with_workers_batches_it(trees: dict[str, Written]) -> None:
     dataset = pickle.loads(pickle.dumps(dataset))  # as workers that are not forked receive it
     loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=1)
     batches: list[dict[str, Any]] = list(loader)
+    assert set(batches[0]) == {"image", "label", "landmarks", "index"}
     assert batches[0]["image"].shape == (8, 3, 64, 64)
     assert batches[0]["landmarks"].shape == (8, 37, 2)
     assert type(batches[0]["landmarks"]) is Tensor

@@ -158,6 +158,32 @@ def test_the_real_detector_gives_the_window(weights: Path, faces: Path, tmp_path
     assert box[2] - box[0] == pytest.approx(64, abs=1)
 
 
+def test_images_of_one_size_are_detected_together_as_one_by_one(weights: Path, generator: torch.Generator) -> None:
+    from face_alignment.detection.sfd.net_s3fd import s3fd
+
+    torch.manual_seed(int(generator.initial_seed()) % 2**31)
+    network = s3fd()
+    # Some anchors are sure to be faces, and most are not.
+    network.conv4_3_norm_mbox_conf.weight.data *= 100 / network.conv4_3_norm.weight.data.mean()
+    network.conv4_3_norm_mbox_conf.bias.data[1] -= 0.5
+    torch.save(network.state_dict(), weights / "checkpoints" / "s3fd-619a316812.pth")
+    aligner = FaceAligner(flip=False)
+    images = [
+        torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+        for size in [(SIZE, SIZE), (64, 80), (SIZE, SIZE), (64, 80), (SIZE, SIZE), (40, 40)]
+    ]
+    seen: list[int] = []
+    detect = aligner._package.face_detector.detect_from_batch
+    aligner._package.face_detector.detect_from_batch = lambda batch: seen.append(len(batch)) or detect(batch)
+    together = aligner._detect(images)
+    assert sorted(seen) == [2, 3]
+    alone = [aligner._detect([image])[0] for image in images]
+    assert sorted(seen) == [2, 3]
+    assert any(box is not None for box in alone)
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-2)
+
+
 def test_missing_weights_say_which_file_to_put_where(
     hub: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

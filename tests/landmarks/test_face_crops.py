@@ -113,6 +113,11 @@ class StubDetector:
         assert image.shape[2] == 3
         return self.boxes.pop(0)
 
+    def detect_from_batch(self, images: Tensor) -> Any:
+        assert images.dtype == torch.uint8
+        assert images.shape[1] == 3
+        return [self.boxes.pop(0) for _ in images]
+
 
 def stub(heatmaps: list[Tensor], boxes: list[Any] | None = None) -> SimpleNamespace:
     return SimpleNamespace(face_alignment_net=StubNetwork(heatmaps), face_detector=StubDetector(boxes or []))

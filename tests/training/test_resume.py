@@ -115,6 +115,16 @@ def test_another_number_of_processes_is_told(tmp_path):
     assert read_state(checkpoint, "checkpoint")["processes"] == 1
 
 
+def test_accelerate_launch_gives_the_same_weights(tmp_path):
+    config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 0}, weight=1)
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1")
+    words = command(config, tmp_path / "launched", *launch, "--mixed_precision", "no", "-m", "pal_fast")
+    done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    train(config, tmp_path / "here", say=quiet)
+    assert same(weights(tmp_path / "launched"), weights(tmp_path / "here"))
+
+
 def test_two_processes_killed_and_resumed(tmp_path):
     write_rafdb(tmp_path / "faces", 48, 14)
     data = {"data": "rafdb", "root": str(tmp_path / "faces")}

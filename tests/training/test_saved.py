@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -64,11 +65,41 @@ def test_the_exported_program_is_the_plain_network(runs, plain_network, tmp_path
         torch.testing.assert_close(program.module()(images), plain_network(images), rtol=1e-5, atol=1e-5)
 
 
-def test_onnx_gives_the_same_logits(runs, tmp_path):
+def folded(network):
+    """The network's tensors, and its convolutions' weights and biases with the batch norms after them folded in."""
+    from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+    found = list(network.state_dict().values())
+    modules = list(network.modules())
+    for conv, norm in itertools.pairwise(modules):
+        if isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+            found += fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+    return found
+
+
+def test_onnx_is_the_plain_network_and_gives_the_same_logits(runs, plain_network, tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
     assert export(runs / "pal", tmp_path / "model.onnx", format="onnx")["difference"] < 1e-4
-    assert (tmp_path / "model.onnx").stat().st_size > 100_000
+    import onnx
+
+    model = onnx.load(tmp_path / "model.onnx")
+    assert [given.name for given in model.graph.input] == ["images"]
+    assert [made.name for made in model.graph.output] == ["logits"]
+    assert {opset.domain for opset in model.opset_import} <= {"", "ai.onnx"}
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert not model.functions
+    plain_network.load_state_dict(read_state(RunFolder(runs / "pal").model, "model")["network"])
+    stored = [torch.from_numpy(onnx.numpy_helper.to_array(one).copy()) for one in model.graph.initializer]
+    state = folded(plain_network)
+    for value in stored:
+        if value.is_floating_point() and value.ndim:
+            near = [own for own in state if own.shape == value.shape and torch.allclose(own, value, atol=1e-6)]
+            assert near, f"a tensor {tuple(value.shape)} that is none of the network's"
+    for name in ("head.5.weight", "head.5.bias"):
+        assert any(torch.equal(plain_network.state_dict()[name], value) for value in stored)
 
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])

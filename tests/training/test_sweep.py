@@ -111,6 +111,19 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert sweep(BASE, PLAN, tmp_path, say=quiet) == text
 
 
+def test_the_command_runs_and_prints_the_table(tmp_path, capsys):
+    base = {name: BASE.to_mapping()[name] for name in SMALL}
+    words = [word for name, value in base.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    varied = ["--attribution", "grad", "--channels", "mean", "--weight", "0.5", "--seeds", "0", "1"]
+    assert cli.main(["sweep", "--output", str(tmp_path), *words, *varied]) == 0
+    printed = capsys.readouterr().out
+    assert "run 4 of 4: body-grad-mean-w0.5-seed1" in printed
+    assert (tmp_path / "table.md").read_text() in printed
+    assert "4 of 4 runs are complete" in printed
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
 def test_a_run_that_diverges_does_not_stop_the_others(tmp_path):
     base = TrainingConfig(**BASE.to_mapping() | {"learning_rate": 1e30, "power": 0.0})
     lines: list[str] = []

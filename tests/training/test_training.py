@@ -134,6 +134,33 @@ def test_bfloat16_and_the_other_options_of_the_loss_train(tmp_path):
     assert result["images"] == 28
 
 
+@pytest.mark.parametrize("model", ["resnet18", "timm:resnet10t"])
+def test_the_libraries_networks_train_at_their_default_layer(model, tmp_path):
+    pytest.importorskip("timm")
+    options = SMALL | {"model": model, "epochs": 1, "limit": 16, "batch": 8, "gallery": 2, "pretrained": "no"}
+    result = train(TrainingConfig(**options, weight=1, channels="half"), tmp_path / "run", say=quiet)
+    assert result["layer"] == ["layer3"]
+    assert result["images"] == 16
+    assert result["alignment"]["layer3"]["pearson"] is not None
+    (entry,) = json.loads(RunFolder(tmp_path / "run").history.read_text())
+    assert 0 < abs(entry["train"]["pal"]) <= 1
+    before = build_network(model, 7, 32).state_dict()
+    after = weights(tmp_path / "run")
+    assert after.keys() == before.keys()
+    assert all(value.isfinite().all() for value in after.values() if value.is_floating_point())
+
+
+def test_a_terminal_sees_a_bar_for_each_epoch(tmp_path, monkeypatch, capsys):
+    config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 0}, weight=0)
+    train(config, tmp_path / "piped", say=quiet)
+    assert "epoch 1/1" not in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(config, tmp_path / "watched", say=quiet)
+    shown = capsys.readouterr().err
+    assert "epoch 1/1" in shown
+    assert "4/4" in shown
+
+
 def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
     for options, said in (
         ({"batch": 96}, "batch=96 is more than the 64 training images"),
