@@ -26,6 +26,9 @@ COLOURS = {
 }  # fmt: skip
 
 
+WHISKERS = ", whiskers and bands from p20 to p80"
+
+
 def draw(path: Path) -> list[Path]:
     """The pictures of one CSV, beside it."""
     records = [record for record in results_csv.read(path) if record["p50_ms"]]
@@ -40,7 +43,8 @@ def draw(path: Path) -> list[Path]:
     written = []
     for name, picture in PICTURES[subject].items():
         figure = picture(plt, records)
-        figure.supxlabel(caption(records[0]), fontsize=7, color="#555555", x=0.01, ha="left")
+        whiskers = "" if name == "_roofline" else WHISKERS
+        figure.supxlabel(caption(records[0]) + whiskers, fontsize=7, color="#555555", x=0.01, ha="left")
         target = path.with_name(f"{path.stem}{name}.png")
         figure.savefig(target, dpi=130, metadata={"Software": None})
         plt.close(figure)
@@ -52,8 +56,18 @@ def caption(record: Record) -> str:
     driver = f", driver {record['driver']}" if record["driver"] else ""
     return (
         f"{record['device']}{driver}, {record['threads']} threads, PyTorch {record['torch']}, "
-        f"pal_fast {record['pal_fast']}; medians, whiskers from p20 to p80"
+        f"pal_fast {record['pal_fast']}; medians"
     )
+
+
+def plain_numbers(axis: Any) -> None:
+    """A logarithmic axis whose ticks read 0.5, 1, 2 and not powers of ten, as many as there is room for."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def peers_of(records: Sequence[Record]) -> list[str]:
@@ -64,9 +78,10 @@ def case_of(record: Record) -> str:
     return f"({record['B']}, {record['C']}, {record['H']}, {record['W']})\n{record['dtype']} {record['layout']}"
 
 
-def bars(axes: Any, records: Sequence[Record], label: Callable[[Record], str]) -> None:
-    """A group of horizontal bars for each case, a bar for each peer."""
-    groups, names = list(dict.fromkeys(map(label, records))), peers_of(records)
+def bars(axes: Any, records: Sequence[Record], label: Callable[[Record], str], among: Sequence[Record] = ()) -> None:
+    """A group of horizontal bars for each case, a bar for each peer, as all panels have them (`among`)."""
+    among = among or records
+    groups, names = list(dict.fromkeys(map(label, among))), peers_of(among)
     height = 0.8 / len(names)
     for index, name in enumerate(names):
         mine = [record for record in records if record["peer"] == name]
@@ -74,10 +89,14 @@ def bars(axes: Any, records: Sequence[Record], label: Callable[[Record], str]) -
         p20, p50, p80 = ([float(record[column]) for record in mine] for column in ("p20_ms", "p50_ms", "p80_ms"))
         whiskers = [[m - lo for m, lo in zip(p50, p20, strict=True)], [hi - m for m, hi in zip(p50, p80, strict=True)]]
         axes.barh(at, p50, height, xerr=whiskers, color=COLOURS.get(name), label=name, error_kw={"lw": 0.8})
+        known = {label(record) for record in mine}
+        for index_of_group in (i for i, group in enumerate(groups) if group not in known):
+            at_missing = index_of_group + (index - (len(names) - 1) / 2) * height
+            axes.text(0.01, at_missing, "no figure", transform=axes.get_yaxis_transform(), va="center", fontsize=6.5,
+                      color="#555555")  # fmt: skip
     axes.set_yticks(range(len(groups)), groups, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("milliseconds (log)")
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_xlabel("milliseconds")
     axes.grid(axis="x", which="both", alpha=0.25)
     axes.set_axisbelow(True)
 
@@ -88,6 +107,9 @@ def loss_bars(plt: Any, records: Sequence[Record]) -> Any:
     groups = list(dict.fromkeys(map(case_of, both)))
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.75 * len(groups)), layout="constrained")
     bars(axes, both, case_of)
+    axes.set_xscale("log")
+    plain_numbers(axes.xaxis)
+    axes.set_xlabel("milliseconds (log)")
     for index, group in enumerate(groups):
         record = next(record for record in both if case_of(record) == group)
         floor = float(record["gb_s"]) * float(record["p50_ms"]) / float(record["machine_gb_s"])
@@ -107,7 +129,11 @@ def roofline(plt: Any, records: Sequence[Record]) -> Any:
     peak = float(both[0]["matmul_gflop_s"])
     xs = [0.05, peak / bandwidth, 1000]
     axes.plot(xs, [min(peak, x * bandwidth) for x in xs], "k-", lw=1.5)
-    axes.annotate(f"copy {bandwidth:,.1f} GB/s", (0.055, 0.13 * bandwidth), fontsize=8)
+    axes.annotate(
+        f"copy {bandwidth:,.1f} GB/s",
+        *((0.06, 0.06 * bandwidth), (0, 7), "data", "offset points"),
+        fontsize=8, rotation_mode="anchor", rotation=45, transform_rotates_text=True,
+    )  # fmt: skip
     axes.annotate(f"float32 matrix product {peak:,.0f} GFLOP/s", (peak / bandwidth * 1.3, peak * 1.15), fontsize=8)
     for name in peers_of(both):
         mine = [record for record in both if record["peer"] == name]
@@ -115,6 +141,7 @@ def roofline(plt: Any, records: Sequence[Record]) -> Any:
         intensities = [rate / float(record["gb_s"]) for rate, record in zip(rates, mine, strict=True)]
         axes.scatter(intensities, rates, s=28, color=COLOURS.get(name), label=name, zorder=3)
     axes.set(xscale="log", yscale="log", xlabel="operations a byte that must move", ylabel="GFLOP/s")
+    plain_numbers(axes.xaxis), plain_numbers(axes.yaxis)
     axes.set_title("Roofline of the loss, forward plus backward")
     axes.grid(which="both", alpha=0.2)
     axes.legend(fontsize=8, loc="lower right")
@@ -129,7 +156,8 @@ def curve(axes: Any, records: Sequence[Record], column: str) -> None:
         p20, p50, p80 = ([float(record[key]) for record in mine] for key in ("p20_ms", "p50_ms", "p80_ms"))
         axes.plot(x, p50, "o-", ms=3.5, lw=1.2, color=COLOURS.get(name), label=name)
         axes.fill_between(x, p20, p80, color=COLOURS.get(name), alpha=0.15, lw=0)
-    axes.set(xscale="log", yscale="log", ylabel="milliseconds")
+    axes.set(xscale="log", yscale="log")
+    plain_numbers(axes.xaxis), plain_numbers(axes.yaxis)
     axes.grid(which="both", alpha=0.2)
 
 
@@ -159,7 +187,8 @@ def heatmap_growth(plt: Any, records: Sequence[Record]) -> Any:
         axes.plot(list(medians), [sum(ys) / len(ys) for ys in medians.values()], "r--", lw=1, label="floor: one write")
         axes.set(xlabel=column if column != "H" else "H = W", title=title)
         axes.title.set_fontsize(9)
-    panels[0].legend(fontsize=7)
+    panels[0].set_ylabel("milliseconds")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.suptitle("Heatmaps of landmarks, forward")
     return figure
 
@@ -173,9 +202,9 @@ def attribution_bars(plt: Any, records: Sequence[Record]) -> Any:
     ):
         mine = [record for record in shown if record["mode"] == mode]
         if mine:
-            bars(axes, mine, lambda r: f"batch {r['B']}, {r['image']}²")
+            bars(axes, mine, lambda r: f"batch {r['B']}, {r['image']}²", shown)
         axes.set_title(title, fontsize=10)
-    panels[0].legend(fontsize=7, loc="upper left", bbox_to_anchor=(2.05, 1))
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.suptitle(f"Attribution of {records[0]['model']} {records[0]['layer']}")
     return figure
 
@@ -194,7 +223,9 @@ def growth_curves(plt: Any, records: Sequence[Record]) -> Any:
             axes.plot(xs, [line.fixed_ms + line.slope_ms * x for x in xs], ":", lw=1, color=COLOURS.get(line.peer))
             if min(sizes) < line.turning_point < max(sizes):
                 axes.plot(line.turning_point, 2 * line.fixed_ms, "v", ms=8, mfc="none", color=COLOURS.get(line.peer))
-        axes.set(xlabel={"B": "batch", "C": "channels", "HW": "cells, H W", "K": "landmarks"}[axis])
+        axes.set(
+            ylabel="milliseconds", xlabel={"B": "batch", "C": "channels", "HW": "cells, H W", "K": "landmarks"}[axis]
+        )
     panels[0, 0].legend(fontsize=8)
     figure.suptitle("Growth of the loss, forward plus backward (dotted: fit; triangle: work equals the cost of calls)")
     return figure
