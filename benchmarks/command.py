@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -16,9 +17,13 @@ from .options import DIRECTORY, add_options
 ROUNDS = {"cpu": 15, "cuda": 50}
 
 
-def main_of(
-    name: str, run: Callable[[argparse.Namespace], int], description: str | None
-) -> Callable[[Sequence[str] | None], int]:
+class Main(Protocol):
+    """A subject's command; without arguments it takes the process's."""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
+
+
+def main_of(name: str, run: Callable[[argparse.Namespace], int], description: str | None) -> Main:
     """`main(arguments)` of a subject."""
 
     def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,11 +88,11 @@ def print_rows(case: object, rows: Sequence[Row]) -> None:
             shown = row.peer
             continue
         p20, p50, p80 = row.milliseconds
-        rate = "" if row.rate is None else f"{row.rate / 1e9:.1f}"
+        gb_s = "" if row.rate is None else f"{row.rate / 1e9:.1f}"
         share = "" if row.share is None else f"{row.share:.0%}"
         peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
         print(
-            f"  {name:28}{row.mode:10}{p20:9.3f}{p50:9.3f}{p80:9.3f}{row.ratio or 0:7.1f}x{rate:>8}{share:>8}{peak:>9}"
+            f"  {name:28}{row.mode:10}{p20:9.3f}{p50:9.3f}{p80:9.3f}{row.ratio or 0:7.1f}x{gb_s:>8}{share:>8}{peak:>9}"
             f"  {row.note}"
         )
         shown = row.peer

@@ -60,14 +60,15 @@ def caption(record: Record) -> str:
     )
 
 
-def plain_numbers(axis: Any) -> None:
-    """A logarithmic axis whose ticks read 0.5, 1, 2 and not powers of ten, as many as there is room for."""
+def plain_numbers(*axes: Any) -> None:
+    """Logarithmic axes whose ticks read 0.5, 1, 2 and not powers of ten, as many as there is room for."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def peers_of(records: Sequence[Record]) -> list[str]:
@@ -141,7 +142,7 @@ def roofline(plt: Any, records: Sequence[Record]) -> Any:
         intensities = [rate / float(record["gb_s"]) for rate, record in zip(rates, mine, strict=True)]
         axes.scatter(intensities, rates, s=28, color=COLOURS.get(name), label=name, zorder=3)
     axes.set(xscale="log", yscale="log", xlabel="operations a byte that must move", ylabel="GFLOP/s")
-    plain_numbers(axes.xaxis), plain_numbers(axes.yaxis)
+    plain_numbers(axes.xaxis, axes.yaxis)
     axes.set_title("Roofline of the loss, forward plus backward")
     axes.grid(which="both", alpha=0.2)
     axes.legend(fontsize=8, loc="lower right")
@@ -157,7 +158,7 @@ def curve(axes: Any, records: Sequence[Record], column: str) -> None:
         axes.plot(x, p50, "o-", ms=3.5, lw=1.2, color=COLOURS.get(name), label=name)
         axes.fill_between(x, p20, p80, color=COLOURS.get(name), alpha=0.15, lw=0)
     axes.set(xscale="log", yscale="log")
-    plain_numbers(axes.xaxis), plain_numbers(axes.yaxis)
+    plain_numbers(axes.xaxis, axes.yaxis)
     axes.grid(which="both", alpha=0.2)
 
 

@@ -6,6 +6,7 @@ Prints one JSON object a line, with the claim and whether it holds; status 1 if 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -101,11 +102,7 @@ def launches(device: torch.device) -> Iterator[Finding]:
         yield Finding(f"{backend}, {channels}, from {prior}: the host never waits", not waited, waited)
         forward, loss = kernels_of(one.loss)
         upstream = torch.ones_like(loss)
-        backward, _ = kernels_of(
-            lambda loss=loss, upstream=upstream, one=one: torch.autograd.grad(
-                loss, (one.activation, one.gradient), upstream
-            )
-        )
+        backward, _ = kernels_of(functools.partial(torch.autograd.grad, loss, (one.activation, one.gradient), upstream))
         for mode, names in (("forward", forward), ("backward", backward)):
             yield Finding(f"{backend}, {channels}, from {prior}: one launch {mode}", len(names) == 1, "; ".join(names))
 

@@ -28,10 +28,11 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 def read_report(text: str) -> Iterator[tuple[str, str, int, int, int, int]]:
     """The rows of one report of `ptxas -v`, kernels by their mangled names; shared memory is the static one."""
-    entry, spills = None, None
+    entry: tuple[str, str] | None = None
+    spills: tuple[int, int] | None = None
     for line in text.splitlines():
         if found := _ENTRY.search(line):
-            entry, spills = found.groups(), None
+            entry, spills = (found[1], found[2]), None
         elif found := _SPILLS.search(line):
             spills = int(found[1]), int(found[2])
         elif (found := _USED.search(line)) and entry and spills:
