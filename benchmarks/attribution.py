@@ -154,8 +154,9 @@ SUBJECT = Subject(
     ],
     cases=cases,
     judge=judge,
-    # Rounding is amplified on its way through the network, twice.
-    bound=lambda case: 1e-3,
+    # Rounding is amplified on its way through the network, twice, and now and then turns a ReLU or a maximum over:
+    # autograd by hand is 3e-3 from float64 at 224 x 224. Another formula would be off by 0.1 and more.
+    bound=lambda case: 1e-2,
 )
 
 

@@ -143,8 +143,9 @@ SUBJECT = Subject(
             judge=face_alignment_judge,
             note="NumPy, cut at 3 sigma",
         ),
-        Peer("einsum", einsum),
-        Peer("compiled einsum", compiled),
+        # Coordinates and exponents in float32 as they come: the same function, 2e-5 from it in the gradient.
+        Peer("einsum", einsum, bound=1e-4),
+        Peer("compiled einsum", compiled, bound=1e-4),
         Peer("cpu", ours("cpu")),
         Peer("triton", ours("triton")),
         Peer("cuda", ours("cuda")),

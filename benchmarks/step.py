@@ -109,6 +109,7 @@ class Row:
 
 
 def measure_case(case: Case, device: torch.device, variants: Sequence[str], rounds: int) -> list[Row]:
+    torch._dynamo.reset()  # every step is compiled anew, and the compiler stops after eight of the same function
     one_plus_h = 1 + head_share(case)
     rows = {name: Row(case, name, one_plus_h) for name in variants}
     steps: dict[str, Step] = {}

@@ -127,7 +127,7 @@ def landmarks(given: Any, batch: int | None = None) -> None:
         raise TypeError(f"landmarks must be a tensor of shape (B, K, 2), got {describe(given)}")
     if given.ndim != 3 or given.shape[2] != 2:
         raise ValueError(f"landmarks must have shape (B, K, 2), (x, y) in pixels, got {tuple(given.shape)}")
-    if given.is_complex() or given.dtype == torch.bool:
+    if not given.is_floating_point() and (given.is_complex() or given.dtype == torch.bool):
         raise TypeError(f"landmarks must hold real numbers, got {given.dtype}")
     dense("landmarks", given)
     if batch is not None and given.shape[0] != batch:

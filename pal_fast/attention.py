@@ -11,20 +11,31 @@ import threading
 
 import torch
 
+Kernels = tuple[bool, bool, bool, bool]  # flash, memory-efficient, cuDNN, MATH
+_ONLY_MATH: Kernels = (False, False, False, True)
+
+
 # What torch.backends.cuda wraps: every forward of the model switches twice.
-_ENABLED = (
-    torch._C._get_flash_sdp_enabled,
-    torch._C._get_mem_efficient_sdp_enabled,
-    torch._C._get_cudnn_sdp_enabled,
-    torch._C._get_math_sdp_enabled,
-)
-_ENABLE = (
-    torch._C._set_sdp_use_flash,
-    torch._C._set_sdp_use_mem_efficient,
-    torch._C._set_sdp_use_cudnn,
-    torch._C._set_sdp_use_math,
-)
-_ONLY_MATH = [False, False, False, True]
+def _enabled() -> Kernels:
+    return (
+        torch._C._get_flash_sdp_enabled(),
+        torch._C._get_mem_efficient_sdp_enabled(),
+        torch._C._get_cudnn_sdp_enabled(),
+        torch._C._get_math_sdp_enabled(),
+    )
+
+
+def _enable(kernels: Kernels, before: Kernels) -> None:
+    """Switches what differs from `before`."""
+    flash, efficient, cudnn, math = kernels
+    if flash != before[0]:
+        torch._C._set_sdp_use_flash(flash)
+    if efficient != before[1]:
+        torch._C._set_sdp_use_mem_efficient(efficient)
+    if cudnn != before[2]:
+        torch._C._set_sdp_use_cudnn(cudnn)
+    if math != before[3]:
+        torch._C._set_sdp_use_math(math)
 
 
 class _Process:
@@ -39,19 +50,14 @@ class _Process:
         with self.lock:
             self.users += 1
             if self.users == 1:
-                self.before = [enabled() for enabled in _ENABLED]
-                self._switch(_ONLY_MATH)
+                self.before = _enabled()
+                _enable(_ONLY_MATH, self.before)
 
     def leave(self) -> None:
         with self.lock:
             self.users -= 1
             if self.users == 0:
-                self._switch(self.before)
-
-    def _switch(self, kernels: list[bool]) -> None:
-        if self.before != _ONLY_MATH:  # otherwise the user's own choice is MATH already
-            for enable, wanted in zip(_ENABLE, kernels, strict=True):
-                enable(wanted)
+                _enable(self.before, _ONLY_MATH)
 
 
 _process = _Process()

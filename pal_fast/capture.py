@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from pal_fast import _checks
 from pal_fast.attention import MathAttention
@@ -215,10 +216,10 @@ class Capture:
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         # Inside a backward pass this is a checkpoint's recomputation, not the forward.
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if not is_compiling() and torch._C._current_graph_task_id() != -1:
             return
         self.clear()
-        if self.running and not torch.compiler.is_compiling():
+        if self.running and not is_compiling():
             self.attention.leave()  # The forward before this one was interrupted.
         self.running = self.wanted
         for value in (*args, *kwargs.values()):
@@ -229,14 +230,14 @@ class Capture:
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.running:
             self.running = False
-            if not torch.compiler.is_compiling():
+            if not is_compiling():
                 self.attention.leave()
                 if self.segments is not None:
                     self.segments.stop_probing()
 
     def _on_layer(self, record: Captured) -> Callable[..., Any]:
         def on_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            compiling = torch.compiler.is_compiling()
+            compiling = is_compiling()
             # A checkpointed layer runs again inside the backward pass: that output is not the forward's.
             if not compiling and torch._C._current_graph_task_id() != -1:
                 return None

@@ -60,11 +60,9 @@ def choose(requested: str | None, device: torch.device) -> str:
     """
     if requested is None:
         return _fastest(device)
-    _checks.choice("backend", requested, BACKENDS)
-    reason = why_not(requested, device)
-    if reason:
-        raise RuntimeError(f"backend={requested!r} cannot run on {device}: {reason}")
-    return requested
+    if not isinstance(requested, str) or requested not in BACKENDS:
+        _checks.choice("backend", requested, BACKENDS)
+    return _asked_for(requested, device)
 
 
 def why_not(name: str, device: torch.device) -> str:
@@ -86,6 +84,14 @@ def namespace(name: str) -> str:
     else:
         _compiled()
     return NAMESPACE[name]
+
+
+@lru_cache(maxsize=64)
+def _asked_for(name: str, device: torch.device) -> str:
+    reason = why_not(name, device)
+    if reason:
+        raise RuntimeError(f"backend={name!r} cannot run on {device}: {reason}")
+    return name
 
 
 @lru_cache(maxsize=64)

@@ -12,11 +12,13 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.parallel import DistributedDataParallel
 
 _SINK = "_DDPSinkBackward"
+#: What `torch.distributed.is_initialized` reads; None in a build of PyTorch without it.
+_GROUPS: Any = torch.distributed.GroupMember if torch.distributed.is_available() else None
 
 
 def in_play() -> bool:
     """Whether this process belongs to a process group."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return _GROUPS is not None and _GROUPS.WORLD is not None
 
 
 def refuse_unsound(model: nn.Module) -> None:

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from pal_fast import _checks, distributed, first_order, preflight
 from pal_fast.capture import Captured
-from pal_fast.functional import check_call, checked_loss_of
+from pal_fast.functional import Call, check_call, checked_loss_of
 from pal_fast.layouts import LAYOUTS, Layout, find_layout
 from pal_fast.options import LossOptions
-from pal_fast.precision import ScalarScale, without_autocast
+from pal_fast.precision import ScalarScale, autocasts
 from pal_fast.targets import Target, attributed_gradients, check_target
 
 SECOND_ORDER = ("exact", "finite_difference")
@@ -95,7 +96,7 @@ class Engine:
             taken: what was captured of each layer, output present.
             image_size: of the model's input or given by the user, for the layouts.
         """
-        compiling = torch.compiler.is_compiling()
+        compiling = is_compiling()
         first = not compiling and not self._begun
         if first:
             differentiates = self.exact or self.by_differences
@@ -107,26 +108,45 @@ class Engine:
             layout = self.layout_of(record.name, output, image_size)
             f = layout.view(output)
             layers.append((layout, f, check_call(f, *prior, self.options, self.backend)))
-        with without_autocast(logits.device.type):
-            gradients: Sequence[Tensor | None] = [None] * len(taken)
-            if self.exact or self.by_differences:
-                gradients = self.gradients(model, logits, taken, labels, create_graph=self.exact, in_group=in_group)
-            total: Tensor | None = None
-            for record, gradient, (layout, f, backend) in zip(taken, gradients, layers, strict=True):
-                g = None if gradient is None else layout.view(gradient)
-                if first and g is not None:
-                    preflight.warn_if_useless(model, record.name, g)
-                part = checked_loss_of(f, g, *prior, self.options, self.backend, backend)
-                total = part if total is None else total + part
-            assert total is not None
-            if self.by_differences:
-                total = total + self._difference(model, total, logits, taken[0], gradients[0], labels, first)
-            if len(taken) > 1:
-                total = total / len(taken)
-            if in_group:
-                total = distributed.reaching_all_parameters(total, logits)
+        given = model, logits, taken, labels, prior, layers, first, in_group
+        if autocasts(logits):
+            with torch.autocast(logits.device.type, enabled=False):
+                total = self._total(*given)
+        else:
+            total = self._total(*given)
         if first:
             self._begun = True
+        return total
+
+    def _total(
+        self,
+        model: nn.Module,
+        logits: Tensor,
+        taken: Sequence[Captured],
+        labels: Tensor | None,
+        prior: Prior,
+        layers: Sequence[tuple[Layout, Tensor, Call]],
+        first: bool,
+        in_group: bool,
+    ) -> Tensor:
+        """The layers' average, out of autocast's reach. `layers`: each one's layout, f and what was checked of it."""
+        gradients: Sequence[Tensor | None] = [None] * len(taken)
+        if self.exact or self.by_differences:
+            gradients = self.gradients(model, logits, taken, labels, create_graph=self.exact, in_group=in_group)
+        total: Tensor | None = None
+        for record, gradient, (layout, f, call) in zip(taken, gradients, layers, strict=True):
+            g = None if gradient is None else layout.view(gradient)
+            if first and g is not None:
+                preflight.warn_if_useless(model, record.name, g)
+            part = checked_loss_of(f, g, *prior, self.options, self.backend, call)
+            total = part if total is None else total + part
+        assert total is not None
+        if self.by_differences:
+            total = total + self._difference(model, total, logits, taken[0], gradients[0], labels, first)
+        if len(taken) > 1:
+            total = total / len(taken)
+        if in_group:
+            total = distributed.reaching_all_parameters(total, logits)
         return total
 
     def gradients(

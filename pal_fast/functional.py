@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +185,14 @@ def loss_of(
     return checked_loss_of(activation, gradient, *prior, options, backend, check_call(layer, *prior, options, backend))
 
 
+class Call(NamedTuple):
+    """What `check_call` found out."""
+
+    backend: str
+    channel_count: int
+    dtype: torch.dtype  # in which the loss is computed
+
+
 def check_call(
     layer: Tensor,
     heatmap: Tensor | None,
@@ -195,24 +203,24 @@ def check_call(
     image_size: tuple[int, int] | None,
     options: LossOptions,
     backend: str | None,
-) -> str:
+) -> Call:
     """Refuses, before anything is computed, what the loss of `layer` (B, C, H, W) cannot take.
-
-    Returns: the backend of the loss.
 
     Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run.
     """
-    batch, device = layer.shape[0], layer.device
-    options.attribution.count(layer.shape[1])
-    name = dispatch.choose(backend, device)
+    (batch, channels, _, _), device = layer.shape, layer.device
+    call = Call(
+        dispatch.choose(backend, device), options.attribution.count(channels), reference.computing_dtype(layer.dtype)
+    )
     if (heatmap is None) == (landmarks is None):
         given = "neither" if heatmap is None else "both"
         raise ValueError(f"pass either landmarks or heatmap, got {given}")
     if sample_weight is not None:
         _checks.sample_weight(sample_weight, batch, device)
     if landmarks is not None:
-        _checks.landmarks(landmarks, batch)
-        _checks.on_device("landmarks", landmarks, "the layer's output", device)
+        if not _are_landmarks(landmarks, batch, device):
+            _checks.landmarks(landmarks, batch)
+            _checks.on_device("landmarks", landmarks, "the layer's output", device)
         if image_size is None:
             raise ValueError("image_size=(height, width) of the image that landmarks refer to is needed with them")
         _check_annotations(landmarks, visible, weights)
@@ -223,14 +231,14 @@ def check_call(
             raise ValueError("visible and weights belong to landmarks; with heatmap= leave them out")
         _check_heatmap(heatmap, batch, device)
         moving = heatmap.requires_grad
-    if moving and name != "reference" and torch.is_grad_enabled():
+    if moving and call.backend != "reference" and torch.is_grad_enabled():
         if backend is not None:
             raise RuntimeError(
                 f"backend={backend!r} has no gradient for the prior (heatmap, landmarks or weights); detach it, "
                 'or use backend="reference"'
             )
-        return "reference"
-    return name
+        return call._replace(backend="reference")
+    return call
 
 
 def checked_loss_of(
@@ -244,16 +252,15 @@ def checked_loss_of(
     image_size: tuple[int, int] | None,
     options: LossOptions,
     backend: str | None,
-    name: str,
+    call: Call,
 ) -> Tensor:
-    """`loss_of` after `check_call`, which returned `name`."""
+    """`loss_of` after `check_call`, which returned `call`."""
     layer = activation if activation is not None else gradient
     assert layer is not None
     activation = activation if options.attribution.needs_activation else None
     gradient = gradient if options.attribution.needs_gradient else None
-    _, channels, height, width = layer.shape
-    count = options.attribution.count(channels)
-    dtype = reference.computing_dtype(layer.dtype)
+    _, _, height, width = layer.shape
+    name, count, dtype = call
     if sample_weight is not None:
         sample_weight = sample_weight.detach().to(dtype).contiguous()
     annotated = None
@@ -333,6 +340,19 @@ def _are_layers(activation: Any, gradient: Any) -> bool:
     )
 
 
+def _are_landmarks(landmarks: Any, batch: int, device: torch.device) -> bool:
+    """As `_are_layers`."""
+    return (
+        isinstance(landmarks, Tensor)
+        and landmarks.ndim == 3
+        and landmarks.is_floating_point()
+        and landmarks.shape[0] == batch
+        and landmarks.shape[2] == 2
+        and landmarks.device == device
+        and landmarks.layout == torch.strided
+    )
+
+
 def _check_annotations(landmarks: Tensor, visible: Any, weights: Any) -> None:
     if visible is not None:
         _checks.per_landmark("visible", visible, landmarks, boolean=True)
@@ -349,7 +369,9 @@ def _landmark_tensors(
         visible = visible.contiguous()
     if weights is not None:
         weights = weights.to(dtype).expand(landmarks.shape[:2]).contiguous()
-    return landmarks.to(dtype).contiguous(), visible, weights
+    if landmarks.dtype != dtype or not landmarks.is_contiguous():  # as a rule neither, and a call costs more
+        landmarks = landmarks.to(dtype).contiguous()
+    return landmarks, visible, weights
 
 
 def _check_heatmap(heatmap: Any, batch: int, device: torch.device) -> None:

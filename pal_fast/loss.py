@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from pal_fast import _checks, distributed, preflight
 from pal_fast.capture import Capture, Captured, find_layers
@@ -156,7 +157,6 @@ class PALLoss(nn.Module):
         check_logits(logits)
         image_size, weights = self._image_size, None
         if landmarks is not None:
-            _checks.landmarks(landmarks, logits.shape[0])
             image_size = image_size or self._capture.image_size
             if image_size is None:
                 raise ValueError(
@@ -178,7 +178,7 @@ class PALLoss(nn.Module):
         return self._capture.image_size or self._image_size
 
     def _take(self, logits: Tensor) -> list[Captured]:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._capture.take()
         try:
             return self._capture.take()

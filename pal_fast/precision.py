@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +14,9 @@ LARGEST = 2.0**4
 MOST = 2.0**15
 
 
-def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """A context in which nothing is cast; free where autocast is off already."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
+def autocasts(tensor: Tensor) -> bool:
+    """Whether operations on the device of `tensor` are cast."""
+    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(tensor.device.type)
 
 
 class ScalarScale:

@@ -40,6 +40,7 @@ class Regions:
         """(68,), or None for no choice. Raises ValueError for landmarks (B, K, 2) of another scheme."""
         if self._weights is None:
             return None
+        _checks.landmarks(landmarks)
         if landmarks.shape[1] != len(self._weights):
             raise ValueError(
                 f"regions belong to the {len(self._weights)}-point scheme, but landmarks hold "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.compiler import is_compiling
 
 from pal_fast import _checks
 
@@ -33,7 +34,7 @@ def check_logits(logits: object) -> None:
             "logits carry no gradient: PALLoss needs the forward to run with gradients enabled and logits that "
             "are not detached"
         )
-    if not torch.compiler.is_compiling() and type(logits.grad_fn).__name__ == "SoftmaxBackward0":
+    if not is_compiling() and type(logits.grad_fn).__name__ == "SoftmaxBackward0":
         raise ValueError(_SOFTMAX)
 
 
