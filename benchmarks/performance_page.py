@@ -1,13 +1,14 @@
 """Writes the tables of docs/performance.md from benchmarks/results: `python -m benchmarks.performance_page`.
 
-Only what a CSV holds gets into a table, and a cell that is empty there says so here. tests/docs keeps the page and the
-results in step.
+Only what a CSV holds gets into a table, and a cell that is empty there says so here. The results' pictures follow their
+table, as copies beside the page. tests/docs keeps page, copies and results in step.
 """
 
 from __future__ import annotations
 
 import csv
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
+IMAGES: Final = PAGE.parent / "images"
 
 #: Between these lines a table is written.
 _MARKED: Final = re.compile(
@@ -29,6 +31,15 @@ SHOWN: Final = {
     "share": "share of the machine's bandwidth",
     "peak_mb": "peak MB",
 }
+#: The pictures of a subject, by what their names add (`draw.PICTURES`), with what they show.
+PICTURES: Final = {
+    "loss": {"": "The loss from landmarks", "_roofline": "Roofline of the loss"},
+    "heatmap": {"": "The drawing over batch, landmarks and size"},
+    "attribution": {"": "From images to the map, and back to the weights"},
+    "growth": {"": "The loss over batch, channels, cells and landmarks"},
+}
+#: Subjects that are pictures alone: a table of a hundred sizes would be read by nobody.
+DRAWN_ONLY: Final = ("growth",)
 #: What a subject's table shows, where it is not forward plus backward: heatmaps are targets, drawn without gradients.
 MODE: Final = {"heatmap": "forward"}
 
@@ -44,6 +55,8 @@ def table(subject: str, device: str) -> str:
         return f"*Empty: no {kind} has run this yet. `python -m benchmarks.{subject}` on one fills it.*\n"
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    if subject in DRAWN_ONLY:
+        return f"Medians. {_environment(rows)}\n"
     mode = MODE.get(subject, "both")
     rows = [row for row in rows if row["mode"] == mode and not row["note"].startswith("it takes C")]
     names = list(rows[0])
@@ -89,15 +102,34 @@ def _environment(rows: list[dict[str, str]]) -> str:
     return "; ".join(said) + "."
 
 
+def pictures(subject: str, device: str) -> dict[Path, str]:
+    """The pictures among the results, each with what it shows."""
+    named = {RESULTS / f"{subject}_{device}{name}.png": words for name, words in PICTURES[subject].items()}
+    return {path: words for path, words in named.items() if path.is_file()}
+
+
+def section(subject: str, device: str) -> str:
+    """A subject's table and its pictures."""
+    links = [f"\n![{words}](images/{path.name})\n" for path, words in pictures(subject, device).items()]
+    return table(subject, device) + "".join(links)
+
+
 def written(page: str) -> str:
     """The page with its tables made anew."""
-    return _MARKED.sub(lambda m: m["start"] + table(m["subject"], m["device"]) + m["end"], page)
+    return _MARKED.sub(lambda m: m["start"] + section(m["subject"], m["device"]) + m["end"], page)
+
+
+def shown(page: str) -> list[Path]:
+    """The pictures among the results that the page's sections show."""
+    return [path for m in _MARKED.finditer(page) for path in pictures(m["subject"], m["device"])]
 
 
 def main() -> None:
     if not PAGE.is_file():  # installed, there is no page
         return
     PAGE.write_text(written(PAGE.read_text()))
+    for path in shown(PAGE.read_text()):
+        shutil.copyfile(path, IMAGES / path.name)
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
 

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import performance_page
+from benchmarks import draw, performance_page
 
 
 def test_the_page_shows_the_results_as_they_are():
     text = performance_page.PAGE.read_text()
     assert text == performance_page.written(text), "python -m benchmarks.performance_page writes it anew"
-    assert text.count("<!-- results: ") == text.count("<!-- end -->") == 6
+    assert text.count("<!-- results: ") == text.count("<!-- end -->") == 8
+
+
+def test_every_picture_of_the_results_is_on_the_page_as_it_is():
+    text = performance_page.PAGE.read_text()
+    drawn = {path.name for path in performance_page.RESULTS.glob("*.png")}
+    assert drawn == {path.name for path in performance_page.shown(text)}
+    assert drawn
+    for name in drawn:
+        assert f"](images/{name})" in text
+        copy = performance_page.IMAGES / name
+        assert copy.read_bytes() == (performance_page.RESULTS / name).read_bytes(), f"{name} is an old copy"
+    old = {path.name for path in performance_page.IMAGES.glob("*_c[pu]*.png")} - drawn
+    assert not old, "the page's pictures whose results are gone"
+
+
+def test_every_picture_that_is_drawn_has_words():
+    drawn = {subject: set(names) for subject, names in draw.PICTURES.items()}
+    assert {subject: set(names) for subject, names in performance_page.PICTURES.items()} == drawn
 
 
 @pytest.fixture
@@ -37,6 +55,14 @@ def test_a_figure_is_the_csvs_and_what_was_not_measured_has_a_reason(results):
         ["2", "compiled", "not measured: torch.compile failed", "", "", ""],
         ["4", "cpu", "7.5", "4.7", "85%", "0.004"],
     ]
+
+
+def test_a_picture_follows_its_table(results):
+    (results / "growth_cpu.csv").write_text("axis,peer,mode,p50_ms,note,device,torch\nB,cpu,both,1.0,,a CPU,2.15\n")
+    assert performance_page.section("growth", "cpu") == "Medians. a CPU; torch 2.15.\n"
+    (results / "growth_cpu.png").write_bytes(b"a picture")
+    assert performance_page.section("growth", "cpu").endswith("torch 2.15.\n\n![The loss over batch, channels, cells "
+                                                              "and landmarks](images/growth_cpu.png)\n")  # fmt: skip
 
 
 def test_a_table_without_results_says_so(results):
