@@ -151,7 +151,7 @@ class Capture:
         self.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
         # Also after an exception, so that the attention kernels are never left switched.
         self.handles.append(self.model.register_forward_hook(after, always_call=True))
-        self.segments = CheckpointedSegments(self.model, Hook, lambda: self.attention.entered)
+        self.segments = CheckpointedSegments(self.model, Hook, lambda: self.running, lambda: self.attention.entered)
 
     def remove(self) -> None:
         """Takes the hooks off and drops what they hold. Idempotent."""
@@ -162,6 +162,11 @@ class Capture:
             self.segments.remove()
         self.attention.leave()
         self.clear()
+
+    def probe_checkpoints(self) -> None:
+        """Looks for checkpointed segments anew in the next forward."""
+        if self.segments is not None and self.handles:
+            self.segments.probe()
 
     def clear(self) -> None:
         for record in self.captured:
@@ -222,6 +227,8 @@ class Capture:
         if self.running and not is_compiling():
             self.attention.leave()  # The forward before this one was interrupted.
         self.running = self.wanted
+        if self.running and self.segments is not None and not torch.compiler.is_compiling():
+            self.segments.begin()
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.ndim == 4:
                 self.image_size = (value.shape[2], value.shape[3])
@@ -233,7 +240,7 @@ class Capture:
             if not is_compiling():
                 self.attention.leave()
                 if self.segments is not None:
-                    self.segments.stop_probing()
+                    self.segments.end()
 
     def _on_layer(self, record: Captured) -> Callable[..., Any]:
         def on_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -20,34 +20,66 @@ from pal_fast.running_statistics import swap_in_copies, tracking
 class CheckpointedSegments:
     """Finds, in one forward, the modules that run in checkpointed segments, and guards their recomputations.
 
-    The modules outside such segments lose their probes after that forward, so that they cost nothing.
+    The modules outside such segments lose their probes after that forward, so that they cost nothing. Where running
+    statistics change between two forwards, checkpointing may have been switched on since: the next forward is probed
+    again.
     """
 
-    def __init__(self, model: nn.Module, hook: Callable[..., Any], above: Callable[[], bool]) -> None:
+    #: How many probed forwards in a row may find nothing new: DDP, for one, writes statistics between forwards.
+    VAIN = 8
+
+    def __init__(
+        self, model: nn.Module, hook: Callable[..., Any], running: Callable[[], bool], above: Callable[[], bool]
+    ) -> None:
         """
         Args:
             hook: wraps a callable for `register_forward_hook` (see `capture.Hook`).
-            above: whether the forward is past the attributed layer, with attention switched.
+            running: whether a forward of the model with gradients is under way.
+            above: whether it is past the attributed layer, with attention switched.
         """
-        self._hook, self._above = hook, above
+        self._hook, self._running, self._above = hook, running, above
         self._names = {module: name for name, module in model.named_modules()}
-        self._tracking = set(tracking(model))
-        # Scripted modules take no hooks; what is called inside them cannot be a checkpoint.
-        self._probes = [
-            m.register_forward_pre_hook(hook(self._probe))
-            for m in self._names
-            if not isinstance(m, torch.jit.ScriptModule)
-        ]
+        self._tracking = dict.fromkeys(tracking(model))
+        self._probes: list[Any] = []
         self._guards: list[Any] = []
+        self._left = self.VAIN
+        self._versions: list[int] = []
         self._with_math: dict[nn.Module, MathAttention] = {}
         self._real: dict[nn.Module, dict[str, Tensor | None]] = {}
         self._guarded: set[nn.Module] = set()
+        self.probe()
+
+    def probe(self) -> None:
+        """Looks for segments in the next forward. Idempotent."""
+        if not self._probes:
+            # Scripted modules take no hooks; what is called inside them cannot be a checkpoint.
+            self._probes = [
+                m.register_forward_pre_hook(self._hook(self._probe))
+                for m in self._names
+                if not isinstance(m, torch.jit.ScriptModule)
+            ]
+
+    def begin(self) -> None:
+        """Before a forward with gradients."""
+        if self._left and not self._probes and self._tracking and self._versions != self._versions_now():
+            self._left -= 1
+            self.probe()
+
+    def end(self) -> None:
+        """After a forward with gradients."""
+        self.stop_probing()
+        if self._left and self._tracking:
+            self._versions = self._versions_now()
 
     def stop_probing(self) -> None:
-        """After the model's first forward. Idempotent."""
+        """Idempotent."""
         for handle in self._probes:
             handle.remove()
         self._probes = []
+
+    def _versions_now(self) -> list[int]:
+        """How often the buffers of each module with running statistics were written to: no value is looked at."""
+        return [sum(b._version for b in m._buffers.values() if b is not None) for m in self._tracking]
 
     def remove(self) -> None:
         self.stop_probing()
@@ -56,7 +88,9 @@ class CheckpointedSegments:
         self._guards = []
 
     def _probe(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or module in self._guarded or not _in_checkpointed_segment():
+        if torch.compiler.is_compiling() or not self._running() or module in self._guarded:
+            return
+        if not _in_checkpointed_segment():
             return
         keeps_statistics = module in self._tracking
         runs_with_math = self._above() and not self._lies_within_one_with_math(module)
@@ -64,6 +98,7 @@ class CheckpointedSegments:
             self._with_math[module] = MathAttention()
         if keeps_statistics or runs_with_math:
             self._guarded.add(module)
+            self._left = self.VAIN
             self._guards.append(module.register_forward_pre_hook(self._hook(self._before)))
             self._guards.append(module.register_forward_hook(self._hook(self._after), always_call=True))
 

@@ -35,7 +35,10 @@ WITHOUT_SECOND_DERIVATIVE: dict[str, tuple[str, str]] = {
         "torch.nn.SyncBatchNorm",
         "call pal_fast.nn.convert_sync_batchnorm(model) before wrapping the model",
     ),
-    "HardsigmoidBackward": ("Hardsigmoid", "call pal_fast.nn.replace_hardsigmoid(model)"),
+    "HardsigmoidBackward": (
+        "Hardsigmoid",
+        "call pal_fast.nn.replace_hardsigmoid(model), or write F.hardsigmoid(x) as F.relu6(x + 3) / 6",
+    ),
     "DeformConv": ("deform_conv2d", _FIRST_ORDER),
     "deform_conv": ("deform_conv2d", _FIRST_ORDER),
     "ROIAlign": ("roi_align", _FIRST_ORDER),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.utils.checkpoint import CheckpointError
 
 from pal_fast import _checks, distributed, preflight
 from pal_fast.capture import Capture, Captured, find_layers
@@ -169,7 +170,14 @@ class PALLoss(nn.Module):
                     f"logits hold {logits.shape[0]} samples, but layer {record.name!r} ran on {record.output.shape[0]}"
                 )
         prior = Prior(heatmap, landmarks, visible, weights, sample_weight, image_size)
-        loss = self._engine.loss(self.model, logits, taken, labels, prior, self._input_size)
+        try:
+            loss = self._engine.loss(self.model, logits, taken, labels, prior, self._input_size)
+        except CheckpointError as error:
+            self._capture.probe_checkpoints()
+            raise _checks.NotReadyError(
+                "an activation checkpoint above the layer was recomputed otherwise than it ran; if checkpointing was "
+                "switched on after a first forward, repeat this step: from the next forward on it is provided for"
+            ) from error
         return loss if self.weight == 1 else loss * self.weight
 
     @property
@@ -204,7 +212,10 @@ class PALLoss(nn.Module):
         """
         inner = distributed.unwrapped(self.model)
         if inner is self.model:
-            return preflight.check(self.model, images, self._capture, self._trial)
+            try:
+                return preflight.check(self.model, images, self._capture, self._trial)
+            finally:
+                self._capture.probe_checkpoints()
         twin = self._unattached()
         twin._model = (inner,)
         twin._attach(self._capture.layers)

@@ -83,6 +83,18 @@ def test_several_layers_are_averaged():
     torch.testing.assert_close(both(logits, landmarks), wanted)
 
 
+def test_the_gradients_of_several_layers_are_averaged():
+    model = SmallNet().double()
+    images, _, landmarks = batch()
+    (stem, stem_gradients), (top, top_gradients) = (
+        judged(twin(model), layer, images, None, landmarks) for layer in ("stem", "top")
+    )
+    loss = pal_fast.PALLoss(model, ["stem", "top"])(model(images), landmarks)
+    loss.backward()
+    assert relative_error(loss, (stem + top) / 2) < 1e-12
+    assert gradient_error(model, {n: (g + top_gradients[n]) / 2 for n, g in stem_gradients.items()}) < 1e-10
+
+
 def test_weight_sample_weight_and_reduction():
     model = SmallNet().double()
     images, _, landmarks = batch()

@@ -45,6 +45,49 @@ def test_non_reentrant_gradients_and_statistics_are_those_of_the_plain_step(segm
             assert relative_error(model.get_buffer(name), buffer) < 1e-12, f"{name} at step {step}"
 
 
+@pytest.mark.parametrize("segments", [("stem",), ("top",), ("stem", "middle", "top")])
+def test_switched_on_after_the_check_or_in_mid_training_a_batch_counts_once(segments):
+    """After `pal.check` from the first step on; in mid-training from the second step with it on."""
+    images, _, landmarks = batch()
+
+    def counts_of_steps(model, pal, steps):
+        counts = []
+        for _ in range(steps):
+            before = model.stem[1].num_batches_tracked.item(), model.top[1].num_batches_tracked.item()
+            pal(model(images), landmarks).backward()
+            after = model.stem[1].num_batches_tracked.item(), model.top[1].num_batches_tracked.item()
+            counts.append(max(a - b for a, b in zip(after, before, strict=True)))
+        return counts
+
+    checked = Checkpointed().double()
+    pal = pal_fast.PALLoss(checked, "middle")
+    assert pal.check(images).problems == []
+    checked.segments = segments
+    assert counts_of_steps(checked, pal, 2) == [1, 1]
+
+    running = Checkpointed().double()
+    pal = pal_fast.PALLoss(running, "middle")
+    assert counts_of_steps(running, pal, 2) == [1, 1]
+    running.segments = segments
+    first, *others = counts_of_steps(running, pal, 3)
+    assert first <= 3
+    assert others == [1, 1]
+    assert not running.middle[0]._forward_pre_hooks
+
+
+def test_statistics_that_others_write_between_forwards_are_probed_for_only_so_often():
+    model = Checkpointed().double()
+    images, _, landmarks = batch()
+    pal = pal_fast.PALLoss(model, "middle")
+    probed = []
+    model.middle[0].register_forward_hook(lambda m, a, out: probed.append(len(m._forward_pre_hooks)))
+    for _ in range(20):
+        pal(model(images), landmarks).backward()
+        model.stem[1].running_mean.mul_(1.0)
+    assert sum(probed) == 1 + pal_fast.checkpointing.CheckpointedSegments.VAIN
+    assert probed[-1] == 0
+
+
 def test_outside_checkpointed_segments_no_hook_remains():
     model = Checkpointed().double()
     model.segments = ("top",)
@@ -87,24 +130,41 @@ def test_reentrant_below_the_layer_is_right():
     assert gradient_error(model, gradients) < 1e-10
 
 
+def grid(f):
+    return f[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
+
 class CheckpointedTokens(Tokens):
     """Every block under non-reentrant checkpointing, the attributed one among them."""
+
+    on = True
 
     def forward(self, images):
         x = self.patches(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.position
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, use_reentrant=False) if self.on else block(x)
         return self.classifier(self.norm(x)[:, 0])
+
+
+def test_switched_on_in_mid_training_above_attention_one_step_is_to_be_repeated():
+    model = CheckpointedTokens().double()
+    model.on = False
+    images, _, landmarks = batch()
+    _, gradients = judged(twin(model), "blocks.0", images, None, landmarks, view=grid)
+    pal = pal_fast.PALLoss(model, "blocks.0")
+    pal(model(images), landmarks).backward()
+    model.on = True
+    with pytest.raises(RuntimeError, match="repeat this step"):
+        pal(model(images), landmarks)
+    model.zero_grad()
+    pal(model(images), landmarks).backward()
+    assert gradient_error(model, gradients) < 1e-9
 
 
 def test_attention_is_recomputed_with_the_kernel_of_the_forward():
     model = CheckpointedTokens().double()
     images, labels, landmarks = batch()
-
-    def grid(f):
-        return f[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
-
     plain = Tokens().double()
     plain.load_state_dict(model.state_dict())
     _, gradients = judged(plain, "blocks.0", images, labels, landmarks, view=grid)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
-import resource
 
+import psutil
 import pytest
 import torch
 from support.compare import relative_error
@@ -103,13 +103,13 @@ def test_ten_thousand_steps_take_constant_memory():
     images, landmarks = torch.randn(2, 3, 6, 6), torch.rand(2, 3, 2) * 6
 
     def steps(count):
-        """(tensors that Python holds, kilobytes that the process took at most) after so many steps."""
+        """(tensors that Python holds, bytes that the process takes) after so many steps."""
         for _ in range(count):
             model.zero_grad()
             pal(model(images), landmarks).backward()
         gc.collect()
         tensors = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
-        return tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return tensors, psutil.Process().memory_info().rss
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -119,11 +119,14 @@ def test_ten_thousand_steps_take_constant_memory():
     finally:
         torch.set_num_threads(threads)
     assert last <= first
-    assert more_size - size < 1000, "more than 100 bytes a step stay behind"
+    assert more_size - size < 9000 * 100, "more than 100 bytes a step stay behind"
 
 
 @pytest.mark.gpu
-def test_a_whole_step_in_a_cuda_graph_replays_to_the_eager_result():
+def test_a_whole_step_in_a_cuda_graph_replays_to_the_eager_result(monkeypatch):
+    # TF32 rounds to 10 bits, and the judge computes in float64.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     model = SmallNet(norm=lambda c: nn.GroupNorm(1, c)).cuda()
     images, labels, landmarks = (t.cuda() for t in batch(dtype=torch.float32))
     _, gradients = judged(twin(model), "middle", images, labels, landmarks)

@@ -8,6 +8,7 @@ from support.networks import SmallNet, Tokens, batch
 from torch import nn
 
 import pal_fast
+import pal_fast.nn
 
 
 def state_of(model):
@@ -77,11 +78,20 @@ def test_a_gradient_that_is_constant_in_space_is_told(attribution):
 
 def test_a_layer_without_second_derivative_above_is_told():
     class Gated(SmallNet):
-        def forward(self, images):
-            return self.head(nn.functional.hardsigmoid(self.middle(self.stem(images))))
+        gate = staticmethod(nn.functional.hardsigmoid)
 
-    report = pal_fast.PALLoss(Gated(), "middle").check(batch(dtype=torch.float32)[0])
-    assert "replace_hardsigmoid" in report.problems[0]
+        def forward(self, images):
+            return self.head(self.gate(self.middle(self.stem(images))))
+
+    images, _, _ = batch(dtype=torch.float32)
+    model = Gated()
+    assert pal_fast.nn.replace_hardsigmoid(model) == ()  # there is no module to replace
+    (problem,) = pal_fast.PALLoss(model, "middle").check(images).problems
+    assert "or write F.hardsigmoid(x) as F.relu6(x + 3) / 6" in problem
+    logits = model.train()(images)
+    model.gate = lambda x: nn.functional.relu6(x + 3) / 6
+    torch.testing.assert_close(model(images), logits)
+    assert pal_fast.PALLoss(model, "middle").check(images).problems == []
 
 
 def test_frozen_weights_are_told():
