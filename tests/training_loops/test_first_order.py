@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from support.compare import relative_error
-from support.networks import Block, SmallNet, Tokens, batch, gradient_error, judged, twin
+from support.networks import Block, SmallNet, Tokens, batch, by_hand, gradient_error, judged, twin
 from torch import nn
 
 import pal_fast
@@ -89,13 +91,18 @@ def test_under_autocast_the_repeated_passes_run_as_the_forward_did():
     model = SmallNet(act=nn.GELU, norm=lambda c: nn.GroupNorm(1, c))
     images, labels, landmarks = batch(8, dtype=torch.float32)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    hand = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = by_hand(hand, images, labels, landmarks)
+    loss.backward()
     pal = finite(model, "middle", model.head)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(images)
     loss = nn.functional.cross_entropy(logits.float(), labels) + pal(logits, landmarks)
     loss.backward()
     assert relative_error(loss, wanted) < 0.05
-    assert gradient_error(model, gradients) < 0.5
+    # The exact engine differentiates bfloat16's rounding twice and loses more.
+    assert gradient_error(model, gradients) < 1.2 * gradient_error(hand, gradients)
 
 
 class Scripted(nn.Module):
