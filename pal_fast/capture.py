@@ -227,7 +227,7 @@ class Capture:
         if self.running and not is_compiling():
             self.attention.leave()  # The forward before this one was interrupted.
         self.running = self.wanted
-        if self.running and self.segments is not None and not torch.compiler.is_compiling():
+        if self.running and self.segments is not None and not is_compiling():
             self.segments.begin()
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.ndim == 4:
