@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from pal_fast.data.listing import Listing
-from pal_fast.landmarks.errors import LandmarkFileError
+from pal_fast.landmarks.errors import LandmarkFileError, NoLandmarksError
 from pal_fast.landmarks.rafdb import read_aligned
 from pal_fast.landmarks.text_formats import read_lines
 
@@ -55,5 +55,10 @@ def list_images(
     landmarks = None
     if own_landmarks and (root / "Annotation" / "auto").is_dir():
         absent = "nan" if bad_images == "skip" else "error"
-        landmarks = read_aligned(root / "Annotation", names, template=template, absent=absent)
+        try:
+            landmarks = read_aligned(root / "Annotation", names, template=template, absent=absent)
+        except NoLandmarksError:
+            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; bad_images='skip' keeps these images, without landmarks") from error
     return Listing(tuple(names), tuple(root / name for name in names), tuple(labels), CLASSES, landmarks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
 import time
@@ -20,7 +21,7 @@ from pal_fast import PALLoss, attribute
 from pal_fast.landmarks.errors import NoLandmarksError
 from pal_fast.training import machine, progress, recording
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.evaluation import Evaluation, check_logits, evaluate_network
+from pal_fast.training.evaluation import YARDSTICK, Evaluation, check_logits, evaluate_network
 from pal_fast.training.files import RunFolder, write_arrays, write_json, write_state
 from pal_fast.training.gallery import Gallery
 from pal_fast.training.loading import (
@@ -161,14 +162,14 @@ class _Training:
             if config.pretrained == "auto":
                 # What was found decides the result, so it belongs to the config.
                 config = self.config = replace(config, pretrained="yes" if beginning.pretrained else "no")
-        self.network: nn.Module = beginning.network
+        self.network: nn.Module = beginning.network.to(accelerator.device)
+        if not begun:
+            self._try_out()
         if config.sync_batchnorm:
             from pal_fast.nn import convert_sync_batchnorm
 
             self.network = convert_sync_batchnorm(self.network)
         self.network.to(accelerator.device)
-        if not begun:
-            self._try_out()
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -178,33 +179,31 @@ class _Training:
         self.total_steps = config.epochs * self.batches.steps
 
     def _try_out(self) -> None:
-        """One forward, and one attribution of every layer, before the folder counts as this run's.
+        """A step of a copy of the network on two images of noise, before the folder counts as this run's.
 
         Raises: ValueError, TypeError, RuntimeError naming the layer or the option that does not fit the network.
         """
         config, device = self.config, self.accelerator.device
-        images = torch.zeros(2, 3, self.size, self.size, device=device)
+        network = copy.deepcopy(self.network)
+        noise = torch.Generator().manual_seed(0)
+        images = torch.randn(2, 3, self.size, self.size, generator=noise).to(device)
         labels = torch.zeros(2, dtype=torch.int64, device=device)
-        was_training = self.network.training
-        self.network.eval()
-        try:
+        landmarks = torch.rand(2, self.training_data.landmark_count, 2, generator=noise).to(device) * (self.size - 1)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            pal = _make_loss(config, network.train()) if config.weight else None
             with self.accelerator.autocast():
-                for layer in config.layer:
-                    attribute(
-                        self.network,
-                        layer,
-                        images,
-                        attribution=config.attribution,
-                        absolute=config.absolute,
-                        channels=config.channels,
-                        channel_count=config.channel_count,
-                        target=config.target,
-                        labels=labels,
-                    )
-                with torch.no_grad():
-                    check_logits(self.network(images), len(self.classes), len(images))
-        finally:
-            self.network.train(was_training)
+                logits = network(images)
+            check_logits(logits, len(self.classes), len(images))
+            loss = F.cross_entropy(logits.float(), labels)
+            if pal is not None:
+                loss = loss + pal(logits, landmarks, labels=labels)
+            loss.backward()
+            if pal is not None:
+                pal.remove()
+            network.eval()
+            for layer in config.layer:
+                with self.accelerator.autocast():
+                    attribute(network, layer, images, **YARDSTICK)  # type: ignore[arg-type]
 
     def run(self) -> dict[str, Any]:
         config, here = self.config, self.progress

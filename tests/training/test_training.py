@@ -170,12 +170,13 @@ def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
         ({"layer": ("head.5",)}, r"layer 'head.5'|head\.5"),
         ({"layer": ("head.5",), "weight": 0}, r"layer 'head.5'|head\.5"),
         ({"channel_count": 500}, "channel_count"),
+        ({"model": "mobilenet_v3_small", "layer": ("features.8",), "pretrained": "no"}, "replace_hardsigmoid"),
         ({"model": "resnet5"}, "did you mean"),
         ({"weights": str(tmp_path / "absent.pt")}, r"absent\.pt"),
         ({"data": "rafdb", "root": None}, "root is needed"),
         ({"data": "rafdb", "root": str(tmp_path / "absent")}, "absent"),
     ):
-        with pytest.raises((ValueError, OSError), match=said):
+        with pytest.raises((ValueError, OSError, RuntimeError), match=said):
             train(TrainingConfig(**SMALL | options), tmp_path / "run", say=quiet)
         assert not (tmp_path / "run").exists()
 
