@@ -43,6 +43,10 @@ SEED = int(os.environ.get("PAL_FAST_TEST_SEED") or random.SystemRandom().randran
 def pytest_configure(config: pytest.Config) -> None:
     # Workers of pytest-xdist take the controller's seed.
     os.environ["PAL_FAST_TEST_SEED"] = str(SEED)
+    if hasattr(config, "workerinput"):
+        # As many workers as cores: threads of their own, and of what they start, would only wait for one another.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 def pytest_report_header() -> str:
