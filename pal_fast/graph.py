@@ -98,6 +98,17 @@ def holds(root: Any, part: str) -> bool:
     return False
 
 
+def takes_norm_of_zero(nodes: Sequence[Any]) -> bool:
+    """Whether a vector's norm among `nodes` was zero: its second derivative is NaN. Looks at values."""
+    # What a saved-tensors hook has packed (activation checkpointing) is not recomputed for this.
+    norms = [
+        getattr(node._raw_saved_result, "data", None)
+        for node in nodes
+        if node.name().startswith("LinalgVectorNormBackward")
+    ]
+    return any(bool((norm == 0).any()) for norm in norms if isinstance(norm, Tensor))
+
+
 def slow_parts(nodes: Sequence[Any]) -> list[str]:
     """What among `nodes` has a second derivative that is slow for its size, and what to do about it."""
     convolutions = [node for node in nodes if node.name() == "ConvolutionBackward0"]

@@ -1,4 +1,8 @@
-"""Views of what layers return as (B, C, H, W): images, channels-last images (Swin), tokens (ViT). No copies."""
+"""Views of what layers return as (B, C, H, W): images, channels-last images (Swin), tokens (ViT).
+
+Nothing is copied here. Tokens behind a prefix are no dense map, though, and `functional` copies such a view for its
+kernels.
+"""
 
 from __future__ import annotations
 

@@ -188,13 +188,7 @@ class PALLoss(nn.Module):
     def _take(self, logits: Tensor) -> list[Captured]:
         if is_compiling():
             return self._capture.take()
-        try:
-            return self._capture.take()
-        except RuntimeError:
-            reason = preflight.why_hooks_are_silent(self.model, logits)
-            if reason:
-                raise _checks.NotReadyError(reason) from None
-            raise
+        return preflight.take(self.model, logits, self._capture)
 
     def check(self, images: Any) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from pal_fast import distributed, graph, reference, running_statistics
+from pal_fast import _checks, distributed, graph, reference, running_statistics
 from pal_fast.capture import Capture, Captured, plain_name
 from pal_fast.targets import check_logits, refuse_probabilities
 
@@ -38,7 +38,8 @@ Try = Callable[[Tensor, Captured, Tensor], Trial]
 def first_call(
     model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differentiates: bool, exact: bool
 ) -> None:
-    """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph.
+    """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph and a look
+    at the vector norms in it.
 
     Args:
         differentiates: whether the logits are differentiated with respect to the layers.
@@ -74,12 +75,25 @@ def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool
         reason = graph.refusal([get_gradient_edge(output).node])
     if reason:
         raise RuntimeError(f"layer {name!r} cannot be attributed: {reason}")
+    if graph.takes_norm_of_zero(nodes):
+        warnings.warn(f"layer {name!r}: the second derivative will not be finite: {_NORM_OF_ZERO}", stacklevel=5)
 
 
 def warn_if_useless(model: nn.Module, name: str, gradient: Tensor) -> None:
     """Warns if g, (B, C, H, W), is zero everywhere: then the loss is 0 and moves nothing."""
     if gradient.numel() and not bool((gradient.detach() != 0).any()):
         warnings.warn(_unreached(model, name), stacklevel=4)
+
+
+def take(model: nn.Module, logits: Any, capture: Capture) -> list[Captured]:
+    """`capture.take()`, with a better reason where torch.compile is why nothing was captured."""
+    try:
+        return capture.take()
+    except RuntimeError:
+        reason = why_hooks_are_silent(model, logits)
+        if reason:
+            raise _checks.NotReadyError(reason) from None
+        raise
 
 
 def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
@@ -97,6 +111,12 @@ def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
         "compiled call: make the PALLoss before that call and compile only the layers below it "
         "(pal_fast.compiled.compile_body), or compile the whole step (pal_fast.compiled.compile_step)"
     )
+
+
+_NORM_OF_ZERO = (
+    "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
+    "does that), and choose a later layer"
+)
 
 
 def _in_place(name: str) -> str:
@@ -189,7 +209,7 @@ def check(model: nn.Module, images: Any, capture: Capture, trial: Try) -> Report
     def run() -> tuple[Tensor, list[Captured]]:
         logits: Tensor = model(*inputs)
         check_logits(logits)
-        return logits, capture.take()
+        return logits, take(model, logits, capture)
 
     with _undisturbed(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -241,9 +261,8 @@ def _examine(
     broken = [name for name, g in moved.items() if g is not None and not bool(torch.isfinite(g).all())]
     if broken:
         report.problems.append(
-            f"the second derivative is not finite, first at parameter {broken[0]!r} ({len(broken)} in all): look for "
-            "the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine "
-            "attention does that), and choose a later layer"
+            f"the second derivative is not finite, first at parameter {broken[0]!r} ({len(broken)} in all): "
+            + _NORM_OF_ZERO
         )
     if gradient is not None and not bool((gradient != 0).any()):
         report.problems.append(_unreached(model, record.name))

@@ -218,9 +218,7 @@ def test_rafdb_images_without_annotation_make_one_error_or_keep_no_landmarks(tmp
     written = drawn_datasets.write_rafdb(tmp_path, 6, 2)
     (tmp_path / "Annotation" / "auto" / "train_00002_auto_attri.txt").unlink()
     (tmp_path / "Annotation" / "manual" / "train_00004_manu_attri.txt").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"1 images have no .*_manu_attri\.txt: train_00004; bad_images='skip'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"1 images have no .*_manu_attri\.txt: train_00004; bad_images='skip'"):
         open_dataset("rafdb", tmp_path, "train")
     with pytest.warns(UserWarning, match="2 of 6 images have no landmarks in rafdb's own annotation"):
         dataset = open_dataset("rafdb", tmp_path, "train", bad_images="skip")

@@ -164,3 +164,6 @@ def test_hooks_added_after_the_first_compiled_call_are_detected(given):
     pal = pal_fast.PALLoss(compiled if given == "the compiled model" else model, "middle")
     with pytest.raises(RuntimeError, match=r"after the first compiled call.*compile_body"):
         pal(compiled(images), landmarks)
+    if given == "the compiled model":  # the model itself runs eagerly in `check`
+        with pytest.raises(RuntimeError, match=r"after the first compiled call.*compile_body"):
+            pal.check(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 
@@ -35,6 +36,19 @@ def test_it_judges_a_layer(capsys):
     assert main(["doctor", "some_networks:small", "--image-size", "32", "--layer", "middle", "--layer", "top"]) == 0
     text = capsys.readouterr().out
     assert "layer middle: (2, 8, 16, 16) from NCHW" in text
+    assert "no problem found" in text
+
+
+def test_it_judges_a_layer_of_a_real_network(capsys):
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    pytest.importorskip("timm", reason="timm is not installed")
+    assert main(["doctor", "resnet18", "--image-size", "64", "--layer", "layer3"]) == 0
+    text = capsys.readouterr().out
+    assert "layer layer3: (2, 256, 4, 4) from NCHW" in text
+    # layer4: three convolutions and a fourth on the shortcut, five BatchNorms of weight and bias, and the classifier.
+    above, of = map(int, re.search(r"(\d+) of (\d+) above", text).groups())
+    assert of == 17
+    assert above >= 15
     assert "no problem found" in text
 
 

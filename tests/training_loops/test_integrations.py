@@ -8,8 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.networks import SmallNet, batch
+from support.compare import relative_error
+from support.networks import SmallNet, batch, judged, twin
 from torch.utils.data import DataLoader, TensorDataset
+
+#: The batches of a loader of `data` that does not shuffle.
+HALVES = slice(0, 4), slice(4, 8)
 
 FOLDER = Path(__file__).parents[2] / "docs" / "integrations"
 
@@ -45,6 +49,17 @@ def trained(network, run) -> None:
     assert list(network.state_dict()) == keys
 
 
+def stepped(network, data, run) -> None:
+    """`run` takes one step of SGD at 0.1 on the mean over two batches of four: cross-entropy and the loss, as the
+    judge differentiates them."""
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    halves = [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in HALVES]
+    trained(network, run)
+    moved = torch.cat([(before[n] - p.cpu()).flatten() for n, p in network.named_parameters()])
+    wanted = torch.cat([0.1 * (halves[0][n] + halves[1][n]).flatten() / 2 for n in before])
+    assert relative_error(moved, wanted) < 1e-3
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.md")), ids=lambda path: path.stem)
 def test_every_example_is_under_40_lines(path):
     assert len(code_of(path).splitlines()) < 40
@@ -52,7 +67,8 @@ def test_every_example_is_under_40_lines(path):
 
 def test_the_plain_loop(network, data):
     loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
-    trained(network, lambda: example("plain_loop").train(network, loader, optimizer, "middle", accumulate=2))
+    train = example("plain_loop").train
+    stepped(network, data, lambda: train(network, loader, optimizer, "middle", accumulate=2))
     assert not network.middle._forward_hooks
 
 
@@ -60,7 +76,8 @@ def test_accelerate(network, data):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
     train = example("accelerate").train
-    trained(network, lambda: train(network, loader, optimizer, "middle", cpu=True, gradient_accumulation_steps=2))
+    options = {"cpu": True, "gradient_accumulation_steps": 2}
+    stepped(network, data, lambda: train(network, loader, optimizer, "middle", **options))
 
 
 def test_lightning(network, data, tmp_path):
@@ -70,7 +87,15 @@ def test_lightning(network, data, tmp_path):
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
     )
+    wanted, _ = judged(twin(network), "middle", data.tensors[0][:4], None, data.tensors[2][:4])
+    calls = []
+    module.pal.register_forward_hook(lambda m, args, loss: calls.append((args[0].detach(), loss.item())))
     trained(network, lambda: trainer.fit(module, loader, loader))
+    assert len(calls) == 2
+    assert abs(calls[0][1] - wanted.item()) < 1e-4
+    (logits, loss), labels = calls[-1], data.tensors[1][HALVES[1]]
+    total = torch.nn.functional.cross_entropy(logits, labels).item() + loss
+    assert trainer.callback_metrics["train_loss"].item() == pytest.approx(total, abs=1e-5)
     saved = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=False)["state_dict"]
     assert list(saved) == [f"model.{key}" for key in network.state_dict()]
 

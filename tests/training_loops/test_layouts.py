@@ -1,4 +1,4 @@
-"""Tokens and channels-last images become (B, C, H, W) without a copy."""
+"""Tokens and channels-last images become (B, C, H, W): views, which are copied only behind a class token."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ def test_tokens_behind_a_class_token_keep_their_order_in_memory():
     for made, given in zip(functional._one_layout(*map(layout.view, tokens)), tokens, strict=True):
         assert made.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(made.permute(0, 2, 3, 1).flatten(1, 2), given[:, 1:])
+    patches = find_layout("auto", "layer", (2, 16, 8), (32, 32)).view(torch.randn(2, 16, 8))
     swin = torch.randn(2, 4, 4, 8).permute(0, 3, 1, 2)
-    assert functional._one_layout(swin, swin)[0].data_ptr() == swin.data_ptr()
+    for view in (patches, swin):
+        assert functional._one_layout(view, view)[0].data_ptr() == view.data_ptr()
 
 
 @pytest.mark.parametrize(

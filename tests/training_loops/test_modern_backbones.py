@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from support.backbones import Backbone, assert_one_step_equals_the_double_backward, build
@@ -26,6 +28,19 @@ def test_swin_v2_is_named_by_the_preflight():
     report = pal_fast.PALLoss(build("torchvision", "swin_v2_t"), "features.3").check(torch.randn(2, 3, 64, 64))
     assert "second derivative is not finite" in report.problems[0]
     assert "swin_v2" in report.problems[0]
+
+
+def test_swin_v2_is_named_by_the_first_call_of_the_loss():
+    model = build("torchvision", "swin_v2_t")
+    pal = pal_fast.PALLoss(model, "features.3")
+    images, landmarks = torch.randn(2, 3, 64, 64), torch.rand(2, 5, 2) * 64
+    with pytest.warns(UserWarning, match=r"'features\.3': the second derivative will not be finite.*swin_v2"):
+        loss = pal(model(images), landmarks)
+    loss.backward()
+    assert any(not torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pal(model(images), landmarks)
 
 
 def test_a_classifier_of_zeros_is_named():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from support.networks import SmallNet, Tokens, batch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import pal_fast
 import pal_fast.nn
@@ -54,18 +57,49 @@ def test_tokens_are_seen_as_a_grid():
     assert report.layers[0].layout == "tokens, 1 + 4 x 4"
 
 
+class Normalising(SmallNet):
+    """Normalises `factor` times the features above the layer, in an activation checkpoint if wanted."""
+
+    factor, checkpointed = 0.0, False
+
+    def normalised(self, x):
+        return nn.functional.normalize(x * self.factor, dim=1) + x
+
+    def forward(self, images):
+        x = self.top(self.middle(self.stem(images)))
+        x = checkpoint(self.normalised, x, use_reentrant=False) if self.checkpointed else self.normalised(x)
+        return self.classifier(self.pool(x).flatten(1))
+
+
 def test_a_second_derivative_that_is_not_finite_is_named():
-    class Normalising(SmallNet):
-        def head(self, x):
-            x = self.top(x)
-            return self.classifier(self.pool(nn.functional.normalize(x * 0, dim=1) + x).flatten(1))
-
-        def forward(self, images):
-            return self.head(self.middle(self.stem(images)))
-
     report = pal_fast.PALLoss(Normalising(), "middle").check(batch(dtype=torch.float32)[0])
     assert "the second derivative is not finite" in report.problems[0]
     assert "PROBLEM" in str(report)
+
+
+def test_the_first_call_warns_of_the_norm_of_a_zero_vector_and_of_no_other():
+    images, _, landmarks = batch(dtype=torch.float32)
+    with pytest.warns(UserWarning, match="layer 'middle': the second derivative will not be finite"):
+        loss = pal_fast.PALLoss(model := Normalising(), "middle")(model(images), landmarks)
+    loss.backward()
+    assert model.stem[0].weight.grad.isnan().any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = Normalising(act=nn.GELU)
+        model.factor = 1.0
+        pal_fast.PALLoss(model, "middle")(model(images), landmarks)
+
+
+def test_the_look_at_norms_recomputes_no_checkpoint():
+    model = Normalising(act=nn.GELU)
+    model.factor, model.checkpointed = 1.0, True
+    calls, normalised = [], model.normalised
+    model.normalised = lambda x: (calls.append(torch._C._current_graph_task_id()), normalised(x))[1]
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal_fast.PALLoss(model, "middle")(model(images), landmarks)
+    assert len(calls) == 2  # the forward, and the inner gradient
+    assert calls[0] == -1
+    assert calls[1] != -1
 
 
 @pytest.mark.parametrize("attribution", ["grad", "grad_input"])

@@ -1,0 +1,47 @@
+"""The table of layers to begin with names what the tests train, and the layers where `pal-fast train` begins."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from training_loops import test_convolutional_backbones, test_modern_backbones
+
+TRAINED = [*test_convolutional_backbones.BACKBONES, *test_modern_backbones.BACKBONES]
+PAGE = (Path(__file__).parents[2] / "docs" / "training_loops.md").read_text()
+
+
+def table() -> list[tuple[str, str, str]]:
+    """(library, network, its first layer) of each row; Hugging Face's network has no name to build it by."""
+    rows = PAGE.partition("| network | layer to begin with | layout |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    found = []
+    for row in rows:
+        networks, layers = row.strip("|").split("|")[:2]
+        libraries, names = re.findall(r"\b(?:torchvision|timm)\b", networks), re.findall(r"`([\w*]+)`", networks)
+        assert libraries or networks.strip().startswith("Hugging Face"), row
+        found += [(library, name, re.findall(r"`([^`]+)`", layers)[0]) for library in libraries for name in names]
+    return found
+
+
+def is_trained(library: str, name: str, layer: str) -> bool:
+    return any((b.library, b.layer) == (library, layer) and fnmatch(b.name, name) for b in TRAINED)
+
+
+@pytest.mark.parametrize("backbone", TRAINED, ids=lambda b: f"{b.library} {b.name}")
+def test_what_the_tests_train_is_in_the_table(backbone):
+    rows = [layer for library, name, layer in table() if library == backbone.library and fnmatch(backbone.name, name)]
+    assert rows == [backbone.layer]
+
+
+def test_the_other_rows_are_where_training_begins_and_the_page_says_so():
+    pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
+    from pal_fast.training.networks import DEFAULT_LAYERS
+
+    others = [row for row in table() if not is_trained(*row)]
+    for library, name, layer in others:
+        defaults = [value for kind, value in DEFAULT_LAYERS[library].items() if re.match(kind, name)]
+        assert defaults[:1] == [layer], name
+    (sentence,) = re.findall(r"is compared with the judge, but of timm's (.*?): of these", PAGE, flags=re.DOTALL)
+    assert [("timm", name) for name in re.findall(r"`([^`]+)`", sentence)] == [row[:2] for row in others]
