@@ -43,5 +43,5 @@ def test_the_other_rows_are_where_training_begins_and_the_page_says_so():
     for library, name, layer in others:
         defaults = [value for kind, value in DEFAULT_LAYERS[library].items() if re.match(kind, name)]
         assert defaults[:1] == [layer], name
-    (sentence,) = re.findall(r"is compared with the judge, but of timm's (.*?): of these", PAGE, flags=re.DOTALL)
+    (sentence,) = re.findall(r"is compared with the judge, but of timm's\s(.*?): of these", PAGE, flags=re.DOTALL)
     assert [("timm", name) for name in re.findall(r"`([^`]+)`", sentence)] == [row[:2] for row in others]
