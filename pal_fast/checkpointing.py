@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pal_fast.attention import MathAttention
 from pal_fast.running_statistics import swap_in_copies, tracking
@@ -40,6 +41,10 @@ class CheckpointedSegments:
         self._hook, self._running, self._above = hook, running, above
         self._names = {module: name for name, module in model.named_modules()}
         self._tracking = dict.fromkeys(tracking(model))
+        # BatchNorm's own kernel writes running_mean unseen, InstanceNorm does not count batches.
+        self._watched = [
+            (m._buffers, "num_batches_tracked" if isinstance(m, _BatchNorm) else "running_mean") for m in self._tracking
+        ]
         self._probes: list[Any] = []
         self._guards: list[Any] = []
         self._left = self.VAIN
@@ -78,8 +83,8 @@ class CheckpointedSegments:
         self._probes = []
 
     def _versions_now(self) -> list[int]:
-        """How often the buffers of each module with running statistics were written to: no value is looked at."""
-        return [sum(b._version for b in m._buffers.values() if b is not None) for m in self._tracking]
+        """How often one buffer of each module with running statistics was written to: no value is looked at."""
+        return [-1 if (b := buffers.get(name)) is None else b._version for buffers, name in self._watched]
 
     def remove(self) -> None:
         self.stop_probing()
