@@ -31,9 +31,9 @@ WHISKERS = ", whiskers and bands from p20 to p80"
 
 def draw(path: Path) -> list[Path]:
     """The pictures of one CSV, beside it."""
-    records = [record for record in results_csv.read(path) if record["p50_ms"]]
     subject = path.stem.rsplit("_", 1)[0]
-    if not records or subject not in PICTURES:
+    records = [record for record in results_csv.read(path) if record["p50_ms"]] if subject in PICTURES else []
+    if not records:
         return []
     import matplotlib
 

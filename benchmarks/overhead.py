@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +24,12 @@ from torch import Tensor, nn
 from pal_fast import PALLoss, dispatch, ops, reference
 from pal_fast.options import LossOptions
 
-#: What issue 4 grants.
+from . import machine
+from .options import DIRECTORY
+
+#: What may be added per call, on a quiet machine.
 LIMIT_US = 100.0
+NAME = "overhead_cpu.csv"
 
 
 def steps(backend: str) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -71,21 +77,34 @@ def measure(backend: str, rounds: int = 30, calls: int = 20) -> tuple[float, flo
     return statistics.median(times[bare]), statistics.median(times[with_loss])
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
+    """Returns 1 if a backend adds more than `LIMIT_US`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    args = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--output", type=Path, default=DIRECTORY, help="directory for the CSV")
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
+    environment = machine.environment(torch.device("cpu"))  # the load is that before the measurement
+    records: list[dict[str, object]] = []
     for backend in ("cpu", "reference"):
-        if dispatch.why_not(backend, torch.device("cpu")):
-            print(f"{backend:<10} unavailable: {dispatch.why_not(backend, torch.device('cpu'))}")
+        reason = dispatch.why_not(backend, torch.device("cpu"))
+        if reason:
+            print(f"{backend:<10} unavailable: {reason}")
             continue
         bare, with_loss = measure(backend, args.rounds)
-        print(
-            f"{backend:<10} bare {bare:7.0f} us   PALLoss {with_loss:7.0f} us   added {with_loss - bare:5.0f} us "
-            f"(limit {LIMIT_US:.0f})"
+        added = with_loss - bare
+        print(f"{backend:<10} bare {bare:.0f} us, PALLoss {with_loss:.0f} us, added {added:.0f} us of {LIMIT_US:.0f}")
+        records.append(
+            {"backend": backend, "bare_us": round(bare), "with_pal_us": round(with_loss), "added_us": round(added)}
+            | {"rounds": args.rounds, **environment}
         )
+    args.output.mkdir(parents=True, exist_ok=True)
+    with (args.output / NAME).open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    return 0 if all(float(str(record["added_us"])) <= LIMIT_US for record in records) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

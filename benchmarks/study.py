@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .study_runs import Condition, run
 from .study_set_up import claim
@@ -55,7 +55,7 @@ def parts() -> dict[str, list[Condition]]:
         "noise": [replace(c, noise=noise) for noise in (0.2, 0.4) for c in best],
         "images": [replace(c, images=n) for n in (50, 100, 700, 2000) for c in best],
         "scattered": [replace(c, scatter=0.1) for c in (*best, replace(pal, prior="shuffled"))],
-        "pooled": [replace(c, head="pooled") for c in best],
+        "pooled": [replace(c, head="pooled") for c in (*best, *weighted(PAL), *weighted(ALIGNMENT))],
         "score": [replace(PAL, score="cross_correlation", scale="mean", weight=weight) for weight in (3.0, 10.0)],
     }
 
@@ -72,11 +72,13 @@ def read(path: Path) -> dict[Condition, dict[str, float]]:
     """The measures of every run in the table."""
     if not path.exists():
         return {}
-    kinds = {field.name: type(field.default) for field in fields(Condition)}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Condition)}
     rows: dict[Condition, dict[str, float]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            values = {name: row[name] == "True" if kind is bool else kind(row[name]) for name, kind in kinds.items()}
+            values: dict[str, Any] = {
+                name: row[name] == "True" if kind is bool else kind(row[name]) for name, kind in kinds.items()
+            }
             rows[Condition(**values)] = {name: float(row[name]) for name in MEASURES}
     return rows
 

@@ -153,7 +153,7 @@ def variations(groups: Groups) -> Figure:
         axes.barh(place, mean, 0.7, xerr=None if math.isnan(half) else half, color=colour, capsize=2)
     axes.set_yticks(range(len(shown)), [label for label, *_ in reversed(shown)])
     axes.axvline(0, color=_COLOURS["cross-entropy"], linewidth=1.5)
-    axes.set_xlabel("points gained over cross-entropy alone (mean of the seeds, 95% interval)", fontsize=9)
+    axes.set_xlabel("points gained over cross-entropy alone (mean, 95% interval)", fontsize=9)
     _plain(axes)
     return figure
 

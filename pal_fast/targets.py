@@ -10,6 +10,7 @@ from torch.autograd.graph import GradientEdge
 from torch.compiler import is_compiling
 
 from pal_fast import _checks
+from pal_fast.inner_gradient import inner_gradient
 
 TARGETS = ("sum", "label", "predicted")
 Target = str | Callable[[Tensor, Tensor | None], Tensor]
@@ -89,14 +90,7 @@ def attributed_gradients(
         seed = torch.ones_like(logits) if target == "sum" else one_logit(logits, target, labels)
     if scale is not None:
         seed = seed * scale.to(seed.dtype)
-    return torch.autograd.grad(
-        scalars,
-        list(outputs),
-        seed,
-        create_graph=create_graph,
-        retain_graph=True,
-        allow_unused=True,
-    )
+    return inner_gradient(scalars, outputs, seed, create_graph=create_graph)
 
 
 def per_sample(logits: Tensor, target: Callable[..., Tensor], labels: Tensor | None) -> Tensor:

@@ -98,27 +98,44 @@ int64_t next_block(const HeatmapProblem& problem, const Landmarks<Real>& landmar
   return k;
 }
 
-// out += the block's Gaussians, at rows [i, i + Rows).
-template <int64_t Rows>
-inline void add_to_rows(const HeatmapProblem& problem, const Block& block, int64_t i, double* out) {
+// out += the block's Gaussians, at rows [i, i + Rows) and Vectors * D columns from j on.
+template <int64_t Rows, int64_t Vectors>
+inline void add_to_tile(const HeatmapProblem& problem, const Block& block, int64_t i, int64_t j, double* out) {
   const int64_t width = problem.width, row_stride = padded(problem.height), column_stride = padded(width);
-  for (int64_t j = 0; j < width; j += D) {
-    Doubles sums[Rows] = {};
-    for (int64_t k = 0; k < block.count; ++k) {
-      const Doubles x = load<double, double>(block.columns + k * column_stride + j, D);
-      const double* y = block.rows + k * row_stride + i;
-      for (int64_t r = 0; r < Rows; ++r) {
-        sums[r] += y[r] * x;
+  Doubles sums[Rows][Vectors] = {};
+  for (int64_t k = 0; k < block.count; ++k) {
+    const double* y = block.rows + k * row_stride + i;
+    Doubles x[Vectors];
+    for (int64_t v = 0; v < Vectors; ++v) {
+      x[v] = load<double, double>(block.columns + k * column_stride + j + v * D, D);
+    }
+    for (int64_t r = 0; r < Rows; ++r) {
+      for (int64_t v = 0; v < Vectors; ++v) {
+        sums[r][v] += y[r] * x[v];
       }
     }
-    const int64_t n = smaller(D, width - j);
-    for (int64_t r = 0; r < Rows; ++r) {
-      double* to = out + (i + r) * width + j;
-      store<double, double>(to, load<double, double>(to, n) + sums[r], n);
+  }
+  for (int64_t r = 0; r < Rows; ++r) {
+    for (int64_t v = 0; v < Vectors; ++v) {
+      const int64_t column = j + v * D, n = smaller(D, width - column);
+      double* to = out + (i + r) * width + column;
+      store<double, double>(to, load<double, double>(to, n) + sums[r][v], n);
     }
   }
 }
 
+template <int64_t Rows>
+inline void add_to_rows(const HeatmapProblem& problem, const Block& block, int64_t i, double* out) {
+  int64_t j = 0;
+  for (; j + 2 * D <= problem.width; j += 2 * D) {
+    add_to_tile<Rows, 2>(problem, block, i, j, out);
+  }
+  for (; j < problem.width; j += D) {
+    add_to_tile<Rows, 1>(problem, block, i, j, out);
+  }
+}
+
+// Tiles of 4 x 2 vectors: enough sums in flight to hide an addition's latency, few enough for 16 registers.
 inline void add_block(const HeatmapProblem& problem, const Block& block, double* out) {
   int64_t i = 0;
   for (; i + 4 <= problem.height; i += 4) {
@@ -180,105 +197,4 @@ bool draw_into(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, 
 template <typename Real>
 bool draw(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, double* scratch, double* out) {
   return draw_into(problem, landmarks, scratch, out, nullptr);
-}
-
-// With e_ij the landmark's Gaussian without its weight w and G the gradient of its cells:
-// dw = sum G e, dx = w / sigma^2 sum G e (x_j - x), dy likewise.
-template <typename Real>
-void store_gradient(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, int64_t k, double mass,
-                    double horizontal_moment, double vertical_moment, Real* d_points, Real* d_weights) {
-  const double by_distance = strength_of(landmarks, k) / problem.sigma / problem.sigma;
-  if (d_points) {
-    d_points[2 * k] = static_cast<Real>(by_distance * horizontal_moment);
-    d_points[2 * k + 1] = static_cast<Real>(by_distance * vertical_moment);
-  }
-  if (d_weights) {
-    d_weights[k] = static_cast<Real>(mass);
-  }
-}
-
-template <typename Real>
-void backward_of_sum(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const double* grad,
-                     double* scratch, Real* d_points, Real* d_weights) {
-  const Axis across = horizontal(problem), down = vertical(problem);
-  const int64_t height = problem.height, width = problem.width;
-  double* row = scratch;                 // [padded(W)]: the Gaussian along x
-  double* column = row + padded(width);  // [padded(H)]: along y
-  for (int64_t k = 0; k < problem.landmarks; ++k) {
-    if (!is_valid(landmarks, k)) {
-      continue;
-    }
-    const double x = landmarks.points[2 * k], y = landmarks.points[2 * k + 1];
-    gaussian(across, x, problem.sigma, 1.0, row);
-    gaussian(down, y, problem.sigma, 1.0, column);
-    Doubles mass{}, horizontal_moment{}, vertical_moment{};
-    for (int64_t j = 0; j < width; j += D) {
-      const int64_t n = smaller(D, width - j);
-      Doubles collapsed{}, weighed{};  // sum_i G_ij e_i, and times (y_i - y)
-      for (int64_t i = 0; i < height; ++i) {
-        const Doubles part = column[i] * load<double, double>(grad + i * width + j, n);
-        collapsed += part;
-        weighed += (down.centre(i) - y) * part;
-      }
-      const Doubles e = load<double, double>(row + j, D);
-      mass += collapsed * e;
-      horizontal_moment += collapsed * e * (across.centres(j) - x);
-      vertical_moment += weighed * e;
-    }
-    store_gradient(problem, landmarks, k, total<double>(mass), total<double>(horizontal_moment),
-                   total<double>(vertical_moment), d_points, d_weights);
-  }
-}
-
-template <typename Real>
-void backward_of_max(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const double* grad,
-                     double* scratch, int64_t* winner, Real* d_points, Real* d_weights) {
-  const Axis across = horizontal(problem), down = vertical(problem);
-  const int64_t height = problem.height, width = problem.width;
-  double* best = scratch + draw_scratch(problem);  // [H, W]
-  double* sums = best + problem.cells();           // [K, 3]
-  for (int64_t i = 0; i < problem.cells(); ++i) {
-    winner[i] = -1;
-  }
-  for (int64_t i = 0; i < 3 * problem.landmarks; ++i) {
-    sums[i] = 0.0;
-  }
-  (void)draw_into(problem, landmarks, scratch, best, winner);
-  for (int64_t i = 0; i < height; ++i) {
-    for (int64_t j = 0; j < width; ++j) {
-      const int64_t k = winner[i * width + j];
-      if (k < 0) {
-        continue;
-      }
-      const double right = across.centre(j) - landmarks.points[2 * k];
-      const double below = down.centre(i) - landmarks.points[2 * k + 1];
-      const double u = right / problem.sigma, v = below / problem.sigma;
-      const Doubles exponents = Doubles{} - 0.5 * (u * u + v * v);
-      const double e = grad[i * width + j] * exp_of_negative(exponents)[0];
-      sums[3 * k] += e;
-      sums[3 * k + 1] += e * right;
-      sums[3 * k + 2] += e * below;
-    }
-  }
-  for (int64_t k = 0; k < problem.landmarks; ++k) {
-    if (is_valid(landmarks, k)) {
-      store_gradient(problem, landmarks, k, sums[3 * k], sums[3 * k + 1], sums[3 * k + 2], d_points, d_weights);
-    }
-  }
-}
-
-template <typename Real>
-void heatmap_backward(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const double* grad,
-                      double* scratch, int64_t* winner, Real* d_points, Real* d_weights) {
-  for (int64_t k = 0; d_points && k < 2 * problem.landmarks; ++k) {
-    d_points[k] = 0;
-  }
-  for (int64_t k = 0; d_weights && k < problem.landmarks; ++k) {
-    d_weights[k] = 0;
-  }
-  if (problem.combine == Combine::sum) {
-    backward_of_sum(problem, landmarks, grad, scratch, d_points, d_weights);
-  } else {
-    backward_of_max(problem, landmarks, grad, scratch, winner, d_points, d_weights);
-  }
 }

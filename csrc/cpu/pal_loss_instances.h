@@ -7,6 +7,7 @@ namespace {
 // clang-format off: each needs those before it.
 #include "lanes.h"
 #include "landmark_heatmap_loops.h"
+#include "landmark_heatmap_backward_loops.h"
 #include "pal_loss_attribution.h"
 #include "pal_loss_forward_loops.h"
 #include "pal_loss_backward_loops.h"

@@ -12,17 +12,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMON = {
     **{"attribution": "grad_input", "absolute": "True", "channels": "mean", "score": "pearson", "scale": "sum"},
-    **{"sigma": "3.0", "images": "350", "noise": "0.0", "head": "flattened"},
+    **{"sigma": "3.0", "images": "350", "noise": "0.0", "scatter": "0.0", "head": "flattened"},
 }
 
 
-def accuracy(**condition: str) -> float:
+def accuracy(measure: str = "accuracy", **condition: str) -> float:
     """The mean test accuracy in percent over the seeds of one condition."""
     wanted = {**COMMON, **condition}
     with (ROOT / "benchmarks" / "results" / "study.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row[name] == value for name, value in wanted.items())]
-    assert len(rows) >= 5, f"{condition}: {len(rows)} seeds"
-    return 100 * statistics.fmean(float(row["accuracy"]) for row in rows)
+    assert len(rows) == len({row["seed"] for row in rows}) == 5, f"{condition}: {len(rows)} rows"
+    return 100 * statistics.fmean(float(row[measure]) for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +55,68 @@ def test_the_gains_on_the_page_about_choosing(plain):
     assert quoted(page, r"\(\+([\d.]+), \+([\d.]+), \+([\d.]+) points\)") == [round(gain, 1) for gain in gains]
     both = [accuracy(prior="landmarks", target=target, weight="10.0") for target in ("predicted", "label")]
     assert quoted(page, r"\(([\d.]+)% against ([\d.]+)%\)") == [round(value, 1) for value in both]
+
+
+def test_the_table_of_all_conditions_is_that_of_the_rows():
+    pytest.importorskip("scipy")
+    from benchmarks import study, study_report
+
+    assert (ROOT / "docs" / "study_table.md").read_text() == study_report.table(study.read(study.RESULTS))
+
+
+PAL = {"prior": "landmarks", "target": "label"}
+METHODS = {
+    '`"grad_input"`, `channels="mean"`': PAL,
+    '`channels="all"`': PAL | {"channels": "all"},
+    '`channels="each"`': PAL | {"channels": "each"},
+    '`channels="half"`': PAL | {"channels": "half"},
+    '`attribution="grad"`': PAL | {"attribution": "grad"},
+    "`absolute=False` (signed `g f`)": PAL | {"absolute": "False"},
+    '`attribution="activation"` (feature alignment)': PAL | {"attribution": "activation"},
+    '`score="cross_correlation"`, `scale="mean"`': PAL | {"score": "cross_correlation", "scale": "mean"},
+}
+CIRCUMSTANCES = {
+    "50 training faces": {"images": "50"},
+    "100": {"images": "100"},
+    "350": {},
+    "700": {"images": "700"},
+    "2,000": {"images": "2000"},
+    "20% of the labels wrong": {"noise": "0.2"},
+    "40% of the labels wrong": {"noise": "0.4"},
+    "test faces occluded": {"measure": "accuracy_occluded"},
+    "faces scattered over the image": {"scatter": "0.1"},
+}
+
+
+def row_of(name: str) -> list[str]:
+    """The cells of a row of docs/study.md."""
+    lines = (ROOT / "docs" / "study.md").read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| {name} | ")]
+    return [cell.strip().strip("*") for cell in row.split("|")[2:-1]]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_pages_figures_of_the_options(name):
+    for cell, weight in zip(row_of(name), ("1.0", "3.0", "10.0"), strict=True):
+        if cell:
+            assert cell == f"{accuracy(**METHODS[name], weight=weight):.1f}"
+
+
+@pytest.mark.parametrize("name", CIRCUMSTANCES)
+def test_the_pages_figures_of_the_circumstances(name):
+    plain, pal, gain, alignment = row_of(name)
+    given = CIRCUMSTANCES[name]
+    values = [
+        accuracy(**given, prior="none", weight="0.0"),
+        accuracy(**given, **PAL, weight="10.0"),
+        accuracy(**given, **PAL | {"attribution": "activation"}, weight="10.0"),
+    ]
+    assert [plain, pal, alignment] == [f"{value:.1f}%" for value in values]
+    assert gain.split(" ")[0] == f"{values[1] - values[0]:+.1f}"
+
+
+def test_the_pages_figures_under_a_pooled_head():
+    plain = accuracy(prior="none", weight="0.0", head="pooled")
+    gains = [accuracy(**PAL, weight=weight, head="pooled") - plain for weight in ("1.0", "3.0", "10.0")]
+    pattern = r"PAL gains ([\d.]+) points at weight 1 .*? nothing at 3 \((-[\d.]+), .*? chance \([\d.]+%; (-[\d.]+),"
+    assert quoted("docs/study.md", pattern) == [round(gain, 1) for gain in gains]

@@ -14,7 +14,7 @@ ORDER = [
     {"_extension", "_derivative", "ops", "kernels"},
     {"dispatch"},
     {"functional"},
-    {"attention", "running_statistics", "checkpointing", "graph", "kinks", "regions"},
+    {"attention", "running_statistics", "checkpointing", "graph", "inner_gradient", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
     {"inspection", "first_order", "preflight", "compiled", "candidates"},
     {"engine"},

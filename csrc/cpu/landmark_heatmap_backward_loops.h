@@ -1,0 +1,137 @@
+// From the gradient of a heatmap to those of its landmarks and their weights, in double.
+// To be included by pal_loss_instances.h only, inside its namespace.
+
+// With e_ij the landmark's Gaussian without its weight w and G the gradient of its cells:
+// dw = sum G e, dx = w / sigma^2 sum G e (x_j - x), dy likewise.
+template <typename Real>
+void store_gradient(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, int64_t k, double mass,
+                    double horizontal_moment, double vertical_moment, Real* d_points, Real* d_weights) {
+  const double by_distance = strength_of(landmarks, k) / problem.sigma / problem.sigma;
+  if (d_points) {
+    d_points[2 * k] = static_cast<Real>(by_distance * horizontal_moment);
+    d_points[2 * k + 1] = static_cast<Real>(by_distance * vertical_moment);
+  }
+  if (d_weights) {
+    d_weights[k] = static_cast<Real>(mass);
+  }
+}
+
+// The gradients of Count valid landmarks, for which `grad` is read once.
+template <int64_t Count, typename Real>
+void gather(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const int64_t* index, const double* grad,
+            double* scratch, Real* d_points, Real* d_weights) {
+  const Axis across = horizontal(problem), down = vertical(problem);
+  const int64_t height = problem.height, width = problem.width;
+  const int64_t row_stride = padded(width), column_stride = padded(height);
+  double* along_x = scratch;                           // [Count, padded(W)]: the Gaussians along x
+  double* along_y = along_x + Count * row_stride;      // [Count, padded(H)]: along y
+  double* moment_y = along_y + Count * column_stride;  // [Count, padded(H)]: these times (y_i - y)
+
+  // 1. The Gaussians.
+  for (int64_t c = 0; c < Count; ++c) {
+    const double x = landmarks.points[2 * index[c]], y = landmarks.points[2 * index[c] + 1];
+    gaussian(across, x, problem.sigma, 1.0, along_x + c * row_stride);
+    gaussian(down, y, problem.sigma, 1.0, along_y + c * column_stride);
+    for (int64_t i = 0; i < height; ++i) {
+      moment_y[c * column_stride + i] = along_y[c * column_stride + i] * (down.centre(i) - y);
+    }
+  }
+
+  // 2. The sums over the rows, and from them those over the columns.
+  Doubles mass[Count] = {}, horizontal_moment[Count] = {}, vertical_moment[Count] = {};
+  for (int64_t j = 0; j < width; j += D) {
+    const int64_t n = smaller(D, width - j);
+    Doubles collapsed[Count] = {}, weighed[Count] = {};  // sum_i G_ij e_i, and times (y_i - y)
+    for (int64_t i = 0; i < height; ++i) {
+      const Doubles g = load<double, double>(grad + i * width + j, n);
+      for (int64_t c = 0; c < Count; ++c) {
+        collapsed[c] += along_y[c * column_stride + i] * g;
+        weighed[c] += moment_y[c * column_stride + i] * g;
+      }
+    }
+    for (int64_t c = 0; c < Count; ++c) {
+      const double x = landmarks.points[2 * index[c]];
+      const Doubles e = load<double, double>(along_x + c * row_stride + j, D);
+      mass[c] += collapsed[c] * e;
+      horizontal_moment[c] += collapsed[c] * e * (across.centres(j) - x);
+      vertical_moment[c] += weighed[c] * e;
+    }
+  }
+  for (int64_t c = 0; c < Count; ++c) {
+    store_gradient(problem, landmarks, index[c], total<double>(mass[c]), total<double>(horizontal_moment[c]),
+                   total<double>(vertical_moment[c]), d_points, d_weights);
+  }
+}
+
+template <typename Real>
+void backward_of_sum(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const double* grad,
+                     double* scratch, Real* d_points, Real* d_weights) {
+  constexpr int64_t AT_ONCE = 4;
+  int64_t index[AT_ONCE], count = 0;
+  for (int64_t k = 0; k < problem.landmarks; ++k) {
+    if (!is_valid(landmarks, k)) {
+      continue;
+    }
+    index[count++] = k;
+    if (count == AT_ONCE) {
+      gather<AT_ONCE>(problem, landmarks, index, grad, scratch, d_points, d_weights);
+      count = 0;
+    }
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    gather<1>(problem, landmarks, index + c, grad, scratch, d_points, d_weights);
+  }
+}
+
+template <typename Real>
+void backward_of_max(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const double* grad,
+                     double* scratch, int64_t* winner, Real* d_points, Real* d_weights) {
+  const Axis across = horizontal(problem), down = vertical(problem);
+  const int64_t height = problem.height, width = problem.width;
+  double* best = scratch + draw_scratch(problem);  // [H, W]
+  double* sums = best + problem.cells();           // [K, 3]
+  for (int64_t i = 0; i < problem.cells(); ++i) {
+    winner[i] = -1;
+  }
+  for (int64_t i = 0; i < 3 * problem.landmarks; ++i) {
+    sums[i] = 0.0;
+  }
+  (void)draw_into(problem, landmarks, scratch, best, winner);
+  for (int64_t i = 0; i < height; ++i) {
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t k = winner[i * width + j];
+      if (k < 0) {
+        continue;
+      }
+      const double right = across.centre(j) - landmarks.points[2 * k];
+      const double below = down.centre(i) - landmarks.points[2 * k + 1];
+      const double u = right / problem.sigma, v = below / problem.sigma;
+      const Doubles exponents = Doubles{} - 0.5 * (u * u + v * v);
+      const double e = grad[i * width + j] * exp_of_negative(exponents)[0];
+      sums[3 * k] += e;
+      sums[3 * k + 1] += e * right;
+      sums[3 * k + 2] += e * below;
+    }
+  }
+  for (int64_t k = 0; k < problem.landmarks; ++k) {
+    if (is_valid(landmarks, k)) {
+      store_gradient(problem, landmarks, k, sums[3 * k], sums[3 * k + 1], sums[3 * k + 2], d_points, d_weights);
+    }
+  }
+}
+
+template <typename Real>
+void heatmap_backward(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const double* grad,
+                      double* scratch, int64_t* winner, Real* d_points, Real* d_weights) {
+  for (int64_t k = 0; d_points && k < 2 * problem.landmarks; ++k) {
+    d_points[k] = 0;
+  }
+  for (int64_t k = 0; d_weights && k < problem.landmarks; ++k) {
+    d_weights[k] = 0;
+  }
+  if (problem.combine == Combine::sum) {
+    backward_of_sum(problem, landmarks, grad, scratch, d_points, d_weights);
+  } else {
+    backward_of_max(problem, landmarks, grad, scratch, winner, d_points, d_weights);
+  }
+}

@@ -1,0 +1,52 @@
+"""What PALLoss adds to a step in Python, beside the bare double backward."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import machine, overhead
+from pal_fast import dispatch
+
+RESULTS = Path(overhead.__file__).parent / "results" / overhead.NAME
+
+
+@pytest.fixture
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_kept_figures_are_within_the_limit_and_stand_on_the_page() -> None:
+    with RESULTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["backend"] for row in rows] == ["cpu", "reference"]
+    page = (RESULTS.parents[2] / "docs" / "training_loops.md").read_text()
+    for row in rows:
+        assert 0 < float(row["added_us"]) <= overhead.LIMIT_US
+        assert set(machine.COLUMNS) <= set(row)
+        assert f"| `{row['backend']}` | {row['bare_us']} µs | {row['with_pal_us']} µs | {row['added_us']} µs |" in page
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_call_costs_little_python() -> None:
+    """The limit is for a quiet machine; three times as much is caught on any."""
+    reason = dispatch.why_not("cpu", torch.device("cpu"))
+    if reason:
+        pytest.skip(reason)
+    bare, with_loss = overhead.measure("cpu", rounds=12)
+    assert 0 < with_loss - bare < 3 * overhead.LIMIT_US
+
+
+@pytest.mark.parametrize(("added", "status"), [(99.0, 0), (101.0, 1)])
+def test_more_than_the_limit_is_a_failure(added: float, status: int, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(overhead, "measure", lambda backend, rounds: (500.0, 500.0 + added))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(machine, "environment", lambda device: dict.fromkeys(machine.COLUMNS, "x"))
+    assert overhead.main(["--output", str(tmp_path)]) == status
+    assert (tmp_path / overhead.NAME).is_file()
