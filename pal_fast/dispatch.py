@@ -62,7 +62,10 @@ def choose(requested: str | None, device: torch.device) -> str:
         return _fastest(device)
     if not isinstance(requested, str) or requested not in BACKENDS:
         _checks.choice("backend", requested, BACKENDS)
-    return _asked_for(requested, device)
+    reason = why_not(requested, device)
+    if reason:
+        raise RuntimeError(f"backend={requested!r} cannot run on {device}: {reason}")
+    return requested
 
 
 def why_not(name: str, device: torch.device) -> str:
@@ -84,14 +87,6 @@ def namespace(name: str) -> str:
     else:
         _compiled()
     return NAMESPACE[name]
-
-
-@lru_cache(maxsize=64)
-def _asked_for(name: str, device: torch.device) -> str:
-    reason = why_not(name, device)
-    if reason:
-        raise RuntimeError(f"backend={name!r} cannot run on {device}: {reason}")
-    return name
 
 
 @lru_cache(maxsize=64)

@@ -22,6 +22,22 @@ CPU = torch.device("cpu")
 CASE = step_cases.Case("resnet18", "layer3", 64, 2, torch.float32)
 
 
+def test_the_page_shows_the_kept_rows_and_the_target_is_met() -> None:
+    page = (ROOT / "docs" / "performance_step.md").read_text()
+    with (ROOT / "benchmarks" / "results" / "step_cpu.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["ms"]]
+    shown = [line for line in page.splitlines() if line.startswith("| ") and line.count("|") == 9][1:]
+    assert len(shown) == len(rows) > 10
+    for line, row in zip(shown, rows, strict=True):
+        ratio, floor = float(row["ratio"]), float(row["one_plus_h"])
+        figures = f"| {row['variant']} | {float(row['ms']):.0f} | {ratio:.3f} | {ratio / floor:.3f} |"
+        assert f"{figures} {float(row['peak_mb']):.0f} | {row['calls']} |" in line
+        if row["variant"] == "plain":
+            assert line.startswith(f"| {row['model']} {row['layer']}, {row['image']}x{row['image']}, {row['batch']} |")
+        if row["variant"] == "prepare_head" and row["model"] == "resnet18":
+            assert ratio <= 1.10 * floor
+
+
 def test_the_quick_run_fills_the_table(tmp_path: Path) -> None:
     output = tmp_path / "step.csv"
     command = [sys.executable, "-m", "benchmarks.step", "--quick", "--device", "cpu", "--output", str(output)]

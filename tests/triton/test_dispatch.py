@@ -22,7 +22,7 @@ hide()
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What dispatch remembers of this machine, forgotten before and after."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    caches = (dispatch._fastest, dispatch._asked_for, dispatch._why_not_cuda, dispatch._warn_slow)
+    caches = (dispatch._fastest, dispatch._why_not_cuda, dispatch._warn_slow)
     for cache in caches:
         cache.cache_clear()
     yield
