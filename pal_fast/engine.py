@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from pal_fast import _checks, distributed, first_order, preflight
+from pal_fast.calls import Call, check_call, checked_loss_of
 from pal_fast.capture import Captured
-from pal_fast.functional import Call, check_call, checked_loss_of
 from pal_fast.layouts import LAYOUTS, Layout, find_layout
 from pal_fast.options import LossOptions
 from pal_fast.precision import ScalarScale, autocasts
@@ -24,7 +24,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 class Prior(NamedTuple):
-    """What the attribution is compared with, in the order in which `functional.check_call` takes it."""
+    """What the attribution is compared with, in the order in which `calls.check_call` takes it."""
 
     heatmap: Tensor | None = None
     landmarks: Tensor | None = None

@@ -13,6 +13,7 @@ ORDER = [
     {"options"},
     {"_extension", "_derivative", "ops", "kernels"},
     {"dispatch"},
+    {"calls"},
     {"functional"},
     {"attention", "running_statistics", "checkpointing", "graph", "inner_gradient", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},

@@ -8,7 +8,7 @@ from support.networks import SmallNet, batch, gradient_error, judged, twin
 from torch import nn
 
 import pal_fast
-from pal_fast import functional
+from pal_fast import calls
 from pal_fast.layouts import find_layout
 
 
@@ -56,13 +56,13 @@ def test_views_share_memory_and_are_channels_last():
 def test_tokens_behind_a_class_token_keep_their_order_in_memory():
     layout = find_layout("auto", "layer", (2, 17, 8), (32, 32))
     tokens = torch.randn(2, 17, 8), torch.randn(2, 17, 8)
-    for made, given in zip(functional._one_layout(*map(layout.view, tokens)), tokens, strict=True):
+    for made, given in zip(calls._one_layout(*map(layout.view, tokens)), tokens, strict=True):
         assert made.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(made.permute(0, 2, 3, 1).flatten(1, 2), given[:, 1:])
     patches = find_layout("auto", "layer", (2, 16, 8), (32, 32)).view(torch.randn(2, 16, 8))
     swin = torch.randn(2, 4, 4, 8).permute(0, 3, 1, 2)
     for view in (patches, swin):
-        assert functional._one_layout(view, view)[0].data_ptr() == view.data_ptr()
+        assert calls._one_layout(view, view)[0].data_ptr() == view.data_ptr()
 
 
 @pytest.mark.parametrize(
