@@ -69,8 +69,9 @@ def headers_of(source: Path) -> set[Path]:
 def object_key(source: Path, command: list[str]) -> str:
     """Identifies what an object file was made from, so that a second build compiles only what changed.
 
-    Include paths count by what PyTorch lies there, not by where build isolation happened to put it; macros that name
-    the build count where they are used.
+    `command` is without the source's own path: what it holds counts, not where it lies. Include paths count by what
+    PyTorch lies there, not by where build isolation happened to put it; macros that name the build count where they
+    are used.
     """
     import torch
 
@@ -182,8 +183,8 @@ class BuildExtension(build_ext):
             device += [*code_generation(ARCHITECTURES), "--compress-mode=size"]
             built_for = " ".join([*(f"sm_{a}" for a in ARCHITECTURES), f"compute_{ARCHITECTURES[-1]}"])
             host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{built_for}"')
-            jobs += [(path, [*host, str(path)]) for path in sorted((CSRC / "cuda").glob("*.cpp"))]
-            jobs += [(path, [*device, str(path)]) for path in sorted((CSRC / "cuda").glob("*.cu"))]
+            jobs += [(path, host) for path in sorted((CSRC / "cuda").glob("*.cpp"))]
+            jobs += [(path, device) for path in sorted((CSRC / "cuda").glob("*.cu"))]
             runtime = next(
                 path
                 for directory in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
@@ -192,8 +193,8 @@ class BuildExtension(build_ext):
             libraries = [str(runtime), "-ldl", "-lpthread", "-lrt"]
         else:
             libraries = []
-        jobs += [(path, [*host, str(path)]) for path in sorted(CSRC.glob("*.cpp"))]
-        jobs += [(path, [*host, str(path)]) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
+        jobs += [(path, host) for path in sorted(CSRC.glob("*.cpp"))]
+        jobs += [(path, host) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
 
         def compile_one(job: tuple[Path, list[str]]) -> str:
             source, command = job
@@ -203,7 +204,7 @@ class BuildExtension(build_ext):
                 return str(target)
             print("compiling", source.relative_to(ROOT), flush=True)
             stamp.unlink(missing_ok=True)
-            done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
+            done = subprocess.run([*command, str(source), "-o", str(target)], capture_output=True, text=True)
             target.with_suffix(".log").write_text(done.stdout + done.stderr)
             if done.returncode:
                 raise SystemExit(f"{' '.join(done.args)}\n{done.stdout}{done.stderr}")
