@@ -12,6 +12,17 @@ from pal_fast import _checks, dispatch, ops, reference
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
 
+class Prior(NamedTuple):
+    """What the attribution is compared with, and how much each sample counts."""
+
+    heatmap: Tensor | None = None
+    landmarks: Tensor | None = None
+    visible: Tensor | None = None
+    weights: Tensor | None = None
+    sample_weight: Tensor | None = None
+    image_size: tuple[int, int] | None = None
+
+
 class Call(NamedTuple):
     """What `check_call` found out."""
 
@@ -20,22 +31,13 @@ class Call(NamedTuple):
     dtype: torch.dtype  # in which the loss is computed
 
 
-def check_call(
-    layer: Tensor,
-    heatmap: Tensor | None,
-    landmarks: Tensor | None,
-    visible: Tensor | None,
-    weights: Tensor | None,
-    sample_weight: Tensor | None,
-    image_size: tuple[int, int] | None,
-    options: LossOptions,
-    backend: str | None,
-) -> Call:
+def check_call(layer: Tensor, prior: Prior, options: LossOptions, backend: str | None) -> Call:
     """Refuses, before anything is computed, what the loss of `layer` (B, C, H, W) cannot take.
 
     Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run.
     """
     (batch, channels, _, _), device = layer.shape, layer.device
+    heatmap, landmarks, visible, weights, sample_weight, image_size = prior
     call = Call(
         dispatch.choose(backend, device), options.attribution.count(channels), reference.computing_dtype(layer.dtype)
     )
@@ -71,23 +73,19 @@ def check_call(
 def checked_loss_of(
     activation: Tensor | None,
     gradient: Tensor | None,
-    heatmap: Tensor | None,
-    landmarks: Tensor | None,
-    visible: Tensor | None,
-    weights: Tensor | None,
-    sample_weight: Tensor | None,
-    image_size: tuple[int, int] | None,
+    prior: Prior,
     options: LossOptions,
     backend: str | None,
     call: Call,
 ) -> Tensor:
-    """`loss_of` after `check_call`, which returned `call`."""
+    """`pal_loss` after `check_call`, which returned `call`."""
     layer = activation if activation is not None else gradient
     assert layer is not None
     activation = activation if options.attribution.needs_activation else None
     gradient = gradient if options.attribution.needs_gradient else None
     _, _, height, width = layer.shape
     name, count, dtype = call
+    heatmap, landmarks, visible, weights, sample_weight, image_size = prior
     if sample_weight is not None:
         sample_weight = sample_weight.detach().to(dtype).contiguous()
     annotated = None

@@ -60,8 +60,7 @@ def choose(requested: str | None, device: torch.device) -> str:
     """
     if requested is None:
         return _fastest(device)
-    if not isinstance(requested, str) or requested not in BACKENDS:
-        _checks.choice("backend", requested, BACKENDS)
+    _checks.choice("backend", requested, BACKENDS)
     reason = why_not(requested, device)
     if reason:
         raise RuntimeError(f"backend={requested!r} cannot run on {device}: {reason}")

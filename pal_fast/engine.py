@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from pal_fast import _checks, distributed, first_order, preflight
-from pal_fast.calls import Call, check_call, checked_loss_of
+from pal_fast.calls import Call, Prior, check_call, checked_loss_of
 from pal_fast.capture import Captured
 from pal_fast.layouts import LAYOUTS, Layout, find_layout
 from pal_fast.options import LossOptions
@@ -21,17 +21,6 @@ from pal_fast.targets import Target, attributed_gradients, check_target
 SECOND_ORDER = ("exact", "finite_difference")
 
 Head = Callable[[Tensor], Tensor]
-
-
-class Prior(NamedTuple):
-    """What the attribution is compared with, in the order in which `calls.check_call` takes it."""
-
-    heatmap: Tensor | None = None
-    landmarks: Tensor | None = None
-    visible: Tensor | None = None
-    weights: Tensor | None = None
-    sample_weight: Tensor | None = None
-    image_size: tuple[int, int] | None = None
 
 
 class Engine:
@@ -107,7 +96,7 @@ class Engine:
             output = _output(record)
             layout = self.layout_of(record.name, output, image_size)
             f = layout.view(output)
-            layers.append((layout, f, check_call(f, *prior, self.options, self.backend)))
+            layers.append((layout, f, check_call(f, prior, self.options, self.backend)))
         given = model, logits, taken, labels, prior, layers, first, in_group
         if autocasts(logits):
             with torch.autocast(logits.device.type, enabled=False):
@@ -138,7 +127,7 @@ class Engine:
             g = None if gradient is None else layout.view(gradient)
             if first and g is not None:
                 preflight.warn_if_useless(model, record.name, g)
-            part = checked_loss_of(f, g, *prior, self.options, self.backend, call)
+            part = checked_loss_of(f, g, prior, self.options, self.backend, call)
             total = part if total is None else total + part
         assert total is not None
         if self.by_differences:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pal_fast import _checks, reference
-from pal_fast.calls import check_annotations, check_call, checked_loss_of, heatmap_of, layer_tensors
+from pal_fast.calls import Prior, check_annotations, check_call, checked_loss_of, heatmap_of, layer_tensors
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
 
@@ -135,22 +135,6 @@ def pal_loss(
         reduction,
     )
     size = None if image_size is None else _checks.size_pair("image_size", image_size)
-    return loss_of(activation, gradient, heatmap, landmarks, visible, weights, sample_weight, size, options, backend)
-
-
-def loss_of(
-    activation: Tensor | None,
-    gradient: Tensor | None,
-    heatmap: Tensor | None,
-    landmarks: Tensor | None,
-    visible: Tensor | None,
-    weights: Tensor | None,
-    sample_weight: Tensor | None,
-    image_size: tuple[int, int] | None,
-    options: LossOptions,
-    backend: str | None,
-) -> Tensor:
-    """`pal_loss` with its options checked already."""
     layer = layer_tensors(activation, gradient, options.attribution)
-    prior = heatmap, landmarks, visible, weights, sample_weight, image_size
-    return checked_loss_of(activation, gradient, *prior, options, backend, check_call(layer, *prior, options, backend))
+    prior = Prior(heatmap, landmarks, visible, weights, sample_weight, size)
+    return checked_loss_of(activation, gradient, prior, options, backend, check_call(layer, prior, options, backend))

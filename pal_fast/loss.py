@@ -13,9 +13,10 @@ from torch.compiler import is_compiling
 from torch.utils.checkpoint import CheckpointError
 
 from pal_fast import _checks, distributed, preflight
+from pal_fast.calls import Prior
 from pal_fast.capture import Capture, Captured, find_layers
 from pal_fast.constants import BACKENDS
-from pal_fast.engine import Engine, Prior
+from pal_fast.engine import Engine
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import Regions
 from pal_fast.targets import Target, check_logits

@@ -11,15 +11,15 @@ import torch
 pytest.importorskip("torchvision")
 pytest.importorskip("PIL")
 
+from support.threads import one_thread
+
 from benchmarks import loading, machine
 
 
 @pytest.fixture
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.mark.usefixtures("_one_thread")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.threads import one_thread
 
 from benchmarks import machine, overhead
 from pal_fast import dispatch
@@ -16,10 +17,8 @@ RESULTS = Path(overhead.__file__).parent / "results" / overhead.NAME
 
 @pytest.fixture
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def test_the_kept_figures_are_within_the_limit_and_stand_on_the_page() -> None:

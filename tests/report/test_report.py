@@ -17,7 +17,8 @@ pytest.importorskip("accelerate", reason="accelerate is not installed (extra tra
 
 import numpy as np
 from PIL import Image
-from support.small_training import SMALL, one_thread, quiet
+from support.small_training import SMALL, quiet
+from support.threads import one_thread
 
 from pal_fast import cli
 from pal_fast.report import write_report

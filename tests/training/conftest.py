@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.small_training import one_thread
+from support.threads import one_thread
 
 
 @pytest.fixture(autouse=True, scope="module")

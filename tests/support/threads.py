@@ -1,0 +1,17 @@
+"""How many threads PyTorch computes with, inside a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread, as in processes with OMP_NUM_THREADS=1, so that the same sums come out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
