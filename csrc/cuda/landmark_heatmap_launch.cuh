@@ -3,7 +3,9 @@
 // so that tests can run the same launches elsewhere.
 #pragma once
 
-#include "landmark_heatmap_kernels.cuh"
+#include "landmark_heatmap_backward_kernels.cuh"
+#include "landmark_heatmap_drawing_kernels.cuh"
+#include "landmark_heatmap_matrix_kernel.cuh"
 
 namespace pal_fast::cuda {
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,27 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pal_fast import PALLoss, attribute
-from pal_fast.landmarks.errors import NoLandmarksError
 from pal_fast.training import machine, progress, recording
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.evaluation import YARDSTICK, Evaluation, check_logits, evaluate_network
+from pal_fast.training.evaluation import Evaluation, check_logits, evaluate_network
 from pal_fast.training.files import RunFolder, write_arrays, write_json, write_state
 from pal_fast.training.gallery import Gallery
-from pal_fast.training.loading import (
-    check_classes,
-    evaluation_loader,
-    open_split,
-    training_batches,
-    training_loader,
-)
 from pal_fast.training.networks import begin
 from pal_fast.training.randomness import derive
+from pal_fast.training.set_up import make_loss, open_splits, try_out
 
 MODEL = "model"
-
-#: Landmarks of the scheme that regions belong to.
-REGION_POINTS = 68
 
 
 class DivergedError(RuntimeError):
@@ -83,7 +70,8 @@ class _Training:
         self.config, self.folder, self.accelerator, self.say = config, folder, accelerator, say
         assert config.size is not None
         self.size = config.size
-        self._open_data()
+        self.splits = open_splits(config, self.size, accelerator)
+        self.steps_per_epoch = self.splits.batches.steps
         self._build()
         if accelerator.is_main_process:
             folder.gallery.mkdir(parents=True, exist_ok=True)
@@ -98,61 +86,13 @@ class _Training:
         # Of all processes, so that only one of them may go on from there.
         self.sums = self.progress.sums.to(accelerator.device) * accelerator.is_main_process
 
-    def _open_data(self) -> None:
-        from pal_fast import data
-
-        config = self.config
-        transform = (data.train_transform if config.augment else data.eval_transform)(self.size)
-        self.training_data = open_split(config, "train", transform=transform)
-        self.validation_data = self._open_validation()
-        check_classes(self.training_data, "training")
-        self.classes = [str(name) for name in self.training_data.classes]
-        if [str(name) for name in self.validation_data.classes] != self.classes:
-            raise ValueError(
-                f"data: the classes of the two splits differ: {', '.join(self.classes)} and "
-                f"{', '.join(map(str, self.validation_data.classes))}"
-            )
-        if config.weight and not self.training_data.landmark_count:
-            raise ValueError(
-                f"landmarks are needed for weight={config.weight:g}, and {config.data} brings none: make a file with "
-                "`pal-fast landmarks` and give it as landmarks, or train the baseline with weight 0"
-            )
-        if config.weight and config.regions and self.training_data.landmark_count != REGION_POINTS:
-            raise ValueError(
-                f"regions belong to the {REGION_POINTS}-point scheme, but the landmarks of {config.data} hold "
-                f"{self.training_data.landmark_count} points: leave regions out, or give other landmarks"
-            )
-        processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        self.batches = training_batches(config, self.training_data, process, processes)
-        pin = self.accelerator.device.type == "cuda"
-        self.loader = training_loader(config, self.batches, pin)
-        self.validation_loader = evaluation_loader(
-            self.validation_data,
-            config.batch // (processes * config.accumulate),
-            config.workers,
-            process,
-            processes,
-            pin,
-        )
-
-    def _open_validation(self) -> Any:
-        """Landmarks are privileged: the test split may lack them, and is then validated without an alignment."""
-        from pal_fast.data import eval_transform
-
-        transform = eval_transform(self.size)
-        try:
-            return open_split(self.config, "test", transform=transform)
-        except NoLandmarksError as error:
-            warnings.warn(f"no alignment is measured on the test split: {error}", stacklevel=2)
-            return open_split(self.config, "test", transform=transform, landmarks=False)
-
     def _build(self) -> None:
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, splits = self.config, self.accelerator, self.splits
         torch.manual_seed(derive(config.seed, "network"))
         begun = self.folder.checkpoint.exists()  # its weights take the place of those to begin with
         beginning = begin(
             config.model,
-            len(self.classes),
+            len(splits.classes),
             self.size,
             pretrained="no" if begun else config.pretrained,
             weights=None if begun else config.weights,
@@ -164,7 +104,7 @@ class _Training:
                 config = self.config = replace(config, pretrained="yes" if beginning.pretrained else "no")
         self.network: nn.Module = beginning.network.to(accelerator.device)
         if not begun:
-            self._try_out()
+            try_out(config, self.network, splits, self.size, accelerator)
         if config.sync_batchnorm:
             from pal_fast.nn import convert_sync_batchnorm
 
@@ -174,40 +114,13 @@ class _Training:
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.model, self.stepper = accelerator.prepare(self.network, self.optimiser)
-        self.layers = config.layer if self.validation_data.landmark_count else ()
-        self.pal = _make_loss(config, self.model) if config.weight else None
-        self.total_steps = config.epochs * self.batches.steps
-
-    def _try_out(self) -> None:
-        """A step of a copy of the network on two images of noise, before the folder counts as this run's.
-
-        Raises: ValueError, TypeError, RuntimeError naming the layer or the option that does not fit the network.
-        """
-        config, device = self.config, self.accelerator.device
-        network = copy.deepcopy(self.network)
-        noise = torch.Generator().manual_seed(0)
-        images = torch.randn(2, 3, self.size, self.size, generator=noise).to(device)
-        labels = torch.zeros(2, dtype=torch.int64, device=device)
-        landmarks = torch.rand(2, self.training_data.landmark_count, 2, generator=noise).to(device) * (self.size - 1)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            pal = _make_loss(config, network.train()) if config.weight else None
-            with self.accelerator.autocast():
-                logits = network(images)
-            check_logits(logits, len(self.classes), len(images))
-            loss = F.cross_entropy(logits.float(), labels)
-            if pal is not None:
-                loss = loss + pal(logits, landmarks, labels=labels)
-            loss.backward()
-            if pal is not None:
-                pal.remove()
-            network.eval()
-            for layer in config.layer:
-                with self.accelerator.autocast():
-                    attribute(network, layer, images, **YARDSTICK)  # type: ignore[arg-type]
+        self.layers = config.layer if splits.validation.landmark_count else ()
+        self.pal = make_loss(config, self.model) if config.weight else None
+        self.total_steps = config.epochs * self.steps_per_epoch
 
     def run(self) -> dict[str, Any]:
         config, here = self.config, self.progress
-        with recording.Recorder(self.folder, self.accelerator.is_main_process, here, self.batches.steps) as recorder:
+        with recording.Recorder(self.folder, self.accelerator.is_main_process, here, self.steps_per_epoch) as recorder:
             gallery = self._open_gallery(recorder)
             if here.epoch or here.step:
                 self.say(f"resuming after {here.epoch} epochs and {here.step} steps")
@@ -221,7 +134,7 @@ class _Training:
 
     def _train_epoch(self) -> None:
         config, here = self.config, self.progress
-        self.batches.epoch, self.batches.first_step = here.epoch, here.step
+        self.splits.batches.epoch, self.splits.batches.first_step = here.epoch, here.step
         self.model.train()
         window: list[dict[str, Any]] = []
         started = time.perf_counter()
@@ -232,7 +145,7 @@ class _Training:
             self._step(window)
             window = []
             here.step += 1
-            if here.step % config.checkpoint_every == 0 and here.step < self.batches.steps:
+            if here.step % config.checkpoint_every == 0 and here.step < self.steps_per_epoch:
                 here.seconds += time.perf_counter() - started
                 self._save()
                 started = time.perf_counter()
@@ -245,10 +158,10 @@ class _Training:
         here = self.progress
         hidden = not (self.accelerator.is_main_process and sys.stderr.isatty())
         bar: Iterable[dict[str, Any]] = tqdm(
-            self.loader,
+            self.splits.loader,
             desc=f"epoch {here.epoch + 1}/{self.config.epochs}",
             initial=here.step * self.config.accumulate,
-            total=self.batches.steps * self.config.accumulate,
+            total=self.steps_per_epoch * self.config.accumulate,
             unit="batch",
             leave=False,
             disable=hidden,
@@ -258,7 +171,7 @@ class _Training:
     def _step(self, window: list[dict[str, Any]]) -> None:
         """One step of the optimiser, on `accumulate` batches."""
         config, here, device = self.config, self.progress, self.accelerator.device
-        done = here.epoch * self.batches.steps + here.step
+        done = here.epoch * self.steps_per_epoch + here.step
         rate = config.learning_rate * (1 - done / self.total_steps) ** config.power
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -270,7 +183,7 @@ class _Training:
             last = number == len(window) - 1
             with _synchronised(self.accelerator, self.model, last):
                 logits = self.model(images)
-                check_logits(logits, len(self.classes), len(images))
+                check_logits(logits, len(self.splits.classes), len(images))
                 cross_entropy = F.cross_entropy(logits, labels)
                 loss, pal = cross_entropy, None
                 if self.pal is not None:
@@ -307,7 +220,7 @@ class _Training:
             progress.save(
                 self.folder,
                 self.config,
-                self.classes,
+                self.splits.classes,
                 here,
                 self.network,
                 self.optimiser,
@@ -323,7 +236,7 @@ class _Training:
         images, cross_entropy, pal, correct = sums.tolist()
         if not all(map(math.isfinite, (cross_entropy, pal))):
             self._save()  # raises
-        steps = self.batches.steps
+        steps = self.steps_per_epoch
         entry: dict[str, Any] = {
             "epoch": here.epoch + 1,
             "step": (here.epoch + 1) * steps,
@@ -353,8 +266,8 @@ class _Training:
         machine.share_buffers(self.accelerator, self.network)
         return evaluate_network(
             self.network,
-            self.validation_loader,
-            self.classes,
+            self.splits.validation_loader,
+            self.splits.classes,
             device=self.accelerator.device,
             layers=self.layers,
             sigma=self.config.sigma,
@@ -366,7 +279,7 @@ class _Training:
         """The faces to look at, in the first process only."""
         if not (self.accelerator.is_main_process and self.config.gallery and self.config.layer):
             return None
-        gallery = Gallery.of(self.validation_data, self.config.gallery)
+        gallery = Gallery.of(self.splits.validation, self.config.gallery)
         recorder.faces(gallery)
         return gallery
 
@@ -375,7 +288,7 @@ class _Training:
             self.network,
             self.config.layer[0],
             device=self.accelerator.device,
-            batch=self.validation_loader.batch_size or 1,
+            batch=self.splits.validation_loader.batch_size or 1,
             sigma=self.config.sigma,
             autocast=self.accelerator.autocast,
         )
@@ -392,7 +305,7 @@ class _Training:
             "epochs": config.epochs,
             "steps": self.total_steps,
             "layer": list(config.layer),
-            "classes": self.classes,
+            "classes": self.splits.classes,
             "seconds": sum(entry["seconds"] for entry in self.progress.history),
             **last.to_mapping(),
         }
@@ -402,7 +315,7 @@ class _Training:
                 {
                     "kind": MODEL,
                     "config": config.to_mapping(),
-                    "classes": self.classes,
+                    "classes": self.splits.classes,
                     "network": {name: value.cpu() for name, value in self.network.state_dict().items()},
                 },
             )
@@ -413,30 +326,6 @@ class _Training:
             write_json(folder.result, result)
         self.accelerator.wait_for_everyone()
         return result
-
-
-def _make_loss(config: TrainingConfig, model: nn.Module) -> PALLoss:
-    if config.prepare_head:
-        from pal_fast.nn import prepare_head
-
-        prepare_head(model, list(config.layer))
-    return PALLoss(
-        model,
-        list(config.layer),
-        attribution=config.attribution,
-        absolute=config.absolute,
-        channels=config.channels,
-        channel_count=config.channel_count,
-        score=config.score,
-        scale=config.scale,
-        target=config.target,
-        sigma=config.sigma,
-        combine=config.combine,
-        normalize=config.normalize,
-        regions=config.region_choice(),
-        weight=config.weight,
-        backend=config.backend,
-    )
 
 
 def _synchronised(accelerator: Any, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:

@@ -22,7 +22,7 @@ from pal_fast.training.randomness import SeededDataset, derive
 
 
 def test_weight_zero_is_a_plain_loop_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("pal_fast.training.trainer.PALLoss", None)  # not even made
+    monkeypatch.setattr("pal_fast.training.set_up.PALLoss", None)  # not even made
     config = TrainingConfig(**SMALL, weight=0, accumulate=2, seed=3)
     train(config, tmp_path / "run", say=quiet)
 

@@ -1,0 +1,142 @@
+"""What a run trains on and with: the two splits that go together, the loss, and a step to try them out."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pal_fast import PALLoss, attribute
+from pal_fast.landmarks.errors import NoLandmarksError
+from pal_fast.training.config import TrainingConfig
+from pal_fast.training.evaluation import YARDSTICK, check_logits
+from pal_fast.training.loading import (
+    check_classes,
+    evaluation_loader,
+    open_split,
+    training_batches,
+    training_loader,
+)
+
+#: Landmarks of the scheme that regions belong to.
+REGION_POINTS = 68
+
+
+@dataclass
+class Splits:
+    """Training and validation data of one process."""
+
+    training: Any
+    validation: Any
+    classes: list[str]
+    batches: Any  # which images of `training` make each step
+    loader: Any  # of `training`
+    validation_loader: Any
+
+
+def open_splits(config: TrainingConfig, size: int, accelerator: Any) -> Splits:
+    """The data of `config`, images of `size` x `size` pixels.
+
+    Raises: ValueError where the splits do not go together, or the landmarks not with the loss.
+    """
+    from pal_fast import data
+
+    transform = (data.train_transform if config.augment else data.eval_transform)(size)
+    training = open_split(config, "train", transform=transform)
+    validation = _open_validation(config, data.eval_transform(size))
+    check_classes(training, "training")
+    classes = [str(name) for name in training.classes]
+    if [str(name) for name in validation.classes] != classes:
+        raise ValueError(
+            f"data: the classes of the two splits differ: {', '.join(classes)} and "
+            f"{', '.join(map(str, validation.classes))}"
+        )
+    if config.weight and not training.landmark_count:
+        raise ValueError(
+            f"landmarks are needed for weight={config.weight:g}, and {config.data} brings none: make a file with "
+            "`pal-fast landmarks` and give it as landmarks, or train the baseline with weight 0"
+        )
+    if config.weight and config.regions and training.landmark_count != REGION_POINTS:
+        raise ValueError(
+            f"regions belong to the {REGION_POINTS}-point scheme, but the landmarks of {config.data} hold "
+            f"{training.landmark_count} points: leave regions out, or give other landmarks"
+        )
+    processes, process = accelerator.num_processes, accelerator.process_index
+    pin = accelerator.device.type == "cuda"
+    batches = training_batches(config, training, process, processes)
+    return Splits(
+        training,
+        validation,
+        classes,
+        batches,
+        training_loader(config, batches, pin),
+        evaluation_loader(
+            validation, config.batch // (processes * config.accumulate), config.workers, process, processes, pin
+        ),
+    )
+
+
+def _open_validation(config: TrainingConfig, transform: Any) -> Any:
+    """Landmarks are privileged: the test split may lack them, and is then validated without an alignment."""
+    try:
+        return open_split(config, "test", transform=transform)
+    except NoLandmarksError as error:
+        warnings.warn(f"no alignment is measured on the test split: {error}", stacklevel=2)
+        return open_split(config, "test", transform=transform, landmarks=False)
+
+
+def make_loss(config: TrainingConfig, model: nn.Module) -> PALLoss:
+    if config.prepare_head:
+        from pal_fast.nn import prepare_head
+
+        prepare_head(model, list(config.layer))
+    return PALLoss(
+        model,
+        list(config.layer),
+        attribution=config.attribution,
+        absolute=config.absolute,
+        channels=config.channels,
+        channel_count=config.channel_count,
+        score=config.score,
+        scale=config.scale,
+        target=config.target,
+        sigma=config.sigma,
+        combine=config.combine,
+        normalize=config.normalize,
+        regions=config.region_choice(),
+        weight=config.weight,
+        backend=config.backend,
+    )
+
+
+def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: int, accelerator: Any) -> None:
+    """A step of a copy of `network` on two images of noise, before the run's folder counts as this run's.
+
+    Raises: ValueError, TypeError, RuntimeError naming the layer or the option that does not fit the network.
+    """
+    device = accelerator.device
+    network = copy.deepcopy(network)
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, size, size, generator=noise).to(device)
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    landmarks = torch.rand(2, splits.training.landmark_count, 2, generator=noise).to(device) * (size - 1)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        pal = make_loss(config, network.train()) if config.weight else None
+        with accelerator.autocast():
+            logits = network(images)
+        check_logits(logits, len(splits.classes), len(images))
+        loss = F.cross_entropy(logits.float(), labels)
+        if pal is not None:
+            loss = loss + pal(logits, landmarks, labels=labels)
+        loss.backward()
+        if pal is not None:
+            pal.remove()
+        network.eval()
+        for layer in config.layer:
+            with accelerator.autocast():
+                attribute(network, layer, images, **YARDSTICK)  # type: ignore[arg-type]
