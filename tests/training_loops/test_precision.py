@@ -53,6 +53,9 @@ def float16_step(shrink, set_up):
     two steps with GradScaler whose classifier is `shrink` times as large."""
     model, images, _, landmarks = set_up
     model = copy.deepcopy(model)
+    with torch.no_grad():
+        # So coarse that the shrunken weights are still numbers of float16, which steps by 2^-24 near zero.
+        model.classifier.weight.mul_(2**11).round_().div_(2**11)
     wanted, gradients = judged(twin(model), "middle", images, None, landmarks)
     gradients = {n: g for n, g in gradients.items() if not n.startswith("classifier")}
     # The loss does not depend on the size of the logits, so that ordinary ones tell what the rounding costs.
@@ -79,7 +82,7 @@ def float16_step(shrink, set_up):
     return rounding, steps
 
 
-@pytest.mark.parametrize("shrink", [1.0, 1e-4], ids=["ordinary logits", "gradients of 1e-7"])
+@pytest.mark.parametrize("shrink", [1.0, 2**-13], ids=["ordinary logits", "gradients of 1e-7"])
 def test_float16_with_grad_scaler_does_not_underflow(shrink):
     rounding, steps = float16_step(shrink, setup(torch.float16))
     for loss_error, error in steps:
@@ -103,7 +106,7 @@ def test_float16_sums_over_a_large_batch_do_not_overflow(act):
 def test_without_the_scale_of_the_attributed_scalar_float16_fails(monkeypatch):
     set_up = setup(torch.float16)
     monkeypatch.setattr(precision.ScalarScale, "follow", lambda self, gradients: None)
-    _, steps = float16_step(1e-4, set_up)
+    _, steps = float16_step(2**-13, set_up)
     assert not any(error < 1 for _, error in steps)  # NaN
 
 
