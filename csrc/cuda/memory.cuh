@@ -43,9 +43,21 @@ template <typename S>
   return __ldcs(reinterpret_cast<const uint4*>(from));
 }
 
+// To global memory, by one instruction: the compiler takes a plain assignment apart where it knows the parts.
 template <typename S>
 __device__ __forceinline__ void store_16_bytes(S* to, const uint4& bits) {
+  __stwb(reinterpret_cast<uint4*>(to), bits);
+}
+
+template <typename S>
+__device__ __forceinline__ void store_16_bytes_shared(S* to, const uint4& bits) {
   *reinterpret_cast<uint4*>(to) = bits;
+}
+
+// Has L2 fetch what will soon be loaded from global memory.
+template <typename S>
+__device__ __forceinline__ void prefetch(const S* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)));
 }
 
 #endif
@@ -146,6 +158,12 @@ template <typename S>
 template <typename S>
 __device__ __forceinline__ void store_vector(Pointer<S> to, const typename Computing<S>::type (&from)[VECTOR<S>]) {
   store_16_bytes(to, Vector<S>::narrow(from).bits);
+}
+
+template <typename S>
+__device__ __forceinline__ void store_vector_shared(Pointer<S> to,
+                                                    const typename Computing<S>::type (&from)[VECTOR<S>]) {
+  store_16_bytes_shared(to, Vector<S>::narrow(from).bits);
 }
 
 // Where the arrays of a block lie in its dynamic shared memory, one behind the other. The host lays the same arrays out

@@ -181,7 +181,7 @@ template <bool ChannelsLast, typename S, typename T>
             some[j] = a[u][e + j];
           }
           if (there[u]) {
-            store_vector<T>(tile + (at[u] + e - origin), some);
+            store_vector_shared<T>(tile + (at[u] + e - origin), some);
           }
         }
       }

@@ -57,7 +57,7 @@ void forward_map(const LossPass& pass, int processors, const Launcher& launch) {
   }
   const LossWorkspace workspace = loss_workspace(problem, pass.storage, processors);
   launch(map_forward_kernel<S, ChannelsLast, All>, problem.batch * blocks, threads,
-         MapShared<S>::bytes(problem.cells(), pass.landmarks != nullptr, !ChannelsLast, threads),
+         MapShared<S>::bytes(problem.cells(), pass.dense == nullptr, !ChannelsLast, threads),
          layer_of<S>(problem, pass.activation, pass.gradient), prior_of<T>(pass), output_of<T>(pass),
          elements<T>(pass.shares, workspace.shares), elements<double>(pass.totals, workspace.totals), rows, cells);
 }

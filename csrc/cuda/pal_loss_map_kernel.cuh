@@ -11,9 +11,13 @@
 
 namespace pal_fast::cuda {
 
-// Maps of up to this many cells are scored in shared memory, and their heatmap is nowhere else. The heatmap of a larger
-// one is drawn by all of the sample's blocks, into `plane`, where the derivative then takes its place.
-inline constexpr int64_t SCORED_IN_SHARED = 2048;
+// Small maps are scored in shared memory, of which a launch has 48 KiB without asking, and their heatmap is nowhere
+// else. The heatmap of a larger one is drawn by all of the sample's blocks, into `plane`, where the derivative then
+// takes its place.
+template <typename T>
+[[nodiscard]] __host__ __device__ constexpr bool scored_in_shared(int64_t cells) {
+  return cells <= 8192 / static_cast<int64_t>(sizeof(T));
+}
 
 // Where the arrays of a block lie: the sweep's sums make way for map and heatmap.
 template <typename S>
@@ -49,7 +53,7 @@ struct MapShared {
   [[nodiscard]] static int64_t bytes(int64_t cells, bool landmarks, bool rows, int64_t threads) {
     const int64_t sums_elements = rows ? threads * VECTOR<S> : 0;
     const int64_t elements = landmarks ? std::max<int64_t>(DRAWING_ELEMENTS, sums_elements) : sums_elements;
-    const bool small = cells <= SCORED_IN_SHARED;
+    const bool small = scored_in_shared<T>(cells);
     SharedLayout shared;
     shared.add(elements, sizeof(T));
     shared.add(MOST_THREADS, sizeof(T));
@@ -174,7 +178,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
   const int blocks = ChannelsLast ? cell_sweep.splits : rows.splits * rows.tiles;
   const int64_t sample = blockIdx.x / blocks;
   const int part = blockIdx.x % blocks;
-  const bool small = cells <= SCORED_IN_SHARED, landmarks = !prior.dense;
+  const bool small = scored_in_shared<T>(cells), landmarks = !prior.dense;
   const int64_t begin = sample * layer.sample_elements();
   const MapShared<S> shared(cells, small, landmarks, !ChannelsLast);
 

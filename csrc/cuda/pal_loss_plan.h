@@ -27,12 +27,19 @@ inline constexpr int64_t MOST_SPLITS = 64;
 [[nodiscard]] constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 [[nodiscard]] constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// What a device holds at once: of each multiprocessor, that many threads in whole blocks.
+struct Room {
+  int64_t processors = 1;
+  int64_t threads = BLOCK_THREADS;
+
+  [[nodiscard]] int64_t blocks_of(int64_t block) const { return processors * std::max<int64_t>(1, threads / block); }
+};
+
 // Into how many parts to cut each of `pieces` pieces of `steps` steps: the number that finishes first if all resident
-// blocks advance alike. `overhead`, in steps, is what a block costs beside its steps; `room`: threads that are
-// resident.
+// blocks, of `threads` threads, advance alike. `overhead`, in steps, is what a block costs beside its steps.
 [[nodiscard]] inline int64_t best_splits(int64_t pieces, int64_t steps, int64_t threads, int64_t overhead,
-                                         int64_t room) {
-  const int64_t resident = std::max<int64_t>(1, room / threads);
+                                         const Room& room) {
+  const int64_t resident = room.blocks_of(threads);
   int64_t best = 1, best_time = 0;
   for (int64_t splits = 1; splits <= std::min(steps, MOST_SPLITS); ++splits) {
     const int64_t time = ceil_div(pieces * splits, resident) * (ceil_div(steps, splits) + overhead);
@@ -67,7 +74,7 @@ struct RowPlan {
 
 // `run` elements of each sample are swept; samples lie `stride` elements apart.
 [[nodiscard]] inline RowPlan plan_rows(int64_t batch, int64_t stride, int64_t run, int64_t inner, int64_t vector,
-                                       int64_t overhead, int64_t room) {
+                                       int64_t overhead, const Room& room) {
   RowPlan plan;
   plan.period = std::lcm(inner, vector);
   plan.vectors = plan.period / vector;
@@ -93,7 +100,8 @@ struct CellPlan {
   int64_t splits = 1;
 };
 
-[[nodiscard]] inline CellPlan plan_cells(int64_t batch, int64_t cells, int64_t count, int64_t vector, int64_t room) {
+[[nodiscard]] inline CellPlan plan_cells(int64_t batch, int64_t cells, int64_t count, int64_t vector,
+                                         const Room& room) {
   CellPlan plan;
   const int64_t vectors = ceil_div(count, vector);
   int64_t least = 0;
@@ -130,7 +138,7 @@ inline constexpr int64_t EACH_TILE_BYTES_CHANNELS_LAST = 32768;
 inline constexpr int64_t EACH_MOST_CHANNELS = 256;
 
 [[nodiscard]] inline EachPlan plan_each(int64_t batch, int64_t cells, int64_t count, Layout layout, Storage storage,
-                                        int64_t room) {
+                                        const Room& room) {
   const int64_t size = storage == Storage::float64 ? 8 : 4, vector = vector_of(storage);
   EachPlan plan;
   if (layout == Layout::contiguous) {
@@ -170,8 +178,8 @@ struct LossWorkspace {
 inline constexpr int64_t FORWARD_OVERHEAD = 4;
 inline constexpr int64_t BACKWARD_OVERHEAD = 2;
 
-[[nodiscard]] inline int64_t map_room(const LossProblem& problem, Storage storage, int64_t processors) {
-  return processors * resident_map_blocks(problem.grouping == Grouping::all, size_of(storage)) * BLOCK_THREADS;
+[[nodiscard]] inline Room map_room(const LossProblem& problem, Storage storage, int64_t processors) {
+  return {processors, resident_map_blocks(problem.grouping == Grouping::all, size_of(storage)) * BLOCK_THREADS};
 }
 
 [[nodiscard]] inline RowPlan plan_forward_rows(const LossProblem& problem, Storage storage, int64_t processors) {
@@ -186,7 +194,7 @@ inline constexpr int64_t BACKWARD_OVERHEAD = 2;
 
 [[nodiscard]] inline EachPlan plan_forward_each(const LossProblem& problem, Storage storage, int64_t processors) {
   return plan_each(problem.batch, problem.cells(), problem.count, problem.layout, storage,
-                   processors * resident_each_blocks(size_of(storage)) * BLOCK_THREADS);
+                   {processors, resident_each_blocks(size_of(storage)) * BLOCK_THREADS});
 }
 
 [[nodiscard]] inline RowPlan plan_backward(const LossProblem& problem, Storage storage, int64_t processors) {
@@ -194,7 +202,7 @@ inline constexpr int64_t BACKWARD_OVERHEAD = 2;
   const int blocks = resident_backward_blocks(problem.grouping, channels_last, size_of(storage));
   return plan_rows(problem.batch, problem.sample_elements(), problem.sample_elements(),
                    channels_last ? problem.channels : problem.cells(), vector_of(storage), BACKWARD_OVERHEAD,
-                   processors * blocks * BLOCK_THREADS);
+                   {processors, blocks * BLOCK_THREADS});
 }
 
 [[nodiscard]] inline LossWorkspace loss_workspace(const LossProblem& problem, Storage storage, int64_t processors) {

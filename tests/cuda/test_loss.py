@@ -35,7 +35,7 @@ CASES = pairwise(
         "channel_count": [None, 1, 0.6],
         "score": CHOICES["score"],
         "reduction": CHOICES["reduction"],
-        "landmarks": [20, 1, None],
+        "landmarks": [20, 1, 0, None],
         "trouble": ["none", "some", "sample"],
         "visible": [False, True],
         "weights": [None, "own"],

@@ -304,6 +304,14 @@ template <typename S>
 void store_16_bytes(const Pointer<S>& to, const uint4& bits) {
   std::memcpy(to.checked(16 / sizeof(S), 16), &bits, 16);
 }
+template <typename S>
+void store_16_bytes_shared(const Pointer<S>& to, const uint4& bits) {
+  store_16_bytes(to, bits);
+}
+template <typename S>
+void prefetch(const Pointer<S>& from) {
+  (void)from.checked(1, 1);
+}
 
 // product += A B by all lanes of a warp, where the fragments lie as the PTX ISA has them for mma.m16n8k16.
 inline void multiply_add(float (&product)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {

@@ -108,7 +108,7 @@ int64_t most_shared_memory(const std::string& dtype, bool channels_last) {
   for (int64_t cells = 1; cells < 9000; cells = cells < 600 ? cells + 1 : cells + 97) {
     for (int64_t count = 1; count < 3000; count = count < 20 ? count + 1 : 2 * count + 3) {
       for (const int64_t batch : {1, 64, 1000}) {
-        const EachSweep sweep = each_sweep(plan_each(batch, cells, count, layout, storage, 132 * 3 * 256), cells);
+        const EachSweep sweep = each_sweep(plan_each(batch, cells, count, layout, storage, {132, 3 * 256}), cells);
         most = std::max(most, size == 8   ? EachShared<double>::bytes(sweep)
                               : size == 4 ? EachShared<float>::bytes(sweep)
                                           : EachShared<__half>::bytes(sweep));
