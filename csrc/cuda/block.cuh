@@ -86,9 +86,9 @@ __device__ __forceinline__ void reduce_block(T (&value)[K], Pointer<T> scratch, 
                                                          Pointer<unsigned> flag) {
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
+    fence();
     flag[0] = atomicInc(&ticket[0], blocks - 1) == blocks - 1 ? 1u : 0u;
-    __threadfence();
+    fence();
   }
   __syncthreads();
   return flag[0] != 0;

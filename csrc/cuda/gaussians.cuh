@@ -81,32 +81,48 @@ template <typename T>
   return valid[0];
 }
 
+// Elements of shared memory that a landmark takes beside its factors: x, y, and the weight.
+inline constexpr int MARK_ELEMENTS = 3;
+
 // The factors of a chunk of landmarks, [chunk, columns] and [chunk, rows], in shared memory: h_ij = combine_k y_ki
 // x_kj. The weight is in y. Landmarks that are dropped have y = 0 in a sum and NaN, which wins no comparison, in a
-// maximum.
+// maximum. marks: MARK_ELEMENTS * chunk. Begins and ends with a barrier.
 template <typename T>
 __device__ __forceinline__ void fill_factors(const Gaussians<T>& of, bool max, int64_t sample, int first_landmark,
                                              int chunk, int first_column, int columns, int first_row, int rows,
-                                             Pointer<T> along_x, Pointer<T> along_y) {
-  const int length = columns + rows;
-  for (int index = threadIdx.x; index < chunk * length; index += blockDim.x) {
-    const int k = index / length, at = index % length;
+                                             Pointer<T> along_x, Pointer<T> along_y, Pointer<T> marks) {
+  const int threads = blockDim.x, thread = threadIdx.x;
+  __syncthreads();  // the last chunk may still be read
+  for (int k = thread; k < chunk; k += threads) {
     const bool there = first_landmark + k < of.count;
     const Landmark<T> mark = there ? landmark(of, sample, first_landmark + k) : Landmark<T>{T(0), T(0), T(0), false};
+    marks[k] = mark.x;
+    marks[chunk + k] = mark.y;
+    marks[2 * chunk + k] = mark.valid ? mark.weight : max ? static_cast<T>(NAN) : T(0);
+  }
+  __syncthreads();
+  // A thread keeps to a column or a row, of every landmark or, where there are threads to spare, of some.
+  const int length = columns + rows, groups = length < threads ? threads / length : 1;
+  const int group = groups == 1 ? 0 : thread / length;
+  for (int at = groups == 1 ? thread : group < groups ? thread % length : length; at < length; at += threads) {
     const bool is_x = at < columns;
     const int row = at - columns;
-    const T e = gaussian(of.falloff, is_x ? of.x(first_column + at) - mark.x : of.y(first_row + row) - mark.y);
-    if (is_x) {
-      along_x[k * columns + at] = e;
-    } else {
-      along_y[k * rows + row] = mark.valid ? mark.weight * e : max ? static_cast<T>(NAN) : T(0);
+    const T position = is_x ? of.x(first_column + at) : of.y(first_row + row);
+    const Pointer<const T> centres = marks + (is_x ? 0 : chunk), weights = marks + 2 * chunk;
+    const Pointer<T> to = is_x ? along_x + at : along_y + row;
+    const int pitch = is_x ? columns : rows;
+#pragma unroll 4
+    for (int k = group; k < chunk; k += groups) {
+      const T e = gaussian(of.falloff, position - centres[k]);
+      to[k * pitch] = is_x ? e : weights[k] * e;
     }
   }
+  __syncthreads();
 }
 
-// Elements of shared memory for the factors that draw() holds at once: those of one landmark must fit.
-inline constexpr int DRAWING_ELEMENTS = 2048;
-inline constexpr int DRAWING_COLUMNS = DRAWING_ELEMENTS - MOST_THREADS;
+// Elements of shared memory that draw() has: what one landmark takes must fit.
+inline constexpr int DRAWING_ELEMENTS = 2304;
+inline constexpr int DRAWING_COLUMNS = DRAWING_ELEMENTS - MARK_ELEMENTS - MOST_THREADS;
 
 // Cells [begin, end) of a sample's map into out[0, end - begin), not normalised: a sum of Gaussians or their maximum;
 // and, if winner is not null, the landmark that a maximum took at each, -1 for none. A cell that no landmark reaches is
@@ -125,15 +141,13 @@ __device__ void draw(const Gaussians<T>& of, bool max, int64_t sample, int begin
   const int first_row = begin / of.width, last_row = (end - 1) / of.width;
   for (int left = 0; left < of.width; left += DRAWING_COLUMNS) {
     const int columns = min(DRAWING_COLUMNS, of.width - left);
-    for (int top = first_row; top <= last_row; top += DRAWING_ELEMENTS - columns) {
-      const int rows = min(DRAWING_ELEMENTS - columns, last_row - top + 1);
-      const int chunk = min(DRAWING_ELEMENTS / (columns + rows), of.count);
-      const Pointer<T> along_x = factors, along_y = factors + chunk * columns;
+    for (int top = first_row; top <= last_row; top += DRAWING_ELEMENTS - MARK_ELEMENTS - columns) {
+      const int rows = min(DRAWING_ELEMENTS - MARK_ELEMENTS - columns, last_row - top + 1);
+      const int chunk = min(DRAWING_ELEMENTS / (columns + rows + MARK_ELEMENTS), of.count);
+      const Pointer<T> along_x = factors, along_y = factors + chunk * columns, marks = along_y + chunk * rows;
       for (int first = 0; first < of.count; first += chunk) {
         const int now = min(chunk, of.count - first);
-        __syncthreads();  // the factors may still be read
-        fill_factors(of, max, sample, first, now, left, columns, top, rows, along_x, along_y);
-        __syncthreads();
+        fill_factors(of, max, sample, first, now, left, columns, top, rows, along_x, along_y, marks);
         for (int cell = begin + threadIdx.x; cell < end; cell += blockDim.x) {
           const int row = cell / of.width - top, column = cell % of.width - left;
           if (row < 0 || row >= rows || column < 0 || column >= columns) {

@@ -21,9 +21,21 @@ __device__ void divide_map(Pointer<T> map, int cells, Pointer<const double> divi
   }
   peak ? reduce_block<1>(divisor, scratch, Maximum()) : reduce_block<1>(divisor, scratch, Sum());
   const T by = static_cast<T>(divisor_or_one(divisor[0]));
-#pragma unroll 8
-  for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
-    map[cell] /= by;
+  constexpr int U = 8;  // cells that a thread has in flight
+  for (int first = threadIdx.x; first < cells; first += U * blockDim.x) {
+    T value[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int cell = first + u * static_cast<int>(blockDim.x);
+      value[u] = cell < cells ? map[cell] : T(0);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int cell = first + u * static_cast<int>(blockDim.x);
+      if (cell < cells) {
+        map[cell] = value[u] / by;
+      }
+    }
   }
 }
 

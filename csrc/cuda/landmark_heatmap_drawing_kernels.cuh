@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) whole_heatmap_kernel(const Ga
 inline constexpr int TILE_LANDMARKS = 16;
 
 [[nodiscard]] constexpr int64_t tile_factors(int lanes) {
-  return TILE_LANDMARKS * (lanes * TILE_COLUMNS + MOST_THREADS / lanes * TILE_ROWS);
+  return TILE_LANDMARKS * (lanes * TILE_COLUMNS + MOST_THREADS / lanes * TILE_ROWS + MARK_ELEMENTS);
 }
 template <typename T>
 [[nodiscard]] constexpr int64_t tile_shared(int lanes) {
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
   const int columns = lanes * TILE_COLUMNS, rows = MOST_THREADS / lanes * TILE_ROWS;
   SharedLayout shared;
   const Pointer<T> along_x = shared.take<T>(tile_factors(lanes));
-  const Pointer<T> along_y = along_x + TILE_LANDMARKS * columns;
+  const Pointer<T> along_y = along_x + TILE_LANDMARKS * columns, marks = along_y + TILE_LANDMARKS * rows;
   const Pointer<double> scratch = shared.take<double>(MOST_WARPS);
   const Pointer<unsigned> flag = shared.take<unsigned>(1);
 
@@ -91,10 +91,8 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
     }
   }
   for (int first = 0; first < gaussians.count; first += TILE_LANDMARKS) {
-    __syncthreads();
     fill_factors(gaussians, Max, sample, first, TILE_LANDMARKS, first_column, columns, first_row, rows, along_x,
-                 along_y);
-    __syncthreads();
+                 along_y, marks);
 #pragma unroll 4
     for (int k = 0; k < TILE_LANDMARKS; ++k) {
       T x[TILE_COLUMNS], y[TILE_ROWS];

@@ -26,6 +26,14 @@ struct Layer {
   [[nodiscard]] __device__ __forceinline__ T f(int64_t at) const { return activation ? widened(activation[at]) : T(1); }
   [[nodiscard]] __device__ __forceinline__ T g(int64_t at) const { return gradient ? widened(gradient[at]) : T(1); }
   [[nodiscard]] __device__ __forceinline__ T attribution(int64_t at) const { return magnitude(g(at)) * f(at); }
+  __device__ __forceinline__ void prefetch_at(int64_t at) const {
+    if (activation) {
+      prefetch(activation + at);
+    }
+    if (gradient) {
+      prefetch(gradient + at);
+    }
+  }
 };
 
 [[nodiscard]] inline bool aligned(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
@@ -72,7 +80,7 @@ __device__ __forceinline__ void load_attribution(const Layer<S>& layer, const in
 
 // A number that the attribution of a run of elements [begin, end) is summed about, so that a small spread over a large
 // mean is not lost in the sum: the smallest in magnitude of the first vector's. Where values scatter about zero it is
-// near zero, and no value loses digits to it. Its loads are in flight together with the sweep's first.
+// near zero, and no value loses digits to it.
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ typename Computing<S>::type pivot_of(const Layer<S>& layer, int64_t begin,
                                                                               int64_t end) {

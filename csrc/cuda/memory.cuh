@@ -46,13 +46,18 @@ template <typename S>
 // To global memory, by one instruction: the compiler takes a plain assignment apart where it knows the parts.
 template <typename S>
 __device__ __forceinline__ void store_16_bytes(S* to, const uint4& bits) {
-  __stwb(reinterpret_cast<uint4*>(to), bits);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(bits.x), "r"(bits.y),
+               "r"(bits.z), "r"(bits.w)
+               : "memory");
 }
 
 template <typename S>
 __device__ __forceinline__ void store_16_bytes_shared(S* to, const uint4& bits) {
   *reinterpret_cast<uint4*>(to) = bits;
 }
+
+// Orders what this thread has seen and stored before what it does next, as all threads of the device see it.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // Has L2 fetch what will soon be loaded from global memory.
 template <typename S>

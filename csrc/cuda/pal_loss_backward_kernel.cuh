@@ -161,12 +161,25 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
 
   const auto sweep_vectors = [&]<bool Changes>() {
     for (; i < whole; i += U * rows.step) {
+      // All loads go out before the first store.
       Vector<S> f[U], g[U];
+      T value[U] = {}, next_value[U] = {};      // channels_last: the plane at the vector's first cell and the next
+      Coefficients<T> group[U], next_group[U];  // NCHW: the same for channels
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         const int64_t at = i + u * rows.step;
         f[u] = g[u] = Vector<S>::filled(T(1));
+        group[u] = next_group[u] = derivative.whole;
         if (at < whole && at + V <= live_end) {
+          // The outer index of the vector's first element: a channel, or a cell for channels_last.
+          [[maybe_unused]] const int index = outer + u * outer_step;
+          if constexpr (ChannelsLast) {
+            value[u] = derivative.plane_at(index);
+            next_value[u] = Changes && change < V ? derivative.plane_at(index + 1) : value[u];
+          } else if constexpr (EACH) {
+            group[u] = derivative.of_channel(index);
+            next_group[u] = Changes && change < V ? derivative.of_channel(index + 1) : group[u];
+          }
           if (layer.activation) {
             f[u] = load_vector_for_the_last_time<S>(layer.activation + at);
           }
@@ -186,22 +199,17 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
         if (at + V <= live_end) {
           f[u].widen(df);
           g[u].widen(dg);
-          // The outer index of the vector's first element: a channel, or a cell for channels_last.
-          [[maybe_unused]] const int index = outer + u * outer_step;
           if constexpr (ChannelsLast) {
-            const T value = derivative.plane_at(index);
-            const T next = Changes && change < V ? derivative.plane_at(index + 1) : value;
 #pragma unroll
             for (int e = 0; e < V; ++e) {
-              derivative.gradients(df[e], dg[e], Changes && e >= change ? next : value,
+              derivative.gradients(df[e], dg[e], Changes && e >= change ? next_value[u] : value[u],
                                    EACH ? of_column[EACH ? e : 0] : derivative.whole, df[e], dg[e]);
             }
           } else {
-            const Coefficients<T> group = derivative.of_channel(EACH ? index : 0);
-            const Coefficients<T> next = Changes && change < V ? derivative.of_channel(index + 1) : group;
 #pragma unroll
             for (int e = 0; e < V; ++e) {
-              derivative.gradients(df[e], dg[e], plane[e], choose(Changes && e >= change, next, group), df[e], dg[e]);
+              derivative.gradients(df[e], dg[e], plane[e], choose(Changes && e >= change, next_group[u], group[u]),
+                                   df[e], dg[e]);
             }
           }
         } else if (at >= live_end) {

@@ -80,14 +80,26 @@ struct SummedMap {
   }
 };
 
-template <typename T>
-__device__ __forceinline__ void square_sums(const SummedMap<T>& map, Pointer<const T> heatmap, double mean_m,
-                                            double mean_h, double (&sums)[3]) {
-  for (int i = threadIdx.x; i < map.cells; i += blockDim.x) {
-    const double m = map.sums[i] - mean_m, h = heatmap[map.cell(i)] - mean_h;
-    sums[0] += m * m;
-    sums[1] += h * h;
-    sums[2] += m * h;
+// to(cell, its sum, its value in `heatmap`) for every cell that is this thread's, a few of which are loaded together.
+template <typename T, typename To>
+__device__ __forceinline__ void for_each_cell(const SummedMap<T>& map, Pointer<const T> heatmap, const To& to) {
+  constexpr int U = 4;
+  const int threads = blockDim.x;
+  for (int first = threadIdx.x; first < map.cells; first += U * threads) {
+    T sum[U], h[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int i = first + u * threads;
+      sum[u] = i < map.cells ? map.sums[i] : T(0);
+      h[u] = i < map.cells ? heatmap[map.cell(i)] : T(0);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int i = first + u * threads;
+      if (i < map.cells) {
+        to(map.cell(i), sum[u], h[u]);
+      }
+    }
   }
 }
 
@@ -102,19 +114,22 @@ __device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, co
 
   double sums[3] = {0.0, 0.0, 0.0};
   double peak[1] = {-static_cast<double>(INFINITY)};
-  for (int i = threadIdx.x; i < cells; i += blockDim.x) {
-    const double h = heatmap[map.cell(i)];
-    sums[0] += map.sums[i];
+  for_each_cell(map, heatmap, [&](int, double m, double h) {
+    sums[0] += m;
     sums[1] += h;
     peak[0] = Maximum()(peak[0], h);
-  }
+  });
   reduce_block<3>(sums, shared.doubles, Sum());
   if (prior.normalize == Normalize::peak) {
     reduce_block<1>(peak, shared.doubles, Maximum());
   }
   const double mean_m = sums[0] / cells, total_h = sums[1], mean_h = total_h / cells;
   sums[0] = sums[1] = sums[2] = 0.0;
-  square_sums(map, heatmap, mean_m, mean_h, sums);
+  for_each_cell(map, heatmap, [&](int, double m, double h) {
+    sums[0] += (m - mean_m) * (m - mean_m);
+    sums[1] += (h - mean_h) * (h - mean_h);
+    sums[2] += (m - mean_m) * (h - mean_h);
+  });
   reduce_block<3>(sums, shared.doubles, Sum());
   double of_elements[2] = {0.0, 0.0};
   if constexpr (All) {
@@ -153,16 +168,15 @@ __device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, co
   const double score = shared.result[0], weight = shared.result[1], inverse = shared.result[2];
   const double slope = shared.result[3], curve = shared.result[4];
   const Pointer<T> plane = output.plane + sample * cells;
-  for (int i = threadIdx.x; i < cells; i += blockDim.x) {
-    const int cell = map.cell(i);
-    double value = (heatmap[cell] - mean_h) * inverse;
+  for_each_cell(map, heatmap, [&](int cell, double m, double h) {
+    double value = (h - mean_h) * inverse;
     if constexpr (All) {
       value += curve;  // what rounding the mean to T takes from curve * (a - mean)
     } else {
-      value = slope * (value + curve * (map.sums[i] - mean_m));
+      value = slope * (value + curve * (m - mean_m));
     }
     plane[cell] = weight == 0.0 ? T(0) : bounded<T>(value);
-  }
+  });
   finish_sample(output, sample, score, weight, shared.doubles, shared.flag);
 }
 
@@ -193,16 +207,23 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
   }
 
   // 1. The sweep.
-  const T pivot =
-      pivot_of(layer, begin, begin + (ChannelsLast ? layer.count : static_cast<int64_t>(layer.count) * cells));
+  const int64_t end = begin + static_cast<int64_t>(layer.count) * cells;  // of NCHW's channels that take part
+  [[maybe_unused]] const ThreadRows mine(rows, begin, VECTOR<S>, ChannelsLast ? 0 : part / rows.tiles,
+                                         ChannelsLast ? 0 : part % rows.tiles);
+  const int first_cell = part * cell_sweep.cells_per_split;
+  const int last_cell = min(first_cell + cell_sweep.cells_per_split, cells);
+  if constexpr (ChannelsLast) {
+    prefetch_cells(layer, begin, cell_sweep.lanes, first_cell, last_cell);
+  } else {
+    prefetch_rows(layer, mine, begin, end);
+  }
+  const T pivot = pivot_of(layer, begin, ChannelsLast ? begin + layer.count : end);
   Squares squares;
   SummedMap<T> map{shared.map, cells, 0};
   if constexpr (ChannelsLast) {
     const Pointer<T> of_sample = shares + sample * cells;
-    const int first = part * cell_sweep.cells_per_split;
-    const int last = min(first + cell_sweep.cells_per_split, cells);
-    sweep_cells<All>(layer, begin, cell_sweep.lanes, first, last, pivot, small && blocks == 1 ? shared.map : of_sample,
-                     squares);
+    sweep_cells<All>(layer, begin, cell_sweep.lanes, first_cell, last_cell, pivot,
+                     small && blocks == 1 ? shared.map : of_sample, squares);
     if (!small) {
       map.sums = of_sample;
     }
@@ -210,9 +231,8 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
     constexpr int V = VECTOR<S>;
     const int split = part / rows.tiles, tile = part % rows.tiles;
     const int offset = static_cast<int>(begin % V);
-    const ThreadRows mine(rows, begin, V, split, tile);
     T sum[V] = {};
-    sweep_rows<All>(layer, mine, begin, begin + static_cast<int64_t>(layer.count) * cells, pivot, sum, squares);
+    sweep_rows<All>(layer, mine, begin, end, pivot, sum, squares);
     if (rows.tiles == 1) {
       // The block has whole rows: it folds them to a map of its own.
       if (mine.active) {
@@ -271,9 +291,8 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
       fold<T>(of_sample, total, cells, shared.scratch, [&](int index, T value) { to[index] = value; });
     }
   } else if (blocks > 1 && small) {
-    for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
-      shared.map[cell] = shares[sample * cells + cell];
-    }
+    fold<T>(shares + sample * cells, cells, cells, shared.scratch,
+            [&](int index, T value) { shared.map[index] = value; });
   }
   Pointer<const T> heatmap;
   if (!landmarks) {

@@ -49,6 +49,19 @@ struct ThreadRows {
 // Vectors that a thread has in flight of each tensor.
 inline constexpr int SWEEP_DEPTH = 4;
 
+// Has L2 fetch the vectors that a thread loads first, while it finds out what else it must know.
+template <typename S>
+__device__ __forceinline__ void prefetch_rows(const Layer<S>& layer, const ThreadRows& rows, int64_t begin,
+                                              int64_t end) {
+#pragma unroll
+  for (int u = 0; u < SWEEP_DEPTH; ++u) {
+    const int64_t at = rows.first + u * rows.step;
+    if (at >= begin && at < rows.stop && at < end) {
+      layer.prefetch_at(at);
+    }
+  }
+}
+
 // NCHW. sum[e]: over the thread's vectors, their element e, less pivot. Elements [begin, end) are the n channels of the
 // sample.
 template <bool All, typename S, typename T>
@@ -116,22 +129,46 @@ __device__ __forceinline__ void fold(Pointer<const T> values, int64_t total, int
                                      const To& to) {
   const int threads = blockDim.x, thread = threadIdx.x;
   const int parts = cells < threads ? threads / cells : 1;
-  const auto sum_from = [&](int64_t first, int64_t step) {
-    T sum = 0;
-#pragma unroll 4
-    for (int64_t i = first; i < total; i += step) {
-      sum += values[i];
+  // Of `Starts` indices, `threads` apart, each the sum over those behind it in steps; loads are in flight together.
+  const auto sums_from = [&]<int Starts, int Steps>(int start, int64_t step, T(&sum)[Starts]) {
+    for (int64_t first = 0; first < total; first += Steps * step) {
+      T value[Steps][Starts];
+#pragma unroll
+      for (int s = 0; s < Steps; ++s) {
+#pragma unroll
+        for (int c = 0; c < Starts; ++c) {
+          const int index = start + c * threads;
+          const int64_t at = first + s * step + index;
+          value[s][c] = index < step && at < total ? values[at] : T(0);
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < Steps; ++s) {
+#pragma unroll
+        for (int c = 0; c < Starts; ++c) {
+          sum[c] += value[s][c];
+        }
+      }
     }
-    return sum;
   };
   if (parts == 1) {
-    for (int cell = thread; cell < cells; cell += threads) {
-      to(cell, sum_from(cell, cells));
+    constexpr int STARTS = 4;
+    for (int first = thread; first < cells; first += STARTS * threads) {
+      T sum[STARTS] = {};
+      sums_from.template operator()<STARTS, 4>(first, cells, sum);
+#pragma unroll
+      for (int c = 0; c < STARTS; ++c) {
+        if (first + c * threads < cells) {
+          to(first + c * threads, sum[c]);
+        }
+      }
     }
     return;
   }
   if (thread < parts * cells) {
-    scratch[thread] = sum_from(thread, static_cast<int64_t>(parts) * cells);
+    T sum[1] = {};
+    sums_from.template operator()<1, 8>(thread, parts * cells, sum);
+    scratch[thread] = sum[0];
   }
   __syncthreads();
   if (thread < cells) {
@@ -143,13 +180,32 @@ __device__ __forceinline__ void fold(Pointer<const T> values, int64_t total, int
   }
 }
 
+// Cells, and vectors of each, that a thread has in flight of a channels_last tensor.
+inline constexpr int SWEEP_CELLS = 2;
+inline constexpr int SWEEP_VECTORS = 2;
+
+// As prefetch_rows.
+template <typename S>
+__device__ __forceinline__ void prefetch_cells(const Layer<S>& layer, int64_t begin, int lanes, int first_cell,
+                                               int last_cell) {
+  const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
+  const int groups = static_cast<int>(blockDim.x) / lanes;
+#pragma unroll
+  for (int u = 0; u < SWEEP_CELLS * SWEEP_VECTORS; ++u) {
+    const int cell = first_cell + u % SWEEP_CELLS * groups + group;
+    const int channel = (lane + u / SWEEP_CELLS * lanes) * VECTOR<S>;
+    if (cell < last_cell && channel < layer.count) {
+      layer.prefetch_at(begin + static_cast<int64_t>(cell) * layer.channels + channel);
+    }
+  }
+}
+
 // channels_last: map[cell], the sum of a - pivot over channels, for the cells [first_cell, last_cell) of the sample
 // that starts at element `begin`.
 template <bool All, typename S, typename T>
 __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin, int lanes, int first_cell,
                                             int last_cell, T pivot, Pointer<T> map, Squares& squares) {
-  // Cells, and vectors of each, that a thread has in flight.
-  constexpr int V = VECTOR<S>, CELLS = 2, DEEP = 2, U = CELLS * DEEP;
+  constexpr int V = VECTOR<S>, CELLS = SWEEP_CELLS, DEEP = SWEEP_VECTORS, U = CELLS * DEEP;
   const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
   const int groups = static_cast<int>(blockDim.x) / lanes;
   // All threads run the same rounds, because lanes of a warp exchange their sums.

@@ -114,7 +114,7 @@ inline emulator::Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait_for(emulator::machine.barriers, 0, emulator::machine.threads, false); }
 inline void __syncwarp(unsigned = 0xffffffffu) { emulator::exchange(0, 0); }
-inline void __threadfence() {}
+inline void fence() {}
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int lanes) {
