@@ -15,8 +15,12 @@ inline constexpr int64_t BLOCK_THREADS = 256;
 inline constexpr int64_t WARP_THREADS = 32;
 inline constexpr int64_t MOST_SPLITS = 64;
 
-// The kernels are compiled so that a multiprocessor holds at least this many blocks of them, on every architecture:
-// three leave 80 registers a thread, two 128. `size`: bytes of an element.
+// The kernels are compiled so that a multiprocessor's registers hold at least this many blocks of them, on every
+// architecture: three leave 80 registers a thread, two 128. Its shared memory holds as many where a block takes little,
+// and always in the 164 KiB and more of sm_80, 90 and 100. The forward of "each" takes up to 48 KiB a block, of which
+// the 100 KiB of sm_86, 89 and 120 hold two and the 64 KiB of sm_75 one; of the map kernel's largest blocks sm_75 holds
+// two, in double one. Plans do not ask the device: there a layer is cut into more blocks than run at once. `size`:
+// bytes of an element.
 [[nodiscard]] constexpr int resident_map_blocks(bool all, int64_t size) { return all || size == 8 ? 2 : 3; }
 [[nodiscard]] constexpr int resident_each_blocks(int64_t size) { return size == 8 ? 2 : 3; }
 [[nodiscard]] constexpr int resident_backward_blocks(Grouping grouping, bool channels_last, int64_t size) {
@@ -130,11 +134,11 @@ struct EachPlan {
   int64_t splits = 1;
 };
 
-// Shared memory, in bytes: the tile, the heatmap's chunk, and 32 for each of the block's channels. The sum stays below
-// what a kernel has without asking, 48 KiB.
+// Shared memory, in bytes: the tile, the heatmap's chunk, and 32 for each of the block's channels. With what else a
+// block keeps, the sum stays within what a kernel has without asking, 48 KiB.
 inline constexpr int64_t EACH_TILE_BYTES = 20480;
 inline constexpr int64_t EACH_CHUNK_BYTES = 16384;
-inline constexpr int64_t EACH_TILE_BYTES_CHANNELS_LAST = 32768;
+inline constexpr int64_t EACH_TILE_BYTES_CHANNELS_LAST = 32512;
 inline constexpr int64_t EACH_MOST_CHANNELS = 256;
 
 [[nodiscard]] inline EachPlan plan_each(int64_t batch, int64_t cells, int64_t count, Layout layout, Storage storage,

@@ -99,19 +99,21 @@ int run_backward(const py::dict& tensors, int64_t grad_loss_stride, const LayerS
   return emulator::launches;
 }
 
-// The most shared memory that any launch of "each" takes for maps and layers of many sizes.
-int64_t most_shared_memory(const std::string& dtype, bool channels_last) {
+// The most shared memory that any launch of a forward takes for maps and layers of many sizes: every size of map that
+// fits in a block as a whole, and some that do not.
+template <typename S>
+int64_t most_shared_memory_of(Storage storage, bool channels_last) {
   int64_t most = 0;
   const Layout layout = channels_last ? Layout::channels_last : Layout::contiguous;
-  const Storage storage = emulator::storage_named(dtype);
-  const int64_t size = size_of(storage);
-  for (int64_t cells = 1; cells < 9000; cells = cells < 600 ? cells + 1 : cells + 97) {
+  const Room room{132, resident_each_blocks(sizeof(S)) * BLOCK_THREADS};
+  for (int64_t cells = 1; cells < 9000; cells = cells < 2100 ? cells + 1 : cells + 97) {
+    for (const bool landmarks : {false, true}) {
+      most = std::max(most, MapShared<S>::bytes(cells, landmarks, !channels_last, BLOCK_THREADS));
+    }
     for (int64_t count = 1; count < 3000; count = count < 20 ? count + 1 : 2 * count + 3) {
       for (const int64_t batch : {1, 64, 1000}) {
-        const EachSweep sweep = each_sweep(plan_each(batch, cells, count, layout, storage, {132, 3 * 256}), cells);
-        most = std::max(most, size == 8   ? EachShared<double>::bytes(sweep)
-                              : size == 4 ? EachShared<float>::bytes(sweep)
-                                          : EachShared<__half>::bytes(sweep));
+        const EachSweep sweep = each_sweep(plan_each(batch, cells, count, layout, storage, room), cells);
+        most = std::max(most, EachShared<S>::bytes(sweep));
         if (static_cast<int64_t>(sweep.splits) * sweep.channels_per_split < count) {
           throw std::runtime_error("a plan that leaves channels out");
         }
@@ -119,6 +121,21 @@ int64_t most_shared_memory(const std::string& dtype, bool channels_last) {
     }
   }
   return most;
+}
+
+int64_t most_shared_memory(const std::string& dtype, bool channels_last) {
+  const Storage storage = emulator::storage_named(dtype);
+  switch (storage) {
+    case Storage::float16:
+      return most_shared_memory_of<__half>(storage, channels_last);
+    case Storage::bfloat16:
+      return most_shared_memory_of<__nv_bfloat16>(storage, channels_last);
+    case Storage::float32:
+      return most_shared_memory_of<float>(storage, channels_last);
+    case Storage::float64:
+      return most_shared_memory_of<double>(storage, channels_last);
+  }
+  throw std::logic_error("no such storage");
 }
 
 }  // namespace
