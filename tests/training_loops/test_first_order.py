@@ -183,7 +183,7 @@ def test_without_that_the_difference_would_be_of_order_1(monkeypatch):
         finite(model, "middle", model.head)(model(images), landmarks).backward()
         return gradient_error(model, gradients)
 
-    assert error() < 1e-4
+    assert error() < 3e-4
     monkeypatch.setattr(first_order, "kinks_among", lambda nodes: [])
     assert error() > 1
 
