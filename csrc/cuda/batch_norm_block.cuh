@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "../batch_norm_problem.h"
 #include "scalar.cuh"
@@ -29,14 +31,39 @@ __device__ __forceinline__ void load(const S* from, T (&to)[V]) {
   }
 }
 
+#ifndef PAL_FAST_EMULATED
+
+// By one instruction, which PTX alone is sure to give: where the elements depend on arguments of their own (channels
+// innermost), the compiler parts an assignment into one store an element.
+__device__ __forceinline__ void store_words(void* to, const uint2& words) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x), "r"(words.y)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_words(void* to, const uint4& words) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
+#endif
+
 template <typename S, int V, typename T>
 __device__ __forceinline__ void store(S* to, const T (&from)[V]) {
-  Packed<S, V> packed;
+  if constexpr (V == 1) {
+    *to = narrowed<S>(from[0]);
+  } else {
+    Packed<S, V> packed;
 #pragma unroll
-  for (int i = 0; i < V; ++i) {
-    packed.value[i] = narrowed<S>(from[i]);
+    for (int i = 0; i < V; ++i) {
+      packed.value[i] = narrowed<S>(from[i]);
+    }
+    using Words = std::conditional_t<sizeof(packed) == 16, uint4, uint2>;
+    static_assert(sizeof(packed) == sizeof(Words));
+    Words words;
+    memcpy(&words, static_cast<const void*>(&packed), sizeof(packed));
+    store_words(to, words);
   }
-  *reinterpret_cast<Packed<S, V>*>(to) = packed;
 }
 
 // Sums over the block, in every thread. The order of additions is fixed.

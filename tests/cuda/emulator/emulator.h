@@ -313,6 +313,14 @@ void prefetch(const Pointer<S>& from) {
   (void)from.checked(1, 1);
 }
 
+template <typename Words>
+void store_words(void* to, const Words& words) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(Words) != 0) {
+    throw std::runtime_error("a store that is not aligned to " + std::to_string(sizeof(Words)) + " bytes");
+  }
+  std::memcpy(to, &words, sizeof(Words));
+}
+
 // product += A B by all lanes of a warp, where the fragments lie as the PTX ISA has them for mma.m16n8k16.
 inline void multiply_add(float (&product)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   emulator::Machine& m = emulator::machine;
