@@ -13,18 +13,27 @@
 namespace pal_fast::cuda {
 namespace {
 
-void check(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+// The error is said here, and not left for the next launch to take for its own.
+template <typename... What>
+void check(cudaError_t error, const What&... what) {
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    STD_TORCH_CHECK(false, what..., ": ", cudaGetErrorString(error));
+  }
 }
 
-// Device memory outside PyTorch's allocator. PyTorch, too, relaxes the mode around cudaMalloc, so that a capture in
-// another thread is not broken by it.
+// Device memory outside PyTorch's allocator; null if PyTorch's cache, or another process, has left none. PyTorch, too,
+// relaxes the mode around cudaMalloc, so that a capture in another thread is not broken by it.
 [[nodiscard]] unsigned* allocate(int64_t count) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   check(cudaThreadExchangeStreamCaptureMode(&mode), "the capture mode");
   void* memory = nullptr;
   const cudaError_t error = cudaMalloc(&memory, static_cast<size_t>(count) * sizeof(unsigned));
   check(cudaThreadExchangeStreamCaptureMode(&mode), "the capture mode");
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
   check(error, "allocating tickets");
   return static_cast<unsigned*>(memory);
 }
@@ -32,6 +41,35 @@ void check(cudaError_t error, const char* what) {
 // By a command, or in a CUDA graph a node, of its own: not a kernel launch.
 void zero(unsigned* counts, int64_t count, cudaStream_t stream) {
   check(cudaMemsetAsync(counts, 0, static_cast<size_t>(count) * sizeof(unsigned), stream), "zeroing tickets");
+}
+
+// Kept per device and stream, so that only a stream's first call pays for zeroing: launches on one stream follow each
+// other, and each leaves zeros behind. Kept memory is not of PyTorch's allocator: the first call may be the warm-up of
+// torch.compile's graphs, whose memory pool must not outlive it. A stream's tickets are never freed (16 KiB, and twice
+// that for every doubling of the largest batch). Null if there is no memory for them.
+[[nodiscard]] unsigned* kept_tickets(int32_t device, int64_t count, cudaStream_t stream) {
+  struct Kept {
+    unsigned* counts = nullptr;
+    int64_t count = 0;
+  };
+  static std::mutex mutex;
+  static std::map<std::pair<int32_t, cudaStream_t>, Kept> of_stream;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Kept& kept = of_stream[{device, stream}];
+  if (kept.count < count) {
+    constexpr int64_t LEAST = 4096;
+    int64_t size = LEAST;
+    while (size < count) {
+      size *= 2;
+    }
+    unsigned* counts = allocate(size);
+    if (counts == nullptr) {
+      return nullptr;
+    }
+    zero(counts, size, stream);
+    kept = {counts, size};
+  }
+  return kept.counts;
 }
 
 }  // namespace
@@ -54,8 +92,7 @@ void* current_stream(int32_t device) {
 
 int processors_of(int32_t device) {
   int count = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  STD_TORCH_CHECK(error == cudaSuccess, "device ", device, ": ", cudaGetErrorString(error));
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device ", device);
   return count;
 }
 
@@ -72,42 +109,23 @@ Storage storage_of(ScalarType dtype) {
   }
 }
 
-// Kept per device and stream, so that only a stream's first call pays for zeroing: launches on one stream follow each
-// other, and each leaves zeros behind. Kept memory is not of PyTorch's allocator: the first call may be the warm-up of
-// torch.compile's graphs, whose memory pool must not outlive it. A stream's tickets are never freed (16 KiB, and twice
-// that for every doubling of the largest batch).
-//
 // A CUDA graph gets its own, zeroed by a node of the graph: its replays may run beside other work of the stream that it
 // was captured on, and the memory lies in the graph's pool, where only the graph's later nodes may use it again.
+// So does a call that finds no memory to keep: PyTorch's allocator frees cached memory before it gives up, and only the
+// stream's later work may use the call's again.
 Tickets tickets(const Tensor& like, int64_t count, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(on, &capture), "the stream's capture status");
-  if (capture != cudaStreamCaptureStatusNone) {
-    const Tensor owner = torch::stable::new_empty(like, {count}, ScalarType::Int);
-    Tickets taken{static_cast<unsigned*>(owner.mutable_data_ptr()), owner};
-    zero(taken.counts, count, on);
-    return taken;
-  }
-  struct Kept {
-    unsigned* counts = nullptr;
-    int64_t count = 0;
-  };
-  static std::mutex mutex;
-  static std::map<std::pair<int32_t, void*>, Kept> of_stream;
-  const std::lock_guard<std::mutex> lock(mutex);
-  Kept& kept = of_stream[{like.get_device_index(), stream}];
-  if (kept.count < count) {
-    constexpr int64_t LEAST = 4096;
-    int64_t size = LEAST;
-    while (size < count) {
-      size *= 2;
+  if (capture == cudaStreamCaptureStatusNone) {
+    if (unsigned* counts = kept_tickets(like.get_device_index(), count, on)) {
+      return {counts, std::nullopt};
     }
-    unsigned* counts = allocate(size);
-    zero(counts, size, on);
-    kept = {counts, size};
   }
-  return {kept.counts, std::nullopt};
+  const Tensor owner = torch::stable::new_empty(like, {count}, ScalarType::Int);
+  Tickets taken{static_cast<unsigned*>(owner.mutable_data_ptr()), owner};
+  zero(taken.counts, count, on);
+  return taken;
 }
 
 const void* read(const OptionalTensor& tensor) {
