@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from support import machine_code
 
 from benchmarks.registers import TABLE, read_report
 from pal_fast import _extension
@@ -54,9 +54,9 @@ def test_the_extension_holds_machine_code_for_every_architecture_and_ptx_of_the_
     reason = _extension.load()
     assert not reason, reason
     built_for = _extension.build_info().get("cuda", "").split()
-    cuobjdump = shutil.which("cuobjdump")
+    cuobjdump = machine_code.cuobjdump()
     if not built_for or cuobjdump is None:
-        pytest.skip("needs an extension built with CUDA, and cuobjdump")
+        pytest.skip("needs an extension built with CUDA, and cuobjdump (of CUDA's toolkit, or Triton's)")
     path = _extension.find()
 
     def listed(what: str) -> set[str]:

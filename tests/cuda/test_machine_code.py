@@ -1,0 +1,111 @@
+"""The accesses to memory of the built kernels on sm_90: none spills, and vectors stay vectors. What the source means to
+be one store the compiler may part into several; only the machine code tells."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from collections import Counter
+
+import pytest
+from support import machine_code
+
+from benchmarks.registers import TABLE
+from pal_fast import _extension
+
+BITS = {"__half": 16, "__nv_bfloat16": 16, "float": 32, "double": 64}
+#: Loads and stores of vectors in the source of batch normalisation's kernels; those that sum and then write go over
+#: their share twice.
+BATCH_NORM = {
+    "statistics_kernel": (2, 0),
+    "forward_kernel": (1, 1),
+    "sums_kernel<0": (2, 0),
+    "sums_kernel<1": (3, 0),
+    "derivative_kernel<0": (4, 1),
+    "derivative_kernel<1": (6, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, Counter[str]]:
+    reason = _extension.load()
+    assert not reason, reason
+    disassembler, extension = machine_code.cuobjdump(), _extension.find()
+    if "sm_90" not in _extension.build_info().get("cuda", "").split():
+        pytest.skip("needs an extension built with CUDA for sm_90")
+    if disassembler is None or shutil.which("c++filt") is None:
+        pytest.skip("needs cuobjdump (of CUDA's toolkit, or Triton's) and c++filt (binutils)")
+    assert extension is not None
+    return machine_code.accesses(extension, "sm_90", disassembler)
+
+
+def of(kernels: dict[str, Counter[str]], name: str) -> dict[str, Counter[str]]:
+    return {kernel: counts for kernel, counts in kernels.items() if kernel.startswith(name)}
+
+
+def test_every_kernel_is_disassembled(kernels: dict[str, Counter[str]]) -> None:
+    with TABLE.open() as file:
+        listed = {row["kernel"] for row in csv.DictReader(file)}
+    assert {kernel.split("<")[0] for kernel in kernels} == {kernel.split("<")[0] for kernel in listed}
+    assert all(counts for kernel, counts in kernels.items() if kernel != "probe_kernel")
+
+
+def test_no_kernel_uses_local_memory(kernels: dict[str, Counter[str]]) -> None:
+    assert not {kernel for kernel, counts in kernels.items() if any(a.startswith(("LDL", "STL")) for a in counts)}
+
+
+def test_the_losss_gradients_are_stored_16_bytes_at_once(kernels: dict[str, Counter[str]]) -> None:
+    backward = of(kernels, "loss_backward_kernel")
+    assert len(backward) == len(BITS) * 2 * 3  # layouts, groupings
+    for kernel, counts in backward.items():
+        loads, stores = (machine_code.wide(counts, kind, 128) for kind in ("LDG", "STG"))
+        assert 0 < loads <= stores, f"{kernel}: {dict(counts)}"  # a gradient for every vector that is read
+
+
+def test_large_heatmaps_are_stored_16_bytes_at_once(kernels: dict[str, Counter[str]]) -> None:
+    drawing = of(kernels, "tiled_heatmap_kernel") | of(kernels, "matrix_heatmap_kernel")
+    assert len(drawing) == 4
+    for kernel, counts in drawing.items():
+        assert machine_code.wide(counts, "STG", 128) >= 4, f"{kernel}: {dict(counts)}"
+
+
+@pytest.mark.parametrize("name", BATCH_NORM)
+def test_batch_normalisation_loads_and_stores_whole_vectors(name: str, kernels: dict[str, Counter[str]]) -> None:
+    loads, stores = BATCH_NORM[name]
+    checked = []
+    for kernel, counts in of(kernels, name).items():
+        found = re.search(r"(\w+), (\d+), (?:true|false)", kernel)
+        assert found, kernel
+        element, elements = BITS[found[1]], int(found[2])
+        if elements > 1:
+            vector = element * elements
+            checked.append(kernel)
+            assert machine_code.wide(counts, "LDG", vector) >= loads, f"{kernel}: {dict(counts)}"
+            assert machine_code.wide(counts, "STG", vector) >= stores, f"{kernel}: {dict(counts)}"
+            if element == 16:  # nothing but the tensors has elements of 16 bits
+                assert not machine_code.wide(counts, "LDG", 16), f"{kernel}: {dict(counts)}"
+                assert not machine_code.wide(counts, "STG", 16), f"{kernel}: {dict(counts)}"
+            if name == "forward_kernel":  # it stores nothing else
+                assert machine_code.wide(counts, "STG", vector) == sum(
+                    count for access, count in counts.items() if access.startswith("STG")
+                ), f"{kernel}: {dict(counts)}"
+    assert len(checked) == len(BITS) * 2 * (1 if name == "statistics_kernel" else 2)  # layouts, with a ReLU or without
+
+
+def test_a_listings_accesses_are_read_by_kernel_and_width() -> None:
+    listing = """
+		Function : _Z1av
+        /*0040*/                   LDG.E.EF.128 R4, desc[UR16][R2.64] ;  /* 0x00009400ff247b82 */
+        /*0050*/              @!P0 STG.E.U16 desc[UR16][R2.64+0x2], R9 ;
+        /*0060*/                   STG.E.128.STRONG.SM desc[UR16][R2.64+0x2], R4 ;
+		Function : _Z1bv
+        /*0040*/                   STL.64 [R1+0x8], R4 ;
+        /*0050*/                   LDGSTS.E.128 [R1], desc[UR16][R2.64] ;
+        /*0060*/                   LDC R1, c[0x0][0x28] ;
+"""
+    first, second = machine_code.read_accesses(listing.splitlines()).values()
+    assert first == {"LDG.E.EF.128": 1, "STG.E.U16": 1, "STG.E.128.STRONG.SM": 1}
+    assert second == {"STL.64": 1}
+    assert [machine_code.bits(access) for access in (*first, "LDG.E", "STG.E.64")] == [128, 16, 128, 32, 64]
+    assert machine_code.wide(first, "STG", 128) == 1

@@ -1,0 +1,60 @@
+"""The machine code of the built extension's kernels, as cuobjdump disassembles it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.registers import readable
+
+_FUNCTION = re.compile(r"\sFunction : (\w+)")
+#: An access to memory other than a block's own: global (or generic) and local.
+_ACCESS = re.compile(r"\s((?:LDG|STG|LDL|STL|LD|ST)(?:\.\w+)*)\s")
+
+
+def cuobjdump() -> str | None:
+    """CUDA's disassembler: of PATH, of a toolkit, or the one that comes with Triton."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [Path(home) / "bin" for home in homes if home]
+    triton = importlib.util.find_spec("triton")
+    if triton and triton.origin:
+        folders.append(Path(triton.origin).parent / "backends/nvidia/bin")
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join(map(str, folders)))
+
+
+def read_accesses(listing: Iterable[str]) -> dict[str, Counter[str]]:
+    """How often each kernel (mangled) has each instruction that accesses global or local memory."""
+    kernels: dict[str, Counter[str]] = {}
+    for line in listing:
+        if "Function :" in line and (function := _FUNCTION.search(line)):
+            kernels[function[1]] = counts = Counter()
+        elif ("LD" in line or "ST" in line) and (access := _ACCESS.search(line)):
+            counts[access[1]] += 1
+    return kernels
+
+
+def accesses(extension: Path, architecture: str, disassembler: str) -> dict[str, Counter[str]]:
+    """The same of an extension's machine code for one architecture, kernels by their readable names."""
+    command = [disassembler, "-sass", "-arch", architecture, str(extension)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        kernels = read_accesses(process.stdout)
+    assert process.returncode == 0, f"{command} returned {process.returncode}"
+    return dict(zip(readable(list(kernels)), kernels.values(), strict=True))
+
+
+def bits(access: str) -> int:
+    """How many bits of memory an instruction accesses: `STG.E.128.STRONG.SM` -> 128, `LDG.E.U16` -> 16."""
+    width = re.search(r"\.[US]?(8|16|64|128)(?=\.|$)", access)
+    return int(width[1]) if width else 32
+
+
+def wide(counts: Counter[str], kind: str, width: int) -> int:
+    """How many instructions of a kind, "LDG" or "STG", access `width` bits."""
+    return sum(count for access, count in counts.items() if access.startswith(f"{kind}.") and bits(access) == width)
