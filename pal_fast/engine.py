@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from pal_fast import _checks, distributed, first_order, preflight
+from pal_fast import _checks, distributed, first_call, first_order, preflight
 from pal_fast.calls import Call, Prior, check_call, checked_loss_of
 from pal_fast.capture import Captured
 from pal_fast.layouts import LAYOUTS, Layout, find_layout
 from pal_fast.options import LossOptions
 from pal_fast.precision import ScalarScale, autocasts
-from pal_fast.targets import Target, attributed_gradients, check_target
+from pal_fast.targets import Target, attributed_gradients, check_labels, check_target, counted
 
 SECOND_ORDER = ("exact", "finite_difference")
 
@@ -89,7 +89,7 @@ class Engine:
         first = not compiling and not self._begun
         if first:
             differentiates = self.exact or self.by_differences
-            preflight.first_call(model, logits, taken, differentiates=differentiates, exact=self.exact)
+            first_call.check(model, logits, taken, differentiates=differentiates, exact=self.exact)
         in_group = not compiling and distributed.in_play()
         layers = []
         for record in taken:
@@ -97,6 +97,10 @@ class Engine:
             layout = self.layout_of(record.name, output, image_size)
             f = layout.view(output)
             layers.append((layout, f, check_call(f, prior, self.options, self.backend)))
+        if self.target == "label" and (self.exact or self.by_differences):
+            check_labels(logits, "label", labels)
+            assert labels is not None
+            prior = prior._replace(sample_weight=counted(logits, labels, prior.sample_weight))
         given = model, logits, taken, labels, prior, layers, first, in_group
         if autocasts(logits):
             with torch.autocast(logits.device.type, enabled=False):
@@ -126,7 +130,7 @@ class Engine:
         for record, gradient, (layout, f, call) in zip(taken, gradients, layers, strict=True):
             g = None if gradient is None else layout.view(gradient)
             if first and g is not None:
-                preflight.warn_if_useless(model, record.name, g)
+                first_call.warn_if_useless(model, record.name, g)
             part = checked_loss_of(f, g, prior, self.options, self.backend, call)
             total = part if total is None else total + part
         assert total is not None
@@ -202,17 +206,23 @@ class Engine:
         return layout
 
     def trial(
-        self, model: nn.Module, logits: Tensor, record: Captured, heatmap: Tensor, image_size: tuple[int, int] | None
+        self,
+        model: nn.Module,
+        logits: Tensor,
+        record: Captured,
+        labels: Tensor | None,
+        heatmap: Tensor,
+        image_size: tuple[int, int] | None,
     ) -> preflight.Trial:
         """One layer on its own, for `preflight.check`."""
         output = _output(record)
         layout = self.layout_of(record.name, output, image_size)
         fresh = self._fresh(self.head)
-        loss = fresh.loss(model, logits, [record], None, Prior(heatmap), image_size)
+        loss = fresh.loss(model, logits, [record], labels, Prior(heatmap), image_size)
         gradient = None
         if self.exact or self.by_differences:
             (gradient,) = fresh.gradients(
-                model, logits, [record], None, create_graph=False, in_group=distributed.in_play()
+                model, logits, [record], labels, create_graph=False, in_group=distributed.in_play()
             )
             gradient = layout.view(gradient.detach())
         return preflight.Trial(str(layout), layout.view(output), gradient, loss)

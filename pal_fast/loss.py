@@ -141,7 +141,8 @@ class PALLoss(nn.Module):
             logits: (B, classes), what that forward returned, before any softmax.
             landmarks: (B, K, 2), (x, y) in pixels of the model's input image, integer = pixel centre.
             heatmap: (B, h, w), any prior instead of landmarks; resized to the layer.
-            labels: (B,) integers, for target="label" and callables.
+            labels: (B,) integers, for target="label" and callables. With "label", a sample whose label is none of
+                the classes is left out, as by sample_weight=0.
             visible: (B, K) bool, False drops a landmark.
             sample_weight: (B,), finite, 0 leaves a sample out.
 
@@ -191,7 +192,7 @@ class PALLoss(nn.Module):
             return self._capture.take()
         return preflight.take(self.model, logits, self._capture)
 
-    def check(self, images: Any) -> preflight.Report:
+    def check(self, images: Any, labels: Tensor | None = None) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.
 
         Nothing of the model changes: gradients, running statistics, random state and mode are put back. Under
@@ -200,28 +201,30 @@ class PALLoss(nn.Module):
 
         Args:
             images: (B, 3, IH, IW), or a tuple of the model's positional inputs.
+            labels: for target="label" and callables, as in `forward`; None takes class numbers 0, 1, 2...
 
         Returns: a report, readable with `print`; `report.problems` lists what is wrong.
 
-        Raises: TypeError for a model under fully_shard: call this before.
+        Raises: ValueError for labels that do not fit the target; TypeError for a model under fully_shard: call this
+            before.
         """
         inner = distributed.unwrapped(self.model)
         if inner is self.model:
             try:
-                return preflight.check(self.model, images, self._capture, self._trial)
+                return preflight.check(self.model, images, labels, self._capture, self._engine.target, self._trial)
             finally:
                 self._capture.probe_checkpoints()
         twin = self._unattached()
         twin._model = (inner,)
         twin._attach(self._capture.layers)
         try:
-            return twin.check(images)
+            return twin.check(images, labels)
         finally:
             twin.remove()
             self._capture.clear()
 
-    def _trial(self, logits: Tensor, record: Captured, heatmap: Tensor) -> preflight.Trial:
-        return self._engine.trial(self.model, logits, record, heatmap, self._input_size)
+    def _trial(self, logits: Tensor, record: Captured, labels: Tensor | None, heatmap: Tensor) -> preflight.Trial:
+        return self._engine.trial(self.model, logits, record, labels, heatmap, self._input_size)
 
     def remove(self) -> None:
         """Takes the hooks off the model. The loss cannot be called afterwards."""

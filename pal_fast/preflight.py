@@ -1,11 +1,11 @@
-"""What goes wrong silently, found before it costs a training run: cheap checks at the first call, and `pal.check`."""
+"""What goes wrong silently, found before it costs a training run: `pal.check`, and why nothing was captured."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from pal_fast import _checks, distributed, graph, reference, running_statistics
-from pal_fast.capture import Capture, Captured, plain_name
-from pal_fast.targets import check_logits, refuse_probabilities
+from pal_fast import _checks, graph, reference, running_statistics
+from pal_fast.capture import Capture, Captured
+from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
+from pal_fast.targets import Target, check_logits, labels_to_try
 
 
 class Trial(NamedTuple):
@@ -31,58 +32,8 @@ class Trial(NamedTuple):
 #: How often `check` times a step; the fastest counts, the first warms up.
 _TIMED = 3
 
-#: Tries one layer from the logits, what was captured of it, and a prior (B, h, w).
-Try = Callable[[Tensor, Captured, Tensor], Trial]
-
-
-def first_call(
-    model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differentiates: bool, exact: bool
-) -> None:
-    """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph and a look
-    at the vector norms in it.
-
-    Args:
-        differentiates: whether the logits are differentiated with respect to the layers.
-        exact: whether that gradient is differentiated again.
-
-    Raises: ValueError for probabilities; TypeError for DataParallel and FSDP1; RuntimeError for parts above the
-        layer without a second derivative, naming the way out.
-    """
-    refuse_probabilities(logits)
-    distributed.refuse_unsound(model)
-    for record in taken:
-        if record.changed_in_place:
-            warnings.warn(_in_place(record.name), stacklevel=4)
-    if not differentiates:
-        return
-    for record in taken:
-        assert record.output is not None
-        refuse_unsound_way(logits, record.name, record.output, exact=exact)
-
-
-def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
-    """Raises RuntimeError if the layer cannot be reached from the logits without harm, or, for `exact`, if something
-    in between has no second derivative."""
-    start = distributed.before_sink(logits) if distributed.in_play() else logits
-    root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node
-    nodes = graph.nodes_between(root, [output])
-    if distributed.in_play():
-        distributed.refuse_sink_between(nodes)
-    if not exact:
-        return
-    reason = graph.refusal(nodes)
-    if not reason and not nodes and get_gradient_edge(output).node.name().startswith("CompiledFunction"):
-        reason = graph.refusal([get_gradient_edge(output).node])
-    if reason:
-        raise RuntimeError(f"layer {name!r} cannot be attributed: {reason}")
-    if graph.takes_norm_of_zero(nodes):
-        warnings.warn(f"layer {name!r}: the second derivative will not be finite: {_NORM_OF_ZERO}", stacklevel=5)
-
-
-def warn_if_useless(model: nn.Module, name: str, gradient: Tensor) -> None:
-    """Warns if g, (B, C, H, W), is zero everywhere: then the loss is 0 and moves nothing."""
-    if gradient.numel() and not bool((gradient.detach() != 0).any()):
-        warnings.warn(_unreached(model, name), stacklevel=4)
+#: Tries one layer from the logits, what was captured of it, labels, and a prior (B, h, w).
+Try = Callable[[Tensor, Captured, Tensor | None, Tensor], Trial]
 
 
 def take(model: nn.Module, logits: Any, capture: Capture) -> list[Captured]:
@@ -111,44 +62,6 @@ def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
         "compiled call: make the PALLoss before that call and compile only the layers below it "
         "(pal_fast.compiled.compile_body), or compile the whole step (pal_fast.compiled.compile_step)"
     )
-
-
-_NORM_OF_ZERO = (
-    "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
-    "does that), and choose a later layer"
-)
-
-
-def _in_place(name: str) -> str:
-    return (
-        f"the output of layer {name!r} is overwritten in place by a later layer, e.g. ReLU(inplace=True): what is "
-        "attributed is the overwritten value; name that later layer to say so, or set inplace=False"
-    )
-
-
-def _unreached(model: nn.Module, name: str) -> str:
-    earlier = _block_before(model, name)
-    return (
-        f"the gradient of the logits at layer {name!r} is zero everywhere, so that the loss moves nothing: in a ViT "
-        "that pools its class token the last block is such a layer (choose an earlier one"
-        f"{f', such as {earlier!r}' if earlier else ''}), and so is any layer while the classifier's weights are all "
-        "zero (torchvision's ViT starts like that; initialise them)"
-    )
-
-
-def _block_before(model: nn.Module, name: str) -> str:
-    """The name of the block before block `name` in the same stack of blocks; "" if there is none."""
-    named = {plain_name(full): module for full, module in model.named_modules()}
-    parent, _, last = name.rpartition(".")
-    if name not in named or parent not in named:
-        return ""
-    before = ""
-    for child, module in named[parent].named_children():
-        if child == last:
-            break
-        if type(module) is type(named[name]):
-            before = f"{parent}.{child}" if parent else child
-    return before
 
 
 @dataclass
@@ -199,7 +112,7 @@ class Report:
         return "\n".join([*map(str, self.layers), *([cost] if cost else []), verdict])
 
 
-def check(model: nn.Module, images: Any, capture: Capture, trial: Try) -> Report:
+def check(model: nn.Module, images: Any, labels: Tensor | None, capture: Capture, target: Target, trial: Try) -> Report:
     """See `PALLoss.check`."""
     inputs = images if isinstance(images, tuple) else (images,)
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -214,8 +127,9 @@ def check(model: nn.Module, images: Any, capture: Capture, trial: Try) -> Report
     with _undisturbed(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logits, taken = run()
+        labels = labels_to_try(logits, target, labels)
         for record in taken:
-            _examine(reports[record.name], model, logits, record, parameters, trial)
+            _examine(reports[record.name], model, logits, record, labels, parameters, trial)
         del logits, taken
         plain = loss = math.inf
         if not any(report.problems for report in reports.values()):
@@ -228,7 +142,7 @@ def check(model: nn.Module, images: Any, capture: Capture, trial: Try) -> Report
                     logits, taken = run()
                     total = logits.square().mean()
                     for record in taken:
-                        total = total + trial(logits, record, _prior(logits)).loss / len(taken)
+                        total = total + trial(logits, record, labels, _prior(logits)).loss / len(taken)
                     _gradients(total, parameters)
                 loss = min(loss, timer.seconds)
     return Report(list(reports.values()), loss, plain)
@@ -239,15 +153,16 @@ def _examine(
     model: nn.Module,
     logits: Tensor,
     record: Captured,
+    labels: Tensor | None,
     parameters: dict[str, Tensor],
     trial: Try,
 ) -> None:
     """Fills in one layer's report."""
     assert record.output is not None
     if record.changed_in_place:
-        report.slow.append(_in_place(record.name))
+        report.slow.append(in_place(record.name))
     try:
-        layout, activation, gradient, loss = trial(logits, record, _prior(logits))
+        layout, activation, gradient, loss = trial(logits, record, labels, _prior(logits))
         report.shape, report.layout = tuple(activation.shape), layout
         moved = _gradients(loss, parameters)
     except (RuntimeError, ValueError) as error:
@@ -262,10 +177,10 @@ def _examine(
     if broken:
         report.problems.append(
             f"the second derivative is not finite, first at parameter {broken[0]!r} ({len(broken)} in all): "
-            + _NORM_OF_ZERO
+            + NORM_OF_ZERO
         )
     if gradient is not None and not bool((gradient != 0).any()):
-        report.problems.append(_unreached(model, record.name))
+        report.problems.append(unreached(model, record.name))
     elif not alive:
         report.problems.append("the loss moves no parameter: all weights that it could move are frozen, or it is flat")
     a = activation if gradient is None else activation * gradient.abs()

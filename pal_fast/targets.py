@@ -72,7 +72,7 @@ def attributed_gradients(
         logits: (B, classes); for target "sum" any shape.
         target: "sum" of all logits (the paper), "label" or "predicted" (one logit per sample), or a callable
             of (logits, labels) that returns one scalar per sample.
-        labels: (B,) integers, for "label"; a label outside 0..classes-1 attributes nothing to its sample.
+        labels: (B,) integers, for "label"; for one outside 0..classes-1 the gradient starts at no logit of its sample.
         scale: 0-dim, by which S is multiplied.
         start: where in the graph the logits are differentiated, if not at `logits` (see `distributed`).
 
@@ -105,14 +105,56 @@ def per_sample(logits: Tensor, target: Callable[..., Tensor], labels: Tensor | N
 
 def one_logit(logits: Tensor, target: str, labels: Tensor | None) -> Tensor:
     """(B, classes), 1 at the logit that is attributed."""
+    check_labels(logits, target, labels)
+    if target == "predicted":
+        labels = logits.detach().argmax(1)
+    assert labels is not None
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return (classes == labels[:, None]).to(logits.dtype)
+
+
+def check_labels(logits: Tensor, target: str, labels: Tensor | None) -> None:
+    """Raises ValueError unless "label" or "predicted" picks one logit of each sample."""
     if logits.ndim != 2:
         raise ValueError(f"target={target!r} needs logits of shape (B, classes), got {tuple(logits.shape)}")
     if target == "predicted":
-        labels = logits.detach().argmax(1)
-    elif labels is None:
+        return
+    if logits.shape[1] == 1:
+        raise ValueError(
+            "target='label' needs a logit for each class, got logits of shape "
+            f"{tuple(logits.shape)}: take target='sum', which for a head of one logit is that logit"
+        )
+    if labels is None:
         raise ValueError("labels are needed for target='label', got None")
-    elif not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
         raise ValueError(f"labels must be integers of shape ({logits.shape[0]},), got {_checks.describe(labels)}")
     _checks.on_device("labels", labels, "logits", logits.device)
-    classes = torch.arange(logits.shape[1], device=logits.device)
-    return (classes == labels[:, None]).to(logits.dtype)
+
+
+def counted(logits: Tensor, labels: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """(B,), `sample_weight` with 0 for each sample whose label is none of the classes. Does not synchronise."""
+    inside = (labels >= 0) & (labels < logits.shape[1])
+    return inside if sample_weight is None else torch.where(inside, sample_weight, 0)
+
+
+def labels_to_try(logits: Tensor, target: Target, labels: Tensor | None) -> Tensor | None:
+    """Labels with which `target` works on `logits`: those given, or class numbers 0, 1, 2... in their place.
+
+    Raises: ValueError for labels that do not fit, and if a callable does not work on class numbers; whatever a callable
+        raises on the labels that were given.
+    """
+    stand_in = labels is None and logits.ndim == 2
+    if stand_in:
+        labels = torch.arange(logits.shape[0], device=logits.device) % max(logits.shape[1], 1)
+    if target == "label":
+        check_labels(logits, "label", labels)
+    elif callable(target):
+        try:
+            per_sample(logits, target, labels)
+        except Exception as error:
+            if not stand_in:
+                raise
+            raise ValueError(
+                f"labels are needed to try this target, as check(images, labels): class numbers give {error}"
+            ) from error
+    return labels

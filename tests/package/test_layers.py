@@ -17,6 +17,7 @@ ORDER = [
     {"functional"},
     {"attention", "running_statistics", "checkpointing", "graph", "inner_gradient", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
+    {"first_call"},
     {"inspection", "first_order", "preflight", "compiled", "candidates"},
     {"engine"},
     {"loss"},

@@ -134,3 +134,22 @@ def test_frozen_weights_are_told():
     model.classifier.bias.requires_grad_(True)
     report = pal_fast.PALLoss(model, "middle").check(batch(dtype=torch.float32)[0])
     assert "frozen" in report.problems[0]
+
+
+def test_a_target_that_uses_labels_is_tried_with_and_without_them():
+    images, labels, _ = batch(dtype=torch.float32)
+    by_label = pal_fast.PALLoss(SmallNet(), "middle", target="label")
+    by_own = pal_fast.PALLoss(SmallNet(), "middle", target=lambda z, y: z.gather(1, y[:, None])[:, 0])
+    for pal in (by_label, by_own):
+        assert pal.check(images).problems == []
+        assert pal.check(images, labels).problems == []
+
+
+def test_labels_that_do_not_fit_are_an_error_of_the_call_and_no_problem_of_the_layer():
+    images, labels, _ = batch(dtype=torch.float32)
+    with pytest.raises(ValueError, match="labels must be integers"):
+        pal_fast.PALLoss(SmallNet(), "middle", target="label").check(images, labels[:2])
+    soft = pal_fast.PALLoss(SmallNet(), "middle", target=lambda z, y: (z * y).sum(1))
+    with pytest.raises(ValueError, match=r"labels are needed to try this target, as check\(images, labels\)"):
+        soft.check(images)
+    assert soft.check(images, torch.rand(4, 5)).problems == []

@@ -1,0 +1,98 @@
+"""The first call of a loss: what cannot work is refused, what works otherwise than it looks is told once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from pal_fast import distributed, graph
+from pal_fast.capture import Captured, plain_name
+from pal_fast.targets import refuse_probabilities
+
+NORM_OF_ZERO = (
+    "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
+    "does that), and choose a later layer"
+)
+
+
+def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differentiates: bool, exact: bool) -> None:
+    """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph and a look
+    at the vector norms in it.
+
+    Args:
+        differentiates: whether the logits are differentiated with respect to the layers.
+        exact: whether that gradient is differentiated again.
+
+    Raises: ValueError for probabilities; TypeError for DataParallel and FSDP1; RuntimeError for parts above the
+        layer without a second derivative, naming the way out.
+    """
+    refuse_probabilities(logits)
+    distributed.refuse_unsound(model)
+    for record in taken:
+        if record.changed_in_place:
+            warnings.warn(in_place(record.name), stacklevel=4)
+    if not differentiates:
+        return
+    for record in taken:
+        assert record.output is not None
+        refuse_unsound_way(logits, record.name, record.output, exact=exact)
+
+
+def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
+    """Raises RuntimeError if the layer cannot be reached from the logits without harm, or, for `exact`, if something
+    in between has no second derivative."""
+    start = distributed.before_sink(logits) if distributed.in_play() else logits
+    root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node
+    nodes = graph.nodes_between(root, [output])
+    if distributed.in_play():
+        distributed.refuse_sink_between(nodes)
+    if not exact:
+        return
+    reason = graph.refusal(nodes)
+    if not reason and not nodes and get_gradient_edge(output).node.name().startswith("CompiledFunction"):
+        reason = graph.refusal([get_gradient_edge(output).node])
+    if reason:
+        raise RuntimeError(f"layer {name!r} cannot be attributed: {reason}")
+    if graph.takes_norm_of_zero(nodes):
+        warnings.warn(f"layer {name!r}: the second derivative will not be finite: {NORM_OF_ZERO}", stacklevel=5)
+
+
+def warn_if_useless(model: nn.Module, name: str, gradient: Tensor) -> None:
+    """Warns if g, (B, C, H, W), is zero everywhere: then the loss is 0 and moves nothing."""
+    if gradient.numel() and not bool((gradient.detach() != 0).any()):
+        warnings.warn(unreached(model, name), stacklevel=4)
+
+
+def in_place(name: str) -> str:
+    return (
+        f"the output of layer {name!r} is overwritten in place by a later layer, e.g. ReLU(inplace=True): what is "
+        "attributed is the overwritten value; name that later layer to say so, or set inplace=False"
+    )
+
+
+def unreached(model: nn.Module, name: str) -> str:
+    earlier = _block_before(model, name)
+    return (
+        f"the gradient of the logits at layer {name!r} is zero everywhere, so that the loss moves nothing: in a ViT "
+        "that pools its class token the last block is such a layer (choose an earlier one"
+        f"{f', such as {earlier!r}' if earlier else ''}), and so is any layer while the classifier's weights are all "
+        "zero (torchvision's ViT starts like that; initialise them)"
+    )
+
+
+def _block_before(model: nn.Module, name: str) -> str:
+    """The name of the block before block `name` in the same stack of blocks; "" if there is none."""
+    named = {plain_name(full): module for full, module in model.named_modules()}
+    parent, _, last = name.rpartition(".")
+    if name not in named or parent not in named:
+        return ""
+    before = ""
+    for child, module in named[parent].named_children():
+        if child == last:
+            break
+        if type(module) is type(named[name]):
+            before = f"{parent}.{child}" if parent else child
+    return before

@@ -1,0 +1,65 @@
+"""A sample whose label is none of the classes counts nothing, whatever couples it with the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.networks import SmallNet, batch
+from torch import nn
+
+import pal_fast
+
+IGNORED = torch.tensor([0, -100, 3, 5])
+
+
+def step(model, **given):
+    """The loss of a fresh copy's step, and its gradients."""
+    images, landmarks, options = given.pop("images"), given.pop("landmarks"), given.pop("options", {})
+    pal = pal_fast.PALLoss(model, "middle", target="label", **options)
+    loss = pal(model(images), landmarks, **given)
+    model.zero_grad()
+    loss.sum().backward()
+    pal.remove()
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_label_outside_the_classes_is_a_sample_of_weight_zero(mode, reduction):
+    model = SmallNet().double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.train(mode == "train")
+    images, _, landmarks = batch()
+    given = {"images": images, "landmarks": landmarks, "labels": IGNORED, "options": {"reduction": reduction}}
+    loss, gradients = step(model, **given)
+    inside = (IGNORED >= 0) & (IGNORED < 5)
+    wanted, wanted_gradients = step(model, **given, sample_weight=inside.double())
+    assert inside.tolist() == [True, False, True, False]
+    assert torch.equal(loss, wanted)
+    assert all(map(torch.equal, gradients, wanted_gradients))
+    zero = pal_fast.PALLoss(model, "middle", target="label", reduction="none")(model(images), landmarks, labels=IGNORED)
+    assert zero[~inside].tolist() == [0, 0]
+    assert (zero[inside] != 0).all()
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_weight_of_other_samples_is_kept(backend, dtype):
+    model = SmallNet().to(dtype)
+    images, _, landmarks = batch(dtype=dtype)
+    weight = torch.tensor([2.0, 3.0, 0.5, 1.0])
+    given = {"images": images, "landmarks": landmarks, "labels": IGNORED, "options": {"backend": backend}}
+    loss, gradients = step(model, **given, sample_weight=weight)
+    wanted, wanted_gradients = step(model, **given, sample_weight=weight * torch.tensor([1.0, 0, 1, 0]))
+    assert torch.equal(loss, wanted)
+    assert all(map(torch.equal, gradients, wanted_gradients))
+
+
+def test_a_head_of_one_logit_is_told_what_to_take():
+    model = SmallNet()
+    model.classifier = nn.Linear(10, 1)
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle", target="label")
+    with pytest.raises(ValueError, match=r"a logit for each class, got logits of shape \(4, 1\): take target='sum'"):
+        pal(model(images), landmarks, labels=torch.tensor([0, 1, 1, 0]))
