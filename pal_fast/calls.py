@@ -204,6 +204,24 @@ def _are_landmarks(landmarks: Any, batch: int, device: torch.device) -> bool:
     )
 
 
+_NO_OPTIONS = HeatmapOptions()
+
+
+def refuse_landmark_options(heatmap: Any, image_size: tuple[int, int] | None, options: HeatmapOptions) -> None:
+    """Raises ValueError if an option of landmarks stands beside a heatmap, which then as a rule is landmarks itself."""
+    given = [] if image_size is None else ["image_size"]
+    if options != _NO_OPTIONS:
+        names = ("sigma", "combine", "normalize")
+        given += [name for name in names if getattr(options, name) != getattr(_NO_OPTIONS, name)]
+    if given:
+        slip = isinstance(heatmap, Tensor) and heatmap.ndim == 3 and heatmap.shape[2] == 2
+        points = f" (its shape {tuple(heatmap.shape)} is that of landmarks)" if slip else ""
+        raise ValueError(
+            f"{' and '.join(given)} belong{'s' if len(given) == 1 else ''} to landmarks, but a heatmap was given"
+            f"{points}: pass landmarks by name, landmarks=..., or leave {' and '.join(given)} out"
+        )
+
+
 def check_annotations(landmarks: Tensor, visible: Any, weights: Any) -> None:
     if visible is not None:
         _checks.per_landmark("visible", visible, landmarks, boolean=True)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from pal_fast import _checks, reference
-from pal_fast.calls import Prior, check_annotations, check_call, checked_loss_of, heatmap_of, layer_tensors
+from pal_fast.calls import (
+    Prior,
+    check_annotations,
+    check_call,
+    checked_loss_of,
+    heatmap_of,
+    layer_tensors,
+    refuse_landmark_options,
+)
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
 
@@ -108,7 +116,8 @@ def pal_loss(
             None for attribution="activation".
         heatmap: (B, h, w), any prior; resized to (H, W) if it differs. Either this or `landmarks`.
         landmarks: (B, K, 2), (x, y) in pixels of the image of `image_size`, integer = pixel centre.
-        image_size: (IH, IW) or one int, needed with `landmarks`.
+        image_size: (IH, IW) or one int, needed with `landmarks`; refused beside a heatmap, as are `sigma`, `combine`,
+            `normalize`, `visible` and `weights`.
         visible, weights: (B, K) bool and (B, K) or (K,), see `landmark_heatmap`.
         sample_weight: (B,), finite, 0 leaves a sample out.
         attribution: "grad_input" (the paper's Grad*Input), "grad" or "activation".
@@ -135,6 +144,8 @@ def pal_loss(
         reduction,
     )
     size = None if image_size is None else _checks.size_pair("image_size", image_size)
+    if heatmap is not None and landmarks is None:
+        refuse_landmark_options(heatmap, size, options.heatmap)
     layer = layer_tensors(activation, gradient, options.attribution)
     prior = Prior(heatmap, landmarks, visible, weights, sample_weight, size)
     return checked_loss_of(activation, gradient, prior, options, backend, check_call(layer, prior, options, backend))

@@ -120,3 +120,21 @@ def test_landmark_heatmap_refuses_before_anything_is_computed(kind, message, arg
 def test_another_device_is_refused_before_anything_is_computed(nothing_computes):
     with pytest.raises(ValueError, match="heatmap is on meta, but the layer's output is on cpu"):
         pal_fast.pal_loss(F, F, H.to("meta"))
+
+
+@pytest.mark.parametrize("option", [{"image_size": 48}, {"sigma": 3.0}, {"combine": "max"}, {"normalize": "peak"}])
+def test_options_of_landmarks_beside_a_heatmap_are_refused(option):
+    f, (name,) = torch.randn(2, 3, 4, 4), option
+    with pytest.raises(
+        ValueError, match=f"{name} belongs to landmarks, but a heatmap was given: .*, or leave {name} out"
+    ):
+        pal_fast.pal_loss(f, f, torch.rand(2, 4, 4), **option)
+
+
+def test_landmarks_in_the_place_of_the_heatmap_are_told_by_their_shape():
+    f, landmarks = torch.randn(2, 3, 4, 4), torch.rand(2, 68, 2) * 48
+    with pytest.raises(
+        ValueError, match=r"image_size and sigma belong to .*\(2, 68, 2\) is that of landmarks.*landmarks=\.\.\."
+    ):
+        pal_fast.pal_loss(f, f, landmarks, image_size=48, sigma=3.0)
+    pal_fast.pal_loss(f, f, landmarks=landmarks, image_size=48, sigma=3.0)
