@@ -20,14 +20,18 @@ from pal_fast.inspection import attribute
 from pal_fast.loss import PALLoss
 
 if TYPE_CHECKING:
+    from pal_fast import compiled as compiled
     from pal_fast import data, landmarks, metrics, visualize
+    from pal_fast import faces as faces
+    from pal_fast import nn as nn
 
 # In a source tree the Triton kernels lie beside the package; a wheel holds them as pal_fast.kernels.
 if (Path(__file__).parent.parent / "kernels" / "pal_loss.py").is_file():
     __path__.append(str(Path(__file__).parent.parent))
 
-# Rooms with dependencies of their own, imported when first named.
-_ROOMS = ("data", "landmarks", "metrics", "visualize")
+# Rooms imported when first named: some have dependencies of their own, and `import pal_fast` stays light.
+# Not all are in __all__: `from pal_fast import *` must leave another `nn` alone.
+_ROOMS = ("compiled", "data", "faces", "landmarks", "metrics", "nn", "visualize")
 
 __all__ = [
     "BackendStatus",
@@ -49,3 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"pal_fast.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

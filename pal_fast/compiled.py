@@ -16,6 +16,8 @@ from torch import nn
 
 from pal_fast.capture import find_layers
 
+__all__ = ["can_compile_a_step", "compile_body", "compile_step"]
+
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 

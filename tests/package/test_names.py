@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,7 +62,19 @@ def test_the_public_names_are_these():
     }
 
 
-@pytest.mark.parametrize("room", ["data", "landmarks", "visualize", "metrics"])
+ROOMS = ("compiled", "data", "faces", "landmarks", "metrics", "nn", "visualize")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_needs_no_import_of_its_own(room):
+    if room == "metrics":
+        pytest.importorskip("torchmetrics", reason="the metrics need torchmetrics")
+    code = f"import pal_fast; assert {room!r} in dir(pal_fast); print(pal_fast.{room}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"pal_fast.{room}", done.stderr
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_the_rooms_of_the_package_exist(room):
     if room == "metrics":
         pytest.importorskip("torchmetrics", reason="the metrics need torchmetrics")
