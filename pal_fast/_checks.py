@@ -22,10 +22,21 @@ class NotReadyError(RuntimeError, ValueError):
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def near(name: str, known: Iterable[str], count: int = 5) -> str:
+def near(name: str, known: Iterable[str], count: int = 5, likeness: float = 0.4) -> str:
     """ "; did you mean ...?" with the known names nearest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(str(name), list(known), n=count, cutoff=0.4)
+    matches = difflib.get_close_matches(str(name), list(dict.fromkeys(known)), n=count, cutoff=likeness)
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def near_layer(name: str, modules: Iterable[str], most: int = 12) -> str:
+    """`near` among the dotted names of a model's modules; where nothing is near, the names at the top."""
+    named = [module for module in modules if module]
+    hint = near(name, named, likeness=0.55)
+    if hint or not named:
+        return hint
+    top = [module for module in named if "." not in module]
+    more = f" and {len(top) - most} more" if len(top) > most else ""
+    return f"; at its top are {', '.join(map(repr, top[:most]))}{more} (`pal-fast doctor` lists what can be attributed)"
 
 
 def choice(name: str, given: object, known: Sequence[str]) -> None:
@@ -172,6 +183,6 @@ def _finite_values(name: str, given: Tensor) -> None:
 def describe(given: object) -> str:
     """A short account of a value of the wrong type."""
     if isinstance(given, Tensor):
-        return f"a tensor of shape {tuple(given.shape)}"
+        return f"a tensor of shape {tuple(given.shape)} and {given.dtype}"
     text = repr(given)
     return f"{type(given).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -53,7 +53,7 @@ def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
             module = named.get(layer) or plain.get(layer)
             if module is None or layer == "":
                 raise ValueError(
-                    f"layer {layer!r} is not a module of {type(model).__name__}{_checks.near(layer, plain)}"
+                    f"layer {layer!r} is not a module of {type(model).__name__}{_checks.near_layer(layer, plain)}"
                 )
             found[layer] = module
         else:

@@ -127,7 +127,7 @@ def check_labels(logits: Tensor, target: str, labels: Tensor | None) -> None:
     if labels is None:
         raise ValueError("labels are needed for target='label', got None")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels must be integers of shape ({logits.shape[0]},), got {_checks.describe(labels)}")
+        raise ValueError(_wrong_labels(logits, labels))
     _checks.on_device("labels", labels, "logits", logits.device)
 
 
@@ -158,3 +158,15 @@ def labels_to_try(logits: Tensor, target: Target, labels: Tensor | None) -> Tens
                 f"labels are needed to try this target, as check(images, labels): class numbers give {error}"
             ) from error
     return labels
+
+
+def _wrong_labels(logits: Tensor, labels: object) -> str:
+    hint = ""
+    if isinstance(labels, Tensor) and labels.shape == logits.shape:
+        hint = (
+            ": for one-hot, mixed or several labels per sample make the loss with "
+            "target=lambda logits, labels: (logits * labels).sum(1)"
+        )
+    elif isinstance(labels, Tensor) and labels.shape == logits.shape[:1]:
+        hint = ": pass labels.long()"
+    return f"labels must be integers of shape ({logits.shape[0]},), got {_checks.describe(labels)}{hint}"

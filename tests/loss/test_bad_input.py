@@ -8,7 +8,7 @@ from support.networks import SmallNet, batch
 from torch import nn
 
 import pal_fast
-from pal_fast import engine, ops, reference
+from pal_fast import _checks, engine, ops, reference
 
 
 @pytest.fixture
@@ -62,6 +62,21 @@ def test_a_layer_that_the_model_does_not_hold(model, layer, error, words):
 def test_options(model, options, error, words):
     with pytest.raises(error, match=words):
         pal_fast.PALLoss(model, "middle", **options)
+
+
+def test_a_layer_that_resembles_none_is_told_what_there_is(model):
+    for name in ("xyz", ""):
+        with pytest.raises(ValueError, match=r"at its top are 'stem', 'middle', 'top', 'pool', 'classifier' .*doctor"):
+            pal_fast.PALLoss(model, name)
+    many = nn.Sequential(*(nn.Identity() for _ in range(30)))
+    with pytest.raises(ValueError, match="'11' and 18 more"):
+        pal_fast.PALLoss(many, "xyz")
+    with pytest.raises(ValueError, match=r"not a module of ReLU$"):
+        pal_fast.PALLoss(nn.ReLU(), "xyz")
+
+
+def test_a_name_is_suggested_once():
+    assert _checks.near("resnet5", ["resnet50", "resnet18", "resnet50"]).count("'resnet50'") == 1
 
 
 def test_a_model_that_is_no_module():
@@ -157,6 +172,23 @@ def test_labels_are_needed_for_their_target(model):
     pal, logits, landmarks = logits_and(model, {"target": lambda z, y: z})
     with pytest.raises(ValueError, match="one scalar per sample"):
         pal(logits, landmarks)
+
+
+def test_labels_of_another_dtype_or_one_row_per_sample_are_told_the_way_out(model):
+    pal, logits, landmarks = logits_and(model, {"target": "label"})
+    with pytest.raises(ValueError, match=r"integers of shape \(4,\), got .*torch\.float32: pass labels\.long\(\)"):
+        pal(logits, landmarks, labels=torch.zeros(4))
+    for dtype in (torch.float32, torch.int64, torch.bool):  # mixed, one-hot, multi-label
+        labels = torch.eye(5)[:4].to(dtype)
+        pal, logits, landmarks = logits_and(model, {"target": "label"})
+        way_out = r"target=lambda logits, labels: \(logits \* labels\)\.sum\(1\)"
+        with pytest.raises(ValueError, match=way_out):
+            pal(logits, landmarks, labels=labels)
+    images, _, landmarks = batch(dtype=torch.float32)
+    with pal_fast.PALLoss(model, "middle", target="label") as pal:
+        wanted = pal(model(images), landmarks, labels=torch.arange(4))
+    pal = pal_fast.PALLoss(model, "middle", target=lambda logits, labels: (logits * labels).sum(1))
+    torch.testing.assert_close(pal(model(images), landmarks, labels=torch.eye(5)[:4]), wanted)
 
 
 def test_regions_need_68_landmarks(model):
