@@ -11,8 +11,9 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from pal_fast._checks import near
 from pal_fast._version import __version__
 
 
@@ -30,13 +31,15 @@ def build_parser() -> argparse.ArgumentParser:
     for command in commands():
         subparser = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
         command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, parser=subparser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. What a user can put right ends in one line and status 2, without a traceback."""
-    args = build_parser().parse_args(arguments)
+    args, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        _refuse(args.parser, unknown)
     try:
         status: int = args.run(args)
         return status
@@ -46,3 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"pal-fast {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> NoReturn:
+    """Ends as argparse does, but with the usage of the command that was given what it does not know."""
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    options = [argument.partition("=")[0] for argument in unknown if argument.startswith("--")]
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{near(options[0], known, 1, 0.7) if options else ''}")
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
+    if not text.strip().lstrip("+").isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)

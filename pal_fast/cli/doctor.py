@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from pal_fast.cli import count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,10 +19,10 @@ HELP = "list a model's candidate layers, or check the chosen one, before a GPU i
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a name in torchvision or timm, or PACKAGE.MODULE:FACTORY")
     parser.add_argument("--layer", action="append", help="the layer to check; repeat it for several")
-    parser.add_argument("--image-size", type=int, default=224, help="of the square images, in pixels (default 224)")
-    parser.add_argument("--batch", type=int, default=2, help="images in the trial batch (default 2)")
+    parser.add_argument("--image-size", type=count, default=224, help="of the square images, in pixels (default 224)")
+    parser.add_argument("--batch", type=count, default=2, help="images in the trial batch (default 2)")
     parser.add_argument(
-        "--classes", type=int, default=7, help="of the model's head, where the name takes it (default 7)"
+        "--classes", type=count, default=7, help="of the model's head, where the name takes it (default 7)"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
@@ -32,17 +36,31 @@ def run(args: argparse.Namespace) -> int:
     model = build(args.model, args.classes).to(args.device).train()
     images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
     if not args.layer:
+        with _one_line(args.model, args.image_size):
+            found = candidates(model, images)
         side = f"{args.image_size} x {args.image_size}"
         print(f"{args.model}: layers with a map, in the order in which they run (images {side})")
         print(f"  {'layer':<32} {'B, C, H, W':<20} {'layout':<20} time above")
-        for candidate in candidates(model, images):
+        for candidate in found:
             print(f"  {candidate}")
         print("Choose one past the middle whose map still has some 7 x 7 cells, then run again with --layer.")
         return 0
-    with PALLoss(model, args.layer) as pal:
+    with PALLoss(model, args.layer) as pal, _one_line(args.model, args.image_size):
         report = pal.check(images)
     print(report)
     return 1 if report.problems else 0
+
+
+@contextmanager
+def _one_line(name: str, side: int) -> Iterator[None]:
+    """What a model raises where it is given images that it does not take, as an error of one line."""
+    try:
+        yield
+    except ValueError:
+        raise  # Ours, or says enough by itself.
+    except (AssertionError, RuntimeError, IndexError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{name} does not run on images of {side} x {side} (--image-size): {first}") from error
 
 
 def build(name: str, classes: int) -> nn.Module:
@@ -53,7 +71,10 @@ def build(name: str, classes: int) -> nn.Module:
 
     if ":" in name:
         module, _, factory = name.partition(":")
-        model: Any = getattr(importlib.import_module(module), factory)()
+        made = getattr(importlib.import_module(module), factory, None)
+        if made is None:
+            raise ValueError(f"model {name!r}: {module} has no {factory!r}")
+        model: Any = made()
         if not isinstance(model, nn.Module):
             raise TypeError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
         return model

@@ -32,3 +32,17 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
         cli.main(["exlpain"])
     assert stop.value.code == 2
     assert "explain" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_refused_with_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor", "resnet18", "--image-sise", "64"])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: pal-fast doctor ")
+    assert "unrecognized arguments: --image-sise 64; did you mean '--image-size'?" in printed
+    for arguments in (["info", "more"], ["doctor", "resnet18", "-z"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith(f"usage: pal-fast {arguments[0]} ")

@@ -57,6 +57,7 @@ def test_it_judges_a_layer_of_a_real_network(capsys):
     [
         (["some_networks:small", "--layer", "midle"], "did you mean 'middle'"),
         (["some_networks:number"], "not a torch.nn.Module"),
+        (["some_networks:smal"], "some_networks has no 'smal'"),
         (["resnett18"], "did you mean"),
     ],
 )
@@ -68,6 +69,35 @@ def test_a_mistake_ends_in_one_line(arguments, words, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+class OfOneSize(SmallNet):
+    """As torchvision's ViT."""
+
+    def forward(self, images):
+        torch._assert(images.shape[2] == 32, f"Wrong image height! Expected 32 but got {images.shape[2]}!")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("layer", [[], ["--layer", "middle"]])
+def test_images_that_a_model_does_not_take_end_in_one_line(layer, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["some_networks"], "small", OfOneSize)
+    assert main(["doctor", "some_networks:small", "--image-size", "64", *layer]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert "some_networks:small does not run on images of 64 x 64 (--image-size): Wrong image height!" in printed.err
+
+
+@pytest.mark.parametrize("option", ["--image-size", "--batch", "--classes"])
+@pytest.mark.parametrize("number", ["0", "-3", "1.5"])
+def test_counts_are_at_least_one(option, number, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "some_networks:small", option, number])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"argument {option}: must be a whole number of at least 1, got '{number}'" in printed.err
 
 
 def test_a_problem_shows_in_the_exit_status(monkeypatch, capsys):
