@@ -105,7 +105,7 @@ def test_the_scale_of_the_gradient_does_not_matter(
     first, _ = problem.solve(backend)
     problem.gradient *= 10.0**exponent
     second, _ = problem.solve(backend)
-    assert relative_error(second, first) <= TOLERANCE[torch.float32]
+    assert relative_error(second, first, typical=0.1) <= TOLERANCE[torch.float32]
 
 
 @SETTINGS
