@@ -13,15 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.compiler import is_compiling
 
 from pal_fast import _checks
 from pal_fast.attention import MathAttention
+from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_tensor
 from pal_fast.checkpointing import CheckpointedSegments
 
 #: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper) put into a module's dotted name.
 _WRAPPER_NAMES = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+#: The name of the model itself, where it is the layer.
+WHOLE = "(model)"
 
 
 def plain_name(name: str) -> str:
@@ -48,9 +52,9 @@ def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
             name = next((n for n, module in named.items() if module is layer), None)
             if name is None:
                 raise ValueError(f"layer {type(layer).__name__} is not a module of {type(model).__name__}")
-            found[plain_name(name) or "(model)"] = layer
+            found[plain_name(name) or WHOLE] = layer
         elif isinstance(layer, str):
-            module = named.get(layer) or plain.get(layer)
+            module = model if layer == WHOLE else named.get(layer) or plain.get(layer)
             if module is None or layer == "":
                 raise ValueError(
                     f"layer {layer!r} is not a module of {type(model).__name__}{_checks.near_layer(layer, plain)}"
@@ -71,53 +75,6 @@ class Hook(functools.partial[Any]):
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What a pass that repeats the head must find as it was in the forward."""
-
-    device: torch.device
-    cpu_state: Tensor
-    gpu_state: Tensor | None
-    autocast: bool
-    autocast_dtype: torch.dtype
-
-    @classmethod
-    def now(cls, device: torch.device) -> Conditions:
-        return cls(
-            device,
-            torch.get_rng_state(),
-            torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            torch.is_autocast_enabled(device.type),
-            torch.get_autocast_dtype(device.type),
-        )
-
-
-@dataclass
-class Captured:
-    """One layer's output in the latest forward."""
-
-    name: str
-    output: Tensor | None = None
-    version: int = 0
-    conditions: Conditions | None = None
-    runs: int = 0
-    problem: str = ""
-
-    def clear(self) -> None:
-        self.output, self.conditions, self.runs, self.problem = None, None, 0, ""
-
-    def released(self) -> Captured:
-        """What was captured, for one who uses it up; nothing is left here."""
-        taken = Captured(self.name, self.output, self.version, self.conditions, self.runs)
-        self.clear()
-        return taken
-
-    @property
-    def changed_in_place(self) -> bool:
-        """Whether a later layer overwrote the output, e.g. `ReLU(inplace=True)`."""
-        return self.output is not None and self.output._version != self.version
-
-
 @dataclass
 class Capture:
     """The hooks of one `PALLoss` on one model, and what they caught.
@@ -133,7 +90,7 @@ class Capture:
     math_attention: bool = False
     #: Whether the conditions at the layer are kept, for passes that repeat the head.
     keep_conditions: bool = False
-    image_size: tuple[int, int] | None = None
+    image: InputImage = field(default_factory=InputImage)
     captured: list[Captured] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
     force: bool = False
@@ -171,6 +128,11 @@ class Capture:
     def clear(self) -> None:
         for record in self.captured:
             record.clear()
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(IH, IW) of the image in the latest forward."""
+        return self.image.size
 
     @property
     def wanted(self) -> bool:
@@ -229,10 +191,7 @@ class Capture:
         self.running = self.wanted
         if self.running and self.segments is not None and not is_compiling():
             self.segments.begin()
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor) and value.ndim == 4:
-                self.image_size = (value.shape[2], value.shape[3])
-                break
+        self.image.read((*args, *kwargs.values()))
 
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.running:
@@ -252,7 +211,7 @@ class Capture:
                 if self.running:
                     record.problem = _without_gradients(record.name)
                 return None
-            tensor = _tensor_of(output)
+            tensor = tensor_of(output)
             record.runs += 1
             if tensor is None:
                 record.problem = (
@@ -268,10 +227,11 @@ class Capture:
             if tensor.requires_grad:
                 record.output, record.version = tensor, tensor._version
                 return None
-            # Everything below is frozen: the attribution still needs a graph that starts here.
-            record.output = tensor.detach().requires_grad_()
+            # Everything below is frozen: the attribution still needs a graph that starts here. The copy is neither a
+            # leaf nor a view of one, so that a later layer may overwrite it in place.
+            record.output = tensor.detach().requires_grad_().clone()
             record.version = record.output._version
-            return _with_tensor(output, record.output)
+            return with_tensor(output, record.output)
 
         return on_layer
 
@@ -281,19 +241,3 @@ def _without_gradients(name: str) -> str:
         f"layer {name!r} ran without gradients inside a forward that has them: if it lies in an activation "
         "checkpoint, use use_reentrant=False; otherwise take it out of torch.no_grad"
     )
-
-
-def _tensor_of(output: Any) -> Tensor | None:
-    """The tensor that a layer returns, alone or first in a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    return None
-
-
-def _with_tensor(output: Any, tensor: Tensor) -> Any:
-    """`output` with its tensor replaced."""
-    if isinstance(output, Tensor):
-        return tensor
-    return type(output)([tensor, *output[1:]])

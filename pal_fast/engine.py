@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 
 from pal_fast import _checks, distributed, first_call, first_order, preflight
 from pal_fast.calls import Call, Prior, check_call, checked_loss_of
-from pal_fast.capture import Captured
+from pal_fast.captured import Captured
 from pal_fast.layouts import LAYOUTS, Layout, find_layout
 from pal_fast.options import LossOptions
 from pal_fast.precision import ScalarScale, autocasts

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import distributed, graph
-from pal_fast.capture import Captured, plain_name
+from pal_fast.capture import plain_name
+from pal_fast.captured import Captured
 from pal_fast.targets import refuse_probabilities
 
 NORM_OF_ZERO = (

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import _checks, running_statistics
-from pal_fast.capture import Conditions
+from pal_fast.captured import Conditions
 from pal_fast.graph import nodes_between
 from pal_fast.kinks import Sides, kinks_among
 from pal_fast.targets import Target, one_logit, per_sample

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import CheckpointError
 
 from pal_fast import _checks, distributed, preflight
 from pal_fast.calls import Prior
-from pal_fast.capture import Capture, Captured, find_layers
+from pal_fast.capture import Capture, find_layers
+from pal_fast.captured import Captured
 from pal_fast.constants import BACKENDS
 from pal_fast.engine import Engine
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
@@ -162,9 +163,7 @@ class PALLoss(nn.Module):
         if landmarks is not None:
             image_size = image_size or self._capture.image_size
             if image_size is None:
-                raise ValueError(
-                    "image_size=(height, width) is needed: the model's input is not an image of shape (B, C, H, W)"
-                )
+                raise ValueError(self._capture.image.why_none)
             weights = self._regions.weights_for(landmarks)
         for record in taken:
             if record.output is not None and record.output.shape[0] != logits.shape[0]:
@@ -180,6 +179,8 @@ class PALLoss(nn.Module):
                 "an activation checkpoint above the layer was recomputed otherwise than it ran; if checkpointing was "
                 "switched on after a first forward, repeat this step: from the next forward on it is provided for"
             ) from error
+        finally:
+            self._capture.image.forget()
         return loss if self.weight == 1 else loss * self.weight
 
     @property
@@ -214,6 +215,7 @@ class PALLoss(nn.Module):
                 return preflight.check(self.model, images, labels, self._capture, self._engine.target, self._trial)
             finally:
                 self._capture.probe_checkpoints()
+                self._capture.image.forget()
         twin = self._unattached()
         twin._model = (inner,)
         twin._attach(self._capture.layers)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import _checks, graph, reference, running_statistics
-from pal_fast.capture import Capture, Captured
+from pal_fast.capture import Capture
+from pal_fast.captured import Captured
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
 from pal_fast.targets import Target, check_logits, labels_to_try
 

@@ -167,6 +167,21 @@ def test_frozen_layers_below_do_not_matter():
     assert model.top[0].weight.grad.norm() > 0
 
 
+def test_a_frozen_layer_may_be_overwritten_in_place():
+    model = SmallNet(act=lambda: nn.ReLU(inplace=True)).double()
+    images, labels, landmarks = batch()
+    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)  # after the ReLU
+    model.stem.requires_grad_(False)
+    model.middle.requires_grad_(False)
+    pal = pal_fast.PALLoss(model, "middle.1")
+    with pytest.warns(UserWarning, match=r"layer 'middle\.1' is overwritten in place"):
+        loss = nn.functional.cross_entropy(logits := model(images), labels) + pal(logits, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-12
+    moved = {n: g if n.startswith(("top", "classifier")) else torch.zeros_like(g) for n, g in gradients.items()}
+    assert gradient_error(model, moved) < 1e-10
+
+
 def test_attributions_of_a_model_in_eval_mode_match_the_reference():
     model = SmallNet().double().eval()
     images, _, _ = batch()

@@ -89,6 +89,21 @@ def test_a_copied_loss_works_on_the_copied_model(model, data):
     torch.testing.assert_close(thawed["pal"](thawed["model"](images), landmarks), first)
 
 
+def test_a_loss_on_the_output_of_the_model_itself_is_copied_and_pickled():
+    body = SmallNet().stem
+    images, _, landmarks = batch(dtype=torch.float32)
+    both = nn.ModuleDict({"body": body, "pal": pal_fast.PALLoss(body, body)})
+
+    def loss_of(both):
+        return both["pal"](both["body"](images).mean((2, 3)), landmarks)
+
+    first = loss_of(both)
+    assert first != 0
+    for other in (copy.deepcopy(both), pickle.loads(pickle.dumps(both))):
+        assert other["pal"].layers == both["pal"].layers
+        torch.testing.assert_close(loss_of(other), first)
+
+
 def test_a_copy_of_the_loss_leaves_no_hook_on_the_model(model):
     pal = pal_fast.PALLoss(model, "middle")
     before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]

@@ -15,7 +15,7 @@ ORDER = [
     {"dispatch"},
     {"calls"},
     {"functional"},
-    {"attention", "running_statistics", "checkpointing", "graph", "inner_gradient", "kinks", "regions"},
+    {"attention", "captured", "running_statistics", "checkpointing", "graph", "inner_gradient", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
     {"first_call"},
     {"inspection", "first_order", "preflight", "compiled", "candidates"},

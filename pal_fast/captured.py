@@ -1,0 +1,108 @@
+"""What one forward leaves behind at a layer, and the size of the image that went in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a pass that repeats the head must find as it was in the forward."""
+
+    device: torch.device
+    cpu_state: Tensor
+    gpu_state: Tensor | None
+    autocast: bool
+    autocast_dtype: torch.dtype
+
+    @classmethod
+    def now(cls, device: torch.device) -> Conditions:
+        return cls(
+            device,
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            torch.is_autocast_enabled(device.type),
+            torch.get_autocast_dtype(device.type),
+        )
+
+
+@dataclass
+class Captured:
+    """One layer's output in the latest forward."""
+
+    name: str
+    output: Tensor | None = None
+    version: int = 0
+    conditions: Conditions | None = None
+    runs: int = 0
+    problem: str = ""
+
+    def clear(self) -> None:
+        self.output, self.conditions, self.runs, self.problem = None, None, 0, ""
+
+    def released(self) -> Captured:
+        """What was captured, for one who uses it up; nothing is left here."""
+        taken = Captured(self.name, self.output, self.version, self.conditions, self.runs)
+        self.clear()
+        return taken
+
+    @property
+    def changed_in_place(self) -> bool:
+        """Whether a later layer overwrote the output, e.g. `ReLU(inplace=True)`."""
+        return self.output is not None and self.output._version != self.version
+
+
+_NOT_CALLED = (
+    "image_size is not known: the model that this PALLoss was made with has not been called itself, only parts of it; "
+    "make the PALLoss on the module that you call, or pass image_size=(height, width)"
+)
+#: How many channels an image has.
+_COLOURS = (1, 3, 4)
+
+
+@dataclass
+class InputImage:
+    """The size of the image in the latest forward, read from the model's first 4-D input, or why there is none."""
+
+    size: tuple[int, int] | None = None  # (IH, IW)
+    why_none: str = _NOT_CALLED
+
+    def forget(self) -> None:
+        self.size, self.why_none = None, _NOT_CALLED
+
+    def read(self, inputs: Iterable[Any]) -> None:
+        """From the inputs of a forward that begins."""
+        self.size = None
+        self.why_none = "image_size=(height, width) is needed: the model's input is not an image of shape (B, C, H, W)"
+        for value in inputs:
+            if isinstance(value, Tensor) and value.ndim == 4:
+                _, first, second, last = value.shape
+                if last in _COLOURS and first not in _COLOURS:
+                    self.why_none = (
+                        "image_size=(height, width) is needed: the model's input seems to have its channels last, "
+                        f"{tuple(value.shape)}, and not the shape (B, C, H, W)"
+                    )
+                else:
+                    self.size = (second, last)
+                break
+
+
+def tensor_of(output: Any) -> Tensor | None:
+    """The tensor that a layer returns, alone or first in a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    return None
+
+
+def with_tensor(output: Any, tensor: Tensor) -> Any:
+    """`output` with its tensor replaced."""
+    if isinstance(output, Tensor):
+        return tensor
+    return type(output)([tensor, *output[1:]])
