@@ -1,6 +1,8 @@
 // The forward of the strategy "each", in one launch. A block takes whole channels of a sample:
-//   1. it draws the sample's heatmap for itself, a chunk of cells at a time (nearly always all of them);
-//   2. tiles of whole channels go through shared memory, where groups of lanes take their moments in two passes;
+//   1. it draws the sample's heatmap for itself, a chunk of cells at a time (nearly always all of them), while L2
+//      fetches the first tile;
+//   2. tiles of whole channels go through shared memory, where a team of threads a channel takes its moments in two
+//      passes;
 //   3. a thread a channel makes scores of moments;
 //   4. the last block of the sample adds up its scores, the last of the batch reduces.
 #pragma once
@@ -12,13 +14,14 @@ namespace pal_fast::cuda {
 
 // An EachPlan, as kernels take it.
 struct EachSweep {
-  int chunk, chunks, channels_at_once, pitch, channels_per_split, splits;
+  int chunk, chunks, channels_at_once, lanes, pitch, channels_per_split, splits;
 };
 
 [[nodiscard]] inline EachSweep each_sweep(const EachPlan& plan, int64_t cells) {
   return {static_cast<int>(plan.chunk),
           static_cast<int>(ceil_div(cells, plan.chunk)),
           static_cast<int>(plan.channels_at_once),
+          static_cast<int>(plan.lanes),
           static_cast<int>(plan.pitch),
           static_cast<int>(plan.channels_per_split),
           static_cast<int>(plan.splits)};
@@ -26,6 +29,9 @@ struct EachSweep {
 
 // What the block knows of a channel while chunks of it go by: sums about `about`, the mean in the first chunk.
 inline constexpr int CHANNEL_MOMENTS = 4;  // about, sum of a - about, of its square, of its product with hc
+
+// What a team's warps leave for each other: two numbers in the first pass, three in the second.
+inline constexpr int TEAM_SUMS = 5;
 
 template <typename S>
 struct EachShared {
@@ -35,6 +41,7 @@ struct EachShared {
   Pointer<T> factors;       // [DRAWING_ELEMENTS], in the same place
   Pointer<T> heatmap;       // [chunk]
   Pointer<double> moments;  // [channels_per_split, CHANNEL_MOMENTS]
+  Pointer<T> team_sums;     // [TEAM_SUMS * MOST_WARPS]
   Pointer<double> doubles;  // [2 * MOST_WARPS]
   Pointer<double> result;   // [4]
   Pointer<int> integers;    // [MOST_WARPS]
@@ -50,6 +57,7 @@ struct EachShared {
     tile = factors = shared.take<T>(tile_elements(sweep.channels_at_once, sweep.pitch));
     heatmap = shared.take<T>(sweep.chunk);
     moments = shared.take<double>(sweep.channels_per_split * CHANNEL_MOMENTS);
+    team_sums = shared.take<T>(TEAM_SUMS * MOST_WARPS);
     doubles = shared.take<double>(2 * MOST_WARPS);
     result = shared.take<double>(4);
     integers = shared.take<int>(MOST_WARPS);
@@ -62,6 +70,7 @@ struct EachShared {
     shared.add(tile_elements(sweep.channels_at_once, sweep.pitch), sizeof(T));
     shared.add(sweep.chunk, sizeof(T));
     shared.add(sweep.channels_per_split * CHANNEL_MOMENTS, sizeof(double));
+    shared.add(TEAM_SUMS * MOST_WARPS, sizeof(T));
     shared.add(2 * MOST_WARPS, sizeof(double));
     shared.add(4, sizeof(double));
     shared.add(MOST_WARPS, sizeof(int));
@@ -106,6 +115,30 @@ template <typename S, typename T>
   }
   all.variance = squares / cells;
   return all;
+}
+
+// Has L2 fetch what fill_tile() will load.
+template <bool ChannelsLast, typename S>
+__device__ __forceinline__ void prefetch_tile(const Layer<S>& layer, int64_t sample_begin, int first, int last,
+                                              int begin, int end) {
+  constexpr int SECTOR = 32 / static_cast<int>(sizeof(S));
+  const int length = end - begin;
+  const int64_t from = ChannelsLast ? sample_begin + static_cast<int64_t>(begin) * layer.channels + first
+                                    : sample_begin + static_cast<int64_t>(first) * layer.cells + begin;
+  // A run a cell, or one of all channels.
+  const int runs = ChannelsLast ? length : 1;
+  const int run = ChannelsLast ? last - first : (last - first - 1) * layer.cells + length;
+  const int sectors = (run + SECTOR - 1) / SECTOR + 1;  // a run need not start with a sector
+  for (int i = threadIdx.x; i < runs * sectors; i += blockDim.x) {
+    const int64_t at = from + (ChannelsLast ? static_cast<int64_t>(i / sectors) * layer.channels : 0) +
+                       min((ChannelsLast ? i % sectors : i) * SECTOR, run - 1);
+    if (layer.activation) {
+      prefetch(layer.activation + at);
+    }
+    if (layer.gradient) {
+      prefetch(layer.gradient + at);
+    }
+  }
 }
 
 // Puts the attribution of channels [first, last), cells [begin, end), into the tile. Returns where the first channel's
@@ -196,42 +229,155 @@ template <bool ChannelsLast, typename S, typename T>
   }
 }
 
-// A chunk of one channel, by a group of lanes: a [length] about its own mean, which is exact where all of the channel
-// is there, and its product with the chunk of hc. heatmap_total: sum of hc over the chunk.
-template <typename T>
-__device__ __forceinline__ void channel_moments(Pointer<const T> a, Pointer<const T> hc, int length, int lane,
-                                                int lanes, bool there, bool first_chunk, double heatmap_total,
-                                                Pointer<double> moments) {
-  T sum = 0, largest = 0;
-  for (int i = lane; there && i < length; i += lanes) {
-    sum += a[i];
-    largest = Maximum()(largest, static_cast<T>(fabs(a[i])));
+// K sums over teams of `lanes` neighbouring threads, a power of two; the results are in every thread of the team. Teams
+// of several warps combine through scratch [K * MOST_WARPS], in the order of warps, and all of the block must call.
+template <int K, typename T, typename Operation>
+__device__ __forceinline__ void reduce_team(T (&value)[K], int lanes, Pointer<T> scratch, const Operation& operation) {
+  for (int step = min(lanes, WARP_LANES) / 2; step > 0; step /= 2) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      value[k] = operation(k, value[k], __shfl_xor_sync(WHOLE_WARP, value[k], step));
+    }
   }
-  sum = reduce_lanes(sum, lanes, Sum());
-  const T unit = unit_of(reduce_lanes(largest, lanes, Maximum())), inverse = inverse_of_unit(unit);
-  const T mean = sum / static_cast<T>(length);
-  T rest = 0, squares = 0, products = 0;
-  for (int i = lane; there && i < length; i += lanes) {
-    const T d = (a[i] - mean) * inverse;
-    rest += d;
-    squares += d * d;
-    products += d * hc[i];
-  }
-  rest = reduce_lanes(rest, lanes, Sum());
-  squares = reduce_lanes(squares, lanes, Sum());
-  products = reduce_lanes(products, lanes, Sum());
-  if (!there || lane != 0) {
+  if (lanes <= WARP_LANES) {
     return;
   }
-  const double wide = unit;
-  const double about = first_chunk ? static_cast<double>(mean) : moments[0], shift = mean - about;
-  const double remainder = wide * rest;
-  const double old_sum = first_chunk ? 0.0 : moments[1], old_squares = first_chunk ? 0.0 : moments[2];
-  const double old_products = first_chunk ? 0.0 : moments[3];
-  moments[0] = about;
-  moments[1] = old_sum + remainder + shift * length;
-  moments[2] = old_squares + wide * wide * squares + shift * (2.0 * remainder + shift * length);
-  moments[3] = old_products + wide * products + shift * heatmap_total;
+  const int warp = static_cast<int>(threadIdx.x) / WARP_LANES, warps = lanes / WARP_LANES;
+  if (threadIdx.x % WARP_LANES == 0) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      scratch[k * MOST_WARPS + warp] = value[k];
+    }
+  }
+  __syncthreads();
+  const int first = warp / warps * warps;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    value[k] = scratch[k * MOST_WARPS + first];
+#pragma unroll
+    for (int other = 1; other < MOST_WARPS; ++other) {
+      if (other < warps) {
+        value[k] = operation(k, value[k], scratch[k * MOST_WARPS + first + other]);
+      }
+    }
+  }
+}
+
+// W neighbouring elements of shared memory; 16 aligned bytes, or one.
+template <int W, typename T>
+__device__ __forceinline__ void load_shared(Pointer<const T> from, T (&to)[W]) {
+  if constexpr (W == 1) {
+    to[0] = from[0];
+  } else {
+    static_assert(W == VECTOR<T>);
+#ifdef PAL_FAST_EMULATED
+    const Vector<T> vector{load_16_bytes(from)};
+#else
+    const Vector<T> vector{*reinterpret_cast<const uint4*>(from)};
+#endif
+    vector.widen(to);
+  }
+}
+
+// What a thread does of a team's two passes over a [length] and hc [length], W elements at a time: W > 1 wants both
+// 16-byte aligned, and length a multiple. Vectors leave fewer steps to unroll.
+template <int W>
+inline constexpr int TEAM_UNROLL = W == 1 ? 4 : 2;
+
+// Double is not scaled, so it needs no largest.
+template <typename T>
+inline constexpr int FIRST_SUMS = std::is_same_v<T, float> ? 2 : 1;
+
+// Sum of a, largest |a|.
+template <int W, typename T>
+__device__ __forceinline__ void first_pass(Pointer<const T> a, int length, int lane, int lanes,
+                                           T (&sums)[FIRST_SUMS<T>]) {
+#pragma unroll TEAM_UNROLL < W>
+  for (int i = lane * W; i < length; i += lanes * W) {
+    T value[W];
+    load_shared<W, T>(a + i, value);
+#pragma unroll
+    for (int e = 0; e < W; ++e) {
+      sums[0] += value[e];
+      if constexpr (FIRST_SUMS<T> == 2) {
+        sums[1] = fmaxf(sums[1], fabsf(value[e]));
+      }
+    }
+  }
+}
+
+// Sums of d = (a - mean) / unit, in one operation because products with a power of two are exact, of d^2 and of d hc.
+template <int W, typename T>
+__device__ __forceinline__ void second_pass(Pointer<const T> a, Pointer<const T> hc, int length, int lane, int lanes,
+                                            T mean, T inverse_unit, T (&sums)[3]) {
+  const T origin = -mean * inverse_unit;
+#pragma unroll TEAM_UNROLL < W>
+  for (int i = lane * W; i < length; i += lanes * W) {
+    T value[W], h[W];
+    load_shared<W, T>(a + i, value);
+    load_shared<W, T>(hc + i, h);
+#pragma unroll
+    for (int e = 0; e < W; ++e) {
+      const T d = fma(value[e], inverse_unit, origin);
+      sums[0] += d;
+      sums[1] += d * d;
+      sums[2] += d * h[e];
+    }
+  }
+}
+
+// A chunk of one channel about its own mean, which is exact where all of the channel is there.
+template <typename T>
+struct TeamMoments {
+  T mean, unit;
+  T sums[3];  // of second_pass()
+};
+
+// All of the block must call; length is 0 for a team without a channel. scratch: [TEAM_SUMS * MOST_WARPS], of which
+// each pass has a part, so that a barrier lies between its uses.
+template <typename T>
+[[nodiscard]] __device__ __forceinline__ TeamMoments<T> team_moments(Pointer<const T> a, Pointer<const T> hc,
+                                                                     int length, bool vectors, int lane, int lanes,
+                                                                     Pointer<T> scratch) {
+  constexpr int V = VECTOR<T>;
+  T first[FIRST_SUMS<T>] = {};
+  if (vectors) {
+    first_pass<V, T>(a, length, lane, lanes, first);
+  } else {
+    first_pass<1, T>(a, length, lane, lanes, first);
+  }
+  reduce_team(first, lanes, scratch, [](int k, T x, T y) { return k == 0 ? x + y : static_cast<T>(fmax(x, y)); });
+  TeamMoments<T> moments{length > 0 ? first[0] / static_cast<T>(length) : T(0), T(1), {}};
+  if constexpr (FIRST_SUMS<T> == 2) {
+    moments.unit = unit_of(first[1]);
+  }
+  const T inverse = inverse_of_unit(moments.unit);
+  if (vectors) {
+    second_pass<V, T>(a, hc, length, lane, lanes, moments.mean, inverse, moments.sums);
+  } else {
+    second_pass<1, T>(a, hc, length, lane, lanes, moments.mean, inverse, moments.sums);
+  }
+  reduce_team(moments.sums, lanes, scratch + 2 * MOST_WARPS, [](int, T x, T y) { return x + y; });
+  return moments;
+}
+
+// Adds a chunk [length] to what is known of its channel. heatmap_total: sum of hc over the chunk.
+template <typename T>
+__device__ __forceinline__ void add_moments(const TeamMoments<T>& chunk, int length, bool first_chunk,
+                                            double heatmap_total, Pointer<double> moments) {
+  const double wide = chunk.unit, mean = chunk.mean, remainder = wide * chunk.sums[0];
+  const double squares = wide * wide * chunk.sums[1], products = wide * chunk.sums[2];
+  if (first_chunk) {
+    moments[0] = mean;
+    moments[1] = remainder;
+    moments[2] = squares;
+    moments[3] = products;
+  } else {
+    const double shift = mean - moments[0];
+    moments[1] += remainder + shift * length;
+    moments[2] += squares + shift * (2.0 * remainder + shift * length);
+    moments[3] += products + shift * heatmap_total;
+  }
 }
 
 template <typename S, bool ChannelsLast>
@@ -250,6 +396,8 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_each_blocks(sizeof(S)))
   const EachShared<S> shared(sweep);
 
   // 1. The heatmap.
+  prefetch_tile<ChannelsLast>(layer, begin, first_channel, min(first_channel + sweep.channels_at_once, last_channel), 0,
+                              sweep.chunk);
   const PriorMoments heatmap = heatmap_moments(prior, shared, sweep, sample, cells);
   const bool annotated = prior.dense || valid_landmarks(prior.gaussians, sample, shared.integers) > 0;
   if (threadIdx.x == 0) {
@@ -262,9 +410,10 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_each_blocks(sizeof(S)))
   const double weight = shared.result[0], inverse = shared.result[1], scale = shared.result[2];
 
   // 2. Moments of every channel, chunk by chunk.
-  const int lanes = sweep.chunk <= 24 ? 2 : sweep.chunk <= 96 ? 4 : sweep.chunk <= 384 ? 16 : 32;
-  const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
-  const int groups = static_cast<int>(blockDim.x) / lanes;
+  const int lanes = sweep.lanes, lane = static_cast<int>(threadIdx.x) % lanes;
+  const int team = static_cast<int>(threadIdx.x) / lanes;
+  // Then every channel, and every chunk of it, is a whole number of vectors.
+  const bool vectors = !ChannelsLast && cells % VECTOR<T> == 0;
   for (int cell = 0; cell < cells; cell += sweep.chunk) {
     const int end = min(cell + sweep.chunk, cells), length = end - cell;
     if (sweep.chunks > 1) {
@@ -287,13 +436,14 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_each_blocks(sizeof(S)))
       __syncthreads();  // the tile, or the factors in its place, may still be read
       const int from = fill_tile<ChannelsLast>(layer, shared.tile, sweep, begin, channel, last, cell, end);
       __syncthreads();
-      for (int round = channel; round < last; round += groups) {
-        const int c = round + group;
-        const bool there = c < last;
-        const int row = there ? c - channel : 0;
-        channel_moments<T>(shared.tile + (from + row * sweep.pitch), shared.heatmap, length, lane, lanes, there,
-                           cell == 0, heatmap_total[0],
-                           shared.moments + CHANNEL_MOMENTS * static_cast<int64_t>(there ? c - first_channel : 0));
+      const int c = channel + team;
+      const bool there = c < last;
+      const Pointer<const T> row = shared.tile + (from + (there ? team * sweep.pitch : 0));
+      const TeamMoments<T> moments =
+          team_moments<T>(row, shared.heatmap, there ? length : 0, vectors, lane, lanes, shared.team_sums);
+      if (there && lane == 0) {
+        add_moments<T>(moments, length, cell == 0, heatmap_total[0],
+                       shared.moments + CHANNEL_MOMENTS * (c - first_channel));
       }
     }
     __syncthreads();

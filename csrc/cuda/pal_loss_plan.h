@@ -129,6 +129,7 @@ struct CellPlan {
 struct EachPlan {
   int64_t chunk = 0;             // cells at once; all of them, or a part of a large map
   int64_t channels_at_once = 0;  // channels of a tile
+  int64_t lanes = 1;             // threads that share a channel of a tile: a power of two
   int64_t pitch = 0;             // elements from channel to channel of a tile
   int64_t channels_per_split = 0;
   int64_t splits = 1;
@@ -138,8 +139,8 @@ struct EachPlan {
 // block keeps, the sum stays within what a kernel has without asking, 48 KiB.
 inline constexpr int64_t EACH_TILE_BYTES = 20480;
 inline constexpr int64_t EACH_CHUNK_BYTES = 16384;
-inline constexpr int64_t EACH_TILE_BYTES_CHANNELS_LAST = 32512;
-inline constexpr int64_t EACH_MOST_CHANNELS = 256;
+inline constexpr int64_t EACH_TILE_BYTES_CHANNELS_LAST = 32256;
+inline constexpr int64_t EACH_MOST_CHANNELS = BLOCK_THREADS;
 
 [[nodiscard]] inline EachPlan plan_each(int64_t batch, int64_t cells, int64_t count, Layout layout, Storage storage,
                                         const Room& room) {
@@ -163,6 +164,10 @@ inline constexpr int64_t EACH_MOST_CHANNELS = 256;
     plan.pitch = plan.chunk | 1;  // odd: threads that store the channels of neighbouring cells meet no bank twice
     plan.channels_at_once =
         std::clamp<int64_t>(tile / plan.pitch / vector * vector, vector, std::min(channels, EACH_MOST_CHANNELS));
+  }
+  // As many threads as a tile can occupy at once, of which each has a vector at least.
+  while (2 * plan.lanes * plan.channels_at_once <= BLOCK_THREADS && 2 * plan.lanes * (16 / size) <= plan.chunk) {
+    plan.lanes *= 2;
   }
   const int64_t steps = ceil_div(count, plan.channels_at_once);
   const int64_t most_steps = std::max<int64_t>(1, EACH_MOST_CHANNELS / plan.channels_at_once);

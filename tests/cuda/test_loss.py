@@ -81,6 +81,35 @@ def test_every_kernel_agrees_on_any_number_of_multiprocessors(
             check(problem, emulated_backend)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("vectors", [True, False], ids=["vectors", "elements"])
+def test_teams_of_any_size_agree_and_repeat_bit_for_bit(
+    emulated_backend: str, build_directory: str, vectors: bool, dtype: torch.dtype, seed: int
+) -> None:
+    kernels = emulated.module("pal_loss", build_directory)
+    found = set()
+    for channels, height, width in [
+        (2, 52, 60),  # one channel a tile in float32: eight warps share it
+        (3, 48, 50),
+        (4, 40, 40),
+        (5, 34, 36),
+        (7, 28, 28),
+        (13, 20, 20),
+        (27, 14, 14),
+        (52, 10, 10),
+        (80, 8, 8),
+        (145, 6, 6),
+        (300, 4, 4),
+    ]:
+        shape = (1, channels, height, width) if vectors else (1, channels, height - 1, width - 1)
+        found.add(kernels.team_lanes((*shape, False, channels), str(dtype), emulated.machine["processors"]))
+        problem = make({"channels": "each", "dtype": dtype, "shape": shape}, seed)
+        first = check(problem, emulated_backend)
+        emulated.machine["seed"] = (emulated.machine["seed"] + 1) % 2**31
+        assert same_bits(first, problem.solve(emulated_backend)), f"other bits in another order, {shape}"
+    assert found == {1, 2, 4, 8, 16, 32, 64, 128, 256}
+
+
 @pytest.mark.parametrize("case", EVERY_KERNEL, ids=name_of)
 def test_tensors_that_start_within_a_vector(emulated_backend: str, case: dict[str, Any], seed: int) -> None:
     problem = make(case | {"shape": (3, 5, 7, 6)}, seed)
@@ -117,10 +146,11 @@ def test_the_scale_of_the_gradient_does_not_matter(
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("channels", ["mean", "all", "each"])
 @pytest.mark.parametrize("outlier", [False, True], ids=["plain", "outlier"])
+@pytest.mark.parametrize("shape", [(2, 12, 9, 7), (1, 3, 48, 50)], ids=str)
 def test_a_small_spread_about_a_large_mean(
-    emulated_backend: str, channels: str, layout: str, outlier: bool, seed: int
+    emulated_backend: str, channels: str, layout: str, outlier: bool, shape: tuple[int, ...], seed: int
 ) -> None:
-    case = {"channels": channels, "layout": layout, "shape": (2, 12, 9, 7), "attribution": "activation"}
+    case = {"channels": channels, "layout": layout, "shape": shape, "attribution": "activation"}
     problem = make(case, seed)
     assert problem.activation is not None
     # "each" rounds every channel's mean to float32 for the backward, which limits it.

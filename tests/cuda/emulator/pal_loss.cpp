@@ -37,6 +37,12 @@ std::pair<int64_t, int64_t> workspace(const LayerShape& layer, const std::string
   return {sizes.shares, sizes.totals};
 }
 
+// Threads that share a channel in the forward of "each".
+int64_t team_lanes(const LayerShape& layer, const std::string& dtype, int64_t processors) {
+  const LossProblem problem = problem_of(layer, 0, true, static_cast<int64_t>(Grouping::each));
+  return plan_forward_each(problem, emulator::storage_named(dtype), processors).lanes;
+}
+
 // tensors: by the names of LossPass; returns how many kernels were launched.
 int run_forward(const py::dict& tensors, const LayerShape& layer, const std::string& dtype, double image_height,
                 double image_width, double sigma, int64_t combine, int64_t normalize, int64_t attribution,
@@ -117,6 +123,9 @@ int64_t most_shared_memory_of(Storage storage, bool channels_last) {
         if (static_cast<int64_t>(sweep.splits) * sweep.channels_per_split < count) {
           throw std::runtime_error("a plan that leaves channels out");
         }
+        if (sweep.lanes * sweep.channels_at_once > BLOCK_THREADS) {
+          throw std::runtime_error("a tile of more channels than there are teams");
+        }
       }
     }
   }
@@ -142,6 +151,7 @@ int64_t most_shared_memory(const std::string& dtype, bool channels_last) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("workspace", &workspace);
+  module.def("team_lanes", &team_lanes);
   module.def("forward", &run_forward);
   module.def("backward", &run_backward);
   module.def("most_shared_memory", &most_shared_memory);
