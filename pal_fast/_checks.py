@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,18 +48,27 @@ def choice(name: str, given: object, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {wanted}, got {given!r}{near(given, known, 1)}")
 
 
+def _is_whole(given: Any) -> bool:
+    # Python's first, and numpy's apart from it: torch.compile traces this.
+    return (isinstance(given, int) and not isinstance(given, bool)) or isinstance(given, np.integer)
+
+
+def _is_real(given: Any) -> bool:
+    return isinstance(given, float) or _is_whole(given) or isinstance(given, np.floating)
+
+
 def sigma(given: Any) -> None:
     """Its square, and the inverse of that, must be float32 numbers."""
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
+    if not _is_real(given):
         raise TypeError(f"sigma must be a positive number, got {describe(given)}")
     if not (given > 0 and _finite(given)):
         raise ValueError(f"sigma must be positive and finite, got {given}")
-    if not 1e-15 <= given <= 1e15:
+    if not 1e-15 <= float(given) <= 1e15:
         raise ValueError(f"sigma must lie between 1e-15 and 1e15 pixels, got {given}")
 
 
 def finite_number(name: str, given: Any) -> None:
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
+    if not _is_real(given):
         raise TypeError(f"{name} must be a number, got {describe(given)}")
     if not _finite(given):
         raise ValueError(f"{name} must be finite, got {describe(given)}")
@@ -72,29 +82,32 @@ def _finite(given: int | float) -> bool:
         return False
 
 
-def channel_count(given: Any) -> None:
+def channel_count(given: Any) -> int | float | None:
+    """As Python's own number."""
     if given is None:
-        return
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        return None
+    if not _is_real(given):
         raise TypeError(f"channel_count must be an int or a fraction in (0, 1], got {describe(given)}")
-    if isinstance(given, int) and given < 1:
-        raise ValueError(f"channel_count must be at least 1, got {given}")
-    if isinstance(given, float) and not 0 < given <= 1:
+    if _is_whole(given):
+        if given < 1:
+            raise ValueError(f"channel_count must be at least 1, got {given}")
+        return int(given)
+    if not 0 < given <= 1:
         raise ValueError(f"channel_count as a fraction must lie in (0, 1], got {given}")
+    return float(given)
 
 
 def size_pair(name: str, given: Any) -> tuple[int, int]:
     """(height, width) from an int or a pair of ints."""
-    pair = (given, given) if isinstance(given, int) else given
-    if isinstance(given, bool) or not (
-        isinstance(pair, (tuple, list, torch.Size)) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
-    ):
+    pair = (given, given) if _is_whole(given) else given
+    if not (isinstance(pair, (tuple, list, torch.Size)) and len(pair) == 2 and all(map(_is_whole, pair))):
         raise TypeError(f"{name} must be (height, width) in whole pixels or one int, got {describe(given)}")
-    if min(pair) < 1:
-        raise ValueError(f"{name} must be at least 1 x 1, got {tuple(pair)}")
-    if max(pair) > MOST_PIXELS:
-        raise ValueError(f"{name} must be at most {MOST_PIXELS} on either side, got {tuple(pair)}")
-    return int(pair[0]), int(pair[1])
+    height, width = int(pair[0]), int(pair[1])
+    if min(height, width) < 1:
+        raise ValueError(f"{name} must be at least 1 x 1, got {(height, width)}")
+    if max(height, width) > MOST_PIXELS:
+        raise ValueError(f"{name} must be at most {MOST_PIXELS} on either side, got {(height, width)}")
+    return height, width
 
 
 def floating_tensor(name: str, given: Any, shape: str, ndim: int) -> None:

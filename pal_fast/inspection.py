@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pal_fast import _checks
+from pal_fast import _checks, running_statistics
 from pal_fast.capture import Capture, find_layers
 from pal_fast.functional import attribution_map
 from pal_fast.layouts import LAYOUTS, find_layout
@@ -30,7 +30,8 @@ def attribute(
 ) -> tuple[Tensor, Tensor]:
     """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
 
-    The model's mode, parameters' gradients and hooks are left as they were; nothing is differentiable.
+    The model's mode, parameters' gradients, running statistics and hooks are left as they were; nothing is
+    differentiable. It may be called under `torch.no_grad` and `torch.inference_mode`.
 
     Args:
         model, layer: a module and one of its modules, by name or itself.
@@ -48,10 +49,17 @@ def attribute(
     layers = find_layers(model, layer)
     if len(layers) != 1:
         raise ValueError(f"layer must name one layer, got {len(layers)}")
+    images, labels = _outside_inference_mode(model, images, labels)
     capture = Capture(model, layers)
     capture.attach()
+    in_train_mode = [module for module in running_statistics.tracking(model) if module.training]
     try:
-        with torch.enable_grad(), capture.forced():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            capture.forced(),
+            running_statistics.kept(in_train_mode),
+        ):
             logits: Any = model(images)
             check_logits(logits)
             (taken,) = capture.take()
@@ -73,3 +81,22 @@ def attribute(
         channel_count=channel_count,
     )
     return maps, logits.detach()
+
+
+def _outside_inference_mode(model: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Images and labels that autograd may keep: copies of what was made under inference mode.
+
+    Raises: NotReadyError for a model that was.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise _checks.NotReadyError(
+                f"the model was made under torch.inference_mode (parameter {name!r}), so that nothing of it can be "
+                "differentiated: build and load it outside"
+            )
+    with torch.inference_mode(False):
+        return _copied(images), _copied(labels)
+
+
+def _copied(given: Any) -> Any:
+    return given.clone() if isinstance(given, Tensor) and given.is_inference() else given

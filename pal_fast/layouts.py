@@ -50,12 +50,15 @@ def find_layout(wanted: str, name: str, shape: tuple[int, ...], image_size: tupl
     """The layout of an output of `shape`, from the image's aspect ratio where `wanted` is "auto".
 
     A 4-dimensional output is NHWC if its dimensions 1 and 2 have the image's aspect ratio and 2 and 3 have not.
-    Of N tokens the last H * W are the grid, the largest of the image's aspect ratio that leaves at most 16.
+    Of N tokens the last H * W are the grid, the largest of the image's aspect ratio that leaves at most 16. For "auto"
+    its cells must be whole patches: squares of whole pixels that fill an image of known size; else a network that drops
+    tokens at random would be given a grid that it has not. "tokens" takes the user's word that there is a grid, also
+    where the patches leave a rest.
 
     Raises: ValueError for a shape that is none of these.
     """
     if len(shape) == 3 and wanted in ("auto", "tokens"):
-        prefix, grid = _token_grid(name, shape, image_size)
+        prefix, grid = _token_grid(name, shape, image_size, whole_patches=wanted == "auto")
         return Layout("tokens", prefix, grid)
     if len(shape) == 4 and wanted == "auto":
         last = not _has_aspect(shape[2], shape[3], image_size) and _has_aspect(shape[1], shape[2], image_size)
@@ -80,7 +83,18 @@ def _has_aspect(height: int, width: int, image_size: tuple[int, int] | None) -> 
     return down or up
 
 
-def _token_grid(name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None) -> tuple[int, tuple[int, int]]:
+def _are_whole_patches(height: int, width: int, image_size: tuple[int, int] | None) -> bool:
+    """Whether squares of whole pixels fill the image; of an image of unknown size that cannot be told."""
+    if image_size is None:
+        return True
+    image_height, image_width = image_size
+    patch, rest = divmod(image_height, height)
+    return rest == 0 and image_width == patch * width
+
+
+def _token_grid(
+    name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None, *, whole_patches: bool
+) -> tuple[int, tuple[int, int]]:
     tokens = shape[1]
     aspect = 1.0 if image_size is None else image_size[0] / image_size[1]
     for prefix in range(min(MOST_PREFIX_TOKENS, tokens - 1) + 1):
@@ -88,10 +102,19 @@ def _token_grid(name: str, shape: tuple[int, ...], image_size: tuple[int, int] |
         height = round(math.sqrt(count * aspect))
         if height and count % height == 0:
             width = count // height
+            if whole_patches and not _are_whole_patches(height, width, image_size):
+                continue
             if _has_aspect(height, width, image_size):
                 return prefix, (height, width)
+    image = "the image's aspect ratio 1" if image_size is None else f"an image of {image_size[0]} x {image_size[1]}"
+    way_out = (
+        "; tokens that are dropped at random (patch_drop_rate) leave none. Name a layer that returns (B, C, H, W), or "
+        "say layout='tokens' if the patches leave a rest of the image"
+        if whole_patches
+        else "; name a layer that returns (B, C, H, W)"
+    )
     raise ValueError(
-        f"layer {name!r} returns {tokens} tokens, shape {tuple(shape)}, which are no grid of the image's aspect ratio "
-        f"{'1' if image_size is None else f'{image_size[0]} x {image_size[1]}'} with up to {MOST_PREFIX_TOKENS} "
-        "class or register tokens before it; name a layer that returns (B, C, H, W)"
+        f"layer {name!r} returns {tokens} tokens, shape {tuple(shape)}, which are no grid of "
+        f"{'whole patches of ' if whole_patches else ''}{image} with up to {MOST_PREFIX_TOKENS} class or register "
+        f"tokens before it{way_out}"
     )

@@ -37,7 +37,7 @@ class AttributionOptions:
         _checks.choice("channels", self.channels, CHANNELS)
         if not isinstance(self.absolute, bool):
             raise TypeError(f"absolute must be True or False, got {self.absolute!r}")
-        _checks.channel_count(self.channel_count)
+        object.__setattr__(self, "channel_count", _checks.channel_count(self.channel_count))
 
     def count(self, channels: int) -> int:
         """n, how many of a layer's `channels` take part: always the first ones."""
@@ -74,6 +74,7 @@ class HeatmapOptions:
         _checks.choice("normalize", self.normalize, NORMALIZE)
         if self.sigma is not None:
             _checks.sigma(self.sigma)
+            object.__setattr__(self, "sigma", float(self.sigma))
         object.__setattr__(self, "codes", (COMBINE.index(self.combine), NORMALIZE.index(self.normalize)))
 
     def sigma_for(self, image_size: tuple[float, float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,12 @@ def read_state(path: Path, wanted: str) -> dict[str, Any]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
+    except pickle.UnpicklingError as error:
+        # torch's own words advise to load the file without its protection.
+        raise ValueError(f"{path} is no readable file of tensors, so it is no {wanted} of pal-fast train") from error
     except Exception as error:
-        raise ValueError(f"{path} is no readable file of tensors: {type(error).__name__}: {error}") from error
+        first = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{path} is no readable file of tensors: {type(error).__name__}: {first}") from error
     if not isinstance(state, dict) or state.get("kind") != wanted:
         raise ValueError(f"{path} is no {wanted} of pal-fast train")
     return state

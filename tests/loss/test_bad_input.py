@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from support.networks import SmallNet, batch
@@ -9,6 +10,7 @@ from torch import nn
 
 import pal_fast
 from pal_fast import _checks, engine, ops, reference
+from pal_fast.options import AttributionOptions
 
 
 @pytest.fixture
@@ -77,6 +79,30 @@ def test_a_layer_that_resembles_none_is_told_what_there_is(model):
 
 def test_a_name_is_suggested_once():
     assert _checks.near("resnet5", ["resnet50", "resnet18", "resnet50"]).count("'resnet50'") == 1
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.uint8, np.int32])
+@pytest.mark.parametrize("real", [np.float16, np.float32, np.float64])
+def test_numbers_of_numpy_are_taken_for_what_they_are(model, whole, real):
+    images, _, landmarks = batch(dtype=torch.float32)
+
+    def loss(whole, real):
+        sizes = {"image_size": (whole(16), whole(20)), "sigma": real(1.5), "channel_count": whole(3)}
+        with pal_fast.PALLoss(model, "middle", weight=real(0.5), **sizes) as pal:
+            return pal(model(images), landmarks)
+
+    torch.testing.assert_close(loss(whole, real), loss(int, float), rtol=0, atol=0)
+    assert AttributionOptions(channel_count=real(0.5)) == AttributionOptions(channel_count=0.5)
+    assert AttributionOptions(channel_count=whole(3)).count(8) == 3
+    heatmap = pal_fast.landmark_heatmap(landmarks, whole(7), image_size=whole(16), sigma=whole(2))
+    assert torch.equal(heatmap, pal_fast.landmark_heatmap(landmarks, 7, image_size=16, sigma=2))
+
+
+@pytest.mark.parametrize("given", [np.bool_(True), True, np.array([1.0]), torch.tensor(1.0), 1j])
+def test_what_is_no_number_stays_refused(model, given):
+    for name in ("weight", "sigma", "image_size", "channel_count"):
+        with pytest.raises(TypeError, match=name):
+            pal_fast.PALLoss(model, "middle", **{name: given})
 
 
 def test_a_model_that_is_no_module():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import resource
 import signal
 import subprocess
@@ -188,10 +189,16 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path):
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    for content in (b"", b"no zip file"):
+    for content in (b"", b"no zip file", b"<!doctype html>", pickle.dumps(Path("code"))):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"checkpoint\.pt is no readable file"):
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is no readable file") as refusal:
             read_state(path, "checkpoint")
+        # torch's own error is long, and advises to load the file without protection.
+        assert "weights_only" not in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+    torch.save({"kind": "checkpoint", "value": Path("code")}, path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is no readable file of tensors, so it is no checkpoint"):
+        read_state(path, "checkpoint")
     torch.save({"kind": "model"}, path)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of pal-fast train"):
         read_state(path, "checkpoint")

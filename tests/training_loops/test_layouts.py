@@ -73,6 +73,31 @@ def test_what_is_no_map_is_refused(shape, words):
         find_layout("auto", "fc", shape, (224, 224))
 
 
+@pytest.mark.parametrize("kept", [196 - 19, 196 - 49, 197 - 19])
+def test_tokens_that_were_dropped_at_random_get_no_grid(kept):
+    with pytest.raises(ValueError, match=r"no grid of whole patches.* 224 x 224.*patch_drop_rate.*layout="):
+        find_layout("auto", "blocks.7", (2, kept, 384), (224, 224))
+
+
+def test_a_vit_that_drops_patches_is_refused_in_the_layers_behind():
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    options = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+    model = timm.create_model("vit_tiny_patch16_224", patch_drop_rate=0.2, **options).train()
+    images, _, landmarks = batch(size=64, dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "blocks.0")
+    with pytest.raises(ValueError, match=r"returns 52 tokens.*dropped at random"):  # the class token and 51 of 64
+        pal(model(images), landmarks)
+
+
+def test_patches_that_leave_a_rest_are_a_grid_by_the_users_word():
+    with pytest.raises(ValueError, match="layout='tokens' if the patches leave a rest"):
+        find_layout("auto", "blocks.7", (2, 197, 384), (230, 230))
+    layout = find_layout("tokens", "blocks.7", (2, 197, 384), (230, 230))
+    assert (layout.prefix, layout.grid) == (1, (14, 14))
+    with pytest.raises(ValueError, match="no grid of an image of 224 x 224"):
+        find_layout("tokens", "blocks.7", (2, 255, 384), (224, 224))
+
+
 def test_an_explicit_layout_decides_where_the_shape_does_not():
     assert find_layout("NHWC", "layer", (2, 7, 7, 7), (224, 224)).kind == "NHWC"
     assert find_layout("NCHW", "layer", (2, 14, 14, 384), (224, 224)).kind == "NCHW"
