@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from pal_fast import _checks, distributed, first_call, first_order, preflight
+from pal_fast import _checks, distributed, first_call, first_order, first_values, preflight
 from pal_fast.calls import Call, Prior, check_call, checked_loss_of
 from pal_fast.captured import Captured
 from pal_fast.layouts import LAYOUTS, Layout, find_layout
@@ -97,11 +97,13 @@ class Engine:
             layout = self.layout_of(record.name, output, image_size)
             f = layout.view(output)
             layers.append((layout, f, check_call(f, prior, self.options, self.backend)))
-        if self.target == "label" and (self.exact or self.by_differences):
+        by_label = self.target == "label" and (self.exact or self.by_differences)
+        if by_label:
             check_labels(logits, "label", labels)
             assert labels is not None
             prior = prior._replace(sample_weight=counted(logits, labels, prior.sample_weight))
-        given = model, logits, taken, labels, prior, layers, first, in_group
+        told = first and first_values.warn_of_prior(prior, self.options.heatmap, logits, labels if by_label else None)
+        given = model, logits, taken, labels, prior, layers, first, told, in_group
         if autocasts(logits):
             with torch.autocast(logits.device.type, enabled=False):
                 total = self._total(*given)
@@ -120,18 +122,25 @@ class Engine:
         prior: Prior,
         layers: Sequence[tuple[Layout, Tensor, Call]],
         first: bool,
+        told: bool,
         in_group: bool,
     ) -> Tensor:
-        """The layers' average, out of autocast's reach. `layers`: each one's layout, f and what was checked of it."""
+        """The layers' average, out of autocast's reach.
+
+        Args:
+            layers: each one's layout, f and what was checked of it.
+            first: whether this is the first call.
+            told: whether it has told already why the loss is useless.
+        """
         gradients: Sequence[Tensor | None] = [None] * len(taken)
         if self.exact or self.by_differences:
             gradients = self.gradients(model, logits, taken, labels, create_graph=self.exact, in_group=in_group)
         total: Tensor | None = None
         for record, gradient, (layout, f, call) in zip(taken, gradients, layers, strict=True):
             g = None if gradient is None else layout.view(gradient)
-            if first and g is not None:
-                first_call.warn_if_useless(model, record.name, g)
             part = checked_loss_of(f, g, prior, self.options, self.backend, call)
+            if first and not told:
+                first_values.warn_if_useless(model, record.name, f, g, part, prior)
             total = part if total is None else total + part
         assert total is not None
         if self.by_differences:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from pal_fast import distributed, graph
 from pal_fast.capture import plain_name
 from pal_fast.captured import Captured
 from pal_fast.targets import refuse_probabilities
+from pal_fast.warn import warn
 
 NORM_OF_ZERO = (
     "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
@@ -34,7 +34,7 @@ def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differ
     distributed.refuse_unsound(model)
     for record in taken:
         if record.changed_in_place:
-            warnings.warn(in_place(record.name), stacklevel=4)
+            warn(in_place(record.name))
     if not differentiates:
         return
     for record in taken:
@@ -58,13 +58,7 @@ def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool
     if reason:
         raise RuntimeError(f"layer {name!r} cannot be attributed: {reason}")
     if graph.takes_norm_of_zero(nodes):
-        warnings.warn(f"layer {name!r}: the second derivative will not be finite: {NORM_OF_ZERO}", stacklevel=5)
-
-
-def warn_if_useless(model: nn.Module, name: str, gradient: Tensor) -> None:
-    """Warns if g, (B, C, H, W), is zero everywhere: then the loss is 0 and moves nothing."""
-    if gradient.numel() and not bool((gradient.detach() != 0).any()):
-        warnings.warn(unreached(model, name), stacklevel=4)
+        warn(f"layer {name!r}: the second derivative will not be finite: {NORM_OF_ZERO}")
 
 
 def in_place(name: str) -> str:

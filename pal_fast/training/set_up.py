@@ -22,6 +22,7 @@ from pal_fast.training.loading import (
     training_batches,
     training_loader,
 )
+from pal_fast.warn import FlatLossWarning
 
 #: Landmarks of the scheme that regions belong to.
 REGION_POINTS = 68
@@ -132,7 +133,12 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
         check_logits(logits, len(splits.classes), len(images))
         loss = F.cross_entropy(logits.float(), labels)
         if pal is not None:
-            loss = loss + pal(logits, landmarks, labels=labels)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FlatLossWarning)
+                try:
+                    loss = loss + pal(logits, landmarks, labels=labels)
+                except FlatLossWarning as flat:
+                    raise ValueError(f"layer: on a step of noise, {flat}") from None
         loss.backward()
         if pal is not None:
             pal.remove()

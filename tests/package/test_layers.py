@@ -8,7 +8,7 @@ from pathlib import Path
 import pal_fast
 
 ORDER = [
-    {"constants", "_version"},
+    {"constants", "_version", "warn"},
     {"reference", "_checks"},
     {"options"},
     {"_extension", "_derivative", "ops", "kernels"},
@@ -18,6 +18,7 @@ ORDER = [
     {"attention", "captured", "running_statistics", "checkpointing", "graph", "inner_gradient", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
     {"first_call"},
+    {"first_values"},
     {"inspection", "first_order", "preflight", "compiled", "candidates"},
     {"engine"},
     {"loss"},

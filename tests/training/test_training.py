@@ -199,3 +199,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     with pytest.raises(RuntimeError, match="not finite in epoch 1 by step"):
         train(config, tmp_path / "run", say=quiet)
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_layer_whose_map_has_one_cell_is_refused_before_the_folder_is_made(tmp_path):
+    config = TrainingConfig(**SMALL | {"size": 8}, layer=("head.3",))
+    with pytest.raises(ValueError, match=r"layer: on a step of noise, the loss at layer 'head\.3' is 0 .* single cell"):
+        train(config, tmp_path / "run", say=quiet)
+    assert not (tmp_path / "run" / "config.json").exists()

@@ -1,0 +1,89 @@
+"""The first call's look at values, which synchronises: what makes the loss 0 for every sample, step after step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast import reference
+from pal_fast.calls import Prior
+from pal_fast.first_call import unreached
+from pal_fast.options import HeatmapOptions
+from pal_fast.warn import FlatLossWarning, warn
+
+#: A landmark further outside the image, in sigmas, leaves less than a hundredth of its Gaussian there.
+_NEAR = 3.0
+
+
+def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
+    """Warns if the landmarks that take part cannot be in pixels of the image; whether it did."""
+    landmarks, image_size = prior.landmarks, prior.image_size
+    if landmarks is None or image_size is None:
+        return False
+    points = landmarks.detach()[reference.valid_landmarks(landmarks, prior.visible)].float()  # (N, 2)
+    if not len(points):
+        return False
+    height, width = image_size
+    low, high = points.amin(0).tolist(), points.amax(0).tolist()
+    span = f"x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}"
+    wanted = f"they are wanted in pixels of the image that the model takes, {height} x {width} (height x width) here"
+    if min(low) >= 0 and max(high) <= 1 and min(image_size) > 2:
+        warn(
+            f"all landmarks of this batch lie between 0 and 1 ({span}): {wanted}; multiply normalised ones by "
+            "(width, height)"
+        )
+        return True
+    margin = _NEAR * options.sigma_for(image_size)
+    size = points.new_tensor([width, height])
+    if not bool(((points >= -margin) & (points <= size - 1 + margin)).all(1).any()):
+        warn(f"no landmark of this batch lies in the image or near it ({span}): {wanted}, after resizing and cropping")
+        return True
+    return False
+
+
+def warn_of_prior(prior: Prior, options: HeatmapOptions, logits: Tensor, labels: Tensor | None) -> bool:
+    """Warns if no label, where these matter, or no landmark is of any use; whether it did."""
+    return (labels is not None and _warn_of_labels(logits, labels)) or _warn_of_landmarks(prior, options)
+
+
+def _warn_of_labels(logits: Tensor, labels: Tensor) -> bool:
+    """Warns if no label is one of the classes; whether it did."""
+    classes = logits.shape[1]
+    if not labels.numel() or bool(((labels >= 0) & (labels < classes)).any()):
+        return False
+    warn(
+        f"target='label' and no label of this batch is one of the classes 0 to {classes - 1} (they go from "
+        f"{labels.min().item()} to {labels.max().item()}): no sample counts, and the loss is 0"
+    )
+    return True
+
+
+def warn_if_useless(
+    model: nn.Module, name: str, activation: Tensor, gradient: Tensor | None, loss: Tensor, prior: Prior
+) -> None:
+    """Warns if g, (B, C, H, W), is zero everywhere, or else if the layer's loss is 0 for every sample that counts."""
+    if gradient is not None and gradient.numel() and not bool((gradient.detach() != 0).any()):
+        warn(unreached(model, name))
+    elif not bool(loss.detach().any()) and _any_sample_counts(len(activation), prior):
+        warn(_flat(name, activation), FlatLossWarning)
+
+
+def _any_sample_counts(batch: int, prior: Prior) -> bool:
+    counts = torch.ones(batch, dtype=torch.bool)
+    if prior.sample_weight is not None:
+        counts &= (prior.sample_weight.detach() != 0).cpu()
+    if prior.landmarks is not None:
+        counts &= reference.valid_landmarks(prior.landmarks, prior.visible).any(1).cpu()
+    return bool(counts.any())
+
+
+def _flat(name: str, activation: Tensor) -> str:
+    height, width = activation.shape[2:]
+    if height * width == 1:
+        why = "its map has a single cell, in which nothing can be aligned: choose an earlier layer, or larger images"
+    else:
+        why = (
+            "in each sample the attribution or the prior is constant in space, as attribution='grad' is behind a "
+            "global average pool and one linear layer: choose an earlier layer, another attribution or another prior"
+        )
+    return f"the loss at layer {name!r} is 0 for every sample and moves nothing: {why}"

@@ -1,0 +1,105 @@
+"""The first call looks at values once: what makes the loss useless at every step is told, at the user's line."""
+
+from __future__ import annotations
+
+import linecache
+import warnings
+
+import pytest
+import torch
+from support.networks import SmallNet, batch
+from torch import nn
+
+import pal_fast
+
+
+@pytest.fixture
+def model():
+    return SmallNet()
+
+
+def told(model, landmarks=None, layer="middle", images=None, options=None, calls=1, **given):
+    """The texts of the warnings of so many steps, each of which points at this file."""
+    images = batch(dtype=torch.float32)[0] if images is None else images
+    pal = pal_fast.PALLoss(model, layer, **(options or {}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(calls):
+            pal(model(images), landmarks, **given)
+    pal.remove()
+    for warning in caught:
+        assert warning.filename == __file__
+        assert "pal(model(images), landmarks, **given)" in linecache.getline(__file__, warning.lineno)
+    return [str(warning.message) for warning in caught]
+
+
+def test_landmarks_normalised_to_one_are_told_of_in_the_first_call_only(model):
+    landmarks = torch.rand(4, 5, 2)
+    (text,) = told(model, landmarks, calls=2)
+    assert "lie between 0 and 1" in text
+    assert "16 x 16 (height x width) here; multiply normalised ones by (width, height)" in text
+    landmarks[0, 0] = torch.nan  # a point that was not found says nothing
+    assert len(told(model, landmarks)) == 1
+    landmarks[0, 0] = 12.0
+    assert told(model, landmarks) == []
+    visible = torch.ones(4, 5, dtype=torch.bool)
+    visible[0, 0] = False
+    assert len(told(model, landmarks, visible=visible)) == 1
+
+
+@pytest.mark.parametrize("offset", [(500.0, 500.0), (-500.0, 0.0), (0.0, 40.0)])
+def test_landmarks_outside_the_frame_are_told_of(model, offset):
+    landmarks = batch(dtype=torch.float32)[2] + torch.tensor(offset)
+    (text,) = told(model, landmarks)
+    assert "no landmark of this batch lies in the image or near it (x from" in text
+    landmarks[3, 2] = 17.0  # beside the frame, within three sigmas: its tail is inside
+    assert told(model, landmarks) == []
+
+
+def test_landmarks_in_pixels_and_any_heatmap_are_not_told_of(model):
+    assert told(model, batch(dtype=torch.float32)[2]) == []
+    assert told(model, heatmap=torch.rand(4, 8, 8)) == []
+    assert told(model, batch(dtype=torch.float32)[2], options={"attribution": "activation"}) == []
+
+
+def test_a_batch_in_which_no_sample_counts_is_not_told_of(model):
+    landmarks = batch(dtype=torch.float32)[2]
+    assert told(model, torch.full((4, 5, 2), torch.nan)) == []
+    assert told(model, landmarks, visible=torch.zeros(4, 5, dtype=torch.bool)) == []
+    assert told(model, landmarks, sample_weight=torch.zeros(4)) == []
+    assert (
+        told(model, torch.empty(0, 5, 2), images=torch.empty(0, 3, 16, 16), options={"attribution": "activation"}) == []
+    )
+
+
+@pytest.mark.parametrize("score", ["pearson", "cross_correlation"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_loss_that_is_flat_in_every_sample_is_told_of(model, score, reduction):
+    landmarks, options = batch(dtype=torch.float32)[2], {"score": score, "reduction": reduction}
+    (text,) = told(model, landmarks, "top", options={"attribution": "grad", **options})
+    assert text.startswith("the loss at layer 'top' is 0 for every sample and moves nothing: in each sample")
+    (text,) = told(model, landmarks, "pool", options=options)
+    assert text.startswith(
+        "the loss at layer 'pool' is 0 for every sample and moves nothing: its map has a single cell"
+    )
+    (text,) = told(model, landmarks, ["middle", "pool"], options=options)
+    assert "'pool'" in text
+    if score == "pearson":
+        (text,) = told(model, heatmap=torch.ones(4, 8, 8), options=options)
+        assert "the prior is constant" in text
+
+
+def test_labels_that_are_all_outside_the_classes_are_blamed_and_no_class_token(model):
+    landmarks = batch(dtype=torch.float32)[2]
+    (text,) = told(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 6, 7, -1]))
+    assert "no label of this batch is one of the classes 0 to 4 (they go from -1 to 7)" in text
+    assert told(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 0, 7, -1])) == []
+
+
+def test_the_other_warnings_point_at_the_same_line(model):
+    landmarks = batch(dtype=torch.float32)[2]
+    nn.init.zeros_(model.classifier.weight)
+    (text,) = told(model, landmarks)
+    assert "zero everywhere" in text
+    (text,) = told(SmallNet(act=lambda: nn.ReLU(inplace=True)), landmarks, "middle.1")
+    assert "overwritten in place" in text
