@@ -1,5 +1,5 @@
-"""The accesses to memory of the built kernels on sm_90: none spills, and vectors stay vectors. What the source means to
-be one store the compiler may part into several; only the machine code tells."""
+"""The machine code of the built kernels: none spills, on no architecture, and on sm_90 vectors stay vectors. What the
+source means to be one store the compiler may part into several."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from support import machine_code
@@ -28,16 +29,30 @@ BATCH_NORM = {
 
 
 @pytest.fixture(scope="module")
-def kernels() -> dict[str, Counter[str]]:
+def disassembler() -> str:
     reason = _extension.load()
     assert not reason, reason
-    disassembler, extension = machine_code.cuobjdump(), _extension.find()
-    if "sm_90" not in _extension.build_info().get("cuda", "").split():
+    if "sm_90" not in architectures():
         pytest.skip("needs an extension built with CUDA for sm_90")
-    if disassembler is None or shutil.which("c++filt") is None:
+    found = machine_code.cuobjdump()
+    if found is None or shutil.which("c++filt") is None:
         pytest.skip("needs cuobjdump (of CUDA's toolkit, or Triton's) and c++filt (binutils)")
-    assert extension is not None
-    return machine_code.accesses(extension, "sm_90", disassembler)
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernels(disassembler: str) -> dict[str, Counter[str]]:
+    return machine_code.accesses(extension(), "sm_90", disassembler)
+
+
+def extension() -> Path:
+    found = _extension.find()
+    assert found is not None
+    return found
+
+
+def architectures() -> set[str]:
+    return {name for name in _extension.build_info().get("cuda", "").split() if name.startswith("sm_")}
 
 
 def of(kernels: dict[str, Counter[str]], name: str) -> dict[str, Counter[str]]:
@@ -53,6 +68,13 @@ def test_every_kernel_is_disassembled(kernels: dict[str, Counter[str]]) -> None:
 
 def test_no_kernel_uses_local_memory(kernels: dict[str, Counter[str]]) -> None:
     assert not {kernel for kernel, counts in kernels.items() if any(a.startswith(("LDL", "STL")) for a in counts)}
+
+
+def test_no_kernel_has_a_stack_on_any_architecture(disassembler: str, kernels: dict[str, Counter[str]]) -> None:
+    stacks = machine_code.stacks(extension(), disassembler)
+    assert len(stacks) == len(kernels) * len(architectures())
+    assert {architecture for _, architecture in stacks} == architectures()
+    assert not {kernel: size for kernel, size in stacks.items() if size}
 
 
 def test_the_losss_gradients_are_stored_16_bytes_at_once(kernels: dict[str, Counter[str]]) -> None:
@@ -109,3 +131,18 @@ def test_a_listings_accesses_are_read_by_kernel_and_width() -> None:
     assert second == {"STL.64": 1}
     assert [machine_code.bits(access) for access in (*first, "LDG.E", "STG.E.64")] == [128, 16, 128, 32, 64]
     assert machine_code.wide(first, "STG", 128) == 1
+
+
+def test_a_kernels_stack_is_read_by_architecture() -> None:
+    report = """
+arch = sm_90
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _Z1av:
+  REG:79 STACK:8 SHARED:1024 LOCAL:0 CONSTANT[0]:1120 TEXTURE:0 SURFACE:0 SAMPLER:0
+arch = sm_120
+ Function _Z1av:
+  REG:80 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:1120 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+    assert machine_code.read_stacks(report.splitlines()) == {("_Z1av", "sm_90"): 8, ("_Z1av", "sm_120"): 0}

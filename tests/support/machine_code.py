@@ -49,6 +49,27 @@ def accesses(extension: Path, architecture: str, disassembler: str) -> dict[str,
     return dict(zip(readable(list(kernels)), kernels.values(), strict=True))
 
 
+def read_stacks(report: Iterable[str]) -> dict[tuple[str, str], int]:
+    """The bytes of local memory that each kernel (mangled) has on each architecture, of a report of resource usage."""
+    stacks: dict[tuple[str, str], int] = {}
+    architecture = kernel = ""
+    for line in report:
+        if found := re.search(r"^arch = (sm_\w+)", line):
+            architecture = found[1]
+        elif found := re.search(r"^ Function (\w+):", line):
+            kernel = found[1]
+        elif found := re.search(r" STACK:(\d+) .* LOCAL:(\d+)", line):
+            stacks[kernel, architecture] = int(found[1]) + int(found[2])
+    return stacks
+
+
+def stacks(extension: Path, disassembler: str) -> dict[tuple[str, str], int]:
+    """The same of an extension's machine code."""
+    command = [disassembler, "-res-usage", str(extension)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return read_stacks(done.stdout.splitlines())
+
+
 def bits(access: str) -> int:
     """How many bits of memory an instruction accesses: `STG.E.128.STRONG.SM` -> 128, `LDG.E.U16` -> 16."""
     width = re.search(r"\.[US]?(8|16|64|128)(?=\.|$)", access)
