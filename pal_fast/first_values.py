@@ -9,6 +9,7 @@ from pal_fast import reference
 from pal_fast.calls import Prior
 from pal_fast.first_call import unreached
 from pal_fast.options import HeatmapOptions
+from pal_fast.targets import counted
 from pal_fast.warn import FlatLossWarning, warn
 
 #: A landmark further outside the image, in sigmas, leaves less than a hundredth of its Gaussian there.
@@ -48,11 +49,10 @@ def warn_of_prior(prior: Prior, options: HeatmapOptions, logits: Tensor, labels:
 
 def _warn_of_labels(logits: Tensor, labels: Tensor) -> bool:
     """Warns if no label is one of the classes; whether it did."""
-    classes = logits.shape[1]
-    if not labels.numel() or bool(((labels >= 0) & (labels < classes)).any()):
+    if not labels.numel() or bool(counted(logits, labels, None).any()):
         return False
     warn(
-        f"target='label' and no label of this batch is one of the classes 0 to {classes - 1} (they go from "
+        f"target='label' and no label of this batch is one of the classes 0 to {logits.shape[1] - 1} (they go from "
         f"{labels.min().item()} to {labels.max().item()}): no sample counts, and the loss is 0"
     )
     return True
