@@ -8,6 +8,7 @@
 
 #include "../batch_norm_problem.h"
 #include "scalar.cuh"
+#include "wide_store.cuh"
 
 namespace pal_fast::cuda {
 
@@ -30,23 +31,6 @@ __device__ __forceinline__ void load(const S* from, T (&to)[V]) {
     to[i] = widened(packed.value[i]);
   }
 }
-
-#ifndef PAL_FAST_EMULATED
-
-// By one instruction, which PTX alone is sure to give: where the elements depend on arguments of their own (channels
-// innermost), the compiler parts an assignment into one store an element.
-__device__ __forceinline__ void store_words(void* to, const uint2& words) {
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x), "r"(words.y)
-               : "memory");
-}
-
-__device__ __forceinline__ void store_words(void* to, const uint4& words) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
-               "r"(words.y), "r"(words.z), "r"(words.w)
-               : "memory");
-}
-
-#endif
 
 template <typename S, int V, typename T>
 __device__ __forceinline__ void store(S* to, const T (&from)[V]) {

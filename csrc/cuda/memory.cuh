@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "scalar.cuh"
+#include "wide_store.cuh"
 
 namespace pal_fast::cuda {
 
@@ -43,12 +44,15 @@ template <typename S>
   return __ldcs(reinterpret_cast<const uint4*>(from));
 }
 
-// To global memory, by one instruction: the compiler takes a plain assignment apart where it knows the parts.
+// To global memory.
 template <typename S>
 __device__ __forceinline__ void store_16_bytes(S* to, const uint4& bits) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(bits.x), "r"(bits.y),
-               "r"(bits.z), "r"(bits.w)
-               : "memory");
+  store_words(to, bits);
+}
+
+template <typename S>
+[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes_shared(const S* from) {
+  return *reinterpret_cast<const uint4*>(from);
 }
 
 template <typename S>

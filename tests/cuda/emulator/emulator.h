@@ -297,6 +297,10 @@ uint4 load_16_bytes(const Pointer<S>& from) {
   return bits;
 }
 template <typename S>
+uint4 load_16_bytes_shared(const Pointer<S>& from) {
+  return load_16_bytes(from);
+}
+template <typename S>
 uint4 load_16_bytes_last(const Pointer<S>& from) {
   return load_16_bytes(from);
 }
