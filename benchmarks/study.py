@@ -47,6 +47,10 @@ def parts() -> dict[str, list[Condition]]:
     return {
         "core": [CROSS_ENTROPY, *weighted(PAL), *weighted(PAPER), *weighted(ALIGNMENT)],
         "controls": [*weighted(replace(PAL, prior="random"), (1.0, 10.0)), replace(pal, prior="shuffled")],
+        "uninformed": [
+            *(c for prior in ("even", "redrawn", "frame") for c in weighted(replace(PAL, prior=prior))),
+            replace(pal, prior="average"),
+        ],
         "heavier": [replace(PAL, weight=30.0), replace(ALIGNMENT, weight=30.0)],
         "targets": [*weighted(replace(PAL, target="predicted")), replace(pal, target="margin")],
         "sigma": [replace(pal, sigma=sigma) for sigma in (1.5, 6.0)],

@@ -22,6 +22,7 @@ _COLOURS: Final = {
     "feature alignment": "#d97706",
     "PAL, random heatmaps": "#b91c1c",
     "PAL, shuffled landmarks": "#f08a8a",
+    "PAL, a grid of points": "#7c3aed",
 }
 
 
@@ -67,7 +68,8 @@ def over_weight(groups: Groups) -> Figure:
         (1.08, "PAL, shuffled landmarks", replace(PAL, prior="shuffled")),
         (1.04, "feature alignment", ALIGNMENT),
         (1.0, "PAL, sum of logits (the paper)", PAPER),
-        (0.92, "PAL, random heatmaps", replace(PAL, prior="random")),
+        (1.0, "PAL, a grid of points", replace(PAL, prior="frame")),
+        (0.92, "PAL, random heatmaps", replace(PAL, prior="even")),
     ):
         conditions = [(weight, replace(base, weight=weight)) for weight in weights]
         points = [(w * aside, *interval(v)) for w, c in conditions if (v := gains(groups, c, baseline(c)))]
@@ -143,7 +145,10 @@ def variations(groups: Groups) -> Figure:
         ("sigma 6", replace(pal, sigma=6.0)),
         ('score="cross_correlation", scale="mean"', replace(pal, score="cross_correlation", scale="mean")),
         ("landmarks shuffled between faces", replace(pal, prior="shuffled")),
-        ("random points for landmarks", replace(pal, prior="random")),
+        ("the mean landmarks of all faces", replace(pal, prior="average")),
+        ("a grid of points over the image", replace(pal, prior="frame")),
+        ("random points inside the image", replace(pal, prior="random")),
+        ("random points, even in the mean", replace(pal, prior="even")),
     ]
     shown = [(label, *interval(v)) for label, c in options if (v := gains(groups, c, baseline(c)))]
     figure = Figure(figsize=(7.2, 0.7 + 0.27 * max(1, len(shown))), layout="constrained")

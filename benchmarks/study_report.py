@@ -57,8 +57,9 @@ def describe(condition: Condition) -> str:
     if condition == default:
         return "cross-entropy"
     names = [field.name for field in fields(Condition) if field.name not in ("seed", "prior", "weight")]
-    words = {"none": "cross-entropy", "landmarks": "PAL", "shuffled": "PAL, shuffled", "random": "PAL, random"}
-    parts = [words[condition.prior]]
+    parts = ["cross-entropy" if condition.prior == "none" else "PAL"]
+    if condition.prior not in ("none", "landmarks"):
+        parts.append(condition.prior)
     if condition.prior != "none":
         parts.append(f"weight={condition.weight:g}")
     parts += [

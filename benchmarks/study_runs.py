@@ -13,7 +13,11 @@ from torch import Tensor
 from pal_fast.faces import FaceSet
 from pal_fast.faces.experiment import BATCH, EPOCHS, SIZE, TRAINING_FACES, fresh_faces, judge, train, training_faces
 
+#: The landmarks of the faces with the indices (B,) that it is given, asked once a step. -> (B, K, 2)
+Draw = Callable[[Tensor], Tensor]
+
 BACKEND: Final = "reference"  # the judge of all backends, so that the study does not depend on a build
+GRID: Final = 16  # points along a side of "frame", 3 pixels apart
 #: Steps of a training on `TRAINING_FACES`. Fewer faces are gone through more often, so that small sets are not
 #: trained less; more faces at least `FEWEST_EPOCHS` times.
 STEPS: Final = EPOCHS * -(-TRAINING_FACES // BATCH)
@@ -25,8 +29,7 @@ class Condition:
     """What a training is given. `prior` is where the heatmap comes from, most others are PALLoss's options.
 
     Attributes:
-        prior: "none" (cross-entropy alone), "landmarks", "shuffled" (another training face's landmarks, drawn
-            once per face) or "random" (68 points drawn uniformly over the image, once per face).
+        prior: "none" (cross-entropy alone), or where the points come from, see `prior_landmarks`.
         target: of PALLoss, or "margin": the label's logit less the mean of all logits.
         sigma: of the Gaussians, in pixels of the 48-pixel image.
         images: number of training faces.
@@ -78,16 +81,40 @@ def _fresh_faces(occlusion: float, scatter: float) -> FaceSet:
     return fresh_faces(occlusion=occlusion, scatter=scatter)
 
 
-def prior_landmarks(kind: str, faces: FaceSet, generator: torch.Generator) -> Tensor:
-    """(N, 68, 2), in pixels of the image."""
+def prior_landmarks(kind: str, faces: FaceSet, sigma: float, generator: torch.Generator) -> Tensor | Draw:
+    """(N, K, 2), in pixels of the image, or what draws the points of a batch at every step.
+
+    - "landmarks": the faces' own; "shuffled": another training face's, drawn once per face.
+    - "average": the mean landmarks of the training faces, for each of them.
+    - "random": 68 points drawn uniformly over the image, once per face. Their heatmaps are dark at the edges, beyond
+      which no points lie, so that in the mean they tell the middle from the corners.
+    - "even": the same density of points, drawn once per face from an area that reaches three sigmas beyond the image:
+      in the mean the heatmap is the same everywhere. "redrawn": the same, with new points at every step.
+    - "frame": for every face the same regular grid of points over the image: what "random" is in the mean.
+    """
+    count = len(faces)
     if kind == "shuffled":
-        shift = 1 + torch.randint(len(faces) - 1, (), generator=generator)
-        order = torch.randperm(len(faces), generator=generator)
+        shift = 1 + torch.randint(count - 1, (), generator=generator)
+        order = torch.randperm(count, generator=generator)
         other = torch.empty_like(order)
         other[order] = order.roll(int(shift))  # never the face itself
         return faces.landmarks[other]
+    if kind == "average":
+        return faces.landmarks.mean(0).expand_as(faces.landmarks)
     if kind == "random":
         return torch.rand(faces.landmarks.shape, generator=generator) * SIZE - 0.5
+    if kind == "frame":
+        steps = (torch.arange(GRID) + 0.5) * SIZE / GRID - 0.5
+        return torch.cartesian_prod(steps, steps).expand(count, -1, 2)
+    if kind in ("even", "redrawn"):
+        margin = 3 * sigma
+        points = round(faces.landmarks.shape[1] * (1 + 2 * margin / SIZE) ** 2)
+
+        def draw(chosen: Tensor) -> Tensor:
+            drawn = torch.rand(len(chosen), points, 2, generator=generator)
+            return drawn * (SIZE + 2 * margin) - margin - 0.5
+
+        return draw if kind == "redrawn" else draw(torch.arange(count))
     return faces.landmarks
 
 
@@ -99,11 +126,12 @@ def run(condition: Condition) -> dict[str, object]:
     """One row of the study's table. The seed sets the faces, the weights, the order and the control's draws."""
     torch.set_num_threads(1)
     faces = _training_faces(condition.seed, condition.images, condition.noise, condition.scatter)
+    draws = torch.Generator().manual_seed(2000 + condition.seed)
     model = train(
         faces,
         seed=condition.seed,
         pal=condition.pal_options(),
-        landmarks=prior_landmarks(condition.prior, faces, torch.Generator().manual_seed(2000 + condition.seed)),
+        landmarks=prior_landmarks(condition.prior, faces, condition.sigma, draws),
         head=condition.head,
         epochs=epochs_for(condition.images),
     )

@@ -66,7 +66,7 @@ def train(
     *,
     seed: int,
     pal: Mapping[str, Any] | None = None,
-    landmarks: Tensor | None = None,
+    landmarks: Tensor | Callable[[Tensor], Tensor] | None = None,
     head: str = "flattened",
     epochs: int = EPOCHS,
     after_step: Callable[[float], None] | None = None,
@@ -78,12 +78,14 @@ def train(
     Args:
         faces: what is learnt from.
         pal: options of `PALLoss`, weight included; None trains with cross-entropy alone.
-        landmarks: (N, 68, 2) in place of the faces' own.
+        landmarks: (N, K, 2) in place of the faces' own, or a function that is given the indices (B,) of a step's faces
+            and returns theirs, (B, K, 2).
         after_step: called with the seconds that the step took.
 
     Returns: the network, in eval mode.
     """
     points = faces.landmarks if landmarks is None else landmarks
+    points_of = points if callable(points) else points.__getitem__
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FaceNet(head)
@@ -100,7 +102,7 @@ def train(
             logits = model(faces.images[chosen])
             loss = F.cross_entropy(logits, labels)
             if loss_of_attribution is not None:
-                loss = loss + loss_of_attribution(logits, points[chosen], labels=labels)
+                loss = loss + loss_of_attribution(logits, points_of(chosen), labels=labels)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

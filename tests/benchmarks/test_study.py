@@ -14,8 +14,8 @@ pytest.importorskip("scipy", reason="the study's statistics need SciPy")
 
 from benchmarks import study, study_pictures, study_report, study_runs, study_set_up
 from benchmarks.study_runs import BACKEND, Condition, FaceSet, epochs_for, margin, prior_landmarks, run
-from pal_fast import PALLoss, demo
-from pal_fast.faces.experiment import BATCH, EPOCHS, TRAINING_FACES, fresh_faces
+from pal_fast import PALLoss, demo, landmark_heatmap
+from pal_fast.faces.experiment import BATCH, EPOCHS, SIZE, TRAINING_FACES, fresh_faces
 from pal_fast.faces.network import LAYER, FaceNet
 
 
@@ -56,7 +56,7 @@ def test_small_and_large_sets_are_trained_as_long_as_stated() -> None:
 def test_a_run_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_runs, "STEPS", 1)
     monkeypatch.setattr(study_runs, "_fresh_faces", lambda occlusion, scatter: fresh_faces(30, occlusion, scatter))
-    row = run(Condition(prior="random", target="margin", weight=1.0, images=8, seed=3))
+    row = run(Condition(prior="redrawn", target="margin", weight=1.0, images=8, seed=3))
     assert list(row) == list(study.COLUMNS)
     assert all(0 <= float(row[name]) <= 1 for name in ("accuracy", "accuracy_occluded", "follows_cue"))  # type: ignore[arg-type]
 
@@ -100,11 +100,50 @@ def test_interval_is_students() -> None:
     assert half == pytest.approx(4.302652 / math.sqrt(3), rel=1e-5)
 
 
+def faces_with(landmarks: torch.Tensor) -> FaceSet:
+    nothing = torch.zeros(len(landmarks))
+    return FaceSet(torch.empty(len(landmarks), 0), nothing, landmarks, nothing, nothing)
+
+
+def mean_heatmap(kind: str, generator: torch.Generator, sigma: float = 3.0) -> torch.Tensor:
+    """Of a control's points for many faces, (12, 12)."""
+    points = prior_landmarks(kind, faces_with(torch.full((2000, 68, 2), torch.nan)), sigma, generator)
+    if callable(points):
+        points = points(torch.arange(2000))
+    return landmark_heatmap(points, (12, 12), image_size=SIZE, sigma=sigma, backend="reference").mean(0)
+
+
+@pytest.mark.parametrize("kind", ["even", "redrawn"])
+def test_even_heatmaps_say_nothing_in_the_mean(kind: str, generator: torch.Generator) -> None:
+    mean = mean_heatmap(kind, generator)
+    # A cell of one heatmap spreads by 0.55 of its mean, so that of 2000 by 0.012 of it.
+    assert (mean / mean.mean() - 1).abs().max() < 0.08
+
+
+def test_random_heatmaps_are_a_frame_in_the_mean(generator: torch.Generator) -> None:
+    mean, frame = mean_heatmap("random", generator), mean_heatmap("frame", generator)
+    assert mean[0, 0] < 0.6 * mean[6, 6]
+    assert (mean / mean.mean() - frame / frame.mean()).abs().max() < 0.08
+
+
+def test_points_are_redrawn_at_every_step(generator: torch.Generator) -> None:
+    draw = prior_landmarks("redrawn", faces_with(torch.zeros(9, 68, 2)), 3.0, generator)
+    assert callable(draw)
+    first, second = draw(torch.tensor([3, 5])), draw(torch.tensor([3, 5]))
+    assert first.shape == second.shape == (2, 129, 2)
+    assert (first != second).any()
+
+
+def test_the_average_is_one_face_for_all(generator: torch.Generator) -> None:
+    landmarks = torch.randn(9, 68, 2, generator=generator)
+    average = prior_landmarks("average", faces_with(landmarks), 3.0, generator)
+    torch.testing.assert_close(average, landmarks.mean(0).expand(9, 68, 2))
+
+
 def test_a_shuffled_face_never_keeps_its_own_landmarks(generator: torch.Generator) -> None:
     landmarks = torch.arange(50.0).view(50, 1, 1).expand(50, 68, 2)
-    faces = FaceSet(torch.empty(50, 0), torch.zeros(50), landmarks, torch.zeros(50), torch.zeros(50))
     for _ in range(20):
-        shuffled = prior_landmarks("shuffled", faces, generator)
+        shuffled = prior_landmarks("shuffled", faces_with(landmarks), 3.0, generator)
         assert (shuffled != landmarks).all()
         assert shuffled[:, 0, 0].sort().values.equal(landmarks[:, 0, 0])
 
