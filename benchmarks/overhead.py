@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pal_fast import PALLoss, dispatch, ops, reference
-from pal_fast.options import LossOptions
+from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
 from . import machine
 from .options import DIRECTORY
@@ -39,7 +39,7 @@ def steps(backend: str) -> tuple[Callable[[], None], Callable[[], None]]:
     hooked = copy.deepcopy(plain)
     images, landmarks = torch.randn(2, 3, 8, 8), torch.rand(2, 68, 2) * 8
     body, head = plain[:2], plain[2:]
-    options = LossOptions()
+    options = LossOptions(AttributionOptions(), HeatmapOptions())
 
     def loss_of(f: Tensor, g: Tensor) -> Tensor:
         if backend == "reference":

@@ -16,10 +16,13 @@ _TOLERANCES = {"colours": 1e-3, "landmarks": 0.02}
 def set_up() -> dict[str, Any]:
     """The recipe's constants, the network, and colours and landmarks of a few faces, occluded and not."""
     faces = make_faces(8, experiment.SIZE, seed=1, cue_agreement=experiment.CUE_AGREEMENT, occlusion=0.5)
+    network = FaceNet()
     names = ("SIZE", "TEST_FACES", "TEST_SEED", "ALIGNED_FACES", "CUE_AGREEMENT", "EPOCHS", "BATCH", "LEARNING_RATE")
     return {
         **{name: getattr(experiment, name) for name in names},
-        "network": repr(FaceNet()),
+        # Not the repr, which changes with PyTorch's releases.
+        "modules": [type(module).__name__ for module in network.modules()],
+        "parameters": {name: str(tuple(value.shape)) for name, value in network.named_parameters()},
         "labels": faces.labels.tolist(),
         "colours": [round(float(value), 4) for value in faces.images.mean((2, 3)).flatten()],
         "landmarks": [round(float(value), 2) for value in faces.landmarks[:, [8, 19, 48, 54, 62]].flatten()],

@@ -28,7 +28,7 @@ from .launch import (
 from .pal_loss_backward import pal_loss_backward_kernel
 from .pal_loss_each import each_forward_kernel
 from .pal_loss_forward import pal_loss_forward_kernel
-from .sweep import Sweep, is_channels_last, plan
+from .sweep import TILE, Sweep, is_channels_last, plan
 
 #: A map of up to this many cells is scored in registers by one block; a larger one block by block.
 BLOCK_CELLS = 1024
@@ -36,8 +36,8 @@ BLOCK_CELLS = 1024
 #: Elements of a sample's shares that its last program loads at once: few round trips to memory, for everything waits.
 SHARES_AT_ONCE = 8192
 
-#: Elements of a tile of "each".
-TILE = 2048
+#: Elements of a tile of "each", whose channels' own numbers take registers too.
+EACH_TILE = 2048
 
 
 def pal_loss(
@@ -156,7 +156,9 @@ def _launch_each(
     cells = height * width
     channels_last = is_channels_last(layer)
     vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
-    tile = TILE if channels_last or vector_hw > 1 else TILE // 2  # narrow loads need more registers for addresses
+    tile = (
+        EACH_TILE if channels_last or vector_hw > 1 else EACH_TILE // 2
+    )  # narrow loads need more registers for addresses
     if channels_last:
         block_c = min(power_of_two(used), 64)
         block_n = min(power_of_two(cells), tile // block_c)
@@ -212,7 +214,8 @@ def pal_loss_backward(
     d_activation = torch.empty_like(layer) if need_activation else None
     d_gradient = torch.empty_like(layer) if need_gradient else None
     if layer.numel() and (need_activation or need_gradient):
-        sweep: Sweep = plan(layer, used=channel_count, swept=layer.shape[1])
+        tile = EACH_TILE if GROUPING[grouping] == "each" else TILE
+        sweep: Sweep = plan(layer, used=channel_count, swept=layer.shape[1], tile=tile)
         with on_device(layer):
             pal_loss_backward_kernel[(sweep.programs,)](
                 grad_loss_ptr=grad_loss,

@@ -100,15 +100,15 @@ def row_period(cells: int, channels: int, vector: int) -> int:
     return best
 
 
-def plan(layer: Tensor, *, used: int, swept: int) -> Sweep:
+def plan(layer: Tensor, *, used: int, swept: int, tile: int = TILE) -> Sweep:
     """Cuts the first `swept` channels of each sample into programs.
 
     Args: layer (B, C, H, W); used: n, the channels that take part; swept: n for a sweep that reads, C for
-    one that writes every gradient.
+    one that writes every gradient; tile: elements of a tile, halved for float64.
     """
     batch, channels, height, width = layer.shape
     cells = height * width
-    tile = TILE // 2 if layer.dtype == torch.float64 else TILE
+    tile = tile // 2 if layer.dtype == torch.float64 else tile
     vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
     channels_last = is_channels_last(layer)
     # Rounded down: as many programs as are resident at once, and none left over for a second round.

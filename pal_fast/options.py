@@ -85,8 +85,8 @@ class HeatmapOptions:
 class LossOptions:
     """A loss in full: attribution, heatmap, score and reduction."""
 
-    attribution: AttributionOptions = AttributionOptions()
-    heatmap: HeatmapOptions = HeatmapOptions()
+    attribution: AttributionOptions  # no default: torch.compile before 2.12 traces none that is an object
+    heatmap: HeatmapOptions
     score: str = "pearson"
     scale: str = "sum"
     reduction: str = "mean"

@@ -35,7 +35,10 @@ def test_agrees_with_the_compiled_operators_in_the_interpreter(seed: int) -> Non
     }
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found, launches = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
+    if isinstance(answer, str):
+        pytest.skip(answer)
+    found, launches = answer
     assert len(found) > 300
     for result in found:
         assert result["same_form"], result

@@ -1,4 +1,4 @@
-"""Run as a script under TRITON_INTERPRET=1: the Triton batch normalisation against the compiled one, as JSON.
+"""Run as a script under TRITON_INTERPRET=1: the Triton batch normalisation beside the compiled one as JSON, or why not.
 
 A process of its own, because triton settles at its first import whether it interprets.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pal_fast import dispatch
 from pal_fast.nn import ops
+from support.interpreter_probe import why_not
 from support.triton_launches import counted_launches
 
 # The large ones, whose channels are split among programs, in float32 only: the interpreter is slow.
@@ -84,6 +85,9 @@ def compare(seed: int) -> tuple[list[dict[str, object]], dict[str, int]]:
 
 
 if __name__ == "__main__":
+    if unable := why_not():
+        print(json.dumps(unable))
+        sys.exit()
     cpu = torch.device("cpu")
     for backend in ("cpu", "triton"):
         reason = dispatch.why_not(backend, cpu)

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 
 def _load(path: Path) -> ModuleType:
     name = f"interpreted_{path.stem}"
@@ -38,6 +40,9 @@ def _serve(connection: Connection) -> None:
     # Fresh memory holds NaN, so that an output which a kernel does not write shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    from support.interpreter_probe import why_not
+
+    connection.send(why_not())
     while (task := connection.recv()) is not None:
         path, name, arguments, seed = task
         torch.manual_seed(seed)
@@ -55,10 +60,13 @@ class Interpreter:
 
     def __init__(self) -> None:
         self._process: Any = None
+        self._why_not = ""
 
     def run(self, function: Callable[..., None], arguments: dict[str, Any], seed: int, timeout: float = 120.0) -> str:
-        if self._process is None:
+        if self._process is None and not self._why_not:
             self._start()
+        if self._why_not:
+            pytest.skip(self._why_not)
         self._connection.send((Path(function.__code__.co_filename), function.__name__, arguments, seed))
         if not self._connection.poll(timeout):
             self.stop()
@@ -90,3 +98,6 @@ class Interpreter:
             else:
                 os.environ["TRITON_INTERPRET"] = before
         theirs.close()
+        self._why_not = self._connection.recv()
+        if self._why_not:
+            self.stop()
