@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 
-import pytest
+from support.installed import installed
 
 import pal_fast
 
@@ -52,18 +51,10 @@ def test_import_adds_less_than_a_fifth_of_a_second_and_needs_torch_and_numpy_onl
     assert not {name for name in third_party if not name.startswith("_")}, third_party
 
 
-@pytest.fixture
-def installed():
-    try:
-        return distribution("pal_fast")
-    except PackageNotFoundError:
-        pytest.skip("pal_fast runs from its source tree and is not installed")
+def test_one_place_defines_the_version():
+    assert installed().version == pal_fast.__version__
 
 
-def test_one_place_defines_the_version(installed):
-    assert installed.version == pal_fast.__version__
-
-
-def test_the_extras_that_the_docs_name_exist(installed):
-    extras = {line.split("extra ==")[1].strip(" \"'") for line in installed.requires or [] if "extra ==" in line}
+def test_the_extras_that_the_docs_name_exist():
+    extras = {line.split("extra ==")[1].strip(" \"'") for line in installed().requires or [] if "extra ==" in line}
     assert {"explain", "landmarks", "train", "metrics", "test", "lint", "docs"} <= extras

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from support.installed import installed
 
 from pal_fast import _extension
 
@@ -27,19 +27,13 @@ def output_of(*command: str) -> str:
 
 
 def test_the_wheel_is_tagged_abi3_for_every_python_from_3_10():
-    try:
-        wheel = distribution("pal_fast").read_text("WHEEL")
-    except PackageNotFoundError:
-        pytest.skip("pal_fast is not installed; this is a source tree")
+    wheel = installed().read_text("WHEEL")
     assert wheel is not None
     assert re.search(r"^Tag: cp310-abi3-", wheel, re.MULTILINE), wheel
 
 
 def test_the_wheel_holds_extension_kernels_and_type_marker():
-    try:
-        files = {str(file) for file in distribution("pal_fast").files or []}
-    except PackageNotFoundError:
-        pytest.skip("pal_fast is not installed; this is a source tree")
+    files = {str(file) for file in installed().files or []}
     assert {
         "pal_fast/_C.abi3.so",
         "pal_fast/kernels/pal_loss.py",

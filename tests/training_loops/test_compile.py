@@ -12,7 +12,7 @@ import pal_fast
 import pal_fast.nn
 from pal_fast.compiled import can_compile_a_step, compile_body, compile_step
 
-of_a_step = pytest.mark.skipif(not can_compile_a_step(), reason="this PyTorch cannot trace a gradient in a compiled step")
+of_a_step = pytest.mark.skipif(not can_compile_a_step(), reason="this PyTorch traces no gradient in a compiled step")
 
 
 @pytest.fixture(autouse=True)
