@@ -1,19 +1,24 @@
 """Everything that only a GPU can prove, in one command, and a report of it.
 
-    python -m benchmarks.gpu_check                    builds, tests, sanitises, counts, repeats, captures, measures
+    python -m benchmarks.gpu_check                    builds, counts, captures, tests, repeats, measures, sanitises
     python -m benchmarks.gpu_check --only launches    some of it
+    python -m benchmarks.gpu_check --minutes 9        as far as it gets on a machine that is lent for ten
 
-Writes gpu_check.md and gpu_check.json, after every step anew, to --output, else $OUT, else benchmarks/results. Status 1
-if a step failed. Without a GPU nothing is run and the report says so (status 0; 1 with --require-gpu).
+Steps come in the order of what they tell for their time. Writes gpu_check.md and gpu_check.json, after every step anew,
+to --output, else $OUT, else benchmarks/results. Status 1 if a step failed or ran out of time. Without a GPU nothing is
+run and the report says so (status 0; 1 with --require-gpu).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,9 +29,12 @@ from pathlib import Path
 import torch
 
 from . import machine
-from .options import DIRECTORY
+from .options import DIRECTORY, SUBJECTS
+from .step import EAGER, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
+#: A step that has fewer is not begun.
+LEAST_SECONDS = 10.0
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -42,18 +50,24 @@ Runner = Callable[[Sequence[str], dict[str, str], float], Outcome]
 
 
 def run_command(command: Sequence[str], environment: dict[str, str], timeout: float) -> Outcome:
-    """Runs a command in the source tree."""
+    """Runs a command in the source tree. Out of time, it ends with all that it started, which would hold the GPU."""
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **environment}, timeout=timeout, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **environment}, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    except subprocess.TimeoutExpired as expired:
-        printed = expired.stdout or b""
-        return Outcome(None, printed.decode(errors="replace") if isinstance(printed, bytes) else printed)
     except OSError as error:
         return Outcome(127, str(error))
-    return Outcome(done.returncode, done.stdout)
+    try:
+        printed, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        return Outcome(None, printed)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return Outcome(process.returncode, printed)
 
 
 @dataclass(frozen=True)
@@ -84,8 +98,27 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
     """Every step, in order. `architecture` is what the extension is built for."""
     python = sys.executable
     probe = (python, "-m", "benchmarks.gpu_probes")
+    pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    workers = min(8, max(1, (os.cpu_count() or 1) // 2)) if importlib.util.find_spec("xdist") else 1
+    parallel = ("-n", str(workers)) if workers > 1 else ()
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that a read past a tensor leaves its allocation
     times = "200" if quick else "10000"
+    small = ("--quick",) if quick else ()
+    step = (python, "-m", "benchmarks.step", "--device", "cuda", *small)
+
+    def passed(text: str) -> str:
+        return _last(text, r".*\d+ (passed|failed|error).*")
+
+    def timed(name: str) -> Step:
+        command = (python, "-m", f"benchmarks.{name}", "--device", "cuda", "--output", str(output), *small)
+        return Step(name, "what is right is timed beside its peers", command, pictures, minutes=60)
+
+    def pictures(text: str) -> str:
+        return f"{len(re.findall(r'^wrote ', text, re.MULTILINE))} pictures"
+
+    def pal_row(text: str) -> str:
+        return _last(text, r"\s+PALLoss .*").strip()
+
     found = [
         Step(
             "build",
@@ -95,11 +128,16 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
             {"PAL_FAST_CUDA": "1", "PAL_FAST_ARCHS": architecture},
             minutes=20,
         ),
+        Step("launches", "one launch forward, one backward; the host never waits", (*probe, "launches"), _claims),
+        Step("graph", "a CUDA graph captures the loss and replays it", (*probe, "graph"), _claims),
+        Step("gpu tests", "every test that wants a GPU passes", (*pytest, *parallel, "-m", "gpu"), passed, minutes=60),
+        Step("repeat", f"the same bits {times} times", (*probe, "repeat", "--times", times), _claims, minutes=20),
+        *(timed(name) for name in ("loss", "heatmap")),
         Step(
-            "tests",
-            "the whole test suite passes, on CUDA where a test can",
-            (python, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            lambda text: _last(text, r".*\d+ (passed|failed|error).*"),
+            "step",
+            "a training step with PAL, beside other ways to write it",
+            (*step, "--variants", *EAGER, "--output", str(output / "step_cuda.csv")),
+            pal_row,
             minutes=60,
         ),
     ]
@@ -108,7 +146,7 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
             tool,
             f"compute-sanitizer's {tool} finds nothing in the operators' tests",
             ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all",
-             python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", "tests/ops"),
+             *pytest, "-x", "-m", "gpu", "tests/ops"),
             lambda text: _last(text, r"=+ (ERROR|RACECHECK) SUMMARY: .*"),
             uncached,
             minutes=40,
@@ -116,26 +154,24 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
         )
         for tool in SANITIZERS
     ]  # fmt: skip
+    compiled = [name for name in VARIANTS if name == "plain" or name not in EAGER]
     found += [
-        Step("launches", "one launch forward, one backward; the host never waits", (*probe, "launches"), _claims),
-        Step("repeat", f"the same bits {times} times", (*probe, "repeat", "--times", times), _claims, minutes=20),
-        Step("graph", "a CUDA graph captures the loss and replays it", (*probe, "graph"), _claims),
+        *(timed(name) for name in SUBJECTS if name not in ("loss", "heatmap")),
         Step(
-            "benchmarks",
-            "results are right, and then timed",
-            (python, "-m", "benchmarks", "--device", "cuda", "--output", str(output), *(["--quick"] if quick else [])),
-            lambda text: f"{len(re.findall(r'^wrote ', text, re.MULTILINE))} pictures",
+            "other tests",
+            "so does the rest of the test suite",
+            (*pytest, *parallel, *(("--dist", "loadfile") if parallel else ()), "-m", "not gpu"),
+            passed,
             minutes=60,
         ),
         Step(
-            "step",
-            "a training step with PAL, beside other ways to write it",
-            (python, "-m", "benchmarks.step", "--device", "cuda", "--output", str(output / "step_cuda.csv"),
-             *(["--quick"] if quick else [])),
-            lambda text: _last(text, r"\s+PALLoss .*").strip(),
-            minutes=60,
+            "compiled step",
+            "compiled training steps, beside the plain one",
+            (*step, "--variants", *compiled, "--output", str(output / "step_compiled_cuda.csv")),
+            pal_row,
+            minutes=120,
         ),
-    ]  # fmt: skip
+    ]
     return found
 
 
@@ -151,12 +187,14 @@ def _claims(text: str) -> str:
     return f"{len(found) - len(broken)} of {len(found)} claims hold" + "".join(f"; not: {line}" for line in broken)
 
 
-def perform(step: Step, run: Runner) -> Result:
+def perform(step: Step, run: Runner, seconds_left: float = math.inf) -> Result:
     command = " ".join(step.command)
     if step.needs and shutil.which(step.needs) is None:
         return Result(step.name, step.shows, command, "skipped", f"{step.needs} is not installed", 0.0)
+    if seconds_left < LEAST_SECONDS:
+        return Result(step.name, step.shows, command, "skipped", "no time was left", 0.0)
     start = time.perf_counter()
-    outcome = run(step.command, step.environment, step.minutes * 60)
+    outcome = run(step.command, step.environment, min(step.minutes * 60, seconds_left))
     seconds = time.perf_counter() - start
     state = "out of time" if outcome.status is None else "failed" if outcome.status else "passed"
     summary = step.summary(outcome.output) or ("" if state == "passed" else f"status {outcome.status}")
@@ -198,10 +236,12 @@ def main(arguments: Sequence[str] | None = None, run: Runner = run_command) -> i
     parser.add_argument("--only", nargs="+", choices=names, metavar="STEP", help=f"of {', '.join(names)}")
     parser.add_argument("--skip", nargs="+", choices=names, metavar="STEP", default=[], help="all but these")
     parser.add_argument("--output", type=Path, help="directory of the report (default $OUT, else benchmarks/results)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for all steps together (default: no limit)")
     parser.add_argument("--quick", action="store_true", help="200 repetitions and small benchmarks")
     parser.add_argument("--all-architectures", action="store_true", help="build the fat binary, not this GPU's part")
     parser.add_argument("--require-gpu", action="store_true", help="status 1 where there is no GPU")
     options = parser.parse_args(arguments)
+    end = time.perf_counter() + 60 * options.minutes
     output: Path = options.output or Path(os.environ.get("OUT") or DIRECTORY)
 
     if not torch.cuda.is_available():
@@ -221,7 +261,7 @@ def main(arguments: Sequence[str] | None = None, run: Runner = run_command) -> i
     results: list[Result] = []
     for step in chosen:
         print(f"{step.name:11} {step.shows} ...", flush=True)
-        results.append(perform(step, run))
+        results.append(perform(step, run, end - time.perf_counter()))
         print(f"{'':11} {results[-1].state} in {results[-1].seconds:.0f} s: {results[-1].summary}", flush=True)
         write_report(output, environment, results)
     print(f"wrote {output / 'gpu_check.md'}")

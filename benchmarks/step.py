@@ -50,15 +50,15 @@ from .step_memory import calls_of, peak_of
 RESULTS = Path(__file__).parent / "results"
 
 LAYERS = {
-    "resnet50": ("layer2", "layer3", "layer4"),
+    "resnet50": ("layer3", "layer2", "layer4"),
     "vgg16": ("features.22", "features.29"),  # conv4_3 and conv5_3 with their ReLU
     "vit_small": ("blocks.7",),
 }
 GPU_CASES = [
     Case(model, layer, 224, batch, dtype)
+    for batch in (64, 16, 256)
     for model, layers in LAYERS.items()
     for layer in layers
-    for batch in (16, 64, 256)
     for dtype in (torch.float32, torch.bfloat16)
 ]
 CPU_CASES = [
@@ -79,6 +79,8 @@ VARIANTS: dict[str, type[Step]] = {
     "compiled PALLoss, prepare_head": CompiledPAL,
     "graphed": Graphed,
 }
+#: Those that need no compiler, which takes minutes a case.
+EAGER = [name for name in VARIANTS if "compiled" not in name]
 # Of the float64 gradients. And the least bound in the timed type, for networks that the memory format does not move.
 EXACT = 1e-6
 LEAST_BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -270,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     PAL.backend = options.backend
     cases = options.case or (QUICK_CASES if options.quick else GPU_CASES if device.type == "cuda" else CPU_CASES)
-    variants = options.variants or [name for name in VARIANTS if not (options.quick and "compiled" in name)]
+    variants = options.variants or (EAGER if options.quick else list(VARIANTS))
     rounds = options.rounds or (3 if options.quick else 20)
     output = options.output or (None if options.quick else RESULTS / f"step_{device.type}.csv")
     records: list[dict[str, object]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,11 @@ import torch
 from benchmarks import gpu_check, gpu_probes, machine
 from benchmarks.gpu_check import Outcome
 
-STEPS = ["build", "tests", *gpu_check.SANITIZERS, "launches", "repeat", "graph", "benchmarks", "step"]
+STEPS = [
+    *("build", "launches", "graph", "gpu tests", "repeat", "loss", "heatmap", "step"),
+    *gpu_check.SANITIZERS,
+    *("attribution", "growth", "other tests", "compiled step"),
+]
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def test_every_step_runs_in_order_and_is_reported_with_device_and_driver(a_gpu: 
     text, steps = report_of(tmp_path)
     assert list(steps) == STEPS
     assert {step["state"] for step in steps.values()} == {"passed"}
-    assert steps["tests"]["summary"] == "12 passed in 3 s"
+    assert steps["gpu tests"]["summary"] == "12 passed in 3 s"
     assert steps["repeat"]["summary"] == "2 of 2 claims hold"
     for said in ("A GPU", "580.1", "compute_capability: 90"):
         assert said in text
@@ -112,6 +117,17 @@ def test_what_is_not_installed_is_skipped_with_its_reason(
     assert "step" not in steps
 
 
+def test_a_lent_machines_minutes_are_shared_among_the_steps(a_gpu: None, tmp_path: Path) -> None:
+    stub = Stub()
+    assert gpu_check.main(["--output", str(tmp_path), "--minutes", "2"], stub) == 0
+    assert all(timeout <= 120 for _, _, timeout in stub.asked)
+    assert len(stub.asked) == len(STEPS)
+    stub = Stub()
+    assert gpu_check.main(["--output", str(tmp_path), "--minutes", "0.1"], stub) == 0
+    assert not stub.asked
+    assert {step["summary"] for step in report_of(tmp_path)[1].values()} == {"no time was left"}
+
+
 def test_steps_can_be_chosen(a_gpu: None, tmp_path: Path) -> None:
     stub = Stub()
     assert gpu_check.main(["--output", str(tmp_path), "--only", "graph", "--quick", "--all-architectures"], stub) == 0
@@ -124,8 +140,24 @@ def test_a_command_is_run_to_its_end_to_its_time_or_not_at_all() -> None:
     assert gpu_check.run_command([python, "-c", "print('x'); raise SystemExit(3)"], {}, 60) == Outcome(3, "x\n")
     outcome = gpu_check.run_command([python, "-c", "import os; print(os.environ['A'])"], {"A": "b"}, 60)
     assert outcome == Outcome(0, "b\n")
-    late = gpu_check.run_command([python, "-c", "import time; print('y', flush=True); time.sleep(60)"], {}, 3)
-    assert late.status is None
+
+
+def test_a_command_out_of_time_takes_what_it_started_with_it(tmp_path: Path) -> None:
+    """Workers left alone would hold the GPU while the next step is timed."""
+    child = f"import time; time.sleep(8); open({str(tmp_path / 'alive')!r}, 'w')"
+    code = (
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); print('y', flush=True); "
+        "time.sleep(60)"
+    )
+    start = time.monotonic()
+    late = gpu_check.run_command([sys.executable, "-c", code], {}, 3)
+    assert late == Outcome(None, "y\n")
+    assert time.monotonic() - start < 7
+    time.sleep(max(0.0, 10 - (time.monotonic() - start)))
+    assert not (tmp_path / "alive").exists()
+
+
+def test_a_missing_program_is_an_outcome() -> None:
     assert gpu_check.run_command(["/nowhere/compute-sanitizer"], {}, 5).status == 127
 
 
