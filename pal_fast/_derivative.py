@@ -6,7 +6,7 @@ quadratic in their number: 0.1 ms for the 20 arguments of the loss, more than al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,11 @@ _libraries: list[Any] = []  # An operator's registration ends with the object th
 
 
 def register_derivative(
-    name: str, backward: Callable[..., Any], *, setup_context: Callable[..., None] | None = None
+    name: str,
+    backward: Callable[..., Any],
+    *,
+    setup_context: Callable[..., None] | None = None,
+    keys: Sequence[str] = ("Autograd",),
 ) -> None:
     """As `torch.library.register_autograd`, for an operator that is always called with all its arguments.
 
@@ -23,6 +27,8 @@ def register_derivative(
         name: "namespace::operator".
         backward: from the context and the outputs' gradients to one gradient, or None, for each argument.
         setup_context: keeps in the context what `backward` needs, of `inputs` and `output`.
+        keys: the dispatcher's that it is for. A composite operator's own kernel goes before one of "Autograd", but not
+            before those of the devices, "AutogradCPU" and its like.
     """
     namespace, _, operator_name = name.partition("::")
     operator = getattr(getattr(torch.ops, namespace), operator_name).default
@@ -45,5 +51,6 @@ def register_derivative(
             return operator(*arguments)
 
     library = torch.library.Library(namespace, "IMPL")
-    library.impl(operator_name, call, "Autograd")
+    for key in keys:
+        library.impl(operator_name, call, key)
     _libraries.append(library)

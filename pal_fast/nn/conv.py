@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pal_fast.nn import traced_conv
+
 
 class _Geometry(NamedTuple):
     stride: tuple[int, ...]
@@ -110,14 +112,13 @@ class Conv2d(nn.Conv2d):
 
     Args: as `torch.nn.Conv2d`.
 
-    A third derivative raises RuntimeError. Under torch.compile it is `torch.nn.Conv2d`, whose derivatives are then
-    the compiler's.
+    A third derivative raises RuntimeError, but not under torch.compile, which is given `traced_conv`'s operators.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
         plain = self.padding_mode != "zeros" or isinstance(padding, str) or input.ndim != 4
-        if plain or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if plain or not torch.is_grad_enabled():
             return super()._conv_forward(input, weight, bias)
         assert not isinstance(padding, str)
         geometry = _Geometry(self.stride, padding, self.dilation, self.groups)
@@ -126,5 +127,7 @@ class Conv2d(nn.Conv2d):
             dtype = torch.get_autocast_dtype(device)
             input, weight = input.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
+        if torch.compiler.is_compiling():
+            return traced_conv.convolution(input, weight, bias, *geometry)
         output: Tensor = _Convolution.apply(_inner(input), _inner(weight), _inner(bias), geometry)
         return output

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pal_fast.nn
+from pal_fast.nn.traced_conv import convolution
 
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1, "stride": 2},
@@ -47,6 +48,34 @@ def test_gradcheck_and_gradgradcheck(geometry: dict[str, object]) -> None:
     values = [parameter.detach().clone().requires_grad_() for parameter in layer.parameters()]
     assert gradcheck(call, (input, *values))
     assert gradgradcheck(call, (input, *values))
+
+
+@pytest.mark.parametrize(
+    "geometry", [((1, 1), (0, 0), (1, 1), 1), ((2, 1), (1, 0), (1, 2), 2)], ids=["plain", "grouped"]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_convolution_of_compiled_steps_is_differentiated_any_number_of_times(
+    geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int], bias: bool
+) -> None:
+    input = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4 // geometry[-1], 2, 3, dtype=torch.float64, requires_grad=True)
+    offset = torch.randn(6, dtype=torch.float64, requires_grad=True) if bias else None
+
+    def call(*tensors: Tensor) -> Tensor:
+        return convolution(tensors[0], tensors[1], tensors[2] if bias else None, *geometry)
+
+    def gradient(*tensors: Tensor) -> Tensor:
+        output = call(*tensors)
+        (found,) = torch.autograd.grad(output.pow(3).sum(), tensors[0], create_graph=True)
+        return found
+
+    tensors = (input, weight) if offset is None else (input, weight, offset)
+    stride, padding, dilation, groups = geometry
+    wanted = nn.functional.conv2d(input, weight, offset, stride, padding, dilation, groups)
+    torch.testing.assert_close(call(*tensors), wanted)
+    assert gradcheck(call, tensors)
+    assert gradgradcheck(call, tensors)
+    assert gradgradcheck(gradient, tensors)
 
 
 @pytest.mark.parametrize("frozen_below", [False, True])

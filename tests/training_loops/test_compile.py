@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from support.compare import relative_error
 from support.networks import SmallNet, Tokens, batch, gradient_error, judged, twin
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 import pal_fast
 import pal_fast.nn
@@ -108,6 +110,54 @@ def test_operators_are_opaque_nodes_of_one_graph():
     (called,) = graphs
     assert called.count("pal_fast.pal_loss.default") == 1
     assert called.count("pal_fast.batch_norm.default") == 1
+
+
+@of_a_step
+def test_the_second_derivative_of_a_convolution_is_made_of_ordinary_ones():
+    """PyTorch's own is a convolution whose kernel is as large as the layer's output."""
+    model = SmallNet()
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal_fast.nn.prepare_head(model, "middle", images)
+    pal = pal_fast.PALLoss(model, "middle")
+    seen = []
+
+    def keep(module, inputs):
+        for node in module.graph.nodes:
+            if node.target == torch.ops.aten.convolution.default:
+                seen.append("conv")
+            if node.target == torch.ops.aten.convolution_backward.default:
+                seen.append(
+                    "+".join(name for name, wanted in zip(("dgrad", "wgrad"), node.args[-1], strict=False) if wanted)
+                )
+        return make_boxed_func(module.forward)
+
+    step = compile_step(lambda x, p: pal(model(x), p), backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
+    forward = step(images, landmarks)
+    assert sorted(seen) == ["conv"] * 3 + ["dgrad"], "the attribution pass computes no weight gradient"
+    seen.clear()
+    forward.backward()
+    # `top`: conv and wgrad of the derivative of dgrad, dgrad and wgrad of the forward. `middle`: both. `stem`: wgrad.
+    assert sorted(seen) == ["conv", "dgrad", "dgrad+wgrad", "wgrad", "wgrad", "wgrad"]
+
+
+@of_a_step
+def test_where_there_is_no_gpu_the_compiler_keeps_the_models_memory_format(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: given.append(options) or step)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    compile_step(lambda: None)
+    compile_step(lambda: None, options={"layout_optimization": True, "max_autotune": True})
+    compile_step(lambda: None, mode="reduce-overhead")
+    compile_step(lambda: None, backend="aot_eager", fullgraph=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    compile_step(lambda: None)
+    assert given == [
+        {"fullgraph": True, "options": {"layout_optimization": False}},
+        {"fullgraph": True, "options": {"layout_optimization": True, "max_autotune": True}},
+        {"fullgraph": True, "mode": "reduce-overhead"},
+        {"fullgraph": False, "backend": "aot_eager"},
+        {"fullgraph": True},
+    ]
 
 
 def test_the_functional_loss_compiles_on_its_own():

@@ -1,0 +1,123 @@
+"""Convolution under torch.compile: three operators, each the derivative of the other two, that become PyTorch's own.
+
+    conv(x, w), dgrad(g, w), wgrad(g, x)        y, the gradient of x, the gradient of w
+
+All three are bilinear, and closed under differentiation (`conv.py` has the formulas), so a compiler that traces a
+gradient of a gradient meets nothing but ordinary convolutions and their ordinary backward. They are apart, because a
+traced pass cannot know which gradients will be wanted: what nobody uses, the compiler drops. Each is decomposed into
+aten's operator below autograd, so that the compiler sees the convolutions it knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pal_fast._derivative import register_derivative
+
+_NAMESPACE: Final = "pal_fast_nn"
+_GEOMETRY: Final = "int[] stride, int[] padding, int[] dilation, int groups"
+_SCHEMAS: Final = (
+    f"conv(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor",
+    # Of the tensor that is not multiplied only the shape is read.
+    f"dgrad(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}) -> Tensor",
+    f"wgrad(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}) -> Tensor",
+)
+#: Every device that PyTorch compiles for, and none: the operators are traced on meta tensors, too.
+_KEYS: Final = tuple(f"Autograd{device}" for device in ("CPU", "CUDA", "XPU", "MPS", "Meta", "PrivateUse1"))
+
+_libraries: list[Any] = []  # An operator's registration ends with the object that made it.
+
+
+def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    *sides, groups = geometry
+    result: Tensor = torch.ops.aten.convolution.default(input, weight, bias, *sides, False, [0, 0], groups)
+    return result
+
+
+def _gradient(which: int, grad: Tensor, input: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    *sides, groups = geometry
+    wanted = [which == 0, which == 1, False]
+    gradients = torch.ops.aten.convolution_backward.default(
+        grad, input, weight, None, *sides, False, [0, 0], groups, wanted
+    )
+    result: Tensor = gradients[which]
+    return result
+
+
+def _dgrad(*arguments: Any) -> Tensor:
+    return _gradient(0, *arguments)
+
+
+def _wgrad(*arguments: Any) -> Tensor:
+    return _gradient(1, *arguments)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, third, *ctx.geometry = inputs
+    ctx.save_for_backward(first, second, third)
+
+
+def _of_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight, _ = ctx.saved_tensors
+    need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
+    operators = torch.ops.pal_fast_nn
+    return (
+        operators.dgrad.default(grad, input, weight, *ctx.geometry) if need_input else None,
+        operators.wgrad.default(grad, input, weight, *ctx.geometry) if need_weight else None,
+        grad.sum((0, 2, 3)) if need_bias else None,
+        *(None,) * 4,
+    )
+
+
+def _of_dgrad(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    grad, _, weight = ctx.saved_tensors
+    need_grad, _, need_weight = ctx.needs_input_grad[:3]
+    operators = torch.ops.pal_fast_nn
+    return (
+        operators.conv.default(v, weight, None, *ctx.geometry) if need_grad else None,
+        None,
+        operators.wgrad.default(grad, v, weight, *ctx.geometry) if need_weight else None,
+        *(None,) * 4,
+    )
+
+
+def _of_wgrad(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+    grad, input, _ = ctx.saved_tensors
+    need_grad, need_input, _ = ctx.needs_input_grad[:3]
+    operators = torch.ops.pal_fast_nn
+    return (
+        operators.conv.default(input, u, None, *ctx.geometry) if need_grad else None,
+        operators.dgrad.default(grad, input, u, *ctx.geometry) if need_input else None,
+        *(None,) * 5,
+    )
+
+
+def _register() -> None:
+    library = torch.library.Library(_NAMESPACE, "DEF")
+    _libraries.append(library)
+    for schema, compute, derivative in zip(
+        _SCHEMAS, (_conv, _dgrad, _wgrad), (_of_conv, _of_dgrad, _of_wgrad), strict=True
+    ):
+        name = library.define(schema)
+        library.impl(name, compute, "CompositeImplicitAutograd")
+        register_derivative(f"{_NAMESPACE}::{name}", derivative, setup_context=_keep, keys=_KEYS)
+
+
+_register()
+
+
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """`torch.nn.functional.conv2d` of (B, C, H, W), any number of times differentiable by ordinary convolutions."""
+    output: Tensor = torch.ops.pal_fast_nn.conv.default(input, weight, bias, stride, padding, dilation, groups)
+    return output
