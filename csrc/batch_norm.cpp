@@ -4,8 +4,20 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 namespace pal_fast {
 namespace {
+
+[[nodiscard]] bool same_shape(const Tensor& one, const Tensor& other) {
+  const auto a = one.sizes();
+  const auto b = other.sizes();
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
+
+[[nodiscard]] bool has_layout(const Tensor& tensor, Layout layout) {
+  return layout == Layout::contiguous ? tensor.is_contiguous() : is_channels_last(tensor);
+}
 
 void check_like_input(const OptionalTensor& tensor, const char* name, const Tensor& input, Layout layout) {
   if (!tensor) {
@@ -13,16 +25,12 @@ void check_like_input(const OptionalTensor& tensor, const char* name, const Tens
   }
   const auto wanted = input.sizes();
   const auto given = tensor->sizes();
-  bool equal = wanted.size() == given.size();
-  for (size_t i = 0; equal && i < wanted.size(); ++i) {
-    equal = wanted[i] == given[i];
-  }
-  STD_TORCH_CHECK(equal, name, " must have the shape of input, ", shape_text(wanted), ", got ", shape_text(given));
+  STD_TORCH_CHECK(same_shape(*tensor, input), name, " must have the shape of input, ", shape_text(wanted), ", got ",
+                  shape_text(given));
   check_dtype(*tensor, name, input.scalar_type());
   check_same_device(*tensor, name, input, "input");
-  const bool fits = layout == Layout::contiguous ? tensor->is_contiguous() : is_channels_last(*tensor);
-  STD_TORCH_CHECK(fits, name, " must have the memory format of input, got strides ", shape_text(tensor->strides()),
-                  " beside ", shape_text(input.strides()));
+  STD_TORCH_CHECK(has_layout(*tensor, layout), name, " must have the memory format of input, got strides ",
+                  shape_text(tensor->strides()), " beside ", shape_text(input.strides()));
 }
 
 void check_per_channel(const OptionalTensor& tensor, const char* name, const Tensor& input, int64_t rows) {
@@ -41,6 +49,16 @@ void check_per_channel(const OptionalTensor& tensor, const char* name, const Ten
 }
 
 }  // namespace
+
+OptionalTensor in_format_of(const Tensor& input, const OptionalTensor& other) {
+  using torch::headeronly::MemoryFormat;
+  const Layout layout = input.is_contiguous() ? Layout::contiguous : Layout::channels_last;
+  if (!other || !same_shape(*other, input) || !has_layout(input, layout) || has_layout(*other, layout)) {
+    return other;
+  }
+  const bool contiguous = layout == Layout::contiguous;
+  return torch::stable::contiguous(*other, contiguous ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+}
 
 BatchNormProblem check_batch_norm(const BatchNormTensors& tensors, bool training, bool relu) {
   const Tensor& input = tensors.input;

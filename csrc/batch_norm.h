@@ -22,6 +22,11 @@ struct BatchNormTensors {
   OptionalTensor running_variance = {};  // [C] T
 };
 
+// `other` in the memory format of the input, if it has its shape; a copy only where the formats differ. A graph that
+// torch.compile made may hand over another format than it was traced with: PyTorch orders the strides of an expanded
+// tensor one way when traced and another when run.
+[[nodiscard]] OptionalTensor in_format_of(const Tensor& input, const OptionalTensor& other);
+
 // Checks shapes, dtypes, layouts and devices against the input's.
 [[nodiscard]] BatchNormProblem check_batch_norm(const BatchNormTensors& tensors, bool training, bool relu);
 

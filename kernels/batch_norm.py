@@ -22,7 +22,16 @@ from .batch_norm_kernels import (
     statistics_kernel,
     sums_kernel,
 )
-from .launch import accumulator, ceil_div, high_and_low, interpreting, on_device, power_of_two, wanted_programs
+from .launch import (
+    accumulator,
+    ceil_div,
+    high_and_low,
+    in_format_of,
+    interpreting,
+    on_device,
+    power_of_two,
+    wanted_programs,
+)
 
 NAMESPACE = "pal_fast_triton"
 
@@ -224,7 +233,7 @@ def _launch(
     """The reduction and the elementwise kernel of the forward's derivative, or of the backward's."""
     parts = parts_of(input)
     partial = _per_channel(input, parts.splits, 3) if reduces else statistics
-    layer = (input, grad, grad_grad, weight, bias, statistics)
+    layer = (input, in_format_of(input, grad), in_format_of(input, grad_grad), weight, bias, statistics)
     flags = {"SECOND": of_backward, "RELU": relu}
     with on_device(input):
         if reduces:

@@ -114,3 +114,14 @@ def zeroed_counters(count: int, like: Tensor) -> Tensor:
         if key in _slots:
             return _slots[key]
     return torch.zeros(count, dtype=torch.int32, device=like.device)
+
+
+def in_format_of(layer: Tensor, other: Tensor | None) -> Tensor | None:
+    """`other` in the memory format of `layer`, contiguous or channels_last; a copy only where they differ.
+
+    A graph that torch.compile made may hand over another format than it was traced with: PyTorch orders the strides of
+    an expanded tensor one way when traced and another when run.
+    """
+    if other is None or other.stride() == layer.stride():
+        return other
+    return other.contiguous(memory_format=torch.contiguous_format if layer.is_contiguous() else torch.channels_last)

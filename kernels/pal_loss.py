@@ -17,6 +17,7 @@ from .landmark_heatmap import frame
 from .launch import (
     accumulator,
     ceil_div,
+    in_format_of,
     matrix_precision,
     on_device,
     power_of_two,
@@ -69,6 +70,7 @@ def pal_loss(
     """
     layer = activation if activation is not None else gradient
     assert layer is not None
+    gradient = in_format_of(layer, gradient)
     batch, _, height, width = layer.shape
     dtype = computing_dtype(layer.dtype)
     each = GROUPING[grouping] == "each"
@@ -209,6 +211,7 @@ def pal_loss_backward(
     """
     layer = activation if activation is not None else gradient
     assert layer is not None
+    gradient = in_format_of(layer, gradient)
     need_activation = need_activation and ATTRIBUTION[attribution] != "grad"
     need_gradient = need_gradient and ATTRIBUTION[attribution] != "activation"
     d_activation = torch.empty_like(layer) if need_activation else None

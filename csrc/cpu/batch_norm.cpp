@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor&
                                                const OptionalTensor& bias, const Tensor& statistics, bool training,
                                                bool relu, bool need_input, bool need_sums) {
   const BatchNormTensors tensors{
-      .input = input, .grad = grad, .weight = weight, .bias = bias, .statistics = statistics};
+      .input = input, .grad = in_format_of(input, grad), .weight = weight, .bias = bias, .statistics = statistics};
   const BatchNormProblem problem = check_batch_norm(tensors, training, relu);
   const Tensor grad_input = allocate_like_input(input, need_input);
   const Tensor sums = training || need_sums ? allocate_per_channel(input, 2) : allocate_like_input(input, false);
@@ -228,8 +228,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(const OptionalTens
                                                               const Tensor& sums, bool training, bool relu,
                                                               bool need_input) {
   const BatchNormTensors tensors{.input = input,
-                                 .grad = grad,
-                                 .grad_grad = grad_grad_input,
+                                 .grad = in_format_of(input, grad),
+                                 .grad_grad = in_format_of(input, grad_grad_input),
                                  .weight = weight,
                                  .bias = bias,
                                  .statistics = statistics,

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <utility>
+
 #include "batch_norm_pass.h"
 #include "device.h"
 
@@ -12,21 +14,21 @@ namespace {
 // One launch in the making: the checked problem, its split, and what all operators hand over alike.
 class Launch {
  public:
-  Launch(const BatchNormTensors& tensors, bool training, bool relu)
-      : current_(tensors.input.get_device_index()), input_(tensors.input) {
-    const int32_t device = tensors.input.get_device_index();
-    pass.problem = check_batch_norm(tensors, training, relu);
-    pass.storage = storage_of(tensors.input.scalar_type());
-    pass.input = tensors.input.const_data_ptr();
-    pass.grad = read(tensors.grad);
-    pass.grad_grad = read(tensors.grad_grad);
-    pass.weight = read(tensors.weight);
-    pass.bias = read(tensors.bias);
-    pass.sums = read(tensors.sums);
-    pass.grad_sums = read(tensors.grad_sums);
-    pass.statistics = written(tensors.statistics);
-    pass.running_mean = written(tensors.running_mean);
-    pass.running_variance = written(tensors.running_variance);
+  Launch(BatchNormTensors tensors, bool training, bool relu)
+      : tensors_(std::move(tensors)), current_(tensors_.input.get_device_index()) {
+    const int32_t device = tensors_.input.get_device_index();
+    pass.problem = check_batch_norm(tensors_, training, relu);
+    pass.storage = storage_of(tensors_.input.scalar_type());
+    pass.input = tensors_.input.const_data_ptr();
+    pass.grad = read(tensors_.grad);
+    pass.grad_grad = read(tensors_.grad_grad);
+    pass.weight = read(tensors_.weight);
+    pass.bias = read(tensors_.bias);
+    pass.sums = read(tensors_.sums);
+    pass.grad_sums = read(tensors_.grad_sums);
+    pass.statistics = written(tensors_.statistics);
+    pass.running_mean = written(tensors_.running_mean);
+    pass.running_variance = written(tensors_.running_variance);
     split = split_batch_norm(pass.problem, pass.storage, processors_of(device));
     stream = current_stream(device);
   }
@@ -34,7 +36,7 @@ class Launch {
   // Room for the parts' sums, needed where a channel is split.
   void allocate_partial() {
     if (split.count() > 1) {
-      partial_ = allocate_per_channel(input_, split.count() * BATCH_NORM_PARTIAL_ROWS);
+      partial_ = allocate_per_channel(tensors_.input, split.count() * BATCH_NORM_PARTIAL_ROWS);
       pass.partial = partial_->mutable_data_ptr();
     }
   }
@@ -44,8 +46,8 @@ class Launch {
   void* stream = nullptr;
 
  private:
+  BatchNormTensors tensors_;  // what `pass` points to, copies in another memory format included
   OnDevice current_;
-  const Tensor& input_;
   OptionalTensor partial_;
 };
 
@@ -75,8 +77,9 @@ Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const Optio
 std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& input, const OptionalTensor& weight,
                                                const OptionalTensor& bias, const Tensor& statistics, bool training,
                                                bool relu, bool need_input, bool need_sums) {
-  Launch launch({.input = input, .grad = grad, .weight = weight, .bias = bias, .statistics = statistics}, training,
-                relu);
+  Launch launch(
+      {.input = input, .grad = in_format_of(input, grad), .weight = weight, .bias = bias, .statistics = statistics},
+      training, relu);
   const Tensor grad_input = allocate_like_input(input, need_input);
   const Tensor sums = training || need_sums ? allocate_per_channel(input, 2) : allocate_like_input(input, false);
   launch.pass.output = written(grad_input);
@@ -93,8 +96,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(const OptionalTens
                                                               const Tensor& sums, bool training, bool relu,
                                                               bool need_input) {
   Launch launch({.input = input,
-                 .grad = grad,
-                 .grad_grad = grad_grad_input,
+                 .grad = in_format_of(input, grad),
+                 .grad_grad = in_format_of(input, grad_grad_input),
                  .weight = weight,
                  .bias = bias,
                  .statistics = statistics,

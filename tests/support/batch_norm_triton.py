@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pal_fast import dispatch
 from pal_fast.nn import ops
-from support.interpreter_probe import why_not
 from support.triton_launches import counted_launches
 
 # The large ones, whose channels are split among programs, in float32 only: the interpreter is slow.
@@ -85,6 +84,8 @@ def compare(seed: int) -> tuple[list[dict[str, object]], dict[str, int]]:
 
 
 if __name__ == "__main__":
+    from support.interpreter_probe import why_not
+
     if unable := why_not():
         print(json.dumps(unable))
         sys.exit()

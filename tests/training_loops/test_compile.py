@@ -113,6 +113,27 @@ def test_operators_are_opaque_nodes_of_one_graph():
 
 
 @of_a_step
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_a_step_with_a_prepared_head_is_right_in_either_memory_format(layout):
+    model = SmallNet().double().to(memory_format=layout)
+    images, labels, landmarks = batch()
+    images = images.to(memory_format=layout)
+    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    pal_fast.nn.prepare_head(model, "middle", images)
+    pal = pal_fast.PALLoss(model, "middle")
+
+    @compile_step(backend="aot_eager")
+    def step(images, labels, landmarks):
+        logits = model(images)
+        return nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+
+    loss = step(images, labels, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-10
+    assert gradient_error(model, gradients) < 1e-10
+
+
+@of_a_step
 def test_the_second_derivative_of_a_convolution_is_made_of_ordinary_ones():
     """PyTorch's own is a convolution whose kernel is as large as the layer's output."""
     model = SmallNet()

@@ -11,6 +11,8 @@ from support.loss_problems import Problem, check, make, same_bits
 from support.triton_launches import counted_launches, shuffled_programs
 
 import pal_fast
+from pal_fast import dispatch, ops
+from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -43,6 +45,26 @@ def test_one_cell_or_no_landmark_or_a_flat_map_gives_exactly_nothing(device: str
     flat_prior = make({"channels": channels, "landmarks": None}, seed, device)
     flat_prior.tensors["heatmap"] = torch.full_like(flat_prior.tensors["heatmap"], 0.25)
     assert_nothing(flat_prior)
+
+
+@pytest.mark.parametrize("of_activation", [torch.contiguous_format, torch.channels_last])
+def test_a_gradient_of_another_memory_format_than_the_activation_is_read_rightly(
+    device: str, of_activation: torch.memory_format, seed: int
+) -> None:
+    """The operator may get one from a compiled graph, where PyTorch traces other strides than it runs."""
+    generator = torch.Generator(device).manual_seed(seed)
+    f, g = (torch.randn(2, 6, 5, 7, generator=generator, device=device) for _ in range(2))
+    points = torch.rand(2, 9, 2, generator=generator, device=device) * 32
+    options = LossOptions(AttributionOptions(), HeatmapOptions())
+    other = torch.channels_last if of_activation == torch.contiguous_format else torch.contiguous_format
+    found = []
+    for of_gradient in (of_activation, other):
+        pair = f.to(memory_format=of_activation).requires_grad_(), g.to(memory_format=of_gradient).requires_grad_()
+        loss = ops.pal_loss(
+            dispatch.namespace("triton"), *pair, None, points, None, None, None, (32, 32), options, f.shape[1]
+        )
+        found.append([loss, *torch.autograd.grad(loss, pair)])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
