@@ -47,10 +47,8 @@ def parts() -> dict[str, list[Condition]]:
     return {
         "core": [CROSS_ENTROPY, *weighted(PAL), *weighted(PAPER), *weighted(ALIGNMENT)],
         "controls": [*weighted(replace(PAL, prior="random"), (1.0, 10.0)), replace(pal, prior="shuffled")],
-        "uninformed": [
-            *(c for prior in ("even", "redrawn", "frame") for c in weighted(replace(PAL, prior=prior))),
-            replace(pal, prior="average"),
-        ],
+        "blind": [CROSS_ENTROPY, *(c for prior in ("even", "redrawn") for c in weighted(replace(PAL, prior=prior)))],
+        "same for all": [*weighted(replace(PAL, prior="frame")), replace(pal, prior="average")],
         "heavier": [replace(PAL, weight=30.0), replace(ALIGNMENT, weight=30.0)],
         "targets": [*weighted(replace(PAL, target="predicted")), replace(pal, target="margin")],
         "sigma": [replace(pal, sigma=sigma) for sigma in (1.5, 6.0)],
@@ -116,13 +114,14 @@ def fill(path: Path, runs: list[Condition], processes: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--parts", nargs="+", choices=list(parts()), help="only these questions")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help=f"default {' '.join(map(str, SEEDS))}")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--results", type=Path, default=None, help="the table of runs (default: benchmarks/results)")
     parser.add_argument("--docs", type=Path, default=None, help="where table and pictures go (default: docs)")
     parser.add_argument("--report", action="store_true", help="only write table and pictures")
     parser.add_argument("--quick", action="store_true", help="four small runs into ./study_quick, to see that it works")
     args = parser.parse_args(arguments)
-    runs = plan(args.parts)
+    runs = plan(args.parts, args.seeds)
     if args.quick:
         few = [CROSS_ENTROPY, replace(PAL, weight=10.0)]
         runs = [replace(c, images=64, seed=seed) for seed in (0, 1) for c in few]

@@ -28,6 +28,7 @@ def test_every_run_is_planned_once_with_every_seed() -> None:
     assert len(set(runs)) == len(runs)
     assert {run.seed for run in runs} == set(study.SEEDS)
     assert len(study.plan(["core"])) == 10 * len(study.SEEDS)
+    assert {run.seed for run in study.plan(["blind"], range(10, 20))} == set(range(10, 20))
 
 
 def test_the_seeds_are_not_the_ones_that_the_set_up_was_chosen_on() -> None:
