@@ -16,12 +16,12 @@ COMMON = {
 }
 
 
-def accuracy(measure: str = "accuracy", **condition: str) -> float:
+def accuracy(measure: str = "accuracy", table: str = "study", seeds: int = 5, **condition: str) -> float:
     """The mean test accuracy in percent over the seeds of one condition."""
     wanted = {**COMMON, **condition}
-    with (ROOT / "benchmarks" / "results" / "study.csv").open(newline="") as file:
+    with (ROOT / "benchmarks" / "results" / f"{table}.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row[name] == value for name, value in wanted.items())]
-    assert len(rows) == len({row["seed"] for row in rows}) == 5, f"{condition}: {len(rows)} rows"
+    assert len(rows) == len({row["seed"] for row in rows}) == seeds, f"{condition}: {len(rows)} rows"
     return 100 * statistics.fmean(float(row[measure]) for row in rows)
 
 
@@ -138,6 +138,18 @@ def test_the_pages_figures_of_the_controls(plain):
     assert frame[-1] / pal == pytest.approx(0.475, abs=0.025)  # "almost half"
     assert quoted(page, r"([\d.]+) points over the frame") == [pytest.approx(pal - frame[-1], abs=0.11)]
     assert quoted(page, r"one heatmap for every face, bring \+([\d.]+) points") == gains("average", "10.0")
+
+
+def test_the_pages_figures_of_the_controls_on_more_seeds():
+    more = {"table": "study_blind", "seeds": 10}
+    plain = accuracy(prior="none", weight="0.0", **more)
+    three = r"([+-][\d.]+), ([+-][\d.]+) and ([+-][\d.]+)"
+    pattern = rf"study_blind.csv`\): {three} points .*? and {three} \("
+    assert quoted("docs/study.md", pattern) == [
+        round(accuracy(prior=prior, target="label", weight=weight, **more) - plain, 1)
+        for prior in ("even", "redrawn")
+        for weight in ("1.0", "3.0", "10.0")
+    ]
 
 
 def test_the_pages_figures_under_a_pooled_head():
