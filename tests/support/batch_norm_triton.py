@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pal_fast import dispatch
 from pal_fast.nn import ops
+from support.kink import clear_of_the_kink
 from support.triton_launches import counted_launches
 
 # The large ones, whose channels are split among programs, in float32 only: the interpreter is slow.
@@ -72,6 +73,7 @@ def compare(seed: int) -> tuple[list[dict[str, object]], dict[str, int]]:
         computing = torch.float64 if dtype == torch.float64 else torch.float32
         tensors = [(torch.randn(shape) + shift).to(dtype).to(memory_format=layout) for shift in (3, 0, 0)]
         vectors = [torch.rand(shape[1], dtype=computing) + shift for shift in (-0.5, -0.5, 0.0, 0.5)]
+        tensors[0] = clear_of_the_kink(tensors[0], vectors)
         grad_sums = torch.randn(2, shape[1], dtype=computing) if training else None
         got = outputs("pal_fast_triton", tensors, vectors, grad_sums, training, relu, launches)
         wanted = outputs("pal_fast", tensors, vectors, grad_sums, training, relu)

@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 // clang-format off: the emulator first
 #include "emulator.h"
@@ -51,13 +52,40 @@ void test(const char* type, int B, int C, int L, int over_batch, int over_length
     for (T& value : values) value = static_cast<T>(least > 0 ? least + std::abs(normal()) : normal());
     return values;
   };
-  const auto x = tensor(3), g = tensor(0), v = tensor(0);
+  auto x = tensor(3);
+  const auto g = tensor(0), v = tensor(0);
   std::vector<S> y(M * C), dx(M * C), d_grad(M * C), d_input(M * C);
   const auto weight = vector(C, 0), bias = vector(C, 0), grad_sums = vector(2 * C, 0);
   const auto old_mean = vector(C, 0), old_variance = vector(C, 0.5);
   auto running_mean = old_mean, running_variance = old_variance;
   std::vector<T> statistics(2 * C, unwritten), sums(2 * C, unwritten), d_weight(C, unwritten);
   std::vector<T> partial(splits * BATCH_NORM_PARTIAL_ROWS * C, unwritten);
+
+  const auto place = [&](int c, long m) { return Rows ? m * C + c : (m / L * C + c) * L + m % L; };
+  const auto moments_of = [&](int c) {
+    double mean = 0, variance = 0;
+    for (long m = 0; m < M; ++m) mean += number(x[place(c, m)]) / M;
+    for (long m = 0; m < M; ++m) variance += std::pow(number(x[place(c, m)]) - mean, 2) / M;
+    return std::pair{mean, variance};
+  };
+  // Rounding must not decide on which side of the ReLU an element lies.
+  const auto moves = [&](int c) {
+    const auto [mean, variance] = training ? moments_of(c) : std::pair<double, double>{old_mean[c], old_variance[c]};
+    bool moved = false;
+    for (long m = 0; m < M; ++m) {
+      S& value = x[place(c, m)];
+      const double before = weight[c] * (number(value) - mean) / std::sqrt(variance + 1e-5) + bias[c];
+      if (std::abs(before) < 1e-4) {
+        value = narrowed<S>(static_cast<T>(number(value) + 0.1));
+        moved = true;
+      }
+    }
+    return moved;
+  };
+  for (int c = 0; Relu && c < C; ++c) {
+    while (moves(c)) {
+    }
+  }
 
   TypedPass<S> pass{};
   pass.batch = B;
@@ -104,10 +132,8 @@ void test(const char* type, int B, int C, int L, int over_batch, int over_length
 
   Errors errors;
   for (int c = 0; c < C; ++c) {
-    const auto at = [&](long m) { return Rows ? m * C + c : (m / L * C + c) * L + m % L; };
-    double mean = 0, variance = 0;
-    for (long m = 0; m < M; ++m) mean += number(x[at(m)]) / M;
-    for (long m = 0; m < M; ++m) variance += std::pow(number(x[at(m)]) - mean, 2) / M;
+    const auto at = [&](long m) { return place(c, m); };
+    auto [mean, variance] = moments_of(c);
     if (training) {
       errors.add("running_mean", running_mean[c], 0.9 * old_mean[c] + 0.1 * mean);
       errors.add("running_var", running_variance[c], 0.9 * old_variance[c] + 0.1 * variance * M / (M - 1));
