@@ -85,7 +85,7 @@ class HeatmapOptions:
 class LossOptions:
     """A loss in full: attribution, heatmap, score and reduction."""
 
-    attribution: AttributionOptions  # no default: torch.compile before 2.12 traces none that is an object
+    attribution: AttributionOptions  # no default: PyTorch 2.11 does not compile one that is an object
     heatmap: HeatmapOptions
     score: str = "pearson"
     scale: str = "sum"
