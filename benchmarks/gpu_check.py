@@ -35,6 +35,8 @@ from .step import EAGER, VARIANTS
 ROOT = Path(__file__).resolve().parents[1]
 #: A step that has fewer is not begun.
 LEAST_SECONDS = 10.0
+#: Subjects whose figures are asked for; the others are timed after all checks.
+FIRST = ("loss", "heatmap")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -106,18 +108,9 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
     small = ("--quick",) if quick else ()
     step = (python, "-m", "benchmarks.step", "--device", "cuda", *small)
 
-    def passed(text: str) -> str:
-        return _last(text, r".*\d+ (passed|failed|error).*")
-
     def timed(name: str) -> Step:
         command = (python, "-m", f"benchmarks.{name}", "--device", "cuda", "--output", str(output), *small)
-        return Step(name, "what is right is timed beside its peers", command, pictures, minutes=60)
-
-    def pictures(text: str) -> str:
-        return f"{len(re.findall(r'^wrote ', text, re.MULTILINE))} pictures"
-
-    def pal_row(text: str) -> str:
-        return _last(text, r"\s+PALLoss .*").strip()
+        return Step(name, "what is right is timed beside its peers", command, _pictures, minutes=60)
 
     found = [
         Step(
@@ -130,14 +123,14 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
         ),
         Step("launches", "one launch forward, one backward; the host never waits", (*probe, "launches"), _claims),
         Step("graph", "a CUDA graph captures the loss and replays it", (*probe, "graph"), _claims),
-        Step("gpu tests", "every test that wants a GPU passes", (*pytest, *parallel, "-m", "gpu"), passed, minutes=60),
+        Step("gpu tests", "every test that wants a GPU passes", (*pytest, *parallel, "-m", "gpu"), _passed, minutes=60),
         Step("repeat", f"the same bits {times} times", (*probe, "repeat", "--times", times), _claims, minutes=20),
-        *(timed(name) for name in ("loss", "heatmap")),
+        *(timed(name) for name in FIRST),
         Step(
             "step",
             "a training step with PAL, beside other ways to write it",
             (*step, "--variants", *EAGER, "--output", str(output / "step_cuda.csv")),
-            pal_row,
+            _pal_row,
             minutes=60,
         ),
     ]
@@ -156,19 +149,19 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
     ]  # fmt: skip
     compiled = [name for name in VARIANTS if name == "plain" or name not in EAGER]
     found += [
-        *(timed(name) for name in SUBJECTS if name not in ("loss", "heatmap")),
+        *(timed(name) for name in SUBJECTS if name not in FIRST),
         Step(
             "other tests",
             "so does the rest of the test suite",
             (*pytest, *parallel, *(("--dist", "loadfile") if parallel else ()), "-m", "not gpu"),
-            passed,
+            _passed,
             minutes=60,
         ),
         Step(
             "compiled step",
             "compiled training steps, beside the plain one",
             (*step, "--variants", *compiled, "--output", str(output / "step_compiled_cuda.csv")),
-            pal_row,
+            _pal_row,
             minutes=120,
         ),
     ]
@@ -178,6 +171,19 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
 def _last(text: str, pattern: str) -> str:
     matches = [match[0] for match in re.finditer(f"^{pattern}$", text, re.MULTILINE)]
     return matches[-1].strip("= \n") if matches else ""
+
+
+def _passed(text: str) -> str:
+    """What pytest says at its end."""
+    return _last(text, r".*\d+ (passed|failed|error).*")
+
+
+def _pictures(text: str) -> str:
+    return f"{len(re.findall(r'^wrote ', text, re.MULTILINE))} pictures"
+
+
+def _pal_row(text: str) -> str:
+    return _last(text, r"\s+PALLoss .*").strip()
 
 
 def _claims(text: str) -> str:

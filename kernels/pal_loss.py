@@ -158,9 +158,8 @@ def _launch_each(
     cells = height * width
     channels_last = is_channels_last(layer)
     vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
-    tile = (
-        EACH_TILE if channels_last or vector_hw > 1 else EACH_TILE // 2
-    )  # narrow loads need more registers for addresses
+    # Narrow loads need more registers for addresses.
+    tile = EACH_TILE if channels_last or vector_hw > 1 else EACH_TILE // 2
     if channels_last:
         block_c = min(power_of_two(used), 64)
         block_n = min(power_of_two(cells), tile // block_c)

@@ -13,37 +13,14 @@ backward, for which cuDNN and oneDNN have kernels of their own:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pal_fast.nn import traced_conv
-
-
-class _Geometry(NamedTuple):
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-
-def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-    stride, padding, dilation, groups = geometry
-    return torch.ops.aten.convolution.default(
-        input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
-    )
-
-
-def _gradients(
-    grad: Tensor, input: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dgrad, wgrad, sum of grad per channel), those that are wanted."""
-    stride, padding, dilation, groups = geometry
-    return torch.ops.aten.convolution_backward.default(
-        grad, input, weight, [weight.shape[0]], stride, padding, dilation, False, [0] * len(stride), groups, wanted
-    )
+from pal_fast.nn.plain_conv import Geometry, conv, gradients
 
 
 def _computed_now(ctx: Any, index: int) -> bool:
@@ -63,10 +40,10 @@ def _inner(tensor: Tensor | None) -> Tensor | None:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.geometry = geometry
-        return _conv(input, weight, bias, geometry)
+        return conv(input, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -79,12 +56,12 @@ class _Convolution(torch.autograd.Function):
 class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, grad: Tensor, input: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool, bool]
+        ctx: Any, grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(grad, input, weight)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        return tuple(_gradients(grad, input, weight, geometry, wanted))
+        return tuple(gradients(grad, input, weight, geometry, wanted))
 
     @staticmethod
     @once_differentiable
@@ -94,16 +71,16 @@ class _ConvolutionBackward(torch.autograd.Function):
         d_grad = d_input = d_weight = None
         if need_grad:
             if v is not None:
-                d_grad = _conv(v, weight, b, ctx.geometry)
+                d_grad = conv(v, weight, b, ctx.geometry)
             if u is not None:
-                of_u = _conv(input, u, b if v is None else None, ctx.geometry)
+                of_u = conv(input, u, b if v is None else None, ctx.geometry)
                 d_grad = of_u if d_grad is None else d_grad.add_(of_u)
             if v is None and u is None and b is not None:
                 d_grad = b[:, None, None].expand_as(grad)
         if need_input and u is not None:
-            d_input = _gradients(grad, input, u, ctx.geometry, (True, False, False))[0]
+            d_input = gradients(grad, input, u, ctx.geometry, (True, False, False))[0]
         if need_weight and v is not None:
-            d_weight = _gradients(grad, v, weight, ctx.geometry, (False, True, False))[1]
+            d_weight = gradients(grad, v, weight, ctx.geometry, (False, True, False))[1]
         return d_grad, d_input, d_weight, None, None
 
 
@@ -121,13 +98,13 @@ class Conv2d(nn.Conv2d):
         if plain or not torch.is_grad_enabled():
             return super()._conv_forward(input, weight, bias)
         assert not isinstance(padding, str)
-        geometry = _Geometry(self.stride, padding, self.dilation, self.groups)
+        geometry = Geometry(self.stride, padding, self.dilation, self.groups)
         device = input.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             input, weight = input.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         if torch.compiler.is_compiling():
-            return traced_conv.convolution(input, weight, bias, *geometry)
+            return traced_conv.convolution(input, weight, bias, geometry)
         output: Tensor = _Convolution.apply(_inner(input), _inner(weight), _inner(bias), geometry)
         return output

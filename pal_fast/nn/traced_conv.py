@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pal_fast._derivative import register_derivative
+from pal_fast.nn.plain_conv import Geometry, conv, gradients
 
 _NAMESPACE: Final = "pal_fast_nn"
 _GEOMETRY: Final = "int[] stride, int[] padding, int[] dilation, int groups"
@@ -32,27 +33,15 @@ _libraries: list[Any] = []  # An operator's registration ends with the object th
 
 
 def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    *sides, groups = geometry
-    result: Tensor = torch.ops.aten.convolution.default(input, weight, bias, *sides, False, [0, 0], groups)
-    return result
+    return conv(input, weight, bias, Geometry(*geometry))
 
 
-def _gradient(which: int, grad: Tensor, input: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
-    *sides, groups = geometry
-    wanted = [which == 0, which == 1, False]
-    gradients = torch.ops.aten.convolution_backward.default(
-        grad, input, weight, None, *sides, False, [0, 0], groups, wanted
-    )
-    result: Tensor = gradients[which]
-    return result
+def _dgrad(grad: Tensor, input: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    return gradients(grad, input, weight, Geometry(*geometry), (True, False, False))[0]
 
 
-def _dgrad(*arguments: Any) -> Tensor:
-    return _gradient(0, *arguments)
-
-
-def _wgrad(*arguments: Any) -> Tensor:
-    return _gradient(1, *arguments)
+def _wgrad(grad: Tensor, input: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    return gradients(grad, input, weight, Geometry(*geometry), (False, True, False))[1]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -109,15 +98,7 @@ def _register() -> None:
 _register()
 
 
-def convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
+def convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """`torch.nn.functional.conv2d` of (B, C, H, W), any number of times differentiable by ordinary convolutions."""
-    output: Tensor = torch.ops.pal_fast_nn.conv.default(input, weight, bias, stride, padding, dilation, groups)
+    output: Tensor = torch.ops.pal_fast_nn.conv.default(input, weight, bias, *geometry)
     return output

@@ -122,11 +122,9 @@ def test_the_pages_figures_of_the_controls(plain):
         ("PAL, the same, new ones at every step, weight 1 / 3 / 10", "redrawn"),
     ):
         accuracies, gained, follows = row_of(name)
-        found = {measure: [] for measure in ("accuracy", "follows_cue")}
-        for measure, values in found.items():
-            values += [f"{accuracy(measure, prior=prior, weight=w):.1f}" for w in ("1.0", "3.0", "10.0")]
-        assert accuracies == " / ".join(found["accuracy"]) + "%"
-        assert follows == " / ".join(found["follows_cue"]) + "%"
+        for cell, measure in ((accuracies, "accuracy"), (follows, "follows_cue")):
+            values = [f"{accuracy(measure, prior=prior, weight=w):.1f}" for w in ("1.0", "3.0", "10.0")]
+            assert cell == " / ".join(values) + "%"
         assert [float(gain) for gain in gained.split(" / ")] == gains(prior, "1.0", "3.0", "10.0")
     page = "docs/study.md"
     assert quoted(page, r"brought \+([\d.]+) points at weight 1 \(.*?\) and \+([\d.]+) at") == gains(

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pal_fast.nn
+from pal_fast.nn.plain_conv import Geometry
 from pal_fast.nn.traced_conv import convolution
 
 GEOMETRIES = [
@@ -62,7 +63,7 @@ def test_the_convolution_of_compiled_steps_is_differentiated_any_number_of_times
     offset = torch.randn(6, dtype=torch.float64, requires_grad=True) if bias else None
 
     def call(*tensors: Tensor) -> Tensor:
-        return convolution(tensors[0], tensors[1], tensors[2] if bias else None, *geometry)
+        return convolution(tensors[0], tensors[1], tensors[2] if bias else None, Geometry(*geometry))
 
     def gradient(*tensors: Tensor) -> Tensor:
         output = call(*tensors)

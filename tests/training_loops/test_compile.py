@@ -17,6 +17,18 @@ from pal_fast.compiled import can_compile_a_step, compile_body, compile_step
 of_a_step = pytest.mark.skipif(not can_compile_a_step(), reason="this PyTorch traces no gradient in a compiled step")
 
 
+def compiled_step(model, layer, compiler):
+    """Cross-entropy and the loss at `layer` in one compiled function."""
+    pal = pal_fast.PALLoss(model, layer)
+
+    @compile_step(backend=compiler)
+    def step(images, labels, landmarks):
+        logits = model(images)
+        return nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
+
+    return step
+
+
 @pytest.fixture(autouse=True)
 def _fresh():
     torch._dynamo.reset()
@@ -70,13 +82,7 @@ def test_a_whole_step_compiles_into_one_graph(kind, compiler, dtype, bound):
     images, labels, landmarks = batch(dtype=dtype)
     view = (lambda f: f[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)) if tokens else (lambda f: f)
     wanted, gradients = judged(twin(model), layer, images, labels, landmarks, view=view)
-    pal = pal_fast.PALLoss(model, layer)
-
-    @compile_step(backend=compiler)
-    def step(images, labels, landmarks):
-        logits = model(images)
-        return nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
-
+    step = compiled_step(model, layer, compiler)
     for _ in range(2):
         model.zero_grad()
         loss = step(images, labels, landmarks)
@@ -91,18 +97,13 @@ def test_operators_are_opaque_nodes_of_one_graph():
     images, labels, landmarks = batch(dtype=torch.float32)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
     pal_fast.nn.prepare_head(model, "middle", images)
-    pal = pal_fast.PALLoss(model, "middle")
     graphs = []
 
     def keep(module, inputs):
         graphs.append([str(node.target) for node in module.graph.nodes if node.op == "call_function"])
         return module.forward
 
-    @compile_step(backend=keep)
-    def step(images, labels, landmarks):
-        logits = model(images)
-        return nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
-
+    step = compiled_step(model, "middle", keep)
     loss = step(images, labels, landmarks)
     loss.backward()
     assert relative_error(loss, wanted) < 1e-5
@@ -120,13 +121,7 @@ def test_a_step_with_a_prepared_head_is_right_in_either_memory_format(layout):
     images = images.to(memory_format=layout)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
     pal_fast.nn.prepare_head(model, "middle", images)
-    pal = pal_fast.PALLoss(model, "middle")
-
-    @compile_step(backend="aot_eager")
-    def step(images, labels, landmarks):
-        logits = model(images)
-        return nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
-
+    step = compiled_step(model, "middle", "aot_eager")
     loss = step(images, labels, landmarks)
     loss.backward()
     assert relative_error(loss, wanted) < 1e-10
