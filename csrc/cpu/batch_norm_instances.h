@@ -5,6 +5,7 @@ namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET {
 namespace {
 
 // clang-format off: each needs those before it.
+#include "conversions.h"
 #include "lanes.h"
 #include "batch_norm_loops.h"
 // clang-format on

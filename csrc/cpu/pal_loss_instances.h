@@ -5,6 +5,7 @@ namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET {
 namespace {
 
 // clang-format off: each needs those before it.
+#include "conversions.h"
 #include "lanes.h"
 #include "landmark_heatmap_loops.h"
 #include "landmark_heatmap_backward_loops.h"
