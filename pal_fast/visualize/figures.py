@@ -1,15 +1,4 @@
-"""Pictures of faces, landmarks, heatmaps and attributions.
-
-    figure = pal_fast.visualize.attribution_grid(
-        images, {"landmark heatmap": heatmaps, "where the network looks": maps}, landmarks=landmarks
-    )
-    pal_fast.visualize.save(figure, "attributions.png")
-
-Images are (3, H, W) or (1, H, W) tensors, or (H, W, 3) or (H, W) arrays: floats in [0, 1] or uint8. Undo the
-normalisation of a network's input first, with `unnormalise`. Maps are (h, w) of any size and are laid over the
-whole image, so that cell (i, j) comes to lie where `landmark_heatmap` says it is. Figures are made without pyplot:
-nothing is registered, shown or left open. Needs matplotlib.
-"""
+"""Pictures laid out as figures, with landmarks and captions, and written to files."""
 
 from __future__ import annotations
 
@@ -18,122 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from pal_fast.visualize.pictures import overlay, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "attribution_grid",
-    "check_suffix",
-    "colour_map",
-    "draw_landmarks",
-    "overlay",
-    "panels",
-    "picture",
-    "save",
-    "unnormalise",
-]
-
 _SCHEME = 68  # points of 300-W
 _LANDMARK_COLOUR = "#19e3d0"
 _CLOSED_PARTS = ((36, 42), (42, 48), (48, 60), (60, 68))  # eyes, outer and inner lip
 _OPEN_PARTS = ((0, 17), (17, 22), (22, 27), (27, 31), (31, 36))  # jaw, brows, bridge and base of the nose
-
-
-def picture(image: Tensor | np.ndarray) -> np.ndarray:
-    """An image as (H, W, 3) float32 in [0, 1].
-
-    Raises: ValueError for another shape, or floats that are not finite or go beyond [0, 1].
-    """
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    given = array.shape
-    if isinstance(image, Tensor) and array.ndim == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3):
-        raise ValueError(f"image must be a (3, H, W) or (1, H, W) tensor or an (H, W, 3) or (H, W) array, got {given}")
-    array = np.broadcast_to(array, (*array.shape[:2], 3))
-    if array.dtype == np.uint8:
-        return (array / np.float32(255)).astype(np.float32)
-    array = array.astype(np.float32)
-    if not (np.isfinite(array).all() and array.min(initial=0) >= -1e-3 and array.max(initial=0) <= 1 + 1e-3):
-        raise ValueError(
-            f"image must hold values in [0, 1] or uint8, got {array.min():.3g} to {array.max():.3g}; "
-            "undo a normalisation with unnormalise(images, mean, std)"
-        )
-    return array.clip(0, 1)
-
-
-def unnormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(..., C, H, W) images from a network's normalised input, cut to [0, 1]; mean and std have C entries."""
-    shape = (-1, 1, 1)
-    return (images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)).clamp(0, 1)
-
-
-def colour_map(values: Tensor, *, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """A map (h, w) in colours, (h, w, 4) float RGBA in [0, 1]; the opacity is that of the colour's strength.
-
-    A map of one sign goes from dark and transparent at its minimum to bright and opaque at its maximum; a map with
-    both signs goes from blue through transparent at zero to red. What is not finite is transparent, a flat map too.
-
-    Args: limits: the values of both ends; None takes the map's own.
-    """
-    from matplotlib import colormaps
-
-    array = values.detach().float().cpu().numpy()
-    if array.ndim != 2:
-        raise ValueError(f"a map must be (h, w), got {array.shape}")
-    finite = np.isfinite(array)
-    low, high = limits or (array[finite].min(initial=np.inf), array[finite].max(initial=-np.inf))
-    signed = low < 0 < high
-    if signed:
-        low, high = -max(-low, high), max(-low, high)
-    if not high > low:
-        return np.zeros((*array.shape, 4))
-    share = ((np.where(finite, array, low) - low) / (high - low)).clip(0, 1)
-    strength = np.abs(2 * share - 1) if signed else share
-    colours: np.ndarray = colormaps["RdBu_r" if signed else "inferno"](share)
-    colours[..., 3] = np.where(finite, strength, 0)
-    return colours
-
-
-def overlay(
-    image: Tensor | np.ndarray,
-    values: Tensor,
-    *,
-    opacity: float = 0.75,
-    limits: tuple[float, float] | None = None,
-) -> np.ndarray:
-    """A map (h, w) in colours over a greyed image, (H, W, 3) float32 in [0, 1].
-
-    The map is resized bilinearly. It covers the image everywhere, most where it is strongest, so that a bright
-    place is a high value and the face can still be seen.
-
-    Args:
-        image: see `picture`.
-        opacity: of the map's maximum, 0 to 1.
-        limits: the map's values that get the darkest and the brightest colour; None takes its own minimum and
-            maximum, which makes pictures of different maps comparable in place only.
-    """
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must be from 0 to 1, got {opacity}")
-    below = picture(image)
-    if values.dim() != 2:
-        raise ValueError(f"values must be a map (h, w), got {tuple(values.shape)}")
-    whole = torch.nn.functional.interpolate(
-        values.detach().float()[None, None], below.shape[:2], mode="bilinear", align_corners=False
-    )[0, 0]
-    colours = colour_map(whole, limits=limits)
-    grey = below @ np.array([0.299, 0.587, 0.114], np.float32)
-    below = 0.25 * below + 0.75 * grey[..., None]
-    cover = opacity * (0.45 + 0.55 * colours[..., 3:])
-    if not colours.any():
-        return below.astype(np.float32)
-    return (below * (1 - cover) + colours[..., :3] * cover).clip(0, 1).astype(np.float32)
 
 
 def draw_landmarks(
