@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pal_fast.training import machine, progress, recording
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.evaluation import Evaluation, check_logits, evaluate_network
+from pal_fast.training.evaluation import Evaluation, evaluate_network
 from pal_fast.training.files import RunFolder, write_arrays, write_json, write_state
 from pal_fast.training.gallery import Gallery
-from pal_fast.training.networks import begin
-from pal_fast.training.randomness import derive
-from pal_fast.training.set_up import make_loss, open_splits, try_out
+from pal_fast.training.learner import Learner
+from pal_fast.training.set_up import open_splits
 
 MODEL = "model"
 
@@ -69,10 +64,11 @@ class _Training:
     def __init__(self, config: TrainingConfig, folder: RunFolder, accelerator: Any, say: Callable[[str], None]) -> None:
         self.config, self.folder, self.accelerator, self.say = config, folder, accelerator, say
         assert config.size is not None
-        self.size = config.size
-        self.splits = open_splits(config, self.size, accelerator)
+        self.splits = open_splits(config, config.size, accelerator)
         self.steps_per_epoch = self.splits.batches.steps
-        self._build()
+        self.learner = Learner(config, self.splits, config.size, accelerator, say, begun=folder.checkpoint.exists())
+        self.config = self.learner.config
+        self.layers = config.layer if self.splits.validation.landmark_count else ()
         if accelerator.is_main_process:
             folder.gallery.mkdir(parents=True, exist_ok=True)
             progress.clean(folder)
@@ -81,42 +77,10 @@ class _Training:
             write_json(folder.config, self.config.to_mapping())
         accelerator.wait_for_everyone()
         self.progress = progress.resume(
-            folder, self.network, self.optimiser, accelerator.scaler, accelerator.num_processes
+            folder, self.learner.network, self.learner.optimiser, accelerator.scaler, accelerator.num_processes
         )
         # Of all processes, so that only one of them may go on from there.
         self.sums = self.progress.sums.to(accelerator.device) * accelerator.is_main_process
-
-    def _build(self) -> None:
-        config, accelerator, splits = self.config, self.accelerator, self.splits
-        torch.manual_seed(derive(config.seed, "network"))
-        begun = self.folder.checkpoint.exists()  # its weights take the place of those to begin with
-        beginning = begin(
-            config.model,
-            len(splits.classes),
-            self.size,
-            pretrained="no" if begun else config.pretrained,
-            weights=None if begun else config.weights,
-        )
-        if not begun:
-            self.say(f"network {config.model}: {beginning.source}")
-            if config.pretrained == "auto":
-                # What was found decides the result, so it belongs to the config.
-                config = self.config = replace(config, pretrained="yes" if beginning.pretrained else "no")
-        self.network: nn.Module = beginning.network.to(accelerator.device)
-        if not begun:
-            try_out(config, self.network, splits, self.size, accelerator)
-        if config.sync_batchnorm:
-            from pal_fast.nn import convert_sync_batchnorm
-
-            self.network = convert_sync_batchnorm(self.network)
-        self.network.to(accelerator.device)
-        self.optimiser = torch.optim.Adam(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.model, self.stepper = accelerator.prepare(self.network, self.optimiser)
-        self.layers = config.layer if splits.validation.landmark_count else ()
-        self.pal = make_loss(config, self.model) if config.weight else None
-        self.total_steps = config.epochs * self.steps_per_epoch
 
     def run(self) -> dict[str, Any]:
         config, here = self.config, self.progress
@@ -135,14 +99,14 @@ class _Training:
     def _train_epoch(self) -> None:
         config, here = self.config, self.progress
         self.splits.batches.epoch, self.splits.batches.first_step = here.epoch, here.step
-        self.model.train()
+        self.learner.model.train()
         window: list[dict[str, Any]] = []
         started = time.perf_counter()
         for batch in self._with_progress():
             window.append(batch)
             if len(window) < config.accumulate:
                 continue
-            self._step(window)
+            self.learner.step(window, here.epoch * self.steps_per_epoch + here.step, self.sums)
             window = []
             here.step += 1
             if here.step % config.checkpoint_every == 0 and here.step < self.steps_per_epoch:
@@ -168,44 +132,6 @@ class _Training:
         )
         return bar
 
-    def _step(self, window: list[dict[str, Any]]) -> None:
-        """One step of the optimiser, on `accumulate` batches."""
-        config, here, device = self.config, self.progress, self.accelerator.device
-        done = here.epoch * self.steps_per_epoch + here.step
-        rate = config.learning_rate * (1 - done / self.total_steps) ** config.power
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        for number, batch in enumerate(window):
-            # Dropout and stochastic depth as a function of the step.
-            torch.manual_seed(derive(config.seed, "step", done, number, self.accelerator.process_index))
-            images = batch["image"].to(device, non_blocking=True)
-            labels = batch["label"].to(device, non_blocking=True)
-            last = number == len(window) - 1
-            with _synchronised(self.accelerator, self.model, last):
-                logits = self.model(images)
-                check_logits(logits, len(self.splits.classes), len(images))
-                cross_entropy = F.cross_entropy(logits, labels)
-                loss, pal = cross_entropy, None
-                if self.pal is not None:
-                    landmarks = batch["landmarks"].to(device, non_blocking=True)
-                    pal = self.pal(logits, landmarks, labels=labels)
-                    loss = loss + pal
-                self.accelerator.backward(loss if len(window) == 1 else loss / len(window))
-            self._add_up(cross_entropy, pal, logits, labels)
-        self.stepper.step()
-        self.optimiser.zero_grad(set_to_none=True)
-
-    def _add_up(self, cross_entropy: Tensor, pal: Tensor | None, logits: Tensor, labels: Tensor) -> None:
-        count = len(labels)
-        correct = (logits.detach().argmax(1) == labels).sum()
-        parts = [
-            torch.full_like(cross_entropy.detach(), count),
-            cross_entropy.detach() * count,
-            torch.zeros_like(cross_entropy.detach()) if pal is None else pal.detach() * (count / self.config.weight),
-            correct.to(cross_entropy),
-        ]
-        self.sums += torch.stack(parts).to(self.sums)
-
     def _save(self) -> None:
         """A checkpoint of this moment. The sums of all processes go to the first one, which alone keeps them."""
         here = self.progress
@@ -222,8 +148,8 @@ class _Training:
                 self.config,
                 self.splits.classes,
                 here,
-                self.network,
-                self.optimiser,
+                self.learner.network,
+                self.learner.optimiser,
                 self.accelerator.scaler,
                 self.accelerator.num_processes,
             )
@@ -240,10 +166,10 @@ class _Training:
         entry: dict[str, Any] = {
             "epoch": here.epoch + 1,
             "step": (here.epoch + 1) * steps,
-            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "learning_rate": self.learner.optimiser.param_groups[0]["lr"],
             "train": {
                 "cross_entropy": cross_entropy / images,
-                "pal": pal / images if self.pal is not None else None,
+                "pal": pal / images if self.learner.pal is not None else None,
                 "accuracy": correct / images,
             },
             "seconds": here.seconds,
@@ -263,9 +189,9 @@ class _Training:
         return evaluation
 
     def _validate(self) -> Evaluation:
-        machine.share_buffers(self.accelerator, self.network)
+        machine.share_buffers(self.accelerator, self.learner.network)
         return evaluate_network(
-            self.network,
+            self.learner.network,
             self.splits.validation_loader,
             self.splits.classes,
             device=self.accelerator.device,
@@ -285,7 +211,7 @@ class _Training:
 
     def _look(self, gallery: Gallery, epoch: int, recorder: Any) -> None:
         seen = gallery.look(
-            self.network,
+            self.learner.network,
             self.config.layer[0],
             device=self.accelerator.device,
             batch=self.splits.validation_loader.batch_size or 1,
@@ -299,11 +225,11 @@ class _Training:
         config, folder = self.config, self.folder
         if last is None:  # stopped after the last checkpoint and before the result
             last = self._validate()
-        if self.pal is not None:
-            self.pal.remove()
+        if self.learner.pal is not None:
+            self.learner.pal.remove()
         result = {
             "epochs": config.epochs,
-            "steps": self.total_steps,
+            "steps": self.learner.total_steps,
             "layer": list(config.layer),
             "classes": self.splits.classes,
             "seconds": sum(entry["seconds"] for entry in self.progress.history),
@@ -316,7 +242,7 @@ class _Training:
                     "kind": MODEL,
                     "config": config.to_mapping(),
                     "classes": self.splits.classes,
-                    "network": {name: value.cpu() for name, value in self.network.state_dict().items()},
+                    "network": {name: value.cpu() for name, value in self.learner.network.state_dict().items()},
                 },
             )
             rows = {"labels": last.labels, "predictions": last.predictions}
@@ -326,8 +252,3 @@ class _Training:
             write_json(folder.result, result)
         self.accelerator.wait_for_everyone()
         return result
-
-
-def _synchronised(accelerator: Any, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Gradients are reduced over the processes with the last batch of a step only."""
-    return contextlib.nullcontext() if last else accelerator.no_sync(model)

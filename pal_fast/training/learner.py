@@ -1,0 +1,119 @@
+"""What a run trains: the network with its loss and its optimiser, and one step of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pal_fast.training.config import TrainingConfig
+from pal_fast.training.evaluation import check_logits
+from pal_fast.training.networks import begin
+from pal_fast.training.randomness import derive
+from pal_fast.training.set_up import Splits, make_loss, try_out
+
+
+class Learner:
+    """One process's network, loss and optimiser, as a run begins with them.
+
+    Args:
+        begun: there is a checkpoint, whose weights will take the place of those to begin with.
+
+    Attributes:
+        config: the one given, with what pretrained="auto" found.
+        network, optimiser: what a checkpoint holds the state of.
+        model, stepper: the same as Accelerate prepared them, which train.
+        pal: the loss on attributions; None where its weight is 0.
+        total_steps: of the whole run.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        splits: Splits,
+        size: int,
+        accelerator: Any,
+        say: Callable[[str], None],
+        *,
+        begun: bool,
+    ) -> None:
+        torch.manual_seed(derive(config.seed, "network"))
+        beginning = begin(
+            config.model,
+            len(splits.classes),
+            size,
+            pretrained="no" if begun else config.pretrained,
+            weights=None if begun else config.weights,
+        )
+        if not begun:
+            say(f"network {config.model}: {beginning.source}")
+            if config.pretrained == "auto":
+                # What was found decides the result, so it belongs to the config.
+                config = replace(config, pretrained="yes" if beginning.pretrained else "no")
+        self.network: nn.Module = beginning.network.to(accelerator.device)
+        if not begun:
+            try_out(config, self.network, splits, size, accelerator)
+        if config.sync_batchnorm:
+            from pal_fast.nn import convert_sync_batchnorm
+
+            self.network = convert_sync_batchnorm(self.network)
+        self.network.to(accelerator.device)
+        self.optimiser = torch.optim.Adam(
+            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.model, self.stepper = accelerator.prepare(self.network, self.optimiser)
+        self.pal = make_loss(config, self.model) if config.weight else None
+        self.total_steps = config.epochs * splits.batches.steps
+        self.config, self._accelerator, self._classes = config, accelerator, len(splits.classes)
+
+    def step(self, window: list[dict[str, Any]], done: int, sums: Tensor) -> None:
+        """One step of the optimiser, on the `accumulate` batches of `window`.
+
+        Args:
+            done: steps of the run before this one; with the config's seed they decide all that is random.
+            sums: gets the batches' `progress.SUMS` added.
+        """
+        config, device = self.config, self._accelerator.device
+        rate = config.learning_rate * (1 - done / self.total_steps) ** config.power
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        for number, batch in enumerate(window):
+            # Dropout and stochastic depth as a function of the step.
+            torch.manual_seed(derive(config.seed, "step", done, number, self._accelerator.process_index))
+            images = batch["image"].to(device, non_blocking=True)
+            labels = batch["label"].to(device, non_blocking=True)
+            last = number == len(window) - 1
+            with _synchronised(self._accelerator, self.model, last):
+                logits = self.model(images)
+                check_logits(logits, self._classes, len(images))
+                cross_entropy = F.cross_entropy(logits, labels)
+                loss, pal = cross_entropy, None
+                if self.pal is not None:
+                    landmarks = batch["landmarks"].to(device, non_blocking=True)
+                    pal = self.pal(logits, landmarks, labels=labels)
+                    loss = loss + pal
+                self._accelerator.backward(loss if len(window) == 1 else loss / len(window))
+            self._add_up(sums, cross_entropy, pal, logits, labels)
+        self.stepper.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def _add_up(self, sums: Tensor, cross_entropy: Tensor, pal: Tensor | None, logits: Tensor, labels: Tensor) -> None:
+        count = len(labels)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        parts = [
+            torch.full_like(cross_entropy.detach(), count),
+            cross_entropy.detach() * count,
+            torch.zeros_like(cross_entropy.detach()) if pal is None else pal.detach() * (count / self.config.weight),
+            correct.to(cross_entropy),
+        ]
+        sums += torch.stack(parts).to(sums)
+
+
+def _synchronised(accelerator: Any, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Gradients are reduced over the processes with the last batch of a step only."""
+    return contextlib.nullcontext() if last else accelerator.no_sync(model)
