@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pal_fast.channel_axis import ChannelSigns, signs_of
 from pal_fast.layouts import find_layout
 
 #: A map with fewer cells along a side holds no attribution worth aligning.
@@ -70,13 +71,19 @@ def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
         for module, training in modes.items():
             module.training = training
     size = (images.shape[-2], images.shape[-1])
-    made = [_candidate(name, tensor, size, (end - at) / (end - start)) for name, (tensor, at) in found.items()]
+    named = dict(model.named_modules())
+    made = [
+        _candidate(name, tensor, size, signs_of(model, named[name]), (end - at) / (end - start))
+        for name, (tensor, at) in found.items()
+    ]
     return [candidate for candidate in made if candidate is not None and runs[candidate.name] == 1]
 
 
-def _candidate(name: str, tensor: Tensor, image_size: tuple[int, int], share: float) -> Candidate | None:
+def _candidate(
+    name: str, tensor: Tensor, image_size: tuple[int, int], signs: ChannelSigns, share: float
+) -> Candidate | None:
     try:
-        layout = find_layout("auto", name, tuple(tensor.shape), image_size)
+        layout = find_layout("auto", name, tuple(tensor.shape), image_size, signs)
     except ValueError:
         return None
     view = layout.view(tensor)

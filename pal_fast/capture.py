@@ -19,6 +19,7 @@ from torch.compiler import is_compiling
 from pal_fast import _checks
 from pal_fast.attention import MathAttention
 from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_tensor
+from pal_fast.channel_axis import signs_of
 from pal_fast.checkpointing import CheckpointedSegments
 
 #: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper) put into a module's dotted name.
@@ -101,7 +102,7 @@ class Capture:
 
     def attach(self) -> None:
         """Puts the hooks on: one per layer, two on the model."""
-        self.captured = [Captured(name) for name in self.layers]
+        self.captured = [Captured(name, signs_of(self.model, layer)) for name, layer in self.layers.items()]
         for record, layer in zip(self.captured, self.layers.values(), strict=True):
             self.handles.append(layer.register_forward_hook(Hook(self._on_layer(record))))
         before, after = Hook(self._before_model), Hook(self._after_model)

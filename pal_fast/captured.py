@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pal_fast.channel_axis import ChannelSigns
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -36,6 +38,8 @@ class Captured:
     """One layer's output in the latest forward."""
 
     name: str
+    #: What the modules tell of where the output has its channels.
+    signs: ChannelSigns  # no default: PyTorch 2.11 does not compile one that is an object
     output: Tensor | None = None
     version: int = 0
     conditions: Conditions | None = None
@@ -47,7 +51,7 @@ class Captured:
 
     def released(self) -> Captured:
         """What was captured, for one who uses it up; nothing is left here."""
-        taken = Captured(self.name, self.output, self.version, self.conditions, self.runs)
+        taken = Captured(self.name, self.signs, self.output, self.version, self.conditions, self.runs)
         self.clear()
         return taken
 

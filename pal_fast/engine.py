@@ -94,7 +94,7 @@ class Engine:
         layers = []
         for record in taken:
             output = _output(record)
-            layout = self.layout_of(record.name, output, image_size)
+            layout = self.layout_of(record, image_size)
             f = layout.view(output)
             layers.append((layout, f, check_call(f, prior, self.options, self.backend)))
         by_label = self.target == "label" and (self.exact or self.by_differences)
@@ -201,16 +201,17 @@ class Engine:
             self._scale.follow([g for g in found if g is not None])
         return found
 
-    def layout_of(self, name: str, output: Tensor, image_size: tuple[int, int] | None) -> Layout:
+    def layout_of(self, record: Captured, image_size: tuple[int, int] | None) -> Layout:
         """The layout of one layer's output; found anew only when its shape or the image's changes.
 
         Raises: ValueError, TypeError if the output is no map.
         """
-        key = (name, output.shape[1:], image_size)
+        output = _output(record)
+        key = (record.name, output.shape[1:], image_size)
         layout = self._layouts.get(key)
         if layout is None:
-            layout = find_layout(self._layout, name, tuple(output.shape), image_size)
-            _checks.layer_tensor(f"the output of layer {name!r}", layout.view(output))
+            layout = find_layout(self._layout, record.name, tuple(output.shape), image_size, record.signs)
+            _checks.layer_tensor(f"the output of layer {record.name!r}", layout.view(output))
             self._layouts[key] = layout
         return layout
 
@@ -225,7 +226,7 @@ class Engine:
     ) -> preflight.Trial:
         """One layer on its own, for `preflight.check`."""
         output = _output(record)
-        layout = self.layout_of(record.name, output, image_size)
+        layout = self.layout_of(record, image_size)
         fresh = self._fresh(self.head)
         loss = fresh.loss(model, logits, [record], labels, Prior(heatmap), image_size)
         gradient = None

@@ -65,7 +65,7 @@ def attribute(
             (taken,) = capture.take()
             output = taken.output
             assert output is not None
-            view = find_layout(layout, taken.name, tuple(output.shape), capture.image_size).view
+            view = find_layout(layout, taken.name, tuple(output.shape), capture.image_size, taken.signs).view
             _checks.layer_tensor(f"the output of layer {taken.name!r}", view(output))
             (gradient,) = attributed_gradients(logits, [output], target, labels, create_graph=False)
     finally:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pal_fast import _checks
+from pal_fast.channel_axis import NO_SIGNS, ChannelSigns
 
 LAYOUTS = ("auto", "NCHW", "NHWC", "tokens")
 
@@ -46,29 +47,50 @@ class Layout:
 NCHW = Layout("NCHW")
 
 
-def find_layout(wanted: str, name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None) -> Layout:
-    """The layout of an output of `shape`, from the image's aspect ratio where `wanted` is "auto".
+def find_layout(
+    wanted: str,
+    name: str,
+    shape: tuple[int, ...],
+    image_size: tuple[int, int] | None,
+    signs: ChannelSigns = NO_SIGNS,
+) -> Layout:
+    """The layout of an output of `shape`, from the image's aspect ratio and the layer's modules if `wanted` is "auto".
 
-    A 4-dimensional output is NHWC if its dimensions 1 and 2 have the image's aspect ratio and 2 and 3 have not.
+    A 4-dimensional output is NHWC only if its dimensions 1 and 2 have the image's aspect ratio and `signs`, of the
+    modules, have the channels last: other shapes are NCHW, whatever the modules, and the output of convolutions is,
+    whatever the shape.
     Of N tokens the last H * W are the grid, the largest of the image's aspect ratio that leaves at most 16. For "auto"
     its cells must be whole patches: squares of whole pixels that fill an image of known size; else a network that drops
     tokens at random would be given a grid that it has not. "tokens" takes the user's word that there is a grid, also
     where the patches leave a rest.
 
-    Raises: ValueError for a shape that is none of these.
+    Raises: ValueError for a shape that is none of these, and for one of which neither tells.
     """
     if len(shape) == 3 and wanted in ("auto", "tokens"):
         prefix, grid = _token_grid(name, shape, image_size, whole_patches=wanted == "auto")
         return Layout("tokens", prefix, grid)
     if len(shape) == 4 and wanted == "auto":
-        last = not _has_aspect(shape[2], shape[3], image_size) and _has_aspect(shape[1], shape[2], image_size)
-        return Layout("NHWC" if last else "NCHW")
+        return _channels_axis(name, shape, image_size, signs)
     if len(shape) == 4 and wanted in ("NCHW", "NHWC"):
         return Layout(wanted)
     _checks.choice("layout", wanted, LAYOUTS)
     shapes = {"tokens": "(B, N, C)", "NCHW": "(B, C, H, W)", "NHWC": "(B, H, W, C)"}
     known = shapes.get(wanted, "(B, C, H, W), (B, H, W, C) or (B, N, C)")
     raise ValueError(f"the output of layer {name!r} must have shape {known} for layout={wanted!r}, got {shape}")
+
+
+def _channels_axis(
+    name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None, signs: ChannelSigns
+) -> Layout:
+    if not _has_aspect(shape[1], shape[2], image_size):
+        return NCHW
+    last = signs.are_last(shape[1], shape[3])
+    if last is None:
+        raise ValueError(
+            f"the output of layer {name!r}, {tuple(shape)}, may be (B, C, H, W) or (B, H, W, C): neither its shape nor "
+            "the modules in and around it tell; say layout='NCHW' or layout='NHWC'"
+        )
+    return Layout("NHWC") if last else NCHW
 
 
 def _has_aspect(height: int, width: int, image_size: tuple[int, int] | None) -> bool:

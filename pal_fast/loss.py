@@ -50,8 +50,8 @@ class PALLoss(nn.Module):
         second_order: "exact" differentiates the gradient itself; "finite_difference" replaces that by two more
             passes of the head, for smooth heads without a second derivative (see `first_order`).
         head: for "finite_difference": a callable from the layer's output to the logits.
-        layout: "auto", or how the layer's output is laid out: "NCHW", "NHWC" (Swin) or "tokens" (ViT: (B, N, C),
-            class and register tokens first).
+        layout: "auto" (by shape and modules), or how the layer's output is laid out: "NCHW", "NHWC" (Swin) or "tokens"
+            (ViT: (B, N, C), class and register tokens first).
         backend: None for the fastest, or "cuda", "cpu", "triton", "reference".
 
     Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run anywhere.

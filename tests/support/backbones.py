@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pal_fast
 import pal_fast.nn
+from pal_fast.channel_axis import signs_of
 from pal_fast.layouts import find_layout
 from support.compare import relative_error
 from support.networks import gradient_error, judged, twin
@@ -47,7 +48,8 @@ def assert_one_step_equals_the_double_backward(backbone: Backbone) -> None:
     labels, landmarks = torch.tensor([1, 4])[:batch], torch.rand(batch, 5, 2, dtype=torch.float64) * SIDE
 
     def view(f: Tensor) -> Tensor:
-        return find_layout("auto", layer, tuple(f.shape), (SIDE, SIDE)).view(f)
+        signs = signs_of(model, model.get_submodule(layer))
+        return find_layout("auto", layer, tuple(f.shape), (SIDE, SIDE), signs).view(f)
 
     wanted, gradients = judged(twin(model), layer, images, labels, landmarks, view=view)
     model = model.double()

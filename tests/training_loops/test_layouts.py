@@ -21,13 +21,9 @@ from pal_fast.layouts import find_layout
         ((2, 1 + 14 * 21, 64), (224, 336), "tokens", 1, (14, 21)),
         ((2, 2 + 30 * 10, 64), (480, 160), "tokens", 2, (30, 10)),
         ((2, 50, 64), None, "tokens", 1, (7, 7)),
-        ((2, 14, 14, 384), (224, 224), "NHWC", 0, None),
-        ((2, 7, 14, 384), (112, 224), "NHWC", 0, None),
         ((2, 384, 14, 14), (224, 224), "NCHW", 0, None),
-        ((2, 7, 7, 7), (224, 224), "NCHW", 0, None),
         ((2, 512, 7, 7), (193, 193), "NCHW", 0, None),
         ((2, 16, 13, 12), (100, 90), "NCHW", 0, None),
-        ((2, 14, 14, 384), None, "NHWC", 0, None),
     ],
 )
 def test_the_layout_is_found(shape, image, kind, prefix, grid):
@@ -48,7 +44,7 @@ def test_views_share_memory_and_are_channels_last():
     view = find_layout("auto", "layer", (2, 17, 8), (32, 32)).view(torch.randn(2, 17, 8))
     assert view._base is not None
     image = torch.randn(2, 4, 4, 8)
-    view = find_layout("auto", "layer", (2, 4, 4, 8), (32, 32)).view(image)
+    view = find_layout("NHWC", "layer", (2, 4, 4, 8), (32, 32)).view(image)
     assert view.data_ptr() == image.data_ptr()
     assert view.is_contiguous(memory_format=torch.channels_last)
 
