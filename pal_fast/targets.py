@@ -22,7 +22,7 @@ def check_target(target: object) -> None:
 
 
 def check_logits(logits: object) -> None:
-    """Raises unless `logits` is a floating-point tensor with a graph that did not end in a softmax."""
+    """Raises unless `logits` is a floating-point tensor with a graph that does not end in a softmax or its log."""
     if not isinstance(logits, Tensor):
         hint = "; pass its .logits" if hasattr(logits, "logits") else ""
         raise TypeError(f"logits must be a tensor of shape (B, classes), got {_checks.describe(logits)}{hint}")
@@ -35,25 +35,36 @@ def check_logits(logits: object) -> None:
             "logits carry no gradient: PALLoss needs the forward to run with gradients enabled and logits that "
             "are not detached"
         )
-    if not is_compiling() and type(logits.grad_fn).__name__ == "SoftmaxBackward0":
-        raise ValueError(_SOFTMAX)
+    if not is_compiling() and type(logits.grad_fn).__name__ in _NORMALISED:
+        raise ValueError(_NORMALISED[type(logits.grad_fn).__name__])
 
 
 def refuse_probabilities(logits: Tensor) -> None:
-    """Looks at the values (one synchronisation on a GPU): rows in [0, 1] that sum to one are a softmax."""
+    """Looks at the values (one synchronisation on a GPU): rows in [0, 1] that sum to one are a softmax, rows whose
+    exponentials do are its logarithm."""
     if logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
         return
     values = logits.detach().float()
     tolerance = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 2e-2
-    sums_to_one = ((values.sum(1) - 1).abs() < tolerance).all()
-    if bool(sums_to_one & (values >= 0).all()):
-        raise ValueError(_SOFTMAX)
+    sum_to_one = ((values.sum(1) - 1).abs() < tolerance).all() & (values >= 0).all()
+    are_logs = (values.logsumexp(1).abs() < tolerance).all()
+    for found, message in zip(torch.stack([sum_to_one, are_logs]).tolist(), _NORMALISED.values(), strict=True):
+        if found:
+            raise ValueError(message)
 
 
-_SOFTMAX = (
-    "logits look like a softmax output (rows of probabilities that sum to one): the gradient of their sum is "
-    "zero; pass the logits, before the softmax"
-)
+#: The node that a softmax, or its logarithm, leaves in the graph -> why its output is no target.
+_NORMALISED = {
+    "SoftmaxBackward0": (
+        "logits look like a softmax output (rows of probabilities that sum to one): the gradient of their sum is "
+        "zero; pass the logits, before the softmax"
+    ),
+    "LogSoftmaxBackward0": (
+        "logits look like a log_softmax output (rows of log-probabilities): each of them depends on every class, and "
+        "their sum is no sum of scores; pass the logits, before the log_softmax (CrossEntropyLoss takes them in place "
+        "of NLLLoss)"
+    ),
+}
 
 
 def attributed_gradients(

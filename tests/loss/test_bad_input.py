@@ -128,6 +128,24 @@ def test_softmax_outputs_are_refused(model, how):
         pal(probabilities, landmarks)
 
 
+@pytest.mark.parametrize("target", ["sum", "label", "predicted"])
+@pytest.mark.parametrize("how", ["log_softmax", "log of the softmax"])
+def test_log_softmax_outputs_are_refused(model, how, target):
+    pal, logits, landmarks = logits_and(model, {"target": target})
+    logs = logits.log_softmax(1) if how == "log_softmax" else logits.softmax(1).log()
+    with pytest.raises(ValueError, match="before the log_softmax"):
+        pal(logs, landmarks, labels=torch.zeros(4, dtype=torch.int64))
+    logits = model(torch.randn(4, 3, 16, 16))
+    pal(logits - logits.detach().amax(1, keepdim=True), landmarks, labels=torch.zeros(4, dtype=torch.int64))
+
+
+def test_a_log_softmax_is_refused_in_every_call(model):
+    pal, logits, landmarks = logits_and(model)
+    pal(logits, landmarks)
+    with pytest.raises(ValueError, match="before the log_softmax"):
+        pal(model(torch.randn(4, 3, 16, 16)).log_softmax(1), landmarks)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
