@@ -140,7 +140,7 @@ class Engine:
             g = None if gradient is None else layout.view(gradient)
             part = checked_loss_of(f, g, prior, self.options, self.backend, call)
             if first and not told:
-                first_values.warn_if_useless(model, record.name, f, g, part, prior)
+                first_values.warn_if_useless(model, record.name, f, g, part, prior, self.options.reduction)
             total = part if total is None else total + part
         assert total is not None
         if self.by_differences:

@@ -59,22 +59,41 @@ def _warn_of_labels(logits: Tensor, labels: Tensor) -> bool:
 
 
 def warn_if_useless(
-    model: nn.Module, name: str, activation: Tensor, gradient: Tensor | None, loss: Tensor, prior: Prior
+    model: nn.Module,
+    name: str,
+    activation: Tensor,
+    gradient: Tensor | None,
+    loss: Tensor,
+    prior: Prior,
+    reduction: str,
 ) -> None:
     """Warns if g, (B, C, H, W), is zero everywhere, or else if the layer's loss is 0 for every sample that counts."""
     if gradient is not None and gradient.numel() and not bool((gradient.detach() != 0).any()):
         warn(unreached(model, name))
-    elif not bool(loss.detach().any()) and _any_sample_counts(len(activation), prior):
-        warn(_flat(name, activation), FlatLossWarning)
+    elif not bool(loss.detach().any()):
+        weights = _counting_weights(len(activation), prior)
+        if reduction == "mean" and _cancel(weights):
+            warn(
+                f"sample_weight adds up to 0 over the samples of this batch that count ({weights.tolist()}), and the "
+                "weighted mean of nothing is 0: give weights of 0 or more, or take reduction='sum'"
+            )
+        elif bool(weights.any()):
+            warn(_flat(name, activation), FlatLossWarning)
 
 
-def _any_sample_counts(batch: int, prior: Prior) -> bool:
-    counts = torch.ones(batch, dtype=torch.bool)
-    if prior.sample_weight is not None:
-        counts &= (prior.sample_weight.detach() != 0).cpu()
+def _counting_weights(batch: int, prior: Prior) -> Tensor:
+    """(B,) on the CPU, 0 for a sample without landmarks."""
+    given = prior.sample_weight
+    weights = torch.ones(batch) if given is None else given.detach().to("cpu", torch.float32)
     if prior.landmarks is not None:
-        counts &= reference.valid_landmarks(prior.landmarks, prior.visible).any(1).cpu()
-    return bool(counts.any())
+        weights = weights * reference.valid_landmarks(prior.landmarks, prior.visible).any(1).cpu()
+    return weights
+
+
+def _cancel(weights: Tensor) -> bool:
+    """Whether they add up to 0, up to rounding, without being 0."""
+    mass = float(weights.abs().sum())
+    return mass > 0 and abs(float(weights.sum())) <= 1e-6 * mass
 
 
 def _flat(name: str, activation: Tensor) -> str:

@@ -96,6 +96,20 @@ def test_labels_that_are_all_outside_the_classes_are_blamed_and_no_class_token(m
     assert told(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 0, 7, -1])) == []
 
 
+def test_weights_that_cancel_are_blamed_and_no_layer(model):
+    landmarks = batch(dtype=torch.float32)[2]
+    weight = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    (text,) = told(model, landmarks, sample_weight=weight)
+    assert text.startswith("sample_weight adds up to 0 over the samples of this batch that count ([1.0, -1.0, 1.0, -1")
+    landmarks[3] = torch.nan
+    assert told(model, landmarks, sample_weight=weight) == []
+    (text,) = told(model, landmarks, sample_weight=torch.tensor([1, -2, 1, 5]))
+    assert "([1.0, -2.0, 1.0, 0.0])" in text
+    assert told(model, landmarks, sample_weight=weight, options={"reduction": "sum"}) == []
+    (text,) = told(model, landmarks, "pool", sample_weight=weight, options={"reduction": "sum"})
+    assert "single cell" in text
+
+
 def test_the_other_warnings_point_at_the_same_line(model):
     landmarks = batch(dtype=torch.float32)[2]
     nn.init.zeros_(model.classifier.weight)
