@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,12 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_NAMES)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile(module)` returned it. Does not import the compiler."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    return frames is not None and isinstance(module, frames.OptimizedModule)
+
+
 def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
     """The modules that `layers` names: a dotted name, a module of the model, or a sequence of these.
 
@@ -55,7 +62,7 @@ def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
                 raise ValueError(f"layer {type(layer).__name__} is not a module of {type(model).__name__}")
             found[plain_name(name) or WHOLE] = layer
         elif isinstance(layer, str):
-            module = model if layer == WHOLE else named.get(layer) or plain.get(layer)
+            module = model if layer == WHOLE else named.get(layer) or plain.get(plain_name(layer))
             if module is None or layer == "":
                 raise ValueError(
                     f"layer {layer!r} is not a module of {type(model).__name__}{_checks.near_layer(layer, plain)}"

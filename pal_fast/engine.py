@@ -47,6 +47,9 @@ class Engine:
         self.head = head
         self.backend = backend
         needed = options.attribution.needs_gradient
+        #: Whether the logits are differentiated with respect to the layers: by gradients that are differentiated
+        #: again, or whose derivative is replaced by differences.
+        self.differentiates = needed
         self.exact = needed and second_order == "exact"
         self.by_differences = needed and second_order == "finite_difference"
         self._layout = layout
@@ -88,8 +91,7 @@ class Engine:
         compiling = is_compiling()
         first = not compiling and not self._begun
         if first:
-            differentiates = self.exact or self.by_differences
-            first_call.check(model, logits, taken, differentiates=differentiates, exact=self.exact)
+            first_call.check(model, logits, taken, differentiates=self.differentiates, exact=self.exact)
         in_group = not compiling and distributed.in_play()
         layers = []
         for record in taken:
@@ -97,7 +99,7 @@ class Engine:
             layout = self.layout_of(record, image_size)
             f = layout.view(output)
             layers.append((layout, f, check_call(f, prior, self.options, self.backend)))
-        by_label = self.target == "label" and (self.exact or self.by_differences)
+        by_label = self.target == "label" and self.differentiates
         if by_label:
             check_labels(logits, "label", labels)
             assert labels is not None
@@ -133,7 +135,7 @@ class Engine:
             told: whether it has told already why the loss is useless.
         """
         gradients: Sequence[Tensor | None] = [None] * len(taken)
-        if self.exact or self.by_differences:
+        if self.differentiates:
             gradients = self.gradients(model, logits, taken, labels, create_graph=self.exact, in_group=in_group)
         total: Tensor | None = None
         for record, gradient, (layout, f, call) in zip(taken, gradients, layers, strict=True):
@@ -230,7 +232,7 @@ class Engine:
         fresh = self._fresh(self.head)
         loss = fresh.loss(model, logits, [record], labels, Prior(heatmap), image_size)
         gradient = None
-        if self.exact or self.by_differences:
+        if self.differentiates:
             (gradient,) = fresh.gradients(
                 model, logits, [record], labels, create_graph=False, in_group=distributed.in_play()
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 import torch
@@ -31,7 +33,8 @@ def attribute(
     """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
 
     The model's mode, parameters' gradients, running statistics and hooks are left as they were; nothing is
-    differentiable. It may be called under `torch.no_grad` and `torch.inference_mode`.
+    differentiable. It may be called under `torch.no_grad` and `torch.inference_mode`, and on a compiled model, which
+    runs uncompiled.
 
     Args:
         model, layer: a module and one of its modules, by name or itself.
@@ -58,6 +61,7 @@ def attribute(
             torch.inference_mode(False),
             torch.enable_grad(),
             capture.forced(),
+            _eagerly(),
             running_statistics.kept(in_train_mode),
         ):
             logits: Any = model(images)
@@ -96,6 +100,11 @@ def _outside_inference_mode(model: nn.Module, images: Tensor, labels: Tensor | N
             )
     with torch.inference_mode(False):
         return _copied(images), _copied(labels)
+
+
+def _eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Inside, what torch.compile compiled runs as it was written. Does not import the compiler."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def _copied(given: Any) -> Any:

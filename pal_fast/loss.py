@@ -14,13 +14,19 @@ from torch.utils.checkpoint import CheckpointError
 
 from pal_fast import _checks, distributed, preflight
 from pal_fast.calls import Prior
-from pal_fast.capture import Capture, find_layers
+from pal_fast.capture import Capture, find_layers, is_compiled
 from pal_fast.captured import Captured
 from pal_fast.constants import BACKENDS
 from pal_fast.engine import Engine
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import Regions
 from pal_fast.targets import Target, check_logits
+
+_COMPILED = (
+    "model must not be what torch.compile(model) returned, which cannot be differentiated twice: make the PALLoss on "
+    "the model itself, and compile only the layers below the attributed one (pal_fast.compiled.compile_body) or the whole "
+    "step (pal_fast.compiled.compile_step)"
+)
 
 
 class PALLoss(nn.Module):
@@ -30,7 +36,8 @@ class PALLoss(nn.Module):
     parameter, and the model's state_dict, copies and pickles are the same with and without it.
 
     Args:
-        model: the network; its forward is the only one that runs.
+        model: the network; its forward is the only one that runs. What `torch.compile(model)` returns is taken for
+            attribution="activation" alone.
         layer: a module of it, its dotted name, or a list of these (the losses are averaged).
         attribution: "grad_input" (the paper's Grad*Input), "grad" or "activation".
         absolute: abs(g) (the paper) or g.
@@ -99,6 +106,10 @@ class PALLoss(nn.Module):
         self._image_size = None if image_size is None else _checks.size_pair("image_size", image_size)
         self._regions = Regions(regions)
         self.weight = float(weight)
+        if is_compiled(model):
+            if self._engine.differentiates:
+                raise TypeError(_COMPILED)
+            model = model.get_submodule("_orig_mod")  # Hooks on the wrapper break its compilation.
         # In a tuple, so that the model is not registered as a submodule of the loss.
         self._model = (model,)
         layers = find_layers(model, layer)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import _checks, graph, reference, running_statistics
-from pal_fast.capture import Capture
+from pal_fast.capture import Capture, is_compiled
 from pal_fast.captured import Captured
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
 from pal_fast.targets import Target, check_logits, labels_to_try
@@ -51,8 +51,7 @@ def take(model: nn.Module, logits: Any, capture: Capture) -> list[Captured]:
 def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
     """Why the layer's hook did not fire, if that is torch.compile's doing; "" otherwise."""
     compiled = any(
-        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
+        is_compiled(module) or getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
     )
     if isinstance(logits, Tensor) and logits.grad_fn is not None:
         compiled = compiled or graph.holds(logits.grad_fn, "CompiledFunction")

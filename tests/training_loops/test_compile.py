@@ -9,6 +9,7 @@ from support.compare import relative_error
 from support.networks import SmallNet, Tokens, batch, gradient_error, judged, twin
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
 
 import pal_fast
 import pal_fast.nn
@@ -226,15 +227,63 @@ def test_a_compiled_head_is_refused_with_the_way_out():
         pal(model(images), landmarks)
 
 
-@pytest.mark.parametrize("given", ["the compiled model", "the model itself"])
-def test_hooks_added_after_the_first_compiled_call_are_detected(given):
+def test_hooks_added_after_the_first_compiled_call_are_detected():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
     compiled = torch.compile(model, backend="aot_eager")
     compiled(images)
-    pal = pal_fast.PALLoss(compiled if given == "the compiled model" else model, "middle")
+    pal = pal_fast.PALLoss(model, "middle")
     with pytest.raises(RuntimeError, match=r"after the first compiled call.*compile_body"):
         pal(compiled(images), landmarks)
-    if given == "the compiled model":  # the model itself runs eagerly in `check`
-        with pytest.raises(RuntimeError, match=r"after the first compiled call.*compile_body"):
-            pal.check(images)
+
+
+def test_hooks_added_after_the_first_call_of_a_model_compiled_in_place_are_detected_by_the_check():
+    model = SmallNet()
+    model.compile(backend="aot_eager")
+    images, _, _ = batch(dtype=torch.float32)
+    model(images)
+    with pytest.raises(RuntimeError, match=r"after the first compiled call.*compile_body"):
+        pal_fast.PALLoss(model, "middle").check(images)
+
+
+@pytest.mark.parametrize("options", [{}, {"attribution": "grad"}, {"second_order": "finite_difference", "head": abs}])
+def test_a_loss_on_the_compiled_model_is_refused_where_it_is_made_and_the_model_runs_on(options):
+    model = torch.compile(SmallNet(), backend="aot_eager")
+    images, _, _ = batch(dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"model must not be what torch\.compile.*compile_body.*compile_step"):
+        pal_fast.PALLoss(model, "middle", **options)
+    assert model(images).shape == (4, 5)
+
+
+@pytest.mark.parametrize("layer", ["middle", "_orig_mod.middle"])
+def test_a_loss_of_activations_works_on_the_compiled_model(layer):
+    model = SmallNet()
+    compiled = torch.compile(model, backend="aot_eager")
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(compiled, layer, attribution="activation")
+    for mode in (compiled.eval, compiled.train):
+        mode()
+        with torch.no_grad():
+            compiled(images)
+    got = pal(compiled(images), landmarks)
+    pal.remove()
+    with pal_fast.PALLoss(model, "middle", attribution="activation") as eager:
+        wanted = eager(model(images), landmarks)
+    torch.testing.assert_close(got, wanted)
+    got.backward()
+
+
+@pytest.mark.parametrize("how", ["torch.compile(model)", "model.compile()"])
+def test_the_attribution_of_a_compiled_model_is_that_of_the_model_which_stays_compiled(how):
+    model = SmallNet().eval()
+    images, _, _ = batch(dtype=torch.float32)
+    wanted, _ = pal_fast.attribute(model, "middle", images)
+    graphs = CompileCounter()
+    if how == "model.compile()":
+        model.compile(backend=graphs)
+    else:
+        model = torch.compile(model, backend=graphs)
+    model(images)
+    torch.testing.assert_close(pal_fast.attribute(model, "middle", images)[0], wanted)
+    model(images)
+    assert graphs.frame_count == 1
