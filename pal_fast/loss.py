@@ -24,8 +24,8 @@ from pal_fast.targets import Target, check_logits
 
 _COMPILED = (
     "model must not be what torch.compile(model) returned, which cannot be differentiated twice: make the PALLoss on "
-    "the model itself, and compile only the layers below the attributed one (pal_fast.compiled.compile_body) or the whole "
-    "step (pal_fast.compiled.compile_step)"
+    "the model itself, and compile only the layers below the attributed one (pal_fast.compiled.compile_body) or the "
+    "whole step (pal_fast.compiled.compile_step)"
 )
 
 
@@ -33,7 +33,8 @@ class PALLoss(nn.Module):
     """Privileged Attribution Loss on one layer, or several, of a model (Bonnard et al., ICPR 2022).
 
     Call it once after each forward of the model in train mode; add the result to the task's loss. It holds no
-    parameter, and the model's state_dict, copies and pickles are the same with and without it.
+    parameter, and the model's state_dict, copies and pickles are the same with and without it. Its hooks on the model
+    go with it.
 
     Args:
         model: the network; its forward is the only one that runs. What `torch.compile(model)` returns is taken for
@@ -243,6 +244,12 @@ class PALLoss(nn.Module):
         """Takes the hooks off the model. The loss cannot be called afterwards."""
         self._capture.remove()
 
+    def __del__(self) -> None:
+        # The hooks hold the capture, and not the loss, which can go while the model lives. Absent if __init__ raised.
+        capture = self.__dict__.get("_capture")
+        if capture is not None:
+            capture.remove()
+
     def __enter__(self) -> PALLoss:
         return self
 
@@ -273,6 +280,7 @@ class PALLoss(nn.Module):
         """A shallow copy without hooks; copy.copy would put a second set on this very model."""
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
+        del twin.__dict__["_capture"]
         return twin
 
     def __getstate__(self) -> dict[str, Any]:

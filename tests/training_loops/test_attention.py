@@ -43,8 +43,8 @@ def test_the_body_keeps_its_fused_kernel(model):
     held = []
     model.blocks[0].register_forward_hook(lambda m, a, out: held.append(out))
     x = images.requires_grad_()
-    pal_fast.PALLoss(model, "blocks.0")
-    logits = model(x)
+    with pal_fast.PALLoss(model, "blocks.0"):
+        logits = model(x)
     assert fused(held[0], [x])
     assert not fused(logits, held)
 
@@ -118,10 +118,11 @@ def test_the_kernels_are_switched_back_after_an_exception(model):
         raise KeyError("in the head")
 
     handle = model.norm.register_forward_hook(fail)
-    pal_fast.PALLoss(model, "blocks.0")
+    pal = pal_fast.PALLoss(model, "blocks.0")
     with pytest.raises(KeyError):
         model(batch()[0])
     assert switches() == before
+    assert pal._capture.captured[0].output is not None
     handle.remove()
 
 
@@ -141,9 +142,10 @@ def test_the_kernels_stay_where_only_a_part_of_the_model_is_called(model):
 def test_the_users_own_choice_of_math_is_left_alone(model):
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         before = switches()
-        pal_fast.PALLoss(model, "blocks.0")
+        pal = pal_fast.PALLoss(model, "blocks.0")
         model(batch()[0])
         assert switches() == before
+        assert pal._capture.captured[0].output is not None
 
 
 def test_a_layer_above_which_only_the_class_token_counts_is_warned_of(model):
