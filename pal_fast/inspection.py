@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pal_fast import _checks, running_statistics
 from pal_fast.capture import Capture, find_layers
 from pal_fast.functional import attribution_map
 from pal_fast.layouts import LAYOUTS, find_layout
+from pal_fast.model_run import Output, check_output, logits_of
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
 
@@ -20,7 +22,7 @@ from pal_fast.targets import Target, attributed_gradients, check_logits, check_t
 def attribute(
     model: nn.Module,
     layer: nn.Module | str,
-    images: Tensor,
+    images: Any,
     *,
     attribution: str = "grad_input",
     absolute: bool = True,
@@ -29,6 +31,7 @@ def attribute(
     target: Target = "sum",
     labels: Tensor | None = None,
     layout: str = "auto",
+    output: Output | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
 
@@ -38,9 +41,11 @@ def attribute(
 
     Args:
         model, layer: a module and one of its modules, by name or itself.
-        images: (B, 3, IH, IW), or whatever the model takes as its only argument.
+        images: (B, 3, IH, IW), a tuple of the model's positional inputs, or a dict of its keyword arguments.
         attribution, absolute, channels, channel_count: see `pal_loss`.
         target, labels, layout: see `PALLoss`.
+        output: takes the logits out of what the model returns; None takes that itself, its `logits`, or the only
+            tensor in it.
 
     Returns: maps (B, H, W) float32 (float64 for a float64 model); logits, detached.
 
@@ -49,6 +54,7 @@ def attribute(
     AttributionOptions(attribution, absolute, channels, channel_count)
     check_target(target)
     _checks.choice("layout", layout, LAYOUTS)
+    check_output(output)
     layers = find_layers(model, layer)
     if len(layers) != 1:
         raise ValueError(f"layer must name one layer, got {len(layers)}")
@@ -64,20 +70,20 @@ def attribute(
             _eagerly(),
             running_statistics.kept(in_train_mode),
         ):
-            logits: Any = model(images)
+            logits = logits_of(model, images, output)
             check_logits(logits)
             (taken,) = capture.take()
-            output = taken.output
-            assert output is not None
-            view = find_layout(layout, taken.name, tuple(output.shape), capture.image_size, taken.signs).view
-            _checks.layer_tensor(f"the output of layer {taken.name!r}", view(output))
-            (gradient,) = attributed_gradients(logits, [output], target, labels, create_graph=False)
+            activation = taken.output
+            assert activation is not None
+            view = find_layout(layout, taken.name, tuple(activation.shape), capture.image_size, taken.signs).view
+            _checks.layer_tensor(f"the output of layer {taken.name!r}", view(activation))
+            (gradient,) = attributed_gradients(logits, [activation], target, labels, create_graph=False)
     finally:
         capture.remove()
     if gradient is None:
         raise _checks.NotReadyError(f"the logits do not depend on the output of layer {taken.name!r}")
     maps = attribution_map(
-        view(output.detach()),
+        view(activation.detach()),
         view(gradient),
         attribution=attribution,
         absolute=absolute,
@@ -87,7 +93,7 @@ def attribute(
     return maps, logits.detach()
 
 
-def _outside_inference_mode(model: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _outside_inference_mode(model: nn.Module, images: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
     """Images and labels that autograd may keep: copies of what was made under inference mode.
 
     Raises: NotReadyError for a model that was.
@@ -108,4 +114,8 @@ def _eagerly() -> contextlib.AbstractContextManager[Any]:
 
 
 def _copied(given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return {name: _copied(value) for name, value in given.items()}
+    if isinstance(given, tuple):
+        return tuple(map(_copied, given))
     return given.clone() if isinstance(given, Tensor) and given.is_inference() else given

@@ -18,6 +18,7 @@ from pal_fast.capture import Capture, find_layers, is_compiled
 from pal_fast.captured import Captured
 from pal_fast.constants import BACKENDS
 from pal_fast.engine import Engine
+from pal_fast.model_run import Output
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import Regions
 from pal_fast.targets import Target, check_logits
@@ -205,7 +206,7 @@ class PALLoss(nn.Module):
             return self._capture.take()
         return preflight.take(self.model, logits, self._capture)
 
-    def check(self, images: Any, labels: Tensor | None = None) -> preflight.Report:
+    def check(self, images: Any, labels: Tensor | None = None, *, output: Output | None = None) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.
 
         Nothing of the model changes: gradients, running statistics, random state and mode are put back. Under
@@ -213,8 +214,10 @@ class PALLoss(nn.Module):
         every process must call this.
 
         Args:
-            images: (B, 3, IH, IW), or a tuple of the model's positional inputs.
+            images: (B, 3, IH, IW), a tuple of the model's positional inputs, or a dict of its keyword arguments.
             labels: for target="label" and callables, as in `forward`; None takes class numbers 0, 1, 2...
+            output: takes the logits out of what the model returns; None takes that itself, its `logits`, or the only
+                tensor in it.
 
         Returns: a report, readable with `print`; `report.problems` lists what is wrong.
 
@@ -224,7 +227,8 @@ class PALLoss(nn.Module):
         inner = distributed.unwrapped(self.model)
         if inner is self.model:
             try:
-                return preflight.check(self.model, images, labels, self._capture, self._engine.target, self._trial)
+                target = self._engine.target
+                return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
             finally:
                 self._capture.probe_checkpoints()
                 self._capture.image.forget()
@@ -232,7 +236,7 @@ class PALLoss(nn.Module):
         twin._model = (inner,)
         twin._attach(self._capture.layers)
         try:
-            return twin.check(images, labels)
+            return twin.check(images, labels, output=output)
         finally:
             twin.remove()
             self._capture.clear()

@@ -18,6 +18,7 @@ from pal_fast import _checks, graph, reference, running_statistics
 from pal_fast.capture import Capture, is_compiled
 from pal_fast.captured import Captured
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
+from pal_fast.model_run import Output, check_output, logits_of, values_of
 from pal_fast.targets import Target, check_logits, labels_to_try
 
 
@@ -112,15 +113,23 @@ class Report:
         return "\n".join([*map(str, self.layers), *([cost] if cost else []), verdict])
 
 
-def check(model: nn.Module, images: Any, labels: Tensor | None, capture: Capture, target: Target, trial: Try) -> Report:
+def check(
+    model: nn.Module,
+    images: Any,
+    labels: Tensor | None,
+    output: Output | None,
+    capture: Capture,
+    target: Target,
+    trial: Try,
+) -> Report:
     """See `PALLoss.check`."""
-    inputs = images if isinstance(images, tuple) else (images,)
+    check_output(output)
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     reports = {name: LayerReport(name) for name in capture.layers}
-    timer = _Timer(next((i.device for i in inputs if isinstance(i, Tensor)), torch.device("cpu")))
+    timer = _Timer(next((i.device for i in values_of(images) if isinstance(i, Tensor)), torch.device("cpu")))
 
     def run() -> tuple[Tensor, list[Captured]]:
-        logits: Tensor = model(*inputs)
+        logits = logits_of(model, images, output)
         check_logits(logits)
         return logits, take(model, logits, capture)
 

@@ -1,0 +1,63 @@
+"""One forward of a model for its logits, for those who run the model themselves, whatever it takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pal_fast import _checks
+
+#: Takes the logits out of what the model returns.
+Output = Callable[[Any], Tensor]
+
+
+def check_output(output: object) -> None:
+    if output is not None and not callable(output):
+        raise TypeError(
+            f"output must be a callable that takes the logits out of what the model returns, got "
+            f"{_checks.describe(output)}"
+        )
+
+
+def logits_of(model: nn.Module, inputs: Any, output: Output | None) -> Any:
+    """Runs the model and returns its logits; what `output` returns is not checked.
+
+    Args:
+        inputs: a mapping of keyword arguments, a tuple of positional ones, or the only argument.
+        output: None takes the tensor that the model returns, what it calls `logits`, or the only tensor in a tuple,
+            list or mapping.
+
+    Raises: TypeError if none or several tensors can be meant.
+    """
+    if isinstance(inputs, Mapping):
+        returned = model(**inputs)
+    else:
+        returned = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return _only_logits(returned) if output is None else output(returned)
+
+
+def values_of(inputs: Any) -> tuple[Any, ...]:
+    """The arguments themselves."""
+    if isinstance(inputs, Mapping):
+        return tuple(inputs.values())
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _only_logits(returned: Any) -> Tensor:
+    if isinstance(returned, Tensor):
+        return returned
+    mapping = isinstance(returned, Mapping)
+    named = returned.get("logits") if mapping else getattr(returned, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    held = returned.values() if mapping else returned if isinstance(returned, (tuple, list)) else ()
+    tensors = [value for value in held if isinstance(value, Tensor)]
+    if len(tensors) == 1:
+        return tensors[0]
+    what = f"{type(returned).__name__} of {', '.join(map(repr, returned))}" if mapping else type(returned).__name__
+    raise TypeError(
+        f"the model returned a {what} with {len(tensors) or 'no'} tensors of which one could be the logits: pass "
+        "output=, a callable that takes the logits out of it"
+    )

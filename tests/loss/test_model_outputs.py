@@ -1,0 +1,162 @@
+"""`check` and `attribute` run the model themselves, whatever it takes and returns: objects, dicts and tuples too."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from support.networks import SmallNet, batch
+from torch import Tensor, nn
+
+import pal_fast
+
+
+class Returning(SmallNet):
+    """Its logits as `form` packs them."""
+
+    form: Any = None
+
+    def forward(self, images: Tensor) -> Any:
+        features = self.middle(self.stem(images))
+        return type(self).form(self.head(features), features)
+
+
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class TwoHeads(NamedTuple):
+    logits: Tensor
+    aux_logits: Tensor
+
+
+FORMS = {
+    "object": lambda z, f: Output(z),
+    "named tuple": lambda z, f: TwoHeads(z, f.mean((2, 3))),
+    "dict with logits": lambda z, f: {"loss": z.mean(), "logits": z, "hidden": f},
+    "user dict": lambda z, f: UserDict(logits=z),
+    "dict of one": lambda z, f: {"out": z},
+    "tuple of one": lambda z, f: (z,),
+    "list with others": lambda z, f: [z, None, "name"],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_logits_are_taken_where_one_tensor_can_be_meant(form):
+    model = Returning()
+    images, _, _ = batch(dtype=torch.float32)
+    Returning.form = staticmethod(lambda z, f: z)
+    wanted, wanted_logits = pal_fast.attribute(model, "middle", images)
+    Returning.form = staticmethod(FORMS[form])
+    maps, logits = pal_fast.attribute(model, "middle", images)
+    assert torch.equal(maps, wanted)
+    assert torch.equal(logits, wanted_logits)
+    assert pal_fast.PALLoss(model, "middle").check(images).problems == []
+
+
+@pytest.mark.parametrize(
+    "form", [lambda z, f: (z, f), lambda z, f: {"out": z, "aux": f}, lambda z, f: None, lambda z, f: {"logits": [z, z]}]
+)
+def test_what_is_ambiguous_is_refused_with_the_argument_to_give(form):
+    model = Returning()
+    Returning.form = staticmethod(form)
+    images, _, _ = batch(dtype=torch.float32)
+    for run in (pal_fast.PALLoss(model, "middle").check, lambda x: pal_fast.attribute(model, "middle", x)):
+        with pytest.raises(TypeError, match=r"the model returned .*output="):
+            run(images)
+
+
+def test_output_says_which_tensor_it_is():
+    model = Returning()
+    Returning.form = staticmethod(lambda z, f: (f, {"scores": z}))
+    images, _, _ = batch(dtype=torch.float32)
+
+    def output(returned):
+        return returned[1]["scores"]
+
+    maps, logits = pal_fast.attribute(model, "middle", images, output=output)
+    assert maps.abs().max() > 0
+    assert logits.shape == (4, 5)
+    assert pal_fast.PALLoss(model, "middle").check(images, output=output).problems == []
+    with pytest.raises(TypeError, match=r"output must be a callable .*got str 'logits'"):
+        pal_fast.attribute(model, "middle", images, output="logits")
+    with pytest.raises(TypeError, match="output must be a callable"):
+        pal_fast.PALLoss(model, "middle").check(images, output="logits")
+
+
+class TakingNames(SmallNet):
+    def forward(self, pixel_values: Tensor, scale: float = 1.0) -> Tensor:
+        return super().forward(pixel_values * scale)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_dict_of_inputs_is_taken_as_keyword_arguments(kind):
+    model = TakingNames()
+    images, _, _ = batch(dtype=torch.float32)
+    given = kind(pixel_values=images, scale=2.0)
+    wanted, _ = pal_fast.attribute(model, "middle", images * 2)
+    torch.testing.assert_close(pal_fast.attribute(model, "middle", given)[0], wanted)
+    pal = pal_fast.PALLoss(model, "middle")
+    report = pal.check(given)
+    assert report.problems == []
+    assert report.layers[0].shape == (4, 8, 8, 8)
+
+
+def test_images_made_under_inference_mode_are_taken_in_a_dict_too():
+    model = TakingNames()
+    with torch.inference_mode():
+        images = {"pixel_values": torch.randn(2, 3, 16, 16)}
+        maps, _ = pal_fast.attribute(model, "middle", images)
+    assert maps.shape == (2, 8, 8)
+
+
+def test_a_hugging_face_model_is_checked_attributed_and_judged_by_the_doctor(monkeypatch, capsys):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    import sys
+    import types
+
+    from pal_fast.cli import main
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=5, **sizes)
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config)
+    images = torch.randn(2, 3, 32, 32)
+    for given in (images, {"pixel_values": images, "labels": torch.tensor([1, 2])}):
+        maps, logits = pal_fast.attribute(model, "vit.layers.1", given)
+        assert maps.shape == (2, 4, 4)
+        assert logits.shape == (2, 5)
+        assert pal_fast.PALLoss(model, "vit.layers.1").check(given).problems == []
+    module = types.ModuleType("hugging_networks")
+    module.vit = lambda: model
+    monkeypatch.setitem(sys.modules, "hugging_networks", module)
+    assert main(["doctor", "hugging_networks:vit", "--image-size", "32", "--layer", "vit.layers.1"]) == 0
+    assert "layer vit.layers.1: (2, 24, 4, 4) from tokens, 1 + 4 x 4" in capsys.readouterr().out
+
+
+def test_the_loss_itself_still_takes_the_logits_alone():
+    model = Returning()
+    Returning.form = staticmethod(FORMS["object"])
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+    with pytest.raises(TypeError, match=r"logits must be a tensor .*pass its \.logits"):
+        pal(model(images), landmarks)
+    pal(model(images).logits, landmarks)
+
+
+def test_the_network_inside_a_wrapper_is_checked_by_keyword_and_output_too():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = TakingNames()
+
+        def forward(self, **inputs: Any) -> Any:
+            return {"first": self.network(**inputs), "second": torch.zeros(3)}
+
+    report = pal_fast.PALLoss(Wrapped(), "network.middle").check(
+        {"pixel_values": batch(dtype=torch.float32)[0]}, output=lambda out: out["first"]
+    )
+    assert report.problems == []
