@@ -184,10 +184,28 @@ class Capture:
                 "the model is in eval mode, in which PALLoss captures nothing; call model.train(), or use "
                 "pal_fast.attribute for attributions of a model in eval mode"
             )
+        ran_without_it = self._last_child_without(record.name)
+        if ran_without_it:
+            return (
+                f"layer {record.name!r} has not run, its children have (timm's set_grad_checkpointing calls the blocks "
+                f"of a stage without the stage): name its last block, {ran_without_it!r}"
+            )
         return (
             f"layer {record.name!r} has not run with gradients since the last loss: call model(images) in train "
             "mode once before each call of the loss, and name a layer which that forward runs"
         )
+
+    def _last_child_without(self, name: str) -> str:
+        """The last child of layer `name` that ran in the latest forward, if the layer itself did not; "" otherwise."""
+        layer = self.layers[name]
+        if self.segments is None:
+            return ""
+        ran = self.segments.ran
+        if ran is None:
+            self.segments.probe()  # So that the next forward tells.
+            return ""
+        children = [] if layer in ran else [child for child, module in layer.named_children() if module in ran]
+        return f"{name}.{children[-1]}" if children else ""
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         # Inside a backward pass this is a checkpoint's recomputation, not the forward.

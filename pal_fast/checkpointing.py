@@ -52,6 +52,8 @@ class CheckpointedSegments:
         self._with_math: dict[nn.Module, MathAttention] = {}
         self._real: dict[nn.Module, dict[str, Tensor | None]] = {}
         self._guarded: set[nn.Module] = set()
+        #: The modules that ran in the latest forward with gradients; None if it was not probed.
+        self.ran: set[nn.Module] | None = None
         self.probe()
 
     def probe(self) -> None:
@@ -69,6 +71,7 @@ class CheckpointedSegments:
         if self._left and not self._probes and self._tracking and self._versions != self._versions_now():
             self._left -= 1
             self.probe()
+        self.ran = set() if self._probes else None
 
     def end(self) -> None:
         """After a forward with gradients."""
@@ -93,7 +96,11 @@ class CheckpointedSegments:
         self._guards = []
 
     def _probe(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or not self._running() or module in self._guarded:
+        if torch.compiler.is_compiling() or not self._running():
+            return
+        if self.ran is not None:
+            self.ran.add(module)
+        if module in self._guarded:
             return
         if not _in_checkpointed_segment():
             return

@@ -175,3 +175,74 @@ def test_attention_is_recomputed_with_the_kernel_of_the_forward():
         (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
         assert gradient_error(model, gradients) < 1e-9
     assert torch.backends.cuda.flash_sdp_enabled()
+
+
+class BlockByBlock(SmallNet):
+    """Runs the children of each stage, and not the stage, as timm does under `set_grad_checkpointing`."""
+
+    on = True
+
+    def forward(self, x):
+        for stage in (self.stem, self.middle, self.top):
+            if self.on:
+                for block in stage:
+                    x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = stage(x)
+        return self.classifier(self.pool(x).flatten(1))
+
+
+def test_a_stage_whose_children_run_without_it_is_told_with_its_last_block():
+    model = BlockByBlock().double()
+    images, _, landmarks = batch()
+    _, gradients = judged(twin(model), "middle.2", images, None, landmarks)
+    pal = pal_fast.PALLoss(model, "middle")
+    with pytest.raises(
+        RuntimeError, match=r"'middle' has not run, its children have.*: name its last block, 'middle\.2'"
+    ):
+        pal(model(images), landmarks)
+    with pytest.raises(RuntimeError, match="'middle\\.2'"):
+        pal.check(images)
+    pal = pal_fast.PALLoss(model, "middle.2")
+    pal(model(images), landmarks).backward()
+    assert gradient_error(model, gradients) < 1e-10
+
+
+def test_switched_on_in_mid_training_it_is_told_when_the_step_is_repeated():
+    model = BlockByBlock()
+    model.on = False
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+    for _ in range(2):
+        pal(model(images), landmarks).backward()
+    model.on = True
+    with pytest.raises(RuntimeError, match="layer 'middle' has not run"):
+        pal(model(images), landmarks)
+    with pytest.raises(RuntimeError, match="name its last block"):
+        pal(model(images), landmarks)
+
+
+def test_a_layer_whose_children_did_not_run_either_is_told_no_block():
+    class Skipping(SmallNet):
+        def forward(self, images):
+            return self.head(self.stem(images).repeat(1, 2, 1, 1)[:, :8])
+
+    pal = pal_fast.PALLoss(model := Skipping(), "middle")
+    images, _, landmarks = batch(dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="layer 'middle' has not run with gradients"):
+        pal(model(images), landmarks)
+
+
+@pytest.mark.parametrize(("name", "block"), [("resnet18", "layer3.1"), ("efficientnet_b0", "blocks.4.2")])
+def test_a_stage_of_timm_under_its_checkpointing_is_told_with_its_last_block(name, block):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    model = timm.create_model(name, num_classes=5)
+    model.set_grad_checkpointing()
+    images, landmarks = torch.randn(2, 3, 64, 64), torch.rand(2, 5, 2) * 64
+    pal = pal_fast.PALLoss(model, block.rpartition(".")[0])
+    with pytest.raises(RuntimeError, match=f"name its last block, '{block}'"):
+        pal(model(images), landmarks)
+    pal.remove()
+    pal = pal_fast.PALLoss(model, block)
+    pal(model(images), landmarks).backward()
+    assert sum(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters()) > 10
