@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,57 +21,6 @@ from pal_fast.attention import MathAttention
 from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_tensor
 from pal_fast.channel_axis import signs_of
 from pal_fast.checkpointing import CheckpointedSegments
-
-#: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper) put into a module's dotted name.
-_WRAPPER_NAMES = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
-#: The name of the model itself, where it is the layer.
-WHOLE = "(model)"
-
-
-def plain_name(name: str) -> str:
-    """A module's dotted name without the parts that wrappers add."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPER_NAMES)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile(module)` returned it. Does not import the compiler."""
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    return frames is not None and isinstance(module, frames.OptimizedModule)
-
-
-def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
-    """The modules that `layers` names: a dotted name, a module of the model, or a sequence of these.
-
-    Raises: TypeError for anything else; ValueError for a name or module that the model does not hold, with the
-        nearest names.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {_checks.describe(model)}")
-    wanted = list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
-    if not wanted:
-        raise ValueError("layer must name at least one layer, got an empty list")
-    named = dict(model.named_modules())
-    plain = {plain_name(name): module for name, module in named.items()}
-    found: dict[str, nn.Module] = {}
-    for layer in wanted:
-        if isinstance(layer, nn.Module):
-            name = next((n for n, module in named.items() if module is layer), None)
-            if name is None:
-                raise ValueError(f"layer {type(layer).__name__} is not a module of {type(model).__name__}")
-            found[plain_name(name) or WHOLE] = layer
-        elif isinstance(layer, str):
-            module = model if layer == WHOLE else named.get(layer) or plain.get(plain_name(layer))
-            if module is None or layer == "":
-                raise ValueError(
-                    f"layer {layer!r} is not a module of {type(model).__name__}{_checks.near_layer(layer, plain)}"
-                )
-            found[layer] = module
-        else:
-            raise TypeError(
-                f"layer must be a module, its dotted name or a list of these, got {_checks.describe(layer)}"
-            )
-    return found
 
 
 class Hook(functools.partial[Any]):

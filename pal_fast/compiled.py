@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pal_fast._version import __version__
-from pal_fast.capture import find_layers
+from pal_fast.layer_names import find_layers
 
 __all__ = ["can_compile_a_step", "compile_body", "compile_step"]
 

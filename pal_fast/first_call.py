@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import distributed, graph
-from pal_fast.capture import plain_name
 from pal_fast.captured import Captured
+from pal_fast.layer_names import plain_name
 from pal_fast.targets import refuse_probabilities
 from pal_fast.warn import warn
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pal_fast import _checks, running_statistics
-from pal_fast.capture import Capture, find_layers
+from pal_fast.capture import Capture
 from pal_fast.functional import attribution_map
+from pal_fast.layer_names import find_layers
 from pal_fast.layouts import LAYOUTS, find_layout
 from pal_fast.model_run import Output, check_output, logits_of
 from pal_fast.options import AttributionOptions

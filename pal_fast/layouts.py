@@ -1,6 +1,6 @@
 """Views of what layers return as (B, C, H, W): images, channels-last images (Swin), tokens (ViT).
 
-Nothing is copied here. Tokens behind a prefix are no dense map, though, and `functional` copies such a view for its
+Nothing is copied here. Tokens behind a prefix are no dense map, though, and `calls` copies such a view for the
 kernels.
 """
 
@@ -70,7 +70,7 @@ def find_layout(
         prefix, grid = _token_grid(name, shape, image_size, whole_patches=wanted == "auto")
         return Layout("tokens", prefix, grid)
     if len(shape) == 4 and wanted == "auto":
-        return _channels_axis(name, shape, image_size, signs)
+        return _of_four_dimensions(name, shape, image_size, signs)
     if len(shape) == 4 and wanted in ("NCHW", "NHWC"):
         return Layout(wanted)
     _checks.choice("layout", wanted, LAYOUTS)
@@ -79,7 +79,7 @@ def find_layout(
     raise ValueError(f"the output of layer {name!r} must have shape {known} for layout={wanted!r}, got {shape}")
 
 
-def _channels_axis(
+def _of_four_dimensions(
     name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None, signs: ChannelSigns
 ) -> Layout:
     if not _has_aspect(shape[1], shape[2], image_size):

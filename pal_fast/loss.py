@@ -14,10 +14,11 @@ from torch.utils.checkpoint import CheckpointError
 
 from pal_fast import _checks, distributed, preflight
 from pal_fast.calls import Prior
-from pal_fast.capture import Capture, find_layers, is_compiled
+from pal_fast.capture import Capture
 from pal_fast.captured import Captured
 from pal_fast.constants import BACKENDS
 from pal_fast.engine import Engine
+from pal_fast.layer_names import find_layers, is_compiled
 from pal_fast.model_run import Output
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import Regions

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import _checks, graph, reference, running_statistics
-from pal_fast.capture import Capture, is_compiled
+from pal_fast.capture import Capture
 from pal_fast.captured import Captured
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
+from pal_fast.layer_names import is_compiled
 from pal_fast.model_run import Output, check_output, logits_of, values_of
 from pal_fast.targets import Target, check_logits, labels_to_try
 

@@ -12,7 +12,7 @@ pytest.importorskip("accelerate", reason="accelerate is not installed (extra tra
 import torch
 from support.small_training import SMALL, quiet
 
-from pal_fast.capture import find_layers
+from pal_fast.layer_names import find_layers
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.files import RunFolder
 from pal_fast.training.networks import DEFAULT_LAYERS, begin, build_network, find_library
