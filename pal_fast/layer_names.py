@@ -28,6 +28,25 @@ def is_compiled(module: nn.Module) -> bool:
     return frames is not None and isinstance(module, frames.OptimizedModule)
 
 
+def within_compiled(model: nn.Module, *, differentiates: bool) -> nn.Module:
+    """The network on which hooks may lie: what `torch.compile` wrapped, as hooks on its wrapper break the compilation.
+
+    Args:
+        differentiates: whether the logits are to be differentiated with respect to a layer.
+
+    Raises: TypeError for a compiled model then, naming both ways to compile.
+    """
+    if not is_compiled(model):
+        return model
+    if differentiates:
+        raise TypeError(
+            "model must not be what torch.compile(model) returned, which cannot be differentiated twice: make the "
+            "PALLoss on the model itself, and compile only the layers below the attributed one "
+            "(pal_fast.compiled.compile_body) or the whole step (pal_fast.compiled.compile_step)"
+        )
+    return model.get_submodule("_orig_mod")
+
+
 def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
     """The modules that `layers` names: a dotted name, a module of the model, or a sequence of these.
 

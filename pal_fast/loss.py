@@ -18,17 +18,11 @@ from pal_fast.capture import Capture
 from pal_fast.captured import Captured
 from pal_fast.constants import BACKENDS
 from pal_fast.engine import Engine
-from pal_fast.layer_names import find_layers, is_compiled
+from pal_fast.layer_names import find_layers, within_compiled
 from pal_fast.model_run import Output
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import Regions
 from pal_fast.targets import Target, check_logits
-
-_COMPILED = (
-    "model must not be what torch.compile(model) returned, which cannot be differentiated twice: make the PALLoss on "
-    "the model itself, and compile only the layers below the attributed one (pal_fast.compiled.compile_body) or the "
-    "whole step (pal_fast.compiled.compile_step)"
-)
 
 
 class PALLoss(nn.Module):
@@ -109,10 +103,7 @@ class PALLoss(nn.Module):
         self._image_size = None if image_size is None else _checks.size_pair("image_size", image_size)
         self._regions = Regions(regions)
         self.weight = float(weight)
-        if is_compiled(model):
-            if self._engine.differentiates:
-                raise TypeError(_COMPILED)
-            model = model.get_submodule("_orig_mod")  # Hooks on the wrapper break its compilation.
+        model = within_compiled(model, differentiates=self._engine.differentiates)
         # In a tuple, so that the model is not registered as a submodule of the loss.
         self._model = (model,)
         layers = find_layers(model, layer)
