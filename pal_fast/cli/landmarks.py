@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-flip", action="store_true", help="leave out the mirrored pass: half the work, a little less exact"
     )
+    parser.add_argument(
+        "--prune", action="store_true", help="drop landmarks in the output whose images are gone, instead of an error"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -48,17 +52,23 @@ def run(args: argparse.Namespace) -> int:
     shard, output = _shard(args.shard), _path(args.output)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     finder = box_finder(args.boxes)
-    aligner = FaceAligner(finder, device=device, detector=args.detector, flip=not args.no_flip)
+
+    @functools.cache
+    def aligner() -> FaceAligner:
+        """Made for the first batch: what is wrong with the images or the output is told before networks are loaded."""
+        return FaceAligner(finder, device=device, detector=args.detector, flip=not args.no_flip)
+
     settings = {"network": "face-alignment 2DFAN-4", "boxes": args.boxes, "flip": not args.no_flip}
     if finder is None:
         settings["detector"] = args.detector
     outcome = extract(
         args.images,
         output,
-        aligner,
+        lambda *batch: aligner()(*batch),
         batch=args.batch,
         shard=shard,
         settings=settings,
+        prune=args.prune,
         progress=False if args.quiet else None,
     )
     report(shard_path(output, shard), outcome)

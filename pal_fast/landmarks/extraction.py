@@ -15,14 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pal_fast.landmarks.atomic import remove_partial, write_text
-from pal_fast.landmarks.image_files import list_images, read_image
+from pal_fast.landmarks.errors import first_few
+from pal_fast.landmarks.image_files import digest, list_images, read_image
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, merge, read_settings
 
 #: The file of parts that holds the settings.
@@ -74,9 +75,12 @@ def extract(
     batch: int = 32,
     shard: tuple[int, int] = (1, 1),
     settings: dict[str, Any] | None = None,
+    prune: bool = False,
     progress: bool | None = None,
 ) -> Outcome:
     """Extracts the landmarks of all images below a folder, or continues where a run was interrupted.
+
+    The landmarks that are there count as done where they are of the same images: of the same names and contents.
 
     Args:
         images: the folder; names in the output are paths from there.
@@ -84,10 +88,11 @@ def extract(
         batch: images at a time.
         shard: (i, n), i from 1: every n-th image from the i-th on.
         settings: what the landmarks depend on. It is kept beside them, and a run with other settings is refused.
+        prune: drop the landmarks that are there of images that are not; without it they are refused.
         progress: a progress bar; None for one on a terminal only.
 
-    Raises: FileNotFoundError for no images; ValueError for other settings than those of the landmarks that are there;
-        RuntimeError when another process is at it.
+    Raises: FileNotFoundError for no images; ValueError for landmarks that are there and were made with other settings
+        or of other images; RuntimeError when another process is at it.
     """
     folder, target = Path(images), shard_path(Path(output), shard)
     if batch < 1:
@@ -100,12 +105,13 @@ def extract(
     parts = target.with_name(f"{target.name}.parts")
     with _alone(parts):
         done = _resume(target, parts, {} if settings is None else settings)
+        _check_same_images(folder, names, done, target, parts, prune)
         todo = [name for name in names if name not in done]
         unreadable: list[str] = []
         number = 1 + max((int(path.stem) for path in parts.glob("*.npz")), default=-1)
         with tqdm(total=len(names), initial=len(names) - len(todo), unit="image", disable=_hidden(progress)) as bar:
             for read in _read_batches(folder, todo, batch):
-                unreadable += [f"{name}: {image}" for name, image in read if isinstance(image, str)]
+                unreadable += [f"{name}: {why}" for name, why in read if isinstance(why, str)]
                 good = [(name, image) for name, image in read if not isinstance(image, str)]
                 if good:
                     _predict(folder, good, predictor).save(parts / f"{number:08d}.npz")
@@ -121,22 +127,29 @@ def _hidden(progress: bool | None) -> bool | None:
     return None if progress is None else not progress
 
 
-def _predict(folder: Path, read: Sequence[tuple[str, Tensor]], predictor: Predictor) -> LandmarkSet:
+class _Read(NamedTuple):
+    """An image (3, H, W) uint8, and the digest of its file."""
+
+    image: Tensor
+    digest: str
+
+
+def _predict(folder: Path, read: Sequence[tuple[str, _Read]], predictor: Predictor) -> LandmarkSet:
     names = tuple(name for name, _ in read)
-    points, scores = predictor(names, [folder / name for name in names], [image for _, image in read])
-    return LandmarkSet(points.float().cpu(), names, scores.float().cpu())
+    points, scores = predictor(names, [folder / name for name in names], [one.image for _, one in read])
+    return LandmarkSet(points.float().cpu(), names, scores.float().cpu(), tuple(one.digest for _, one in read))
 
 
-def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[list[tuple[str, Tensor | str]]]:
+def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[list[tuple[str, _Read | str]]]:
     """Batches of (name, image or why it cannot be read); the next two batches are decoded while one is in use."""
 
-    def read(name: str) -> Tensor | str:
+    def read(name: str) -> _Read | str:
         try:
-            return read_image(folder / name)
+            return _Read(read_image(folder / name), digest(folder / name))
         except OSError as error:
             return str(error)
 
-    pending: list[list[tuple[str, Future[Tensor | str]]]] = []
+    pending: list[list[tuple[str, Future[_Read | str]]]] = []
     rest = iter(names)
     with ThreadPoolExecutor(_READERS) as pool:
         try:
@@ -167,8 +180,8 @@ def _alone(parts: Path) -> Iterator[None]:
                 shutil.rmtree(parts, ignore_errors=True)  # nothing was done: nothing is left
 
 
-def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> set[str]:
-    """The names that are done, after a check that they were done with these settings."""
+def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """The names that are done with their images' digests, after a check that they were done with these settings."""
     remove_partial(target)
     for leftover in parts.glob(".*.partial"):
         leftover.unlink()
@@ -180,10 +193,36 @@ def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> set[str]:
             f"{parts}"
         )
     write_text(record, text)
-    done: set[str] = set()
+    done: dict[str, str] = {}
     for path in _pieces(target, parts):
-        done.update(load_npz(path).names)
+        piece = load_npz(path)
+        done.update(zip(piece.names, piece.digests or [""] * len(piece), strict=True))
     return done
+
+
+def _check_same_images(
+    folder: Path, names: Sequence[str], done: dict[str, str], target: Path, parts: Path, prune: bool
+) -> None:
+    """Raises ValueError where what is done is of other images than `names` below `folder`.
+
+    Args: done, the digest of each image whose landmarks are there.
+    """
+    way_out = f"name another output, or remove {target} and {parts}"
+    gone = sorted(done.keys() - set(names))
+    if gone and not prune:
+        raise ValueError(
+            f"{target} or its parts hold landmarks of {len(gone)} images that are not among the {len(names)} to "
+            f"extract from {folder} ({first_few(gone, 3)}): {way_out}; prune (--prune) drops these landmarks"
+        )
+    held = [name for name in names if name in done]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(lambda name: digest(folder / name), held))
+    other = [name for name, now in zip(held, found, strict=True) if done[name] != now]
+    if other:
+        raise ValueError(
+            f"{target} or its parts hold landmarks of other images of the same names than {len(other)} of those in "
+            f"{folder} ({first_few(other, 3)}): {way_out}"
+        )
 
 
 def _known_settings(target: Path) -> str:
@@ -195,7 +234,7 @@ def _pieces(target: Path, parts: Path) -> list[Path]:
 
 
 def _finish(target: Path, parts: Path, names: Sequence[str], settings: dict[str, Any]) -> LandmarkSet:
-    """Joins the parts, writes the output and removes the parts. Landmarks of images that are gone are dropped."""
+    """Joins the parts, writes the output and removes the parts. Only `names` are kept."""
     pieces = [load_npz(path) for path in _pieces(target, parts)]
     if not pieces:
         shutil.rmtree(parts)

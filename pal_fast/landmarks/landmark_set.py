@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -118,11 +118,13 @@ class LandmarkSet:
             where a landmark is missing; all NaN for an image in which no face was found.
         names: N names, each an image's path relative to the images' folder, or its stem.
         scores: (N, K) float32, the confidence of each landmark, NaN where unknown; or None.
+        digests: N times `image_files.digest` of the image's file, "" where unknown; or None.
     """
 
     points: Tensor
     names: tuple[str, ...]
     scores: Tensor | None = None
+    digests: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         points = torch.as_tensor(self.points, dtype=torch.float32)
@@ -140,6 +142,10 @@ class LandmarkSet:
             if scores.shape != points.shape[:2]:
                 raise ValueError(f"scores must have shape {tuple(points.shape[:2])}, got {tuple(scores.shape)}")
             object.__setattr__(self, "scores", scores)
+        if self.digests is not None:
+            if len(self.digests) != len(points):
+                raise ValueError(f"digests must hold {len(points)}, one for each image, got {len(self.digests)}")
+            object.__setattr__(self, "digests", tuple(self.digests))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -161,18 +167,27 @@ class LandmarkSet:
     def select(self, rows: Sequence[int] | Tensor) -> LandmarkSet:
         """The images of these rows, in this order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
+        chosen = index.tolist()
         scores = None if self.scores is None else self.scores[index]
-        return LandmarkSet(self.points[index], tuple(self.names[row] for row in index.tolist()), scores)
+        digests = None if self.digests is None else tuple(self.digests[row] for row in chosen)
+        return LandmarkSet(self.points[index], tuple(self.names[row] for row in chosen), scores, digests)
 
     def save(self, path: str | Path, *, settings: str = "") -> None:
-        """Writes the package's own .npz (arrays `names`, `points`, `scores`; no pickle), whole or not at all.
+        """Writes the package's own .npz (arrays `names`, `points`, `scores` and, if known, `digests`; no pickle),
+        whole or not at all.
 
         Args: settings, how the landmarks were made, is kept beside them.
         """
         scores = torch.full(self.points.shape[:2], torch.nan) if self.scores is None else self.scores
-        names = np.array(self.names or [""], dtype=np.str_)[: len(self.names)]
-        arrays = {"names": names, "points": self.points.numpy(), "scores": scores.numpy()}
+        arrays = {"names": _strings(self.names), "points": self.points.numpy(), "scores": scores.numpy()}
+        if self.digests is not None:
+            arrays["digests"] = _strings(self.digests)
         write_npz(path, arrays | ({"settings": np.array(settings)} if settings else {}))
+
+
+def _strings(values: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    """(N,), of numpy's strings also where there is none to tell the type from."""
+    return np.array(values or [""], dtype=np.str_)[: len(values)]
 
 
 def load_npz(path: str | Path) -> LandmarkSet:
@@ -185,6 +200,7 @@ def load_npz(path: str | Path) -> LandmarkSet:
                 raise LandmarkFileError(path, None, expected, f"no array {first_few(missing)} among {archive.files}")
             names, points = archive["names"], archive["points"]
             scores = archive["scores"] if "scores" in archive.files else None
+            digests = archive["digests"] if "digests" in archive.files else None
     except _NOT_AN_NPZ as error:
         if isinstance(error, (LandmarkFileError, FileNotFoundError, PermissionError)):
             raise
@@ -198,6 +214,7 @@ def load_npz(path: str | Path) -> LandmarkSet:
             torch.from_numpy(points.astype(np.float32)),
             tuple(str(name) for name in names),
             None if scores is None else torch.from_numpy(scores.astype(np.float32)),
+            None if digests is None else tuple(str(digest) for digest in digests),
         )
     except ValueError as error:
         raise LandmarkFileError(path, None, expected, str(error)) from error
@@ -229,13 +246,16 @@ def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
     if twice and not overlap:
         raise ValueError(f"{len(twice)} images are in more than one set: {first_few(twice)}")
     order = sorted(rows)
-    points = [sets[number].points[row] for number, row in (rows[name] for name in order)]
-    merged = torch.stack(points) if points else sets[0].points
-    if all(part.scores is None for part in sets):
-        return LandmarkSet(merged, tuple(order))
+    places = [rows[name] for name in order]
+    points = [sets[number].points[row] for number, row in places]
     unknown = torch.full((counts[0],), torch.nan)
-    scores = []
-    for number, row in (rows[name] for name in order):
-        known = sets[number].scores
-        scores.append(unknown if known is None else known[row])
-    return LandmarkSet(merged, tuple(order), torch.stack(scores) if scores else sets[0].scores)
+    scores: Tensor | None = None
+    if any(part.scores is not None for part in sets):
+        told = [sets[number].scores for number, _ in places]
+        each = [unknown if known is None else known[row] for known, (_, row) in zip(told, places, strict=True)]
+        scores = torch.stack(each) if each else sets[0].scores
+    digests: tuple[str, ...] | None = None
+    if any(part.digests is not None for part in sets):
+        held = [sets[number].digests for number, _ in places]
+        digests = tuple("" if known is None else known[row] for known, (_, row) in zip(held, places, strict=True))
+    return LandmarkSet(torch.stack(points) if points else sets[0].points, tuple(order), scores, digests)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pal_fast import cli
-from pal_fast.landmarks import read_landmark_set
+from pal_fast.landmarks import LandmarkSet, read_landmark_set
 from pal_fast.landmarks.extraction import extract, shard_path
 
 pytest.importorskip("PIL")
@@ -158,15 +158,67 @@ def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_new_images_are_added_and_gone_ones_dropped(folder: Path, tmp_path: Path) -> None:
+def test_new_images_are_added(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.npz"
     extract(folder, output, Numbers())
     Image.fromarray(np.full((8, 9, 3), 50, np.uint8)).save(folder / "50.png")
-    (folder / "0" / "00.png").unlink()
     predictor = Numbers()
     extract(folder, output, predictor)
     assert predictor.seen == ["50.png"]
-    check(output, all_names() - {"0/00.png"} | {"50.png"})
+    check(output, all_names() | {"50.png"})
+
+
+def test_landmarks_of_images_that_are_gone_are_dropped_on_demand_only(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.npz"
+    extract(folder, output, Numbers())
+    before = output.read_bytes()
+    (folder / "0" / "00.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"of 1 images that are not among the 10 .* \(0/00\.png\): name another .*prune"
+    ):
+        extract(folder, output, Numbers())
+    assert output.read_bytes() == before
+    assert extract(folder, output, Numbers(), prune=True).resumed == COUNT - 1
+    check(output, all_names() - {"0/00.png"})
+
+
+def of_value(path: Path, value: int) -> None:
+    """An image whose file is as long as that of any other value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 9, 3), value, np.uint8)).save(path.with_suffix(".bmp"))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_images_of_another_folder_are_never_taken_for_those_of_the_same_names(finished: bool, tmp_path: Path) -> None:
+    output = tmp_path / "m.npz"
+    for value in range(4):
+        of_value(tmp_path / "train" / f"{value}", value)
+        of_value(tmp_path / "test" / f"{value}", value if value < 2 else 100 + value)
+    if finished:
+        extract(tmp_path / "train", output, Numbers(), batch=1)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            extract(tmp_path / "train", output, Numbers(3, KeyboardInterrupt()), batch=1)
+    predictor = Numbers()
+    said = rf"other images of the same names than {2 if finished else 1} of those in .*test \(2\.bmp.*: name another"
+    with pytest.raises(ValueError, match=said):
+        extract(tmp_path / "test", output, predictor)
+    assert predictor.seen == []
+    assert extract(tmp_path / "train", output, Numbers()).resumed == (4 if finished else 3)
+    check(output, {f"{value}.bmp" for value in range(4)})
+
+
+def test_a_data_set_that_was_moved_is_still_done(folder: Path, tmp_path: Path) -> None:
+    extract(folder, tmp_path / "m.npz", Numbers())
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert extract(moved, tmp_path / "m.npz", Numbers()).resumed == COUNT
+
+
+def test_landmarks_that_do_not_tell_their_images_are_not_continued(folder: Path, tmp_path: Path) -> None:
+    names = tuple(sorted(all_names()))
+    LandmarkSet(torch.zeros(COUNT, 68, 2), names).save(tmp_path / "m.npz", settings="{}")
+    with pytest.raises(ValueError, match=f"of other images of the same names than {COUNT} of"):
+        extract(folder, tmp_path / "m.npz", Numbers())
 
 
 def test_other_settings_are_refused_before_and_after_the_end(folder: Path, tmp_path: Path) -> None:
@@ -266,6 +318,15 @@ def test_two_processes_cannot_write_the_same_output(folder: Path, tmp_path: Path
 
     extract(folder, tmp_path / "m.npz", second)
     check(tmp_path / "m.npz", all_names())
+
+
+def test_a_folder_that_is_not_there_is_told_before_any_network_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pal_fast.landmarks.fan.FaceAligner", None)
+    assert cli.main(["landmarks", str(tmp_path / "wrong"), "-o", str(tmp_path / "m.npz")]) == 2
+    assert f"no images' folder at {tmp_path / 'wrong'}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_arguments_are_named_and_leave_nothing(
