@@ -51,7 +51,9 @@ class Motion(NamedTuple):
         )
 
     def apply(self, points: Tensor) -> Tensor:
-        """Points (..., 2); one with a coordinate that is NaN or infinite becomes NaN."""
+        """Points (..., 2), whole numbers as float32; one with a coordinate that is NaN or infinite becomes NaN."""
+        if not points.is_floating_point():
+            points = points.float()
         turn = torch.tensor(((self.xx, self.yx), (self.xy, self.yy)), dtype=points.dtype)
         shift = torch.tensor((self.right, self.down), dtype=points.dtype)
         return torch.addmm(shift, points, turn) if points.ndim == 2 else points @ turn + shift

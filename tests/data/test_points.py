@@ -167,6 +167,21 @@ def test_eval_transform_is_resize_and_normalisation(generator: torch.Generator) 
     assert moved["landmarks"].tolist() == [[0.5, 24.25]]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint8, torch.float64])
+@pytest.mark.parametrize("name", [*TRANSFORMS, "train", "eval"])
+def test_landmarks_of_any_type_move_as_float32_ones_do(name: str, dtype: torch.dtype, points: Tensor, seed: int) -> None:
+    made = {"train": train_transform((50, 30)), "eval": eval_transform((50, 30))}
+    transform = made[name] if name in made else TRANSFORMS[name][0]
+    moved = {}
+    for kind in (torch.float32, dtype):
+        torch.manual_seed(seed)
+        given = sample(points.round())
+        given["landmarks"] = Landmarks(points.round().to(kind), canvas_size=(HEIGHT, WIDTH))
+        moved[kind] = transform(given)["landmarks"].as_subclass(Tensor)
+    assert moved[dtype].is_floating_point()
+    torch.testing.assert_close(moved[dtype].float(), moved[torch.float32], rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", [*TRANSFORMS, "train"])
 def test_missing_stays_missing_and_outside_stays_outside(name: str) -> None:
     transform = train_transform(50) if name == "train" else TRANSFORMS[name][0]
