@@ -15,6 +15,14 @@ from torch import Tensor
 MOST_PIXELS = 2**31 - 1
 
 
+#: See `look_normalised`, in pixels.
+CORNER = 3
+LEAST_SIDE = 16
+
+#: How to put normalised landmarks right.
+IN_PIXELS = "multiply normalised ones by (width, height), after (p + 1) / 2 where they go from -1 to 1"
+
+
 class NotReadyError(RuntimeError, ValueError):
     """A call at the wrong moment, or with tensors of another one: nothing was captured, or nothing can be
     differentiated. A RuntimeError by Python's custom, and a ValueError as every other wrong call."""
@@ -173,6 +181,17 @@ def per_landmark(name: str, given: Any, points: Tensor, *, boolean: bool) -> Non
     on_device(name, given, "landmarks", points.device)
     if not boolean:
         _finite_values(name, given)
+
+
+def look_normalised(points: Tensor, known: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """(B,) bool: samples whose landmarks all lie within `CORNER` pixels of the image's first pixel, which those of no
+    face do and normalised ones always; none where the image is too small to tell.
+
+    Args: points (B, K, 2); known (B, K) bool, at least one for a sample that is to be judged.
+    """
+    if min(image_size) < LEAST_SIDE:
+        return torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    return known.any(1) & ((points.abs() < CORNER).all(-1) | ~known).all(1)
 
 
 def sample_weight(given: Any, batch: int, device: torch.device) -> None:

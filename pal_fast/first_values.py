@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pal_fast import reference
+from pal_fast import _checks, reference
 from pal_fast.calls import Prior
 from pal_fast.first_call import unreached
 from pal_fast.options import HeatmapOptions
@@ -21,17 +21,18 @@ def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
     landmarks, image_size = prior.landmarks, prior.image_size
     if landmarks is None or image_size is None:
         return False
-    points = landmarks.detach()[reference.valid_landmarks(landmarks, prior.visible)].float()  # (N, 2)
+    valid = reference.valid_landmarks(landmarks, prior.visible)
+    points = landmarks.detach()[valid].float()  # (N, 2)
     if not len(points):
         return False
     height, width = image_size
     low, high = points.amin(0).tolist(), points.amax(0).tolist()
     span = f"x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}"
     wanted = f"they are wanted in pixels of the image that the model takes, {height} x {width} (height x width) here"
-    if min(low) >= 0 and max(high) <= 1 and min(image_size) > 2:
+    if bool(_checks.look_normalised(landmarks.detach(), valid, image_size)[valid.any(1)].all()):
         warn(
-            f"all landmarks of this batch lie between 0 and 1 ({span}): {wanted}; multiply normalised ones by "
-            "(width, height)"
+            f"all landmarks of every annotated sample lie within {_checks.CORNER} pixels of the image's corner "
+            f"({span}), as normalised ones do: {wanted}; {_checks.IN_PIXELS}"
         )
         return True
     margin = _NEAR * options.sigma_for(image_size)

@@ -15,7 +15,8 @@ from torch import Tensor
 from pal_fast import _checks
 from pal_fast.data import affectnet, drawn, ferplus, folder, listing, rafdb
 from pal_fast.data.dataset import FaceDataset
-from pal_fast.data.images import ImageFiles
+from pal_fast.data.images import ImageFiles, inspect
+from pal_fast.data.in_pixels import refuse_normalised
 from pal_fast.data.transforms import Transform
 from pal_fast.landmarks import LandmarkSet, read_landmark_set
 
@@ -92,12 +93,25 @@ def open_dataset(
         return [*everything.names, *_names_of_other_splits(name, where, split, options)]
 
     points, source = _points(found, landmarks, name, others)
+    if points is not None:
+        refuse_normalised(points, lambda row: _size_of(found.files[row], sizes, row), source)
     if points is not None and sizes is not None:
         listing.check_inside(found, points, sizes, source)
     if points is not None and found.boxes is not None:
         points = points - found.boxes[:, None, :2]
     images = ImageFiles(found.files, found.boxes)
     return FaceDataset(images, found.labels, found.classes, names=found.names, landmarks=points, transform=transform)
+
+
+def _size_of(file: Path, sizes: Tensor | None, row: int) -> tuple[int, int]:
+    """(height, width) of a file's image, from `sizes` (N, 2) where these are known. Raises: OSError naming the file."""
+    if sizes is not None:
+        height, width = sizes[row].tolist()
+        return height, width
+    size = inspect(file)
+    if isinstance(size, str):
+        raise OSError(f"{file} cannot be read as an image: {size}")
+    return size
 
 
 def _points(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pal_fast.data.in_pixels import refuse_normalised
 from pal_fast.landmarks import LandmarkSet
 
 
@@ -37,6 +38,8 @@ class FaceDataset(Dataset[dict[str, Any]]):
         landmark_count: K; 0 where the data set was opened without landmarks.
         transform: called with a dict of `image` (torchvision `tv_tensors.Image`, uint8) and `landmarks`
             (`pal_fast.data.points.Landmarks`, a `tv_tensors.KeyPoints`), returns the same; None for none.
+
+    Raises: ValueError for shapes that do not go together, and for landmarks that are not in pixels but normalised.
     """
 
     def __init__(
@@ -64,6 +67,12 @@ class FaceDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"names must hold {count} names, one for each image, got {len(self.names)}")
         if self.landmarks.ndim != 3 or len(self.landmarks) != count or self.landmarks.shape[2] != 2:
             raise ValueError(f"landmarks must have shape ({count}, K, 2), got {tuple(self.landmarks.shape)}")
+        refuse_normalised(self.landmarks, self._size_of, "landmarks")
+
+    def _size_of(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image as it is read."""
+        height, width = self.images[index].shape[-2:]
+        return height, width
 
     @property
     def landmark_count(self) -> int:

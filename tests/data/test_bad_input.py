@@ -167,6 +167,40 @@ def test_landmarks_of_another_crop_are_noticed(folder: Written) -> None:
         open_dataset("folder", folder.root, "train", landmarks=marks)
 
 
+def as_normalised(points: torch.Tensor, side: int, low: float) -> torch.Tensor:
+    """From pixels of a square image to `low` ... 1."""
+    return (points + 0.5) / side * (1 - low) + low
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+@pytest.mark.parametrize("verify", ["quick", "none"])
+def test_normalised_landmarks_are_refused_before_any_augmentation(folder: Written, low: float, verify: str) -> None:
+    points = as_normalised(folder.landmarks, 32, low)
+    points[3, 7] = 1.04  # a point beside the image does not hide the rest
+    points[5] = torch.nan
+    marks = LandmarkSet(points, folder.names)
+    said = (
+        r"landmarks: of 15 of 15 annotated images all landmarks lie within 3 pixels of the image's corner \(x from "
+        r".*\), as normalised ones do: .* in pixels of the image, 32 x 32 .*multiply normalised ones by \(width, height"
+    )
+    with pytest.raises(ValueError, match=said):
+        open_dataset("folder", folder.root, "train", landmarks=marks, verify=verify)
+
+
+def test_normalised_landmarks_of_whole_images_are_refused_where_a_face_is_cut_out(tmp_path: Path) -> None:
+    written = drawn_datasets.write_affectnet_full(tmp_path, 4, 2)
+    marks = LandmarkSet(written.landmarks / torch.tensor([160.0, 110.0]), written.names)
+    with pytest.raises(ValueError, match=r"of 4 of 4 annotated images .*as normalised ones do"):
+        open_dataset("affectnet", written.root, "train", landmarks=marks)
+
+
+def test_normalised_landmarks_of_drawn_faces_are_refused() -> None:
+    dataset = open_dataset("drawn", "count=5,test_count=2,size=32", "train")
+    marks = LandmarkSet(as_normalised(dataset.landmarks, 32, 0.0), dataset.names)
+    with pytest.raises(ValueError, match="as normalised ones do"):
+        open_dataset("drawn", "count=5,test_count=2,size=32", "train", landmarks=marks)
+
+
 def test_empty_classes_are_named_and_an_empty_split_is_an_error(folder: Written) -> None:
     (folder.root / "train" / "boredom").mkdir()
     with warnings.catch_warnings(record=True) as told:

@@ -169,7 +169,9 @@ def test_eval_transform_is_resize_and_normalisation(generator: torch.Generator) 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint8, torch.float64])
 @pytest.mark.parametrize("name", [*TRANSFORMS, "train", "eval"])
-def test_landmarks_of_any_type_move_as_float32_ones_do(name: str, dtype: torch.dtype, points: Tensor, seed: int) -> None:
+def test_landmarks_of_any_type_move_as_float32_ones_do(
+    name: str, dtype: torch.dtype, points: Tensor, seed: int
+) -> None:
     made = {"train": train_transform((50, 30)), "eval": eval_transform((50, 30))}
     transform = made[name] if name in made else TRANSFORMS[name][0]
     moved = {}

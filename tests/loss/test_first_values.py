@@ -33,18 +33,27 @@ def told(model, landmarks=None, layer="middle", images=None, options=None, calls
     return [str(warning.message) for warning in caught]
 
 
-def test_landmarks_normalised_to_one_are_told_of_in_the_first_call_only(model):
-    landmarks = torch.rand(4, 5, 2)
+@pytest.mark.parametrize("least", [0.0, -1.0])
+def test_normalised_landmarks_are_told_of_in_the_first_call_only(model, least):
+    landmarks = least + (1 - least) * torch.rand(4, 5, 2)
     (text,) = told(model, landmarks, calls=2)
-    assert "lie between 0 and 1" in text
+    assert "all landmarks of every annotated sample lie within 3 pixels of the image's corner" in text
     assert "16 x 16 (height x width) here; multiply normalised ones by (width, height)" in text
     landmarks[0, 0] = torch.nan  # a point that was not found says nothing
+    landmarks[1] = torch.nan
+    landmarks[2, 1] = 1.01  # a detector may put a point beside the image
     assert len(told(model, landmarks)) == 1
+
+
+def test_one_sample_in_pixels_clears_the_batch_of_being_normalised(model):
+    landmarks = torch.rand(4, 5, 2)
     landmarks[0, 0] = 12.0
     assert told(model, landmarks) == []
     visible = torch.ones(4, 5, dtype=torch.bool)
     visible[0, 0] = False
     assert len(told(model, landmarks, visible=visible)) == 1
+    landmarks = torch.full((4, 5, 2), 9.0) + torch.rand(4, 5, 2)  # close together, in the middle
+    assert told(model, landmarks) == []
 
 
 @pytest.mark.parametrize("offset", [(500.0, 500.0), (-500.0, 0.0), (0.0, 40.0)])
