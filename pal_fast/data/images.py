@@ -11,7 +11,7 @@ from typing import Final
 
 from torch import Tensor
 
-from pal_fast.landmarks.image_files import read_image
+from pal_fast.landmarks.image_files import check_depth, read_image
 
 _THREADS: Final = 8
 _END: Final = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a file that was cut off lacks
@@ -77,6 +77,7 @@ def inspect(path: Path, *, full: bool = False) -> tuple[int, int] | str:
 
     try:
         with Image.open(path) as image:
+            check_depth(image)
             size, end = (image.height, image.width), _END.get(image.format or "")
             if full or (end is not None and not _ends_with(path, end)):
                 image.load()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
@@ -48,20 +51,35 @@ def digest(path: str | Path) -> str:
     return found.hexdigest()
 
 
+def check_depth(image: Image) -> None:
+    """Raises ValueError for pixels that cannot be brought to 8 bits, since nothing tells their range."""
+    # Pillow opens some formats of 16 bits in the mode of 32.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(f"its pixels (mode {image.mode}) have no known range: 8 or 16 bits are wanted")
+
+
+def rgb(image: Image) -> np.ndarray[Any, Any]:
+    """(H, W, 3) uint8 of an image that `check_depth` lets pass: of 16 bits the upper eight."""
+    if image.mode.startswith("I"):
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
 def read_image(path: str | Path, box: Box | None = None) -> Tensor:
     """(3, H, W) uint8, RGB, as stored: an EXIF orientation is not applied, since landmarks count stored pixels.
 
     Args: box cuts this part out; what lies beyond the image's right and lower border is left off.
     Raises: OSError that names the file.
     """
-    from PIL import Image
+    from PIL.Image import open as open_image
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
+            check_depth(image)
             if box is not None:
                 left, top, width, height = box
                 image = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
-            pixels = np.array(image.convert("RGB"))
+            pixels = rgb(image)
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error and more

@@ -1,0 +1,39 @@
+"""Image files of every depth come as 8-bit RGB, or are refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL")
+
+from PIL import Image
+
+from pal_fast.data.images import inspect
+from pal_fast.landmarks.image_files import read_image
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+@pytest.mark.parametrize("box", [None, (2, 1, 4, 3)])
+def test_a_16_bit_grey_image_keeps_its_greys(
+    suffix: str, box: tuple[int, int, int, int] | None, tmp_path: Path
+) -> None:
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(grey).save(tmp_path / f"a{suffix}")
+    cut = grey if box is None else grey[1:4, 2:6]
+    image = read_image(tmp_path / f"a{suffix}", box)
+    assert image.shape == (3, *cut.shape)
+    assert np.abs(image.numpy().astype(int) - cut // 256).max() <= 1
+    assert inspect(tmp_path / f"a{suffix}") == (8, 8)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_no_known_range_are_refused(kind: type, tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 90000, kind)).save(tmp_path / "a.tif")
+    with pytest.raises(
+        OSError, match=r"a\.tif cannot be read as an image: its pixels \(mode [IF]\) have no known range"
+    ):
+        read_image(tmp_path / "a.tif")
+    assert "no known range: 8 or 16 bits are wanted" in str(inspect(tmp_path / "a.tif"))
