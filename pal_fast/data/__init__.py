@@ -6,18 +6,35 @@ here: the loss makes them from landmarks on the device.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pal_fast.data.catalogue import DATASETS, open_dataset
 from pal_fast.data.dataset import FaceDataset
 from pal_fast.data.sampling import class_balanced_sampler
 from pal_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
+
+if TYPE_CHECKING:
+    from pal_fast.data.points import Landmarks
 
 __all__ = [
     "DATASETS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "FaceDataset",
+    "Landmarks",
     "class_balanced_sampler",
     "eval_transform",
     "open_dataset",
     "train_transform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # torchvision is imported with this name, not with the package.
+    if name == "Landmarks":
+        try:
+            from pal_fast.data.points import Landmarks
+        except ImportError as error:
+            raise ImportError("Landmarks need torchvision: pip install 'pal_fast[train]'") from error
+        return Landmarks
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pal_fast import _checks
 from pal_fast.data.in_pixels import refuse_normalised
 from pal_fast.landmarks import LandmarkSet
 
@@ -49,7 +51,7 @@ class FaceDataset(Dataset[dict[str, Any]]):
         classes: Sequence[str],
         *,
         names: Sequence[str] | None = None,
-        landmarks: Tensor | None = None,
+        landmarks: Tensor | np.ndarray[Any, Any] | None = None,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         count = len(images)
@@ -57,7 +59,13 @@ class FaceDataset(Dataset[dict[str, Any]]):
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.classes = tuple(classes)
         self.names = tuple(names) if names is not None else tuple(str(index) for index in range(count))
-        self.landmarks = torch.zeros(count, 0, 2) if landmarks is None else landmarks.float()
+        if landmarks is not None and not isinstance(landmarks, (Tensor, np.ndarray)):
+            raise TypeError(
+                f"landmarks must be a tensor or an array of shape ({count}, K, 2), got {_checks.describe(landmarks)}"
+            )
+        self.landmarks = (
+            torch.zeros(count, 0, 2) if landmarks is None else torch.as_tensor(landmarks, dtype=torch.float32)
+        )
         self.transform = transform
         if self.labels.shape != (count,):
             raise ValueError(f"labels must have shape ({count},), one for each image, got {tuple(self.labels.shape)}")

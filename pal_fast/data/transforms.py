@@ -18,7 +18,10 @@ Numbers = tuple[float, float, float]
 class FaceTransform:
     """A view of a face, which moves image and landmarks, then transforms that only change the image.
 
-    Called with a dict of `image` and `landmarks` (see `FaceDataset`), or with an image alone.
+    Called with a dict of `image` and `landmarks` (what else is in it stays as it is), or with an image alone. An image
+    is one of PIL, a tensor (3, H, W) or an array (H, W, 3) uint8; landmarks are a tensor or an array (K, 2), (x, y) in
+    pixels of that image, an integer being the centre of a pixel. Both come out as tensors, of torchvision's types
+    where they were given in these.
 
     Attributes:
         view: a `pal_fast.data.random_view.RandomView`.
@@ -30,10 +33,23 @@ class FaceTransform:
         self.view, self.paints = view, tuple(paints)
 
     def __call__(self, sample: Any) -> Any:
+        from pal_fast.data.inputs import as_image, as_landmarks, like
+
         if not isinstance(sample, dict):
-            return self._painted(self.view(sample))
-        image, landmarks = self.view.both(sample["image"], sample["landmarks"])
-        return {**sample, "image": self._painted(image), "landmarks": landmarks}
+            return like(self._painted(self.view(as_image(sample))), sample)
+        if "image" not in sample or "landmarks" not in sample:
+            raise ValueError(
+                f"sample must hold 'image' and 'landmarks', got {', '.join(map(repr, sample)) or 'nothing'}; where "
+                "there are no landmarks, call the transform with the image alone"
+            )
+        given = as_image(sample["image"])
+        points = as_landmarks(sample["landmarks"], (given.shape[-2], given.shape[-1]))
+        image, landmarks = self.view.both(given, points)
+        return {
+            **sample,
+            "image": like(self._painted(image), sample["image"]),
+            "landmarks": like(landmarks, sample["landmarks"]),
+        }
 
     def _painted(self, image: Any) -> Any:
         for paint in self.paints:
@@ -56,7 +72,7 @@ def train_transform(
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = IMAGENET_STD,
 ) -> Transform:
-    """Random flip, rotation, resized crop and colours, then normalised. Called with a dict of image and landmarks.
+    """Random flip, rotation, resized crop and colours, then normalised.
 
     Args:
         size: (height, width) of the result, or one number for both.
@@ -68,7 +84,7 @@ def train_transform(
         erase: probability that a rectangle is erased (set to the mean).
         mean, std: per channel, of RGB images in [0, 1].
 
-    Returns: a `FaceTransform`; images come out float32 (3, height, width).
+    Returns: a `FaceTransform`, which says what it takes; images come out float32 (3, height, width).
     Raises: ImportError without torchvision.
     """
     v2, torch = _torchvision()

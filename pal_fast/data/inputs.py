@@ -1,0 +1,68 @@
+"""What a transform is given, as torchvision's tensors: images of PIL, tensors and arrays, landmarks as either."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from pal_fast import _checks
+from pal_fast.data.points import Landmarks, on_canvas
+from pal_fast.landmarks.image_files import check_depth, rgb
+
+
+def as_image(given: Any) -> tv_tensors.Image:
+    """An image (3, H, W), which may share its memory with `given`.
+
+    Args: given: an image of PIL in any mode, a tensor (3, H, W), or an array (H, W, 3) uint8.
+    Raises: TypeError, ValueError naming the image.
+    """
+    if isinstance(given, tv_tensors.Image) and given.ndim == 3 and given.shape[0] == 3:
+        return given
+    if isinstance(given, Image.Image):
+        check_depth(given)
+        return tv_tensors.Image(torch.from_numpy(rgb(given)).permute(2, 0, 1))
+    if isinstance(given, np.ndarray):
+        if given.ndim != 3 or given.shape[2] != 3:
+            raise ValueError(f"image as an array must have shape (H, W, 3), got {given.shape}")
+        if given.dtype != np.uint8:
+            raise TypeError(f"image as an array must be uint8, got {given.dtype}")
+        return tv_tensors.Image(torch.from_numpy(given).permute(2, 0, 1))
+    if not isinstance(given, Tensor):
+        raise TypeError(
+            "image must be an image of PIL, a tensor (3, H, W) or an array (H, W, 3), got " + _checks.describe(given)
+        )
+    if given.ndim != 3 or given.shape[0] != 3:
+        raise ValueError(f"image as a tensor must have shape (3, H, W), got {tuple(given.shape)}")
+    return tv_tensors.Image(given)
+
+
+def as_landmarks(given: Any, image_size: tuple[int, int]) -> Landmarks:
+    """Landmarks (K, 2) of an image of `image_size`, which may share their memory with `given`.
+
+    Raises: TypeError, ValueError naming the landmarks.
+    """
+    if isinstance(given, np.ndarray) and given.dtype.kind in "fiu":
+        given = torch.from_numpy(given)
+    if not isinstance(given, Tensor):
+        raise TypeError(f"landmarks must be a tensor or an array of shape (K, 2), got {_checks.describe(given)}")
+    if given.ndim != 2 or given.shape[1] != 2:
+        raise ValueError(f"landmarks must have shape (K, 2), (x, y) in pixels, got {tuple(given.shape)}")
+    if not isinstance(given, tv_tensors.KeyPoints):
+        return on_canvas(given.as_subclass(Tensor), image_size)
+    if tuple(given.canvas_size) != image_size:
+        height, width = given.canvas_size
+        raise ValueError(
+            f"landmarks are of an image of {height} x {width}, but image is {image_size[0]} x {image_size[1]} "
+            "(height x width)"
+        )
+    return given if isinstance(given, Landmarks) else on_canvas(given.as_subclass(Tensor), image_size)
+
+
+def like(made: Any, given: Any) -> Any:
+    """`made` as torchvision's tensor where `given` is of that type too, else as a plain one."""
+    return made if isinstance(given, type(made)) else made.as_subclass(Tensor)
