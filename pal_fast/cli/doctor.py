@@ -32,8 +32,14 @@ def run(args: argparse.Namespace) -> int:
 
     from pal_fast import PALLoss
     from pal_fast.candidates import candidates
+    from pal_fast.training.networks import make_twice_differentiable
 
     model = build(args.model, args.classes).to(args.device).train()
+    replaced = make_twice_differentiable(model, args.model)
+    if replaced:
+        print(
+            f"{replaced}; pal-fast train does it too; in a loop of your own call pal_fast.nn.replace_hardsigmoid(model)"
+        )
     images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
     if not args.layer:
         with _one_line(args.model, args.image_size):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import check_logits
-from pal_fast.training.networks import begin
+from pal_fast.training.networks import begin, make_twice_differentiable
 from pal_fast.training.randomness import derive
 from pal_fast.training.set_up import Splits, make_loss, try_out
 
@@ -56,6 +56,9 @@ class Learner:
                 # What was found decides the result, so it belongs to the config.
                 config = replace(config, pretrained="yes" if beginning.pretrained else "no")
         self.network: nn.Module = beginning.network.to(accelerator.device)
+        replaced = make_twice_differentiable(self.network, config.model) if config.weight else ""
+        if replaced and not begun:
+            say(replaced)
         if not begun:
             try_out(config, self.network, splits, size, accelerator)
         if config.sync_batchnorm:

@@ -103,6 +103,19 @@ def begin(name: str, classes: int, size: int, *, pretrained: str = "no", weights
     return Beginning(network, f"{source}; {_load_matching(network, state, source)}", True)
 
 
+def make_twice_differentiable(network: nn.Module, name: str) -> str:
+    """Replaces, in place, what has no second derivative and a twin that has one; says so, or "" where nothing is.
+
+    Weights, their names and the values stay as they are.
+    """
+    from pal_fast.nn import replace_hardsigmoid
+
+    replaced = len(replace_hardsigmoid(network))
+    if not replaced:
+        return ""
+    return f"{replaced} Hardsigmoid of {name} are replaced by their twice differentiable twin: same values"
+
+
 def default_layer(name: str) -> str | None:
     """The layer to attribute where none is named; None for a network that `DEFAULT_LAYERS` does not know."""
     if name == SMALL:

@@ -52,6 +52,21 @@ def test_it_judges_a_layer_of_a_real_network(capsys):
     assert "no problem found" in text
 
 
+@pytest.mark.parametrize("model", ["mobilenet_v3_small", "some_networks:with_hardsigmoid"])
+def test_hardsigmoid_is_replaced_and_it_is_told_how_in_a_loop_of_ones_own(model, monkeypatch, capsys):
+    if ":" not in model:
+        pytest.importorskip("torchvision", reason="torchvision is not installed")
+        pytest.importorskip("timm", reason="timm is not installed")
+    networks = sys.modules["some_networks"]
+    monkeypatch.setattr(networks, "with_hardsigmoid", lambda: SmallNet(act=nn.Hardsigmoid), raising=False)
+    layer = "middle" if ":" in model else "features.8"
+    assert main(["doctor", model, "--image-size", "64", "--layer", layer]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"\d+ Hardsigmoid of .* are replaced by their twice differentiable twin", text)
+    assert "pal-fast train does it too; in a loop of your own call pal_fast.nn.replace_hardsigmoid(model)" in text
+    assert "no problem found" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
