@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast.training.sweeping import sweep
 
     plan = Plan(args.attribution, args.channels, args.layer, args.weight, args.seeds)
-    text = sweep(
+    swept = sweep(
         config_from(args), plan, args.output, shard=_shard(args.shard), say=lambda line: print(line, flush=True)
     )
     if is_main():
-        print(text, end="")
-    return 0
+        print(swept.table, end="")
+    return 1 if swept.failed else 0
 
 
 def _shard(text: str) -> tuple[int, int]:

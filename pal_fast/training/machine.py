@@ -52,6 +52,11 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def is_alone() -> bool:
+    """Whether no other process was started beside this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Reproducible kernels where PyTorch has them, with a warning of those where it has not; put back afterwards."""

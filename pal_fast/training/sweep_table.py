@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ class Row:
     """What the seeds of a condition come to. Accuracies in percent, gains in points; NaN where there is no figure.
 
     Attributes:
+        seeds, failed: how many are complete, and how many failed.
         accuracy, balanced: mean and standard deviation over the seeds.
         alignment: the mean at the condition's layer, and the baseline's there over its seeds.
         gain: mean and half width of the 95% interval of the difference to the baseline of the same seed.
@@ -33,13 +35,17 @@ class Row:
     gain: tuple[float, float]
     p: float
     p_holm: float = math.nan
+    failed: int = 0
 
 
-def rows(results: dict[Run, dict[str, Any]]) -> list[Row]:
+def rows(results: dict[Run, dict[str, Any]], failed: Iterable[Run] = ()) -> list[Row]:
     """One row per condition, in the order in which they first occur."""
     groups: dict[Condition, dict[int, dict[str, Any]]] = {}
+    failures = Counter(run.condition for run in failed)
     for run, result in results.items():
         groups.setdefault(run.condition, {})[run.seed] = result
+    for condition in failures:
+        groups.setdefault(condition, {})
     base = groups.get(Condition(), {})
     made = []
     for condition, seeds in groups.items():
@@ -55,6 +61,7 @@ def rows(results: dict[Run, dict[str, Any]]) -> list[Row]:
                 (_alignment(seeds.values(), layer), _alignment(base.values(), layer)),
                 (spread(gains)[0], half_width(gains)),
                 paired_p(gains),
+                failed=failures[condition],
             )
         )
     return holm(made)
@@ -112,14 +119,16 @@ def _stats() -> Any:
     return stats
 
 
-def write_tables(output: Path, folders: dict[Run, RunFolder]) -> str:
-    """table.md, table.csv and runs.csv of the runs that are complete. Returns the first."""
+def write_tables(output: Path, folders: dict[Run, RunFolder], failed: dict[Run, str]) -> str:
+    """table.md, table.csv and runs.csv of the runs that are complete, and of those that failed. Returns the first."""
     results = {run: folder.read_json(folder.result) for run, folder in folders.items() if folder.result.exists()}
-    made = rows(results)
-    text = markdown(made, len(results), len(folders))
+    failed = {run: why for run, why in failed.items() if run not in results}
+    made = rows(results, failed)
+    text = markdown(made, len(results), len(folders), failed)
+    output.mkdir(parents=True, exist_ok=True)
     write_text(output / "table.md", text)
     write_text(output / "table.csv", _table_csv(made))
-    write_text(output / "runs.csv", _runs_csv(results))
+    write_text(output / "runs.csv", _runs_csv(results, failed))
     return text
 
 
@@ -129,8 +138,8 @@ _HEAD: Final = (
 )
 
 
-def markdown(made: list[Row], complete: int, planned: int) -> str:
-    """The table, and what its figures are."""
+def markdown(made: list[Row], complete: int, planned: int, failed: dict[Run, str] | None = None) -> str:
+    """The table, what its figures are, and why runs failed."""
     lines = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)]
     for row in made:
         condition = row.condition
@@ -142,7 +151,7 @@ def markdown(made: list[Row], complete: int, planned: int) -> str:
             alignment = _number(row.alignment[0], 3)
         gain = _number(row.gain[0], 2, sign=True) + (f" ± {row.gain[1]:.2f}" if not math.isnan(row.gain[1]) else "")
         cells += [
-            str(row.seeds),
+            f"{row.seeds} ({row.failed} failed)" if row.failed else str(row.seeds),
             _with_spread(row.accuracy),
             _with_spread(row.balanced),
             alignment,
@@ -158,6 +167,8 @@ def markdown(made: list[Row], complete: int, planned: int) -> str:
         "test on these differences, then corrected for the number of conditions. Alignment: Pearson correlation of "
         "|gradient| x input with the landmarks' heatmap on the validation images, in brackets the baseline's there.",
     ]
+    if failed:
+        lines += ["", *(f"* failed: {run.name}: {why}" for run, why in failed.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -176,22 +187,24 @@ def _probability(value: float) -> str:
 
 
 def _table_csv(made: list[Row]) -> str:
-    head = ["attribution", "channels", "layer", "weight", "seeds", "accuracy", "accuracy_sd", "balanced", "balanced_sd"]
+    head = ["attribution", "channels", "layer", "weight", "seeds", "failed"]
+    head += ["accuracy", "accuracy_sd", "balanced", "balanced_sd"]
     head += ["alignment", "baseline_alignment", "gain", "gain_half_width", "p", "p_holm"]
     lines = []
     for row in made:
         means = [*row.accuracy, *row.balanced, *row.alignment, *row.gain]
-        lines.append([*vars(row.condition).values(), row.seeds, *means, row.p, row.p_holm])
+        lines.append([*vars(row.condition).values(), row.seeds, row.failed, *means, row.p, row.p_holm])
     return _csv(head, lines)
 
 
-def _runs_csv(results: dict[Run, dict[str, Any]]) -> str:
+def _runs_csv(results: dict[Run, dict[str, Any]], failed: dict[Run, str]) -> str:
     measures = ["accuracy", "balanced_accuracy", "cross_entropy"]
     lines = [
-        [run.name, run.seed, *(result[name] for name in measures), _alignment([result], run.condition.layer)]
+        [run.name, run.seed, *(result[name] for name in measures), _alignment([result], run.condition.layer), ""]
         for run, result in results.items()
     ]
-    return _csv(["run", "seed", *measures, "alignment"], lines)
+    lines += [[run.name, run.seed, *[""] * (len(measures) + 1), why] for run, why in failed.items()]
+    return _csv(["run", "seed", *measures, "alignment", "failure"], lines)
 
 
 def _csv(head: list[str], lines: list[list[Any]]) -> str:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
+import torch
+
+from pal_fast.landmarks.errors import first_few
 from pal_fast.training import machine
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.files import RunFolder
-from pal_fast.training.plan import Plan, Run
+from pal_fast.training.files import RunFolder, write_text
+from pal_fast.training.networks import begin, make_twice_differentiable
+from pal_fast.training.plan import Condition, Plan, Run
+from pal_fast.training.set_up import open_splits, try_out
 from pal_fast.training.sweep_table import write_tables
 from pal_fast.training.trainer import DivergedError, train
+
+#: The folder of a sweep that says why runs failed.
+FAILURES: Final = "failures"
+
+#: What a condition or a run fails of, and another need not.
+CANNOT_TRAIN: Final = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 def configs(base: TrainingConfig, plan: Plan) -> dict[Run, TrainingConfig]:
@@ -35,6 +47,19 @@ def configs(base: TrainingConfig, plan: Plan) -> dict[Run, TrainingConfig]:
     return made
 
 
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep came to.
+
+    Attributes:
+        table: of all runs that are complete, in Markdown; "" in all processes but the first.
+        failed: why runs that this call tried are not, by run.
+    """
+
+    table: str
+    failed: dict[Run, str]
+
+
 def sweep(
     base: TrainingConfig,
     plan: Plan,
@@ -42,40 +67,97 @@ def sweep(
     *,
     shard: tuple[int, int] = (1, 1),
     say: Callable[[str], None] = print,
-) -> str:
-    """Trains what is not there yet, then writes table.md, table.csv and runs.csv of all that is.
+) -> Swept:
+    """Trains what is not there yet, and after each run writes table.md, table.csv and runs.csv of all that is.
 
     A sweep may be stopped at any time and called again. Call it in every process that torchrun started; several
-    machines that share `output` take a shard each.
+    machines that share `output` take a shard each. Before the first run every condition is tried on a step of noise. A
+    run that fails is reported and marked in the tables, and the others go on; the next call tries it again.
 
     Args:
         base: of every run; what the plan varies is replaced.
         output: a folder; each run has its own below runs/.
         shard: (i, n): run only every n-th, from the i-th on, i from 1.
 
-    Returns: the table, in Markdown.
-
-    Raises: as `train`. A run whose loss stops being finite is reported, and the others go on.
+    Raises: ValueError for conditions that cannot be trained; else as `train`, before the first run. With several
+        processes also what one of them alone fails of later, since the others wait for it.
     """
     index, count = shard
     if not 1 <= index <= count:
         raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/8, got {index}/{count}")
     output = Path(output)
     runs = configs(base, plan)
-    diverged: list[str] = []
+    folders = {run: RunFolder(output / "runs" / run.name) for run in runs}
+    check_conditions({run: config for run, config in runs.items() if not folders[run].result.exists()})
+    failed: dict[Run, str] = {}
     for number, (run, config) in enumerate(runs.items()):
-        folder = RunFolder(output / "runs" / run.name)
-        if number % count != index - 1 or folder.result.exists():
+        if number % count != index - 1 or folders[run].result.exists():
             continue
         if machine.is_main():
             say(f"run {number + 1} of {len(runs)}: {run.name}")
         try:
-            train(config, folder.path, say=say)
-        except DivergedError as error:
-            diverged.append(f"{run.name}: {error}")
-    if not machine.is_main():
-        return ""
-    text = write_tables(output, {run: RunFolder(output / "runs" / run.name) for run in runs})
-    for line in diverged:
-        say(f"not in the table: {line}")
-    return text
+            train(config, folders[run].path, say=say)
+        except CANNOT_TRAIN as error:
+            if not (isinstance(error, DivergedError) or machine.is_alone()):
+                raise
+            failed[run] = first_line(error)
+            if machine.is_main():
+                say(f"failed: {run.name}: {failed[run]}")
+        if machine.is_main():
+            _note(output, run, failed.get(run))
+            write_tables(output, folders, _noted(output, runs))
+    return Swept(write_tables(output, folders, _noted(output, runs)) if machine.is_main() else "", failed)
+
+
+def check_conditions(runs: dict[Run, TrainingConfig]) -> None:
+    """Tries each condition once, on a step of noise. Raises: ValueError with all that cannot be trained, and why."""
+    conditions: dict[Condition, TrainingConfig] = {}
+    for run, config in runs.items():
+        conditions.setdefault(run.condition, config)
+    if not conditions:
+        return
+    # Of the landmarks, the loss wants more than the baseline.
+    strictest = max(conditions.values(), key=lambda config: config.weight)
+    assert strictest.size is not None
+    accelerator = machine.make_accelerator(strictest.device, strictest.precision)
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), machine.deterministic(strictest.deterministic):
+        splits = open_splits(strictest, strictest.size, accelerator)
+        beginning = begin(
+            strictest.model,
+            len(splits.classes),
+            strictest.size,
+            pretrained=strictest.pretrained,
+            weights=strictest.weights,
+        )
+        network = beginning.network.to(accelerator.device)
+        make_twice_differentiable(network, strictest.model)
+        reasons: dict[str, list[str]] = {}
+        for condition, config in conditions.items():
+            try:
+                try_out(config, network, splits, strictest.size, accelerator)
+            except CANNOT_TRAIN as error:
+                reasons.setdefault(first_line(error), []).append(condition.name)
+    if reasons:
+        number = sum(map(len, reasons.values()))
+        told = "; ".join(f"{first_few(names, 3)}: {why}" for why, names in reasons.items())
+        raise ValueError(f"{number} of {len(conditions)} conditions cannot be trained, and no run is begun: {told}")
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _note(output: Path, run: Run, failure: str | None) -> None:
+    """Keeps why a run failed, for the tables that other shards write too; or forgets it, for None."""
+    place = output / FAILURES / f"{run.name}.txt"
+    if failure is None:
+        place.unlink(missing_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_text(place, f"{failure}\n")
+
+
+def _noted(output: Path, runs: Iterable[Run]) -> dict[Run, str]:
+    places = {run: output / FAILURES / f"{run.name}.txt" for run in runs}
+    return {run: place.read_text(encoding="utf-8").strip() for run, place in places.items() if place.is_file()}

@@ -12,10 +12,10 @@ pytest.importorskip("accelerate", reason="accelerate is not installed (extra tra
 from support.small_training import SMALL, quiet
 
 from pal_fast import cli
-from pal_fast.training import TrainingConfig, sweep
+from pal_fast.training import TrainingConfig, sweep, train
 from pal_fast.training.plan import Condition, Plan, Run
 from pal_fast.training.sweep_table import holm, markdown, rows
-from pal_fast.training.sweeping import configs
+from pal_fast.training.sweeping import Swept, configs
 
 stats = pytest.importorskip("scipy.stats", reason="the sweep's statistics need SciPy")
 
@@ -93,7 +93,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     lines: list[str] = []
     sweep(BASE, PLAN, tmp_path, shard=(1, 2), say=lines.append)
     assert sum(line.startswith("run ") for line in lines) == 3
-    text = sweep(BASE, PLAN, tmp_path, say=lines.append)
+    text = sweep(BASE, PLAN, tmp_path, say=lines.append).table
     assert sum(line.startswith("run ") for line in lines) == 6
     assert "6 of 6 runs are complete" in text
     assert (tmp_path / "table.md").read_text() == text
@@ -108,7 +108,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         values = [100 * float(run["accuracy"]) for run in runs if run["run"].startswith(name)]
         assert float(row["accuracy"]) == pytest.approx(sum(values) / 2)
     monkeypatch.setattr("pal_fast.training.sweeping.train", None)  # nothing is trained again
-    assert sweep(BASE, PLAN, tmp_path, say=quiet) == text
+    assert sweep(BASE, PLAN, tmp_path, say=quiet).table == text
 
 
 def test_the_command_runs_and_prints_the_table(tmp_path, capsys):
@@ -127,9 +127,83 @@ def test_the_command_runs_and_prints_the_table(tmp_path, capsys):
 def test_a_run_that_diverges_does_not_stop_the_others(tmp_path):
     base = TrainingConfig(**BASE.to_mapping() | {"learning_rate": 1e30, "power": 0.0})
     lines: list[str] = []
-    text = sweep(base, Plan(("grad_input",), ("mean",), ("body",), (1.0,), (0,)), tmp_path, say=lines.append)
-    assert "0 of 2 runs are complete" in text
+    swept = sweep(base, Plan(("grad_input",), ("mean",), ("body",), (1.0,), (0,)), tmp_path, say=lines.append)
+    assert "0 of 2 runs are complete" in swept.table
     assert sum("not finite" in line for line in lines) == 2
+    assert len(swept.failed) == 2
+
+
+def test_every_condition_is_tried_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("pal_fast.training.sweeping.train", None)  # nothing is trained
+    base = TrainingConfig(**BASE.to_mapping() | {"size": 8})
+    plan = Plan(("grad_input",), ("mean", "half"), ("body", "head.3", "stem"), (1.0,), (0, 1))
+    with pytest.raises(ValueError, match="5 of 7 conditions cannot be trained, and no run is begun") as error:
+        sweep(base, plan, tmp_path / "sweep", say=quiet)
+    said = str(error.value)
+    assert "layer: on a step of noise, the loss at layer 'head.3' is 0 for every sample" in said
+    assert "single cell" in said
+    assert "'stem'" in said
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_run_that_fails_is_marked_and_tried_again_by_the_next_call(tmp_path, monkeypatch):
+    trained, lines = [], []
+
+    def fails_at_half(config, output, *, say):
+        if config.channels == "half":
+            raise OSError("No space left on device")
+        trained.append(config)
+        return train(config, output, say=say)
+
+    monkeypatch.setattr("pal_fast.training.sweeping.train", fails_at_half)
+    plan = Plan(("grad_input",), ("half", "mean"), ("body",), (1.0,), (0,))
+    swept = sweep(BASE, plan, tmp_path, say=lines.append)
+    assert len(trained) == 2
+    assert list(swept.failed.values()) == ["No space left on device"]
+    assert "failed: body-grad_input-half-w1-seed0: No space left on device" in lines
+    assert "| grad_input | half | body | 1 | 0 (1 failed) |" in swept.table
+    assert "* failed: body-grad_input-half-w1-seed0: No space left on device" in swept.table
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert [row["failed"] for row in csv.DictReader(file)] == ["0", "0", "1"]
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        assert [row["failure"] for row in csv.DictReader(file)] == ["", "", "No space left on device"]
+    # Another shard, in which nothing fails, keeps the mark.
+    assert "(1 failed)" in sweep(BASE, plan, tmp_path, shard=(1, 3), say=quiet).table
+    monkeypatch.setattr("pal_fast.training.sweeping.train", train)
+    swept = sweep(BASE, plan, tmp_path, say=quiet)
+    assert swept.failed == {}
+    assert "failed" not in swept.table
+    assert "3 of 3 runs are complete" in swept.table
+
+
+def test_the_tables_are_there_when_a_sweep_is_interrupted(tmp_path, monkeypatch):
+    def interrupted(config, output, *, say):
+        if config.weight:
+            raise KeyboardInterrupt
+        return train(config, output, say=say)
+
+    monkeypatch.setattr("pal_fast.training.sweeping.train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(BASE, PLAN, tmp_path, say=quiet)
+    assert "1 of 6 runs are complete" in (tmp_path / "table.md").read_text()
+
+
+def test_among_several_processes_a_failure_of_one_ends_the_sweep(tmp_path, monkeypatch):
+    """The others wait for it in a collective operation: going on would hang them."""
+
+    def fails(config, output, *, say):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pal_fast.training.sweeping.train", fails)
+    monkeypatch.setattr("pal_fast.training.machine.is_alone", lambda: False)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(BASE, PLAN, tmp_path, say=quiet)
+
+
+def test_the_command_ends_with_status_1_where_a_run_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pal_fast.training.sweeping.sweep", lambda *given, **more: Swept("the table\n", {None: "why"}))
+    assert cli.main(["sweep", "--data", "drawn", "--model", "small", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().out == "the table\n"
 
 
 def test_the_command_refuses_what_makes_no_sense(tmp_path, capsys):
