@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pal_fast._checks import near
@@ -56,6 +57,18 @@ def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> NoReturn:
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     options = [argument.partition("=")[0] for argument in unknown if argument.startswith("--")]
     parser.error(f"unrecognized arguments: {' '.join(unknown)}{near(options[0], known, 1, 0.7) if options else ''}")
+
+
+def check_output(path: str | Path, *endings: str, makes_folder: bool = False) -> None:
+    """Before the work: whether a file can be written to the `path` given as --output, which has one of `endings`.
+
+    Raises: ValueError for another ending, OSError for a place where nothing can be written.
+    """
+    from pal_fast.landmarks.atomic import check_writable
+
+    if endings and Path(path).suffix.lower() not in endings:
+        raise ValueError(f"--output must end in {' or '.join(endings)}, got {str(path)!r}")
+    check_writable(path, makes_folder=makes_folder)
 
 
 def count(text: str) -> int:

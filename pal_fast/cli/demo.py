@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pal_fast.cli import check_output
+
 NAME = "demo"
 HELP = "train a small network with and without PAL on drawn faces (no download), and show where both look"
 
@@ -24,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast import demo, dispatch, visualize
 
     visualize.check_suffix(args.output)
+    check_output(args.output, makes_folder=True)
     faces = demo.TRAINING_FACES if args.faces is None else args.faces
     epochs = demo.EPOCHS if args.epochs is None else args.epochs
     if faces < 2 or epochs < 1:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from pal_fast.cli import check_output
+
 NAME = "evaluate"
 HELP = "accuracy, balanced accuracy and confusion of a trained network, without landmarks"
 
@@ -30,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast.training.machine import is_main
     from pal_fast.training.saved import evaluate, table
 
+    if args.output:
+        check_output(args.output, ".json")
     evaluation = evaluate(
         args.trained,
         data=args.data,

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pal_fast.cli import check_output
+
 if TYPE_CHECKING:
     from pal_fast.training.networks import Beginning
 
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast.landmarks.image_files import read_image
 
     visualize.check_suffix(args.output)
+    check_output(args.output, makes_folder=True)
     image = read_image(args.image)
     sets = read_landmarks(args.landmarks, args.format, image_size=(image.shape[1], image.shape[2]))
     if len(sets) != 1:

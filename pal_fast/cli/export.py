@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from pal_fast.cli import check_output
 
 NAME = "export"
 HELP = "write a trained network as a torch.export program or as ONNX, with nothing of the loss in it"
 
 
+#: What a file's name ends in, by format.
+ENDINGS = {"torch": ".pt2", "onnx": ".onnx"}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trained", metavar="RUN", help="a run's folder, its model.pt or checkpoint.pt")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="such as model.pt2 or model.onnx")
-    parser.add_argument("--format", choices=("torch", "onnx"), help="(default: onnx for .onnx, else torch)")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="MODEL.pt2 or MODEL.onnx")
+    parser.add_argument("--format", choices=("torch", "onnx"), help="(default: that of FILE's ending)")
 
 
 def run(args: argparse.Namespace) -> int:
     from pal_fast.training.exporting import export
 
-    kind = args.format or ("onnx" if args.output.endswith(".onnx") else "torch")
+    check_output(args.output, *([ENDINGS[args.format]] if args.format else ENDINGS.values()))
+    kind = args.format or next(kind for kind, ending in ENDINGS.items() if ending == Path(args.output).suffix.lower())
     said = export(args.trained, args.output, format=kind)
     size = said["size"]
+    mean, std = (", ".join(f"{value:g}" for value in said[name]) for name in ("mean", "std"))
     print(f"{args.output}: {said['model']}, images (B, 3, {size}, {size}) to logits of {len(said['classes'])} classes")
+    print(f"images are wanted as RGB in [0, 1], normalised by channel: (image - [{mean}]) / [{std}]; the file does not")
     print(f"logits compared with the original: largest relative difference {said['difference']:.1e}")
     return 0

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pal_fast.cli import check_output
+
 NAME = "merge"
 HELP = "join landmark files, such as the shards of an extraction, into one"
 
@@ -23,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast.landmarks import merge
     from pal_fast.landmarks.landmark_set import load_npz
 
+    check_output(args.output, ".npz")
     check_shards(args.files)
     sets = [load_npz(path) for path in args.files]
     settings = common_settings(args.files)

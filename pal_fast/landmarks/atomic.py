@@ -38,6 +38,28 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
 
 
+def check_writable(path: str | Path, *, makes_folder: bool = False) -> None:
+    """Raises OSError naming the file where none can be written to `path`; leaves nothing.
+
+    Args: makes_folder: whoever writes the file makes the folders above it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    folder = path.parent
+    while makes_folder and not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {folder}")
+    try:
+        # What the permissions say is not all: a disk may be mounted for reading only.
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=folder)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    os.close(handle)
+    os.unlink(temporary)
+
+
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to write to, which becomes `path` when the block ends without error; `path` itself if that exists."""
