@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -14,8 +15,9 @@ import torch
 from support.small_training import SMALL, quiet
 
 from pal_fast import cli
+from pal_fast.data import open_dataset
 from pal_fast.training import TrainingConfig, train
-from pal_fast.training.exporting import DESCRIPTION, export
+from pal_fast.training.exporting import DESCRIPTION, _run_onnx, export
 from pal_fast.training.files import RunFolder, read_state
 from pal_fast.training.networks import build_network
 from pal_fast.training.saved import evaluate, load_network, table
@@ -63,6 +65,30 @@ def test_the_exported_program_is_the_plain_network(runs, plain_network, tmp_path
     for count in (1, 5):  # the batch is free
         images = torch.randn(count, 3, 32, 32, generator=generator)
         torch.testing.assert_close(program.module()(images), plain_network(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_an_export_predicts_as_the_run_did_on_images_normalised_as_it_says(runs, tmp_path, format):
+    """By someone who knows nothing but the file, and images of a test split in [0, 1]."""
+    if format == "onnx":
+        onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
+    export(runs / "pal", tmp_path / "model", format=format)
+    images = torch.stack([sample["image"] for sample in open_dataset("drawn", SMALL["root"], "test")])
+    if format == "torch":
+        files = {DESCRIPTION: ""}
+        program = torch.export.load(tmp_path / "model", extra_files=files).module()
+        said = json.loads(files[DESCRIPTION])
+    else:
+        content = (tmp_path / "model").read_bytes()
+        kept = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
+        said = {name: json.loads(kept[f"pal_fast.{name}"]) for name in ("mean", "std", "size", "channels")}
+        program = functools.partial(_run_onnx, content)
+    assert images.shape[1:] == (3, said["size"], said["size"])
+    assert said["channels"] == "RGB in [0, 1], then (value - mean) / std"
+    mean, std = (torch.tensor(said[name])[:, None, None] for name in ("mean", "std"))
+    predictions = program((images - mean) / std).argmax(1)
+    assert predictions.tolist() == np.load(RunFolder(runs / "pal").predictions)["predictions"].tolist()
 
 
 def folded(network):
@@ -163,5 +189,7 @@ def test_the_commands_print_and_write(runs, tmp_path, capsys):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert f"{100 * figures['accuracy']:.2f} %" in printed
     assert cli.main(["export", str(runs / "plain"), "-o", str(tmp_path / "model.pt2")]) == 0
-    assert "images (B, 3, 32, 32) to logits of 7 classes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "images (B, 3, 32, 32) to logits of 7 classes" in said
+    assert "normalised by channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]; the file does not" in said
     assert (tmp_path / "model.pt2").exists()
