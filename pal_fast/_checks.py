@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,18 @@ def _finite_values(name: str, given: Tensor) -> None:
     """Looks at values where that costs nothing: on a GPU it would stall the queue."""
     if given.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(given).all()):
         raise ValueError(f"{name} must be finite, got {given.tolist()}")
+
+
+@contextlib.contextmanager
+def running(model: str, side: int, argument: str) -> Iterator[None]:
+    """What a model raises where it is given square images that it does not take, as a ValueError of one line."""
+    try:
+        yield
+    except ValueError:
+        raise  # Ours, or says enough by itself.
+    except (AssertionError, RuntimeError, IndexError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{model} does not run on images of {side} x {side} ({argument}): {first}") from error
 
 
 def describe(given: object) -> str:

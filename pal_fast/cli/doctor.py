@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pal_fast.cli import count
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from pal_fast import PALLoss
+    from pal_fast import PALLoss, _checks
     from pal_fast.candidates import candidates
     from pal_fast.training.networks import make_twice_differentiable
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         )
     images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
     if not args.layer:
-        with _one_line(args.model, args.image_size):
+        with _checks.running(args.model, args.image_size, "--image-size"):
             found = candidates(model, images)
         side = f"{args.image_size} x {args.image_size}"
         print(f"{args.model}: layers with a map, in the order in which they run (images {side})")
@@ -51,22 +52,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {candidate}")
         print("Choose one past the middle whose map still has some 7 x 7 cells, then run again with --layer.")
         return 0
-    with PALLoss(model, args.layer) as pal, _one_line(args.model, args.image_size):
+    with PALLoss(model, args.layer) as pal, _checks.running(args.model, args.image_size, "--image-size"):
         report = pal.check(images)
     print(report)
     return 1 if report.problems else 0
-
-
-@contextmanager
-def _one_line(name: str, side: int) -> Iterator[None]:
-    """What a model raises where it is given images that it does not take, as an error of one line."""
-    try:
-        yield
-    except ValueError:
-        raise  # Ours, or says enough by itself.
-    except (AssertionError, RuntimeError, IndexError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{name} does not run on images of {side} x {side} (--image-size): {first}") from error
 
 
 def build(name: str, classes: int) -> nn.Module:
@@ -77,7 +66,17 @@ def build(name: str, classes: int) -> nn.Module:
 
     if ":" in name:
         module, _, factory = name.partition(":")
-        made = getattr(importlib.import_module(module), factory, None)
+        # A console script has its own folder there, where python -m has the working directory.
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            made = getattr(importlib.import_module(module), factory, None)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # one that the module needs
+            raise ImportError(
+                f"model {name!r}: there is no module {error.name!r} in {os.getcwd()} or among those installed"
+            ) from error
         if made is None:
             raise ValueError(f"model {name!r}: {module} has no {factory!r}")
         model: Any = made()
@@ -90,7 +89,10 @@ def build(name: str, classes: int) -> nn.Module:
     except ImportError as error:
         raise ImportError("models by name need torchvision and timm: pip install 'pal_fast[explain]'") from error
     if name in torchvision.models.list_models():
-        return torchvision.models.get_model(name, weights=None, num_classes=classes)
+        takes = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+        # Segmentation and detection have weights of their own for the network below.
+        backbone = {"weights_backbone": None} if "weights_backbone" in takes else {}
+        return torchvision.models.get_model(name, weights=None, num_classes=classes, **backbone)
     if timm.is_model(name):
         return timm.create_model(name, num_classes=classes)
     from pal_fast import _checks

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pal_fast.cli import check_output
+from pal_fast.cli import check_output, count
 
 if TYPE_CHECKING:
     from pal_fast.training.networks import Beginning
@@ -29,10 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|fetch|random|FILE",
         help="the library's own if they are on this machine (auto, the default) or fetched, random, or a checkpoint",
     )
-    parser.add_argument("--classes", type=int, default=1000, help="logits of the network's head (default: %(default)s)")
+    parser.add_argument(
+        "--classes", type=count, default=1000, help="logits of the network's head (default: %(default)s)"
+    )
     parser.add_argument("--crop", choices=("face", "whole"), default="face", help="what the network sees")
     parser.add_argument(
-        "--size", type=int, default=None, help="side of its input in pixels (default: the network's own)"
+        "--size", type=count, default=None, help="side of its input in pixels (default: the network's own)"
     )
     parser.add_argument("--target", choices=("predicted", "sum"), default="predicted", help="the logits attributed")
     parser.add_argument("--attribution", choices=("grad_input", "grad", "activation"), default="grad_input")
@@ -43,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pal_fast import explain, visualize
+    import torch
+
+    from pal_fast import _checks, explain, visualize
     from pal_fast.landmarks import read_landmarks
     from pal_fast.landmarks.image_files import read_image
 
@@ -55,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"landmarks: {args.landmarks} must hold those of one image, got {len(sets)}")
     size, mean, std = expectations(args.model)
     size = size if args.size is None else args.size
-    beginning = build(args.model, args.classes, size, args.weights)
+    with _checks.running(args.model, size, "--size"), torch.no_grad():
+        beginning = build(args.model, args.classes, size, args.weights)
+        beginning.network.eval()(torch.zeros(1, 3, size, size))
     explanation = explain.explain(
         image,
         sets[0],

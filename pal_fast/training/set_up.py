@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pal_fast import PALLoss, attribute
+from pal_fast import PALLoss, _checks, attribute
 from pal_fast.landmarks.errors import NoLandmarksError
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import YARDSTICK, check_logits
@@ -127,7 +127,9 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
     labels = torch.zeros(2, dtype=torch.int64, device=device)
     landmarks = torch.rand(2, splits.training.landmark_count, 2, generator=noise).to(device) * (size - 1)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        pal = make_loss(config, network.train()) if config.weight else None
+        with torch.no_grad(), accelerator.autocast(), _checks.running(config.model, size, "size"):
+            network.train()(images)
+        pal = make_loss(config, network) if config.weight else None
         with accelerator.autocast():
             logits = network(images)
         check_logits(logits, len(splits.classes), len(images))

@@ -170,3 +170,40 @@ def test_several_faces_in_the_landmarks_are_refused(
         (tmp_path / f"{name}.pts").write_text(LANDMARKS.read_text())
     assert cli.main(["explain", str(photograph_file), "--landmarks", str(tmp_path)]) == 2
     assert "must hold those of one image, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--size", "--classes"])
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_counts_are_at_least_one(
+    option: str, number: str, photograph_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["explain", str(photograph_file), "--landmarks", str(LANDMARKS), option, number])
+    assert stop.value.code == 2
+    assert f"argument {option}: must be a whole number of at least 1, got '{number}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "size"), [("vit_b_32", "encoder.layers.encoder_layer_10", "100"), ("resnet18", "layer3", "-")]
+)
+def test_images_that_a_network_does_not_take_end_in_one_line(
+    model: str,
+    layer: str,
+    size: str,
+    photograph_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if size == "-":
+        size = "64"
+
+        def forward(self: nn.Module, images: Tensor) -> Tensor:
+            raise IndexError("index 4 is out of range\nand more")
+
+        monkeypatch.setattr("torchvision.models.ResNet.forward", forward)
+    words = ["--model", model, "--layer", layer, "--weights", "random", "--size", size, "-o", str(tmp_path / "a.png")]
+    assert cli.main(["explain", str(photograph_file), "--landmarks", str(LANDMARKS), *words]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert f"{model} does not run on images of {size} x {size} (--size): " in printed

@@ -189,6 +189,10 @@ def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
         ({"layer": ("head.5",), "weight": 0}, r"layer 'head.5'|head\.5"),
         ({"channel_count": 500}, "channel_count"),
         ({"model": "resnet5"}, "did you mean"),
+        (
+            {"model": "vit_b_32", "layer": ("encoder.layers.encoder_layer_10",), "pretrained": "no", "weight": 0},
+            r"vit_b_32 does not run on images of 32 x 32 \(size\): Wrong image height",
+        ),
         ({"weights": str(tmp_path / "absent.pt")}, r"absent\.pt"),
         ({"data": "rafdb", "root": None}, "root is needed"),
         ({"data": "rafdb", "root": str(tmp_path / "absent")}, "absent"),

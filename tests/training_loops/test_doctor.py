@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch import nn
 import pal_fast
 from pal_fast.candidates import candidates
 from pal_fast.cli import main
+from pal_fast.cli.doctor import build
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +69,51 @@ def test_hardsigmoid_is_replaced_and_it_is_told_how_in_a_loop_of_ones_own(model,
     assert re.search(r"\d+ Hardsigmoid of .* are replaced by their twice differentiable twin", text)
     assert "pal-fast train does it too; in a loop of your own call pal_fast.nn.replace_hardsigmoid(model)" in text
     assert "no problem found" in text
+
+
+NETWORK = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30 * 30, 5))
+"""
+
+
+def test_the_installed_command_finds_a_module_in_the_working_directory(tmp_path):
+    """A console script has its own folder on sys.path, and not the working directory."""
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "pal-fast"
+    script.write_text("import sys\nfrom pal_fast.cli import main\nsys.exit(main())\n")
+    (tmp_path / "mynet.py").write_text(NETWORK)
+    words = [sys.executable, str(script), "doctor", "mynet:build", "--image-size", "32"]
+    home = str(Path(pal_fast.__file__).parents[1])
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": home}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mynet:build: layers with a map" in done.stdout
+    absent = subprocess.run(
+        [*words[:3], "absent:build"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": home},
+        check=False,
+    )
+    assert absent.returncode == 2
+    assert f"model 'absent:build': there is no module 'absent' in {tmp_path} or among those installed" in absent.stderr
+
+
+@pytest.mark.parametrize("model", ["fcn_resnet50", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_no_weights_are_fetched_for_a_model_with_a_backbone(model, monkeypatch):
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    pytest.importorskip("timm", reason="timm is not installed")
+
+    def fetch(*given, **more):
+        raise AssertionError("the doctor fetches nothing")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    assert any(parameter.requires_grad for parameter in build(model, 7).parameters())
 
 
 @pytest.mark.parametrize(
