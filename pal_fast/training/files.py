@@ -80,6 +80,7 @@ class RunFolder:
     """The files of one run.
 
     config.json      the options; `pal-fast train --config` takes it
+    data.json        a digest of the landmarks' file, which a resumption compares
     environment.json versions and processes at the latest start
     checkpoint.pt    the latest state to resume from
     history.json     one entry per epoch
@@ -95,6 +96,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def environment(self) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pal_fast.landmarks.image_files import digest
 from pal_fast.training.config import TrainingConfig, difference
 from pal_fast.training.files import RunFolder, read_state, write_state
 
@@ -103,7 +106,11 @@ def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
         raise ValueError(f"output {folder.path} is a file; give a folder")
     if not folder.config.exists():
         others = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.endswith(".partial"))
-        leftovers = {folder.gallery.name, folder.environment.name}  # of a run that was killed as it began
+        leftovers = {
+            folder.gallery.name,
+            folder.environment.name,
+            folder.data.name,
+        }  # of a run that was killed as it began
         if set(others) - leftovers:
             raise ValueError(
                 f"output {folder.path} is no folder of a run: it holds {', '.join(others[:3])} and no config.json"
@@ -119,6 +126,33 @@ def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
             "give another --output, or remove that folder"
         )
     return config
+
+
+def describe_data(config: TrainingConfig) -> dict[str, Any]:
+    """What a run's folder keeps of the data beside their names: a digest of the landmarks' file or folder, or None."""
+    place = None if config.landmarks is None else Path(config.landmarks)
+    if place is None or not place.exists():  # that it is not there is told where it is read
+        return {"landmarks": None}
+    if place.is_file():
+        return {"landmarks": digest(place)}
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(place).as_posix()} {digest(path)}" for path in files]
+    return {"landmarks": hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()}
+
+
+def check_data(folder: RunFolder, data: dict[str, Any], config: TrainingConfig) -> None:
+    """Raises ValueError if the run in the folder was made with other landmarks under the same name.
+
+    Args: data: of `describe_data`.
+    """
+    if not folder.data.exists():
+        return
+    before, now = folder.read_json(folder.data)["landmarks"], data["landmarks"]
+    if before is not None and now is not None and before != now:
+        raise ValueError(
+            f"output {folder.path} holds a run with other landmarks than {config.landmarks} holds now: give another "
+            "--output, or remove that folder"
+        )
 
 
 def clean(folder: RunFolder) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from pal_fast.landmarks.errors import first_few
-from pal_fast.training import machine
+from pal_fast.training import machine, progress
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.files import RunFolder, write_text
 from pal_fast.training.networks import begin, make_twice_differentiable
@@ -79,8 +79,9 @@ def sweep(
         output: a folder; each run has its own below runs/.
         shard: (i, n): run only every n-th, from the i-th on, i from 1.
 
-    Raises: ValueError for conditions that cannot be trained; else as `train`, before the first run. With several
-        processes also what one of them alone fails of later, since the others wait for it.
+    Raises: ValueError for conditions that cannot be trained, and for runs in `output` that have other options; else as
+        `train`, before the first run. With several processes also what one of them alone fails of later, since the
+        others wait for it.
     """
     index, count = shard
     if not 1 <= index <= count:
@@ -88,6 +89,10 @@ def sweep(
     output = Path(output)
     runs = configs(base, plan)
     folders = {run: RunFolder(output / "runs" / run.name) for run in runs}
+    data = progress.describe_data(base)
+    for run, config in runs.items():
+        progress.check_folder(folders[run], config)
+        progress.check_data(folders[run], data, config)
     check_conditions({run: config for run, config in runs.items() if not folders[run].result.exists()})
     failed: dict[Run, str] = {}
     for number, (run, config) in enumerate(runs.items()):

@@ -45,13 +45,15 @@ def train(config: TrainingConfig, output: str | Path, *, say: Callable[[str], No
         say = _silent
     folder = RunFolder(Path(output))
     config = progress.check_folder(folder, config.resolved())
+    data = progress.describe_data(config)
+    progress.check_data(folder, data, config)
     if folder.result.exists():
         say(f"{folder.path} is complete")
         result: dict[str, Any] = folder.read_json(folder.result)
         return result
     accelerator = machine.make_accelerator(config.device, config.precision)
     with machine.deterministic(config.deterministic):
-        return _Training(config, folder, accelerator, say).run()
+        return _Training(config, data, folder, accelerator, say).run()
 
 
 def _silent(line: str) -> None:
@@ -61,7 +63,14 @@ def _silent(line: str) -> None:
 class _Training:
     """One process's part of a run."""
 
-    def __init__(self, config: TrainingConfig, folder: RunFolder, accelerator: Any, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        data: dict[str, Any],
+        folder: RunFolder,
+        accelerator: Any,
+        say: Callable[[str], None],
+    ) -> None:
         self.config, self.folder, self.accelerator, self.say = config, folder, accelerator, say
         assert config.size is not None
         self.splits = open_splits(config, config.size, accelerator)
@@ -72,6 +81,7 @@ class _Training:
         if accelerator.is_main_process:
             folder.gallery.mkdir(parents=True, exist_ok=True)
             progress.clean(folder)
+            write_json(folder.data, data)
             write_json(folder.environment, machine.environment(accelerator))
             # Last: from here on the folder counts as this run's.
             write_json(folder.config, self.config.to_mapping())

@@ -176,6 +176,13 @@ def test_a_run_that_fails_is_marked_and_tried_again_by_the_next_call(tmp_path, m
     assert "3 of 3 runs are complete" in swept.table
 
 
+def test_runs_with_other_options_in_the_same_folder_are_refused_and_not_tabulated(tmp_path):
+    sweep(BASE, PLAN, tmp_path, shard=(1, 6), say=quiet)
+    other = TrainingConfig(**BASE.to_mapping() | {"epochs": 2})
+    with pytest.raises(ValueError, match=r"baseline-seed0 holds a run with other options .*epochs: 1, 2"):
+        sweep(other, PLAN, tmp_path, say=quiet)
+
+
 def test_the_tables_are_there_when_a_sweep_is_interrupted(tmp_path, monkeypatch):
     def interrupted(config, output, *, say):
         if config.weight:

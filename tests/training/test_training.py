@@ -10,10 +10,12 @@ pytest.importorskip("accelerate", reason="accelerate is not installed (extra tra
 
 import numpy as np
 import torch
+from support import drawn_datasets
 from support.small_training import SMALL, quiet, same, weights
 from torch.nn import functional as F
 
 from pal_fast import data
+from pal_fast.landmarks import LandmarkSet, write_landmarks
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.files import RunFolder
 from pal_fast.training.loading import open_split, training_batches
@@ -45,6 +47,20 @@ def test_weight_zero_is_a_plain_loop_bit_for_bit(tmp_path, monkeypatch):
                 optimiser.step()
                 optimiser.zero_grad()
     assert same(weights(tmp_path / "run"), network.state_dict())
+
+
+def test_what_does_not_fill_a_step_is_left_out_of_an_epoch_and_of_its_figures(tmp_path):
+    config = TrainingConfig(**SMALL | {"root": "count=42,test_count=7,size=32", "batch": 8, "gallery": 0}, weight=0)
+    batches = training_batches(config.resolved(), open_split(config.resolved(), "train", transform=None), 0, 1)
+    left_out = []
+    for epoch in range(2):
+        batches.epoch = epoch
+        left_out.append(set(range(42)) - {position for keys in batches for _, _, position in keys})
+    assert [len(images) for images in left_out] == [2, 2]
+    assert left_out[0] != left_out[1]
+    train(config, tmp_path / "run", say=quiet)
+    for entry in json.loads(RunFolder(tmp_path / "run").history.read_text()):
+        assert 40 * entry["train"]["accuracy"] == pytest.approx(round(40 * entry["train"]["accuracy"]))
 
 
 def test_a_run_is_repeated_bit_for_bit_from_its_config_file(tmp_path):
@@ -113,6 +129,34 @@ def test_a_complete_run_is_not_repeated_and_another_does_not_overwrite_it(tmp_pa
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"holds thesis\.tex"):
         train(config, tmp_path / "other")
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_landmarks_replaced_under_the_same_name_are_refused(tmp_path, as_folder):
+    faces = drawn_datasets.write_folder(tmp_path / "faces", 21, 14, size=32)
+    place = tmp_path / ("marks" if as_folder else "marks.npz")
+
+    def save(points):
+        write_landmarks(place, LandmarkSet(points, faces.names), "pts" if as_folder else "npz")
+
+    save(faces.landmarks)
+    options = {"data": "folder", "root": str(faces.root), "landmarks": str(place), "epochs": 1, "gallery": 0}
+    config = TrainingConfig(**SMALL | options | {"batch": 7})
+    folder = RunFolder(tmp_path / "run")
+    train(config, folder.path, say=quiet)
+    save(faces.landmarks + 1)
+    for _ in ("complete", "stopped"):
+        with pytest.raises(
+            ValueError, match=r"run holds a run with other landmarks than .*/marks.* holds now: give another"
+        ):
+            train(config, folder.path, say=quiet)
+        folder.result.unlink(missing_ok=True)
+    save(faces.landmarks)
+    train(config, folder.path, say=quiet)
+    place.rename(tmp_path / "elsewhere")  # what is complete needs them no more
+    lines: list[str] = []
+    train(config, folder.path, say=lines.append)
+    assert "is complete" in lines[0]
 
 
 def test_bfloat16_and_the_other_options_of_the_loss_train(tmp_path):
