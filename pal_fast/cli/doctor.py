@@ -18,7 +18,9 @@ HELP = "list a model's candidate layers, or check the chosen one, before a GPU i
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a name in torchvision or timm, or PACKAGE.MODULE:FACTORY")
+    parser.add_argument(
+        "model", help="a name in torchvision or timm, or PACKAGE.MODULE:FACTORY, in the working directory or installed"
+    )
     parser.add_argument("--layer", action="append", help="the layer to check; repeat it for several")
     parser.add_argument("--image-size", type=count, default=224, help="of the square images, in pixels (default 224)")
     parser.add_argument("--batch", type=count, default=2, help="images in the trial batch (default 2)")

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"landmarks: {args.landmarks} must hold those of one image, got {len(sets)}")
     size, mean, std = expectations(args.model)
     size = size if args.size is None else args.size
+    beginning = build(args.model, args.classes, size, args.weights)
     with _checks.running(args.model, size, "--size"), torch.no_grad():
-        beginning = build(args.model, args.classes, size, args.weights)
         beginning.network.eval()(torch.zeros(1, 3, size, size))
     explanation = explain.explain(
         image,
