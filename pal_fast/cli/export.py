@@ -30,6 +30,6 @@ def run(args: argparse.Namespace) -> int:
     size = said["size"]
     mean, std = (", ".join(f"{value:g}" for value in said[name]) for name in ("mean", "std"))
     print(f"{args.output}: {said['model']}, images (B, 3, {size}, {size}) to logits of {len(said['classes'])} classes")
-    print(f"images are wanted as RGB in [0, 1], normalised by channel: (image - [{mean}]) / [{std}]; the file does not")
+    print(f"it wants RGB images in [0, 1] that are normalised already, by channel: (image - [{mean}]) / [{std}]")
     print(f"logits compared with the original: largest relative difference {said['difference']:.1e}")
     return 0
