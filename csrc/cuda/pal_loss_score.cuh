@@ -44,7 +44,7 @@ struct PriorMoments {
 };
 struct PriorScale {
   double weight;   // w_b: 0 if the sample cannot be scored
-  double inverse;  // 1 / what the heatmap is divided by
+  double inverse;  // 1 / what the heatmap less its mean is divided by; under "pearson" its standard deviation, too
   double scale;    // s * terms
 };
 
@@ -60,10 +60,10 @@ template <typename T>
   const double divisor = prior.normalize == Normalize::peak  ? heatmap.peak
                          : prior.normalize == Normalize::sum ? heatmap.total
                                                              : 1.0;
-  const double inverse = divisor == 0.0 ? 1.0 : 1.0 / divisor;
-  double scale = 1.0;
+  double inverse = divisor == 0.0 ? 1.0 : 1.0 / divisor, scale = 1.0;
   if (prior.score == Score::pearson) {
-    scale = heatmap.variance > 0.0 ? 1.0 / (sqrt(heatmap.variance) * fabs(inverse)) : 1.0;
+    // Standardised, so that no scale of the heatmap is lost to T; of the divisor the sign is left.
+    inverse = heatmap.variance > 0.0 ? copysign(1.0 / sqrt(heatmap.variance), inverse) : 1.0;
   } else if (prior.scale != Scale::mean) {
     scale = prior.scale == Scale::sum ? terms : sqrt(terms);
   }
@@ -90,10 +90,11 @@ struct Group {
   return {-scale * agreement, -scale / terms * inverse, -agreement * inverse, mean};
 }
 
-// As T, but never infinite: what is beyond T's range would make NaN of a zero.
+// As T, and so far within T's range that a loss scale does not make it infinite: infinity times a zero of the layer
+// would be NaN.
 template <typename T>
 [[nodiscard]] __device__ __forceinline__ T bounded(double value) {
-  const double largest = std::is_same_v<T, float> ? static_cast<double>(FLT_MAX) : DBL_MAX;
+  constexpr double largest = (std::is_same_v<T, float> ? static_cast<double>(FLT_MAX) : DBL_MAX) * 0x1p-24;
   return static_cast<T>(value > largest ? largest : value < -largest ? -largest : value);
 }
 
