@@ -23,6 +23,7 @@ from .batch_norm_kernels import (
     sums_kernel,
 )
 from .launch import (
+    OPTIONS,
     accumulator,
     ceil_div,
     high_and_low,
@@ -91,6 +92,7 @@ class Parts:
             "BLOCK_M": self.block_m,
             "BLOCK_C": self.block_c,
             "T": accumulator(input.dtype),
+            **OPTIONS,
         }
 
 
@@ -142,6 +144,7 @@ def batch_norm_statistics(
             TRAINING=training,
             BLOCK_C=block,
             T=accumulator(input.dtype),
+            **OPTIONS,
         )
     return statistics
 

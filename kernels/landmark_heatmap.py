@@ -13,6 +13,7 @@ from pal_fast.constants import COMBINE, NORMALIZE
 from .landmark_heatmap_backward import landmark_gradient_kernel, raw_gradient_kernel
 from .landmark_heatmap_forward import landmark_heatmap_kernel
 from .launch import (
+    OPTIONS,
     accumulator,
     ceil_div,
     high_and_low,
@@ -80,7 +81,7 @@ def landmark_heatmap(
             BLOCK_H=block_h,
             BLOCK_W=block_w,
             T=accumulator(landmarks.dtype),
-            num_warps=4,
+            **OPTIONS,
         )
     return heatmap
 
@@ -121,7 +122,7 @@ def landmark_heatmap_backward(
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
         "T": accumulator(landmarks.dtype),
-        "num_warps": 4,
+        **OPTIONS,
     }
     raw = torch.empty_like(grad) if maximum or divided else grad
     winner = grad.new_empty(grad.shape, dtype=torch.int32) if maximum else None

@@ -15,6 +15,7 @@ from pal_fast.reference import computing_dtype
 
 from .landmark_heatmap import frame
 from .launch import (
+    OPTIONS,
     accumulator,
     ceil_div,
     in_format_of,
@@ -146,7 +147,7 @@ def _launch_map(
         TILED=sweep.cells > block_n,
         BLOCK_N=block_n,
         BLOCK_S=min(power_of_two(sweep.shares), SHARES_AT_ONCE // block_n),
-        num_warps=4,
+        **OPTIONS,
     )
 
 
@@ -185,7 +186,7 @@ def _launch_each(
         VECTOR_HW=vector_hw,
         BLOCK_C=block_c,
         BLOCK_N=block_n,
-        num_warps=4,
+        **OPTIONS,
     )
 
 
@@ -234,7 +235,7 @@ def pal_loss_backward(
                 ABSOLUTE=absolute,
                 GROUPING=grouping,
                 T=accumulator(layer.dtype),
-                num_warps=4,
+                **OPTIONS,
             )
     return (
         d_activation if d_activation is not None else layer.new_empty(0),

@@ -95,13 +95,13 @@ def write_rows(
         f, g = load_layer(activation_ptr, gradient_ptr, origin + position + offsets, readable, KIND, T)
         if GROUPING == EACH:
             triple = coefficients_ptr + 3 * channel
-            d = grad * tl.load(triple, mask=live, other=0.0) * plane
             centred = attribute(f, g, KIND, ABSOLUTE) - tl.load(triple + 2, mask=live, other=0.0)
-            d += grad * tl.load(triple + 1, mask=live, other=0.0) * centred
-        else:
+            bend = tl.load(triple + 1, mask=live, other=0.0) * centred
+            d = grad * tl.load(triple, mask=live, other=0.0) * (plane + bend)
+        elif GROUPING == MAP:
             d = slope * plane
-            if GROUPING != MAP:
-                d += curve * (attribute(f, g, KIND, ABSOLUTE) - mean)
+        else:
+            d = slope * (plane + curve * (attribute(f, g, KIND, ABSOLUTE) - mean))
         store_gradients(
             d_activation_ptr, d_gradient_ptr, origin + position + offsets, mask, live, d, f, g, KIND, ABSOLUTE
         )
@@ -156,7 +156,7 @@ def pal_loss_backward_kernel(
     mean = tl.zeros([], T)
     if GROUPING != MAP and GROUPING != EACH:
         slope = grad * tl.load(coefficients_ptr + 3 * sample)
-        curve = grad * tl.load(coefficients_ptr + 3 * sample + 1)
+        curve = tl.load(coefficients_ptr + 3 * sample + 1)
         mean = tl.load(coefficients_ptr + 3 * sample + 2)
 
     # 2. The program's tiles, rows x columns, and where in the plane they lie.

@@ -13,7 +13,17 @@ import triton.language as tl
 
 from .attribution import attribute, attribution_at, load_layer, median_of_three, sum_of_squares
 from .gaussians import any_landmark, exact, is_last, write_heatmap
-from .score import NONE, heatmap_divisor, reduce_batch, sample_weight, score_and_slopes, score_scale, store_sample
+from .score import (
+    NONE,
+    bounded,
+    heatmap_divisor,
+    heatmap_factor,
+    reduce_batch,
+    sample_weight,
+    score_and_slopes,
+    score_scale,
+    store_sample,
+)
 
 
 @triton.jit
@@ -90,7 +100,6 @@ def each_forward_kernel(
         totals += h.to(tl.float64)
         peaks = tl.maximum(peaks, tl.where(cells < hw, h, float("-inf")))
     total_h = tl.sum(totals, axis=0)
-    inverse = 1.0 / heatmap_divisor(total_h, tl.max(peaks, axis=0), NORMALIZE)
     mean_h = total_h / hw
     powers = tl.zeros([1024], tl.float64)
     for block in range(0, hw, 1024):
@@ -99,11 +108,15 @@ def each_forward_kernel(
         centred = tl.where(cells < hw, h.to(tl.float64) - mean_h, 0.0)
         powers += centred * centred
     var_h = tl.sum(powers, axis=0) / hw
-    scale = score_scale(var_h * inverse * inverse, terms, PEARSON, SCALE)
+    factor = heatmap_factor(heatmap_divisor(total_h, tl.max(peaks, axis=0), NORMALIZE), var_h, PEARSON)
+    scale = score_scale(terms, PEARSON, SCALE)
     weight = sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON)
     dead = weight == 0.0
-    near_h = mean_h.to(T)  # taken off the heatmap in the sweep
-    left_of_h = mean_h - near_h.to(tl.float64)
+    # Taken off the heatmap in the sweep, which is then multiplied by as much of its factor as T holds.
+    near_h = mean_h.to(T)
+    near_factor = bounded(factor, T)
+    left_of_h = (mean_h - near_h.to(tl.float64)) * near_factor
+    left_of_factor = factor / near_factor
 
     # 2. The program's channels.
     first_channel = split * channels_per_split
@@ -136,20 +149,20 @@ def each_forward_kernel(
             offset = column[:, None] + (cells.to(tl.int64) * stride_n)[None, :]
             f, g = load_layer(activation_ptr, gradient_ptr, offset, mask, KIND, T)
             d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot[:, None], 0.0)
-            h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0) - near_h
+            h = (tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0) - near_h) * near_factor.to(T)
             sums += tl.sum(d, axis=1).to(tl.float64)
             squares += sum_of_squares(d, 1)
             products += tl.sum(d * h[None, :], axis=1).to(tl.float64)
         deviation = sums / terms
         mean = pivot.to(tl.float64) + deviation
         variance = squares / terms - deviation * deviation
-        cov = (products / terms - deviation * left_of_h) * inverse
+        cov = (products / terms - deviation * left_of_h) * left_of_factor
 
         # 4. Each channel's score and derivative, its share 1/n of the sample's score included.
         score, slope, curve = score_and_slopes(mean, variance, cov, scale, terms)
         triple = coefficients_ptr + 3 * (sample * used + c)
-        tl.store(triple, tl.where(dead, 0.0, slope * share), mask=taking_part)
-        tl.store(triple + 1, tl.where(dead, 0.0, curve * share), mask=taking_part)
+        tl.store(triple, tl.where(dead, 0.0, bounded(slope * share, T)), mask=taking_part)
+        tl.store(triple + 1, tl.where(dead, 0.0, bounded(curve, T)), mask=taking_part)
         tl.store(triple + 2, tl.where(dead, 0.0, mean), mask=taking_part)
         score_total += tl.where(taking_part, score * share, 0.0)
     tl.store(shares_ptr + sample * splits + split, tl.sum(score_total, axis=0))
@@ -165,7 +178,7 @@ def each_forward_kernel(
         for block in range(0, hw, 1024):
             cells = block + tl.arange(0, 1024)
             h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
-            centred = (h.to(tl.float64) - mean_h) * inverse
+            centred = bounded((h.to(tl.float64) - mean_h) * factor, T)
             tl.debug_barrier()  # all of the block is read before any is written
             tl.store(plane_ptr + plane_base + cells, tl.where(dead, 0.0, centred), mask=cells < hw)
         if REDUCTION != NONE:  # noqa: SIM102 - a kernel must not call is_last in the other case

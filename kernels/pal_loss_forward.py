@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .attribution import attribution_at, median_of_three, sweep_channels_last, sweep_nchw
 from .gaussians import any_landmark, exact, is_last, write_heatmap
-from .score import NONE, reduce_batch, score_sample, store_sample
+from .score import NONE, bounded, reduce_batch, score_sample, store_sample
 
 
 @triton.jit
@@ -259,15 +259,15 @@ def pal_loss_forward_kernel(
         annotated = 1
         if landmarks_ptr is not None:
             annotated = any_landmark(landmarks_ptr, visible_ptr, sample, count, T)
-        score, slope, curve, inverse, weight = score_sample(
+        score, slope, curve, factor, weight = score_sample(
             sample_weight_ptr, sample, annotated, mean_a, var_a, mean_h, var_h, cov, total_h, peak, terms,
             PEARSON, SCALE, NORMALIZE,
         )  # fmt: skip
         store_sample(loss_ptr, factor_ptr, scores_ptr, sample, score, weight, REDUCTION)
         live = weight != 0.0
         if ALL:
-            tl.store(coefficients_ptr + 3 * sample, slope)
-            tl.store(coefficients_ptr + 3 * sample + 1, curve)
+            tl.store(coefficients_ptr + 3 * sample, bounded(slope, T))
+            tl.store(coefficients_ptr + 3 * sample + 1, bounded(curve, T))
             tl.store(coefficients_ptr + 3 * sample + 2, tl.where(live, mean_a, 0.0))
         for block in range(0, hw, BLOCK_N):
             if TILED:
@@ -275,10 +275,10 @@ def pal_loss_forward_kernel(
                 m = tl.load(shares_ptr + share_base + cells, mask=cells < hw, other=0.0)
                 h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
             tl.debug_barrier()  # plane still holds the heatmap: all of the block is read before any is written
-            value = (h.to(tl.float64) - mean_h) * inverse
+            value = (h.to(tl.float64) - mean_h) * factor
             if not ALL:
-                value = (slope * value + curve * (m.to(tl.float64) - mean_m) * terms_per_cell) * terms_per_cell
-            tl.store(plane_ptr + plane_base + cells, tl.where(live, value, 0.0), mask=cells < hw)
+                value = slope * (value + curve * (m.to(tl.float64) - mean_m) * terms_per_cell) * terms_per_cell
+            tl.store(plane_ptr + plane_base + cells, tl.where(live, bounded(value, T), 0.0), mask=cells < hw)
 
         # 9. The last sample of the batch reduces.
         if REDUCTION != NONE:  # noqa: SIM102 - a kernel must not call is_last in the other case

@@ -31,6 +31,26 @@ def heatmap_divisor(total_h, peak, NORMALIZE: tl.constexpr):
 
 
 @triton.jit
+def heatmap_factor(divisor, var_h, PEARSON: tl.constexpr):
+    """What the centred heatmap is multiplied by, float64; `var_h` is that of the heatmap not yet divided.
+
+    Under "pearson" it is standardised, so that no scale of the heatmap is lost to float32; of the divisor the sign is
+    left.
+    """
+    factor = 1.0 / divisor
+    if PEARSON:
+        factor = tl.where(factor < 0.0, -1.0, 1.0) / tl.sqrt(tl.where(var_h > 0.0, var_h, 1.0))
+    return factor
+
+
+@triton.jit
+def bounded(value, T: tl.constexpr):
+    """A float64 so far within T's range that a loss scale does not make it infinite: infinity times 0 would be NaN."""
+    largest = 2.0**1000 if T == tl.float64 else 2.0**104
+    return tl.where(value > largest, largest, tl.where(value < -largest, -largest, value))
+
+
+@triton.jit
 def sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON: tl.constexpr):
     """w_b, float64: 0 without a landmark, for a heatmap that is not finite, and for a flat one under "pearson"."""
     valid = (annotated > 0) & (tl.abs(mean_h) < float("inf"))
@@ -43,14 +63,12 @@ def sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON: 
 
 
 @triton.jit
-def score_scale(var_h, terms, PEARSON: tl.constexpr, SCALE: tl.constexpr):
-    """s * terms: 1 / std(h) for "pearson"; terms, 1 or sqrt(terms) for scale "sum", "mean", "unit". float64."""
-    if PEARSON:
-        scale = 1.0 / tl.sqrt(tl.where(var_h > 0.0, var_h, 1.0))
+def score_scale(terms, PEARSON: tl.constexpr, SCALE: tl.constexpr):
+    """s * terms: 1 for "pearson", whose heatmap is standardised; terms, 1 or sqrt(terms) for "sum", "mean", "unit"."""
+    if PEARSON or SCALE == SCALE_MEAN:
+        scale = tl.full([], 1.0, tl.float64)
     elif SCALE == SCALE_SUM:
         scale = terms
-    elif SCALE == SCALE_MEAN:
-        scale = tl.full([], 1.0, tl.float64)
     else:
         scale = tl.sqrt(terms)
     return scale
@@ -58,15 +76,16 @@ def score_scale(var_h, terms, PEARSON: tl.constexpr, SCALE: tl.constexpr):
 
 @triton.jit
 def score_and_slopes(mean_a, var_a, cov, scale, terms):
-    """P, A and Bc of a group from its moments and `cov = mean((a - mu) hc)`; all exactly 0 if it is flat.
+    """P, slope and curve of a group from its moments and `cov = mean((a - mu) hc)`; all exactly 0 if it is flat.
 
-    `dP/da = A hc + Bc (a - mu)`. A group with NaN is not flat: NaN reaches the loss.
+    `dP/da = slope (hc + curve (a - mu))`: 1 / sigma each, where a product of three would leave float32's range. A group
+    with NaN is not flat: NaN reaches the loss.
     """
     flat = var_a <= (var_a + mean_a * mean_a) * FLAT
     sigma = tl.sqrt(tl.where(flat, 1.0, var_a))
     score = -scale * cov / sigma
     slope = -scale / (terms * sigma)
-    curve = scale * cov / (terms * sigma * sigma * sigma)
+    curve = -cov / (sigma * sigma)
     return tl.where(flat, 0.0, score), tl.where(flat, 0.0, slope), tl.where(flat, 0.0, curve)
 
 
@@ -87,17 +106,17 @@ def score_sample(
     SCALE: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
-    """A sample's P, A, Bc, 1 / the heatmap's divisor, and w_b; the moments are of the heatmap not yet divided."""
+    """A sample's P, slope, curve, the heatmap's factor, and w_b; the moments are of the heatmap not yet divided."""
     weight = sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON)
-    inverse = 1.0 / heatmap_divisor(total_h, peak, NORMALIZE)
-    scale = score_scale(var_h * inverse * inverse, terms, PEARSON, SCALE)
-    score, slope, curve = score_and_slopes(mean_a, var_a, cov * inverse, scale, terms)
+    factor = heatmap_factor(heatmap_divisor(total_h, peak, NORMALIZE), var_h, PEARSON)
+    scale = score_scale(terms, PEARSON, SCALE)
+    score, slope, curve = score_and_slopes(mean_a, var_a, cov * factor, scale, terms)
     dead = weight == 0.0
     return (
         tl.where(dead, 0.0, score),
         tl.where(dead, 0.0, slope),
         tl.where(dead, 0.0, curve),
-        inverse,
+        factor,
         weight,
     )
 

@@ -67,14 +67,14 @@ def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], 
     return signature, constants, attributes
 
 
-def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], num_warps: int) -> Compiled:
+def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature, constants, attributes = specialise(kernel, arguments)
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}).asm["ptx"]
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -95,8 +95,9 @@ def compiling() -> Iterator[list[Compiled]]:
 
     compiled: list[Compiled] = []
 
-    def run(self: Any, *, grid: tuple[int, ...], warmup: bool, num_warps: int = 4, **arguments: Any) -> None:
-        compiled.append(compile_launch(self, grid, arguments, num_warps))
+    def run(self: Any, *, grid: tuple[int, ...], warmup: bool, **arguments: Any) -> None:
+        options = {name: arguments.pop(name) for name in launch.OPTIONS}
+        compiled.append(compile_launch(self, grid, arguments, options))
 
     before = JITFunction.run, launch.INTERPRETED_PROCESSORS
     JITFunction.run, launch.INTERPRETED_PROCESSORS = run, PROCESSORS

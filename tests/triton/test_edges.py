@@ -131,11 +131,38 @@ def test_a_large_mean_over_a_small_spread_costs_no_digits(device: str, channels:
         check(problem, "triton")
 
 
-def test_the_offset_of_a_prior_costs_no_digits(device: str, seed: int) -> None:
-    for channels in CHANNELS:
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_the_offset_and_the_scale_of_a_prior_cost_no_digits(device: str, channels: str, seed: int) -> None:
+    for offset, factor in ((100.0, 1.0), (0.0, 1e-30), (0.0, 1e30), (0.0, 1e-42)):
         problem = make({"landmarks": None, "channels": channels}, seed, device)
-        problem.tensors["heatmap"] += 100.0
+        problem.tensors["heatmap"] = problem.tensors["heatmap"] * factor + offset
         check(problem, "triton")
+
+
+@pytest.mark.parametrize("exponents", [(-10, -10), (15, 15), (-20, -15), (-30, -14), (-44, -44), (38, -44)])
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_no_magnitude_that_float32_holds_makes_nan(
+    device: str, channels: str, exponents: tuple[int, int], seed: int
+) -> None:
+    """A gradient of the largest magnitude is cut off, not infinite; a product that is too small loses its digits."""
+    for layout in LAYOUTS:
+        problem = make({"channels": channels, "layout": layout, "landmarks": None}, seed, device)
+        assert problem.activation is not None
+        assert problem.gradient is not None
+        problem.activation, problem.gradient = (
+            (tensor.double().clamp(-3, 3) * torch.tensor(10.0, dtype=torch.float64).pow(exponent).item()).float()
+            for tensor, exponent in zip((problem.activation, problem.gradient), exponents, strict=True)
+        )
+        problem.upstream = torch.full_like(problem.upstream, 65536.0)
+        loss, gradients = problem.solve("triton")
+        assert loss.isfinite().all()
+        assert not any(gradient.isnan().any() for gradient in gradients)
+        wanted, wanted_gradients = problem.solve("reference", exact=True)
+        if sum(exponents) > -37:
+            assert_close(loss, wanted, torch.float32, f"loss at {exponents}")
+        if abs(sum(exponents)) < 31 and exponents != (38, -44):
+            for value, judge in zip(gradients, wanted_gradients, strict=True):
+                assert_close(value, judge, torch.float32, f"gradient at {exponents}")
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -198,7 +225,7 @@ def test_a_second_derivative_raises(device: str, seed: int) -> None:
         df.sum().backward()
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(hardware=True)
 def test_compiled_with_cuda_graphs_it_computes_the_same(generator: torch.Generator) -> None:
     """mode="reduce-overhead", over several shapes: what is kept between calls lies outside the graphs."""
 
@@ -219,7 +246,7 @@ def test_compiled_with_cuda_graphs_it_computes_the_same(generator: torch.Generat
             assert torch.equal(value, judge), f"turn {turn}"
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(hardware=True)
 def test_more_than_2_to_the_31_elements() -> None:
     """The last sample of a tensor past 2^31 elements, and one sample past 2^31, against the same samples alone."""
     for shape, layout in (((260, 1024, 90, 90), torch.contiguous_format), ((2, 4096, 600, 600), torch.channels_last)):
