@@ -4,6 +4,7 @@ Environment variables (README, "Install"):
     PAL_FAST_CUDA       auto (default: CUDA kernels if nvcc is found), 1 (fail without nvcc), 0 (CPU only),
                         pypi (bring nvcc from PyPI for this build)
     PAL_FAST_ARCHS      semicolon-separated architectures, default "75;80;86;89;90;100;120" and PTX of the last
+    PAL_FAST_CUDART     a library to link in place of CUDA's static runtime (tests/virtual_gpu)
     PAL_FAST_SANITIZE   e.g. "address,undefined": a debug build of the CPU part
     PAL_FAST_OBJECTS    where object files are kept between builds, default the build directory; each is made anew
                         when its sources, headers, flags or PyTorch's version differ
@@ -140,6 +141,13 @@ def toolkit_of(nvcc: str) -> Path:
     return Path(nvcc).resolve().parent.parent
 
 
+def static_runtime(cuda_home: Path) -> str:
+    """CUDA's runtime, to be linked into the extension."""
+    directories = ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
+    found = (cuda_home / directory / "libcudart_static.a" for directory in directories)
+    return str(next(path for path in found if path.exists()))
+
+
 class BuildExtension(build_ext):
     """Compiles .cpp with the host compiler and .cu with nvcc, several files at once, and links them."""
 
@@ -185,12 +193,7 @@ class BuildExtension(build_ext):
             host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{built_for}"')
             jobs += [(path, host) for path in sorted((CSRC / "cuda").glob("*.cpp"))]
             jobs += [(path, device) for path in sorted((CSRC / "cuda").glob("*.cu"))]
-            runtime = next(
-                path
-                for directory in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
-                if (path := cuda_home / directory / "libcudart_static.a").exists()
-            )
-            libraries = [str(runtime), "-ldl", "-lpthread", "-lrt"]
+            libraries = [os.environ.get("PAL_FAST_CUDART") or static_runtime(cuda_home), "-ldl", "-lpthread", "-lrt"]
         else:
             libraries = []
         jobs += [(path, host) for path in sorted(CSRC.glob("*.cpp"))]

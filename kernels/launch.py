@@ -14,9 +14,9 @@ from torch import Tensor
 #: Bytes of the widest load or store a thread can make.
 VECTOR_BYTES = 16
 
-#: Of every launch. A product that the compiler fused into the first exchange of a sum over lanes would be rounded in one
-#: lane and not in its partner: lanes that ought to hold the same sum would differ in its last bit, and which of them is
-#: taken is not settled. So nothing is fused but what says so.
+#: Of every launch. A product that the compiler fused into the first exchange of a sum over lanes would be rounded in
+#: one lane and not in its partner: lanes that ought to hold the same sum would differ in its last bit, and which of
+#: them is taken is not settled. So no product is fused into a sum.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 #: Programs to aim for on each multiprocessor: all are resident at once (128 threads of up to 128 registers), with

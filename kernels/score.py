@@ -46,7 +46,7 @@ def heatmap_factor(divisor, var_h, PEARSON: tl.constexpr):
 @triton.jit
 def bounded(value, T: tl.constexpr):
     """A float64 so far within T's range that a loss scale does not make it infinite: infinity times 0 would be NaN."""
-    largest = 2.0**1000 if T == tl.float64 else 2.0**104
+    largest = 2.0**1000 if T == tl.float64 else 2.0**104  # noqa: SIM300
     return tl.where(value > largest, largest, tl.where(value < -largest, -largest, value))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.gpu import VIRTUAL
 from support.triton_namesake import hide
 
 hide()
@@ -35,6 +36,11 @@ def _import_benchmarks() -> None:
 
 
 _import_benchmarks()
+
+if VIRTUAL:
+    from virtual_gpu import device
+
+    device.install(Path(os.environ["PAL_FAST_VIRTUAL_GPU"]))
 
 #: Set PAL_FAST_TEST_SEED to repeat a run.
 SEED = int(os.environ.get("PAL_FAST_TEST_SEED") or random.SystemRandom().randrange(2**31))
@@ -77,6 +83,8 @@ def _seeded(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+    if VIRTUAL:
+        device.reseed(seed)
 
 
 @pytest.fixture
@@ -95,8 +103,11 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if "gpu" in item.keywords:
+        marker = item.get_closest_marker("gpu")
+        if marker is None:
+            continue
+        if not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none"))
+        elif marker.kwargs.get("hardware") and VIRTUAL:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this one is virtual"))

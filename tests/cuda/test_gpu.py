@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pal_fast
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(hardware=True)
 
 CHANNELS = pytest.mark.parametrize("channels", ["mean", "half", "all", "each"])
 LAYOUT = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

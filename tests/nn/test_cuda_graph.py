@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pal_fast import PALLoss
 from pal_fast.nn import prepare_head
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(hardware=True)
 
 
 def network() -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.gpu import VIRTUAL
 from torch import Tensor
 
 import pal_fast
@@ -108,6 +109,7 @@ def test_gradcheck_of_the_loss(backend, attribution, channels, channels_last):
                 backend=backend,
             ),
             (f, g),
+            fast_mode=VIRTUAL,
         )
 
 

@@ -115,7 +115,7 @@ def test_ten_thousand_steps_take_constant_memory():
     assert float(bytes_a_step) < 100
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(hardware=True)
 def test_a_whole_step_in_a_cuda_graph_replays_to_the_eager_result(monkeypatch):
     # TF32 rounds to 10 bits, and the judge computes in float64.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -1,0 +1,89 @@
+// The memory that kernels see: what the device has allocated and each block's shared memory, with every access checked.
+//
+// What is found: accesses out of bounds, to freed memory or not aligned; reads of shared memory that was never written;
+// races in shared memory and in global memory, within a block (no barrier between) and between blocks (no fence,
+// atomic, fence between); reads through the read-only cache of what the same launch has written.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "program.h"
+
+namespace virtual_gpu {
+
+// Where the generic address space shows a block's shared memory.
+inline constexpr uint64_t SHARED_WINDOW = 0x7f00'0000'0000'0000ull;
+
+// Which stores of other blocks are known to have happened: of a block, all before its barrier number `below`, and all
+// of some of its threads.
+struct Seen {
+  uint32_t below = 0;
+  std::set<int> threads;
+};
+
+class Clock {
+ public:
+  void merge(const Clock& other);
+  void see(uint32_t block, uint32_t below, int thread);
+  [[nodiscard]] bool covers(uint32_t block, uint32_t epoch, int thread) const;
+  [[nodiscard]] bool empty() const { return of_block_.empty(); }
+
+ private:
+  std::map<uint32_t, Seen> of_block_;
+};
+
+// For a thread: never accessed; by several of a block, or stores of the same value by several blocks.
+inline constexpr int NONE = -1, SEVERAL = -2;
+
+struct Access {
+  uint32_t block = 0;
+  int thread = -1;  // or NONE, SEVERAL
+  uint32_t epoch = 0, warp_epoch = 0;
+};
+
+struct Allocation {
+  uint64_t begin = 0, end = 0;
+  std::vector<Access> stores;  // by GRANULE bytes, in this launch; empty: none
+};
+
+// Device memory. Not for two launches at once.
+class Memory {
+ public:
+  static constexpr uint64_t GRANULE = 2;
+
+  void allocate(const void* memory, int64_t bytes);
+  void free(const void* memory);
+  [[nodiscard]] bool holds(const void* memory, int64_t bytes);
+  // A launch follows what was launched before it.
+  void begin_launch();
+  // Also checks that it is one allocation's, aligned. Writing the `value` that is there already is no race.
+  void* access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value,
+               const Instruction& instruction);
+  void* atomic(Thread& thread, uint64_t address, uint64_t bytes);
+
+ private:
+  [[nodiscard]] Allocation& allocation_of(uint64_t address, uint64_t bytes);
+
+  std::map<uint64_t, Allocation> allocations_;  // by their ends
+  Allocation* last_ = nullptr;
+  std::map<uint64_t, Clock> released_;  // by the address of an atomic
+  std::vector<Allocation*> written_;
+};
+
+// A block's shared memory.
+class SharedMemory {
+ public:
+  explicit SharedMemory(int64_t bytes);
+  void* access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value,
+               const Instruction& instruction);
+
+ private:
+  std::vector<unsigned char> bytes_;
+  std::vector<Access> stores_, loads_;
+};
+
+}  // namespace virtual_gpu

@@ -1,0 +1,94 @@
+"""The virtual GPU executes PTX rightly, and finds what is wrong with kernels that are wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from virtual_gpu import build, kernels
+from virtual_gpu.device import library, load_ptx
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if shutil.which("c++") is None or build.cuda_include() is None:
+        pytest.skip("needs a C++ compiler and CUDA's headers")
+    directory = tmp_path_factory.mktemp("virtual_gpu")
+    build.build_library(directory)
+    return library(str(directory))
+
+
+@pytest.fixture
+def run(functions: ctypes.CDLL, seed: int) -> Run:
+    """run(kernel, blocks, threads, *arrays): what went wrong, or ""."""
+    module = load_ptx(functions, kernels.PTX)
+
+    def launch(name: str, blocks: int, threads: int, *arrays: np.ndarray) -> str:
+        functions.virtual_gpu_seed(seed % 2**31)
+        for array in arrays:
+            functions.virtual_gpu_allocate(ctypes.c_void_p(array.ctypes.data), ctypes.c_int64(array.nbytes))
+        parameters = struct.pack(f"{len(arrays)}Q", *(array.ctypes.data for array in arrays))
+        grid = (ctypes.c_uint * 3)(blocks, 1, 1)
+        failed = functions.virtual_gpu_launch(module, name.encode(), grid, threads, ctypes.c_int64(0), parameters)
+        for array in arrays:
+            functions.virtual_gpu_free(ctypes.c_void_p(array.ctypes.data))
+        return functions.virtual_gpu_failure().decode() if failed else ""
+
+    return launch
+
+
+def numbers(count: int) -> np.ndarray:
+    """On a boundary of 64 bytes, as a GPU's memory is."""
+    memory = np.zeros(count + 16, dtype=np.uint32)
+    first = (-memory.ctypes.data % 64) // 4
+    return memory[first : first + count]
+
+
+def test_threads_exchange_through_shared_memory(run: Run) -> None:
+    to = numbers(64)
+    assert run("exchange", 1, 64, to) == ""
+    assert to.tolist() == list(range(63, -1, -1))
+
+
+def test_a_missing_barrier_is_a_race(run: Run) -> None:
+    failure = run("exchange_without_barrier", 1, 64, numbers(64))
+    assert "race in shared memory" in failure or "never written" in failure
+
+
+def test_the_last_block_adds_up_what_the_others_have_stored(run: Run) -> None:
+    to, ticket = numbers(1), numbers(1)
+    assert run("total", 4, 1, to, numbers(4), ticket) == ""
+    assert to.tolist() == [10]
+    assert ticket.tolist() == [0]
+
+
+@pytest.mark.parametrize("kernel", ["total_without_release", "total_without_acquire"])
+def test_a_missing_fence_between_blocks_is_a_race(run: Run, kernel: str) -> None:
+    assert "a race: a read" in run(kernel, 4, 1, numbers(1), numbers(4), numbers(1))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "threads", "message"),
+    [
+        ("out_of_bounds", 1, "an access out of bounds: 4 bytes"),
+        ("not_aligned", 1, "an access of 8 bytes that is not aligned"),
+        ("never_written", 1, "a read of shared memory that was never written"),
+        ("past_shared_memory", 1, "an access out of bounds of shared memory"),
+        ("stale_cache", 1, "a read through the read-only cache of what this launch has written"),
+        ("divergent_barrier", 32, "different barriers"),
+        ("absent_lane", 16, "waits for a lane that has left or is not there"),
+    ],
+)
+def test_a_fault_is_found_and_named(run: Run, kernel: str, threads: int, message: str) -> None:
+    assert message in run(kernel, 1, threads, numbers(64))
+
+
+def test_an_instruction_that_is_not_known_is_refused_by_name(functions: ctypes.CDLL) -> None:
+    with pytest.raises(RuntimeError, match=r"does not know: tex\.2d"):
+        load_ptx(functions, kernels.PTX.replace("shfl.sync.bfly.b32", "tex.2d"))
