@@ -54,8 +54,22 @@ def _operators() -> list[Any]:
     return found
 
 
+#: What "error" asks for is heeded: `torch.cuda.set_sync_debug_mode`.
+_waiting = {"mode": "default"}
+
+
+def _waits(operator: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether a GPU makes the host wait for it there: where a value, or a shape that depends on values, comes back."""
+    name = operator.overloadpacket.__name__
+    if name in {"copy_", "_copy_from"}:
+        return {tensor.device.type for tensor in arguments[:2]} == {"cpu", "cuda"}
+    return name in {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim"}
+
+
 def _as_on_the_cpu(native: Any, operator: Any) -> Callable[..., Any]:
     def run(*arguments: Any, **keywords: Any) -> Any:
+        if _waiting["mode"] == "error" and _waits(operator, arguments):
+            raise RuntimeError(f"called a synchronizing CUDA operation: {operator.name()}")
         originals: dict[int, torch.Tensor] = {}
         held: list[torch.Tensor] = []
 
@@ -170,6 +184,7 @@ def _patch(functions: ctypes.CDLL) -> None:
         "manual_seed_all": lambda _: None,
         "manual_seed": lambda _: None,
         "_lazy_init": lambda: None,
+        "set_sync_debug_mode": lambda mode: _waiting.update(mode=mode),
         "_exchange_device": lambda _: 0,
         "_maybe_exchange_device": lambda _: 0,
     }.items():
