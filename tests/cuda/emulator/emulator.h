@@ -4,7 +4,7 @@
 // What it finds: results that depend on the order of threads or blocks (a missing __syncthreads, a missing ticket);
 // reads of shared memory that was never written (it holds NaN) and, through Pointer, accesses out of bounds or not
 // aligned; barriers that not all threads reach; shuffles with absent lanes. What it cannot find: missing fences between
-// blocks that run at the same time, and everything about speed.
+// blocks that run at the same time, for which there is tests/virtual_gpu, and everything about speed.
 #pragma once
 
 #include <cuda_bf16.h>
