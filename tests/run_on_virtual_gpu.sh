@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests that need a GPU, on the virtual one (tests/virtual_gpu): what they launch is the extension's and Triton's PTX,
-# executed on the CPU. The first argument is the directory that tests/virtual_gpu/build.py has filled; the python on PATH
-# has a PyTorch that is built without CUDA, and pal_fast. Further arguments go to pytest.
+# executed on the CPU. The first argument is the directory that `virtual_gpu.build` has filled; the python on PATH has a
+# PyTorch that is built without CUDA, and pal_fast. Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

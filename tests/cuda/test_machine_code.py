@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import machine_code
+from support.toolkit import cuobjdump
 
 from benchmarks.registers import TABLE
 from pal_fast import _extension
@@ -34,7 +35,7 @@ def disassembler() -> str:
     assert not reason, reason
     if "sm_90" not in architectures():
         pytest.skip("needs an extension built with CUDA for sm_90")
-    found = machine_code.cuobjdump()
+    found = cuobjdump()
     if found is None or shutil.which("c++filt") is None:
         pytest.skip("needs cuobjdump (of CUDA's toolkit, or Triton's) and c++filt (binutils)")
     return found

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import machine_code
+from support.toolkit import cuobjdump
 
 from benchmarks.registers import TABLE, read_report
 from pal_fast import _extension
@@ -54,13 +54,13 @@ def test_the_extension_holds_machine_code_for_every_architecture_and_ptx_of_the_
     reason = _extension.load()
     assert not reason, reason
     built_for = _extension.build_info().get("cuda", "").split()
-    cuobjdump = machine_code.cuobjdump()
-    if not built_for or cuobjdump is None:
+    disassembler = cuobjdump()
+    if not built_for or disassembler is None:
         pytest.skip("needs an extension built with CUDA, and cuobjdump (of CUDA's toolkit, or Triton's)")
     path = _extension.find()
 
     def listed(what: str) -> set[str]:
-        text = subprocess.run([cuobjdump, what, str(path)], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run([disassembler, what, str(path)], capture_output=True, text=True, check=True).stdout
         return set(re.findall(r"\.(sm_\w+|compute_\w+)\.(?:cubin|ptx)", text))
 
     assert listed("--list-elf") == {name for name in built_for if name.startswith("sm_")}

@@ -19,6 +19,7 @@ from torch import Tensor
 from pal_fast import _extension, ops
 from pal_fast.constants import REDUCTION
 from pal_fast.reference import computing_dtype
+from support.toolkit import cuda_headers
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "tests/cuda/emulator"
@@ -28,16 +29,6 @@ NAMESPACE = "pal_fast_emulated"
 machine = {"seed": 0, "processors": 2}
 #: Kernels that each operator launched when it was last called.
 launches: dict[str, int] = {}
-
-
-def cuda_headers() -> Path | None:
-    """A directory with cuda_fp16.h: a toolkit's, or that of NVIDIA's package for the runtime."""
-    candidates = [Path("/usr/local/cuda/include")]
-    if nvcc := shutil.which("nvcc"):
-        candidates.append(Path(nvcc).resolve().parents[1] / "include")
-    site = Path(torch.__file__).parents[1]
-    candidates += [*sorted(site.glob("nvidia/*/include")), *sorted(Path("/usr/local").glob("cuda-*/include"))]
-    return next((path for path in candidates if (path / "cuda_fp16.h").is_file()), None)
 
 
 @cache

@@ -157,6 +157,17 @@ def typical_size(problem: Problem) -> float:
     return 0.1 * math.sqrt(height * width * (channels if problem.case["channels"] == "all" else 1))
 
 
+def magnify(problem: Problem, exponents: tuple[int, int]) -> None:
+    """Activation and gradient times powers of ten, in float32, and a loss scale upstream."""
+    assert problem.activation is not None
+    assert problem.gradient is not None
+    problem.activation, problem.gradient = (
+        (tensor.double().clamp(-3, 3) * torch.tensor(10.0, dtype=torch.float64).pow(exponent).item()).float()
+        for tensor, exponent in zip((problem.activation, problem.gradient), exponents, strict=True)
+    )
+    problem.upstream = torch.full_like(problem.upstream, 65536.0)
+
+
 def check(problem: Problem, backend: str) -> tuple[Tensor, list[Tensor]]:
     """Solves the problem and asserts that it agrees with the reference in float64, in value and in form."""
     # Gradients near 1, which float16 can hold.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
@@ -16,16 +13,6 @@ from benchmarks.registers import readable
 _FUNCTION = re.compile(r"\sFunction : (\w+)")
 #: An access to memory other than a block's own: global (or generic) and local.
 _ACCESS = re.compile(r"\s((?:LDG|STG|LDL|STL|LD|ST)(?:\.\w+)*)\s")
-
-
-def cuobjdump() -> str | None:
-    """CUDA's disassembler: of PATH, of a toolkit, or the one that comes with Triton."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    folders = [Path(home) / "bin" for home in homes if home]
-    triton = importlib.util.find_spec("triton")
-    if triton and triton.origin:
-        folders.append(Path(triton.origin).parent / "backends/nvidia/bin")
-    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join(map(str, folders)))
 
 
 def read_accesses(listing: Iterable[str]) -> dict[str, Counter[str]]:

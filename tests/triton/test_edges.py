@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from support.compare import assert_close, relative_error
-from support.loss_problems import Problem, check, make, same_bits
+from support.loss_problems import Problem, check, magnify, make, same_bits
 from support.triton_launches import counted_launches, shuffled_programs
 
 import pal_fast
@@ -147,13 +147,7 @@ def test_no_magnitude_that_float32_holds_makes_nan(
     """A gradient of the largest magnitude is cut off, not infinite; a product that is too small loses its digits."""
     for layout in LAYOUTS:
         problem = make({"channels": channels, "layout": layout, "landmarks": None}, seed, device)
-        assert problem.activation is not None
-        assert problem.gradient is not None
-        problem.activation, problem.gradient = (
-            (tensor.double().clamp(-3, 3) * torch.tensor(10.0, dtype=torch.float64).pow(exponent).item()).float()
-            for tensor, exponent in zip((problem.activation, problem.gradient), exponents, strict=True)
-        )
-        problem.upstream = torch.full_like(problem.upstream, 65536.0)
+        magnify(problem, exponents)
         loss, gradients = problem.solve("triton")
         assert loss.isfinite().all()
         assert not any(gradient.isnan().any() for gradient in gradients)

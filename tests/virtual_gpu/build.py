@@ -1,4 +1,4 @@
-"""Builds what the virtual GPU needs: `python tests/virtual_gpu/build.py DIRECTORY`, beside PyTorch, nvcc and Triton.
+"""Builds what the virtual GPU needs: in tests/, `python -m virtual_gpu.build DIRECTORY`, beside PyTorch and nvcc.
 
 DIRECTORY then holds libtorch_cuda.so, which executes PTX; the extension, the same object files as the wheel's linked to
 it in place of CUDA's runtime; and the extension's PTX.
@@ -6,12 +6,12 @@ it in place of CUDA's runtime; and the extension's PTX.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from support.toolkit import cuda_headers, cuobjdump
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -24,34 +24,12 @@ SOURCES = (
 FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-frounding-math", "-fPIC", "-Wall", "-Wextra")
 
 
-def cuda_include() -> Path | None:
-    """Where cuda_runtime_api.h lies."""
-    candidates = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
-    if nvcc := shutil.which("nvcc"):
-        candidates.append(Path(nvcc).resolve().parents[1] / "include")
-    candidates += sorted(Path("/usr/local").glob("cuda-*/include"))
-    if objects := os.environ.get("PAL_FAST_OBJECTS"):  # where a build keeps the compiler that it brought from PyPI
-        candidates.append(Path(objects) / "nvcc/nvidia/cu13/include")
-    if torch := importlib.util.find_spec("torch"):
-        candidates += sorted(Path(str(torch.origin)).parents[1].glob("nvidia/*/include"))
-    return next((path for path in candidates if (path / "cuda_runtime_api.h").is_file()), None)
-
-
-def cuobjdump() -> str:
-    """Triton brings one."""
-    triton = importlib.util.find_spec("triton")
-    assert triton is not None
-    assert triton.origin is not None
-    brought = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
-    return str(brought if brought.is_file() else shutil.which("cuobjdump"))
-
-
 def build_library(directory: Path) -> Path:
     """libtorch_cuda.so, under which name the extension looks for PyTorch's current stream."""
     compiler = os.environ.get("CXX", "c++")
     jobs = [
         subprocess.Popen(
-            [compiler, *FLAGS, f"-I{cuda_include()}", "-c", HERE / f"{name}.cpp", "-o", directory / f"{name}.o"]
+            [compiler, *FLAGS, f"-I{cuda_headers()}", "-c", HERE / f"{name}.cpp", "-o", directory / f"{name}.o"]
         )
         for name in SOURCES
     ]
@@ -77,7 +55,10 @@ def main(directory: Path) -> None:
     """All three."""
     directory.mkdir(parents=True, exist_ok=True)
     extension = build_extension(directory, build_library(directory))
-    done = subprocess.run([cuobjdump(), "-ptx", str(extension)], capture_output=True, text=True, check=True)
+    disassembler = cuobjdump()
+    if disassembler is None:
+        raise SystemExit("the extension's PTX is read by cuobjdump, of a toolkit or of Triton, and there is none")
+    done = subprocess.run([disassembler, "-ptx", str(extension)], capture_output=True, text=True, check=True)
     if ".entry" not in done.stdout:
         raise SystemExit(f"{extension} holds no PTX: {done.stderr}")
     (directory / PTX).write_text(done.stdout)

@@ -29,7 +29,6 @@ def library(directory: str) -> ctypes.CDLL:
     functions = ctypes.CDLL(str(Path(directory) / LIBRARY))
     functions.virtual_gpu_failure.restype = ctypes.c_char_p
     functions.virtual_gpu_launched.restype = ctypes.c_char_p
-    functions.virtual_gpu_executed.restype = ctypes.c_uint64
     return functions
 
 

@@ -107,7 +107,6 @@ void Machine::step(Block& block) {
     throw std::runtime_error(block.kernel->name + ": " + error.what() + ", at instruction " +
                              std::to_string(thread.counter - 1) + ": " + (instruction ? instruction->text : ""));
   }
-  executed += static_cast<uint64_t>(done);
   if (thread.state == State::runs) {
     return;
   }

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <string>
 #include <type_traits>
@@ -63,7 +62,6 @@ class Machine {
 
   Memory memory;
   std::minstd_rand random{1};
-  uint64_t executed = 0;
 
  private:
   [[nodiscard]] std::unique_ptr<Block> start(const Launch& launch, uint32_t index) const;

@@ -65,13 +65,6 @@ void Memory::free(const void* memory) {
   last_ = nullptr;
 }
 
-bool Memory::holds(const void* memory, int64_t bytes) {
-  const auto begin = reinterpret_cast<uint64_t>(memory);
-  const auto found = allocations_.upper_bound(begin);
-  return found != allocations_.end() && begin >= found->second.begin &&
-         begin + static_cast<uint64_t>(bytes) <= found->second.end;
-}
-
 void Memory::begin_launch() {
   for (Allocation* allocation : written_) {
     allocation->stores.clear();
@@ -80,19 +73,24 @@ void Memory::begin_launch() {
   released_.clear();
 }
 
-Allocation& Memory::allocation_of(uint64_t address, uint64_t bytes) {
-  if (last_ != nullptr && address >= last_->begin && address + bytes <= last_->end) {
-    return *last_;
+Allocation* Memory::holder_of(uint64_t address, uint64_t bytes) {
+  const auto holds = [&](const Allocation& one) { return address >= one.begin && address + bytes <= one.end; };
+  if (last_ != nullptr && holds(*last_)) {
+    return last_;
   }
   const auto found = allocations_.upper_bound(address);
-  if (found == allocations_.end() || address < found->second.begin || address + bytes > found->second.end) {
-    throw std::runtime_error("an access out of bounds: " + std::to_string(bytes) + " bytes at " + hexadecimal(address) +
-                             (found == allocations_.end() ? std::string(", past all memory")
-                                                          : ", beside memory from " + hexadecimal(found->second.begin) +
-                                                                " to " + hexadecimal(found->second.end)));
+  return found != allocations_.end() && holds(found->second) ? last_ = &found->second : nullptr;
+}
+
+Allocation& Memory::allocation_of(uint64_t address, uint64_t bytes) {
+  if (Allocation* holder = holder_of(address, bytes)) {
+    return *holder;
   }
-  last_ = &found->second;
-  return *last_;
+  const auto next = allocations_.upper_bound(address);
+  throw std::runtime_error("an access out of bounds: " + std::to_string(bytes) + " bytes at " + hexadecimal(address) +
+                           (next == allocations_.end() ? std::string(", past all memory")
+                                                       : ", beside memory from " + hexadecimal(next->second.begin) +
+                                                             " to " + hexadecimal(next->second.end)));
 }
 
 void* Memory::access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value,
@@ -146,20 +144,19 @@ void* Memory::atomic(Thread& thread, uint64_t address, uint64_t bytes) {
 SharedMemory::SharedMemory(int64_t bytes)
     : bytes_(static_cast<size_t>(bytes) + 64, 0xff), stores_(static_cast<size_t>(bytes)), loads_(stores_.size()) {}
 
-void* SharedMemory::access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value,
-                           const Instruction&) {
+void* SharedMemory::access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value) {
   if (address + bytes > stores_.size()) {
     fault(thread, "an access out of bounds of shared memory: " + std::to_string(bytes) + " bytes at " +
                       std::to_string(address) + " of " + std::to_string(stores_.size()));
   }
   check_alignment(thread, address, bytes);
-  auto* at = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(bytes_.data()) + 63) & ~uintptr_t{63}) - 0 +
-             address;
+  auto* at =
+      reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(bytes_.data()) + 63) & ~uintptr_t{63}) + address;
+  const bool same_value = value != nullptr && std::memcmp(at, value, bytes) == 0;
   const Access now{thread.block->index, thread.index, thread.block->epoch, thread.warp_epoch};
   for (uint64_t byte = address; byte < address + bytes; ++byte) {
     Access &store = stores_[byte], &load = loads_[byte];
     if (writes) {
-      const bool same_value = value != nullptr && std::memcmp(at, value, bytes) == 0;
       if (store.thread != NONE && !same_value && !ordered_in_block(store, thread)) {
         fault(thread, "a race in shared memory: a write at " + std::to_string(byte) + " over what thread " +
                           std::to_string(store.thread) + " has written, with no barrier between");

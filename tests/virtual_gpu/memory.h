@@ -30,7 +30,6 @@ class Clock {
   void merge(const Clock& other);
   void see(uint32_t block, uint32_t below, int thread);
   [[nodiscard]] bool covers(uint32_t block, uint32_t epoch, int thread) const;
-  [[nodiscard]] bool empty() const { return of_block_.empty(); }
 
  private:
   std::map<uint32_t, Seen> of_block_;
@@ -41,7 +40,7 @@ inline constexpr int NONE = -1, SEVERAL = -2;
 
 struct Access {
   uint32_t block = 0;
-  int thread = -1;  // or NONE, SEVERAL
+  int thread = NONE;
   uint32_t epoch = 0, warp_epoch = 0;
 };
 
@@ -57,7 +56,7 @@ class Memory {
 
   void allocate(const void* memory, int64_t bytes);
   void free(const void* memory);
-  [[nodiscard]] bool holds(const void* memory, int64_t bytes);
+  [[nodiscard]] bool holds(uint64_t address, uint64_t bytes) { return holder_of(address, bytes) != nullptr; }
   // A launch follows what was launched before it.
   void begin_launch();
   // Also checks that it is one allocation's, aligned. Writing the `value` that is there already is no race.
@@ -66,6 +65,8 @@ class Memory {
   void* atomic(Thread& thread, uint64_t address, uint64_t bytes);
 
  private:
+  // The allocation that holds all of it; null if none does.
+  [[nodiscard]] Allocation* holder_of(uint64_t address, uint64_t bytes);
   [[nodiscard]] Allocation& allocation_of(uint64_t address, uint64_t bytes);
 
   std::map<uint64_t, Allocation> allocations_;  // by their ends
@@ -78,8 +79,7 @@ class Memory {
 class SharedMemory {
  public:
   explicit SharedMemory(int64_t bytes);
-  void* access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value,
-               const Instruction& instruction);
+  void* access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value);
 
  private:
   std::vector<unsigned char> bytes_;

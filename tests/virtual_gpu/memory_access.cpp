@@ -15,7 +15,7 @@ void* locate(const Thread& t, const Instruction& i, uint64_t bytes, bool writes,
   uint64_t address = address_of(t, i);
   if (i.space == Space::shared || (i.space == Space::generic && address >= SHARED_WINDOW)) {
     address -= i.space == Space::shared ? 0 : SHARED_WINDOW;
-    return t.block->shared->access(t, address, bytes, writes, value, i);
+    return t.block->shared->access(t, address, bytes, writes, value);
   }
   return machine().memory.access(t, address, bytes, writes, value, i);
 }
@@ -108,7 +108,7 @@ void make_copies(Thread& t, size_t groups) {
         std::memcpy(bytes, machine().memory.access(t, copy.from, copy.given, false, nullptr, *copy.instruction),
                     copy.given);
       }
-      std::memcpy(t.block->shared->access(t, copy.to, copy.bytes, true, bytes, *copy.instruction), bytes, copy.bytes);
+      std::memcpy(t.block->shared->access(t, copy.to, copy.bytes, true, bytes), bytes, copy.bytes);
     }
   }
   t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<std::ptrdiff_t>(groups));
@@ -187,7 +187,7 @@ void from_generic(Thread& t, const Instruction& i) {
 }
 
 void prefetch(Thread& t, const Instruction& i) {
-  if (!machine().memory.holds(reinterpret_cast<const void*>(address_of(t, i)), 1)) {
+  if (!machine().memory.holds(address_of(t, i), 1)) {
     fault(t, "a prefetch out of bounds");
   }
 }

@@ -54,7 +54,7 @@ namespace {
 }
 
 void parse_module(const std::string& code, std::map<std::string, Kernel>& kernels) {
-  std::map<std::string, int64_t> dynamic_shared;
+  std::set<std::string> dynamic_shared;
   std::vector<Variable> static_shared;
   for (size_t at = 0; at < code.size();) {
     const size_t next = code.find_first_not_of(" \t\n\r", at);
@@ -74,7 +74,7 @@ void parse_module(const std::string& code, std::map<std::string, Kernel>& kernel
       }
       const Variable variable = variable_of(declaration);
       if (variable.bytes == 0) {
-        dynamic_shared[variable.name] = 0;
+        dynamic_shared.insert(variable.name);
       } else {
         static_shared.push_back(variable);
       }

@@ -5,6 +5,7 @@
 #include <cctype>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -17,7 +18,7 @@ namespace virtual_gpu {
 // One kernel's names, while its body is read.
 class Reader {
  public:
-  Reader(Kernel& kernel, const std::map<std::string, int64_t>& dynamic_shared)
+  Reader(Kernel& kernel, const std::set<std::string>& dynamic_shared)
       : kernel_(kernel), dynamic_shared_(dynamic_shared) {}
 
   void parameters(const std::string& list) {
@@ -135,7 +136,6 @@ class Reader {
       return constant(static_cast<uint64_t>(found->second));
     }
     if (dynamic_shared_.contains(operand)) {
-      uses_dynamic_.push_back(0);
       return DYNAMIC_SHARED;
     }
     if (operand == "_") {
@@ -261,13 +261,12 @@ class Reader {
   static constexpr int16_t SPECIAL_BASE = 30000, DYNAMIC_SHARED = 32000;
 
   Kernel& kernel_;
-  const std::map<std::string, int64_t>& dynamic_shared_;
+  const std::set<std::string>& dynamic_shared_;
   std::map<std::string, int> registers_;
   std::map<std::string, int64_t> parameter_offsets_, shared_;
   std::map<uint64_t, int> constants_;
   std::map<std::string, int> labels_;
   std::vector<std::pair<size_t, std::string>> jumps_;
-  std::vector<int> uses_dynamic_;
 };
 
 }  // namespace virtual_gpu

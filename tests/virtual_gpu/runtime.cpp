@@ -174,7 +174,6 @@ void virtual_gpu_free(const void* memory) {
 }
 void virtual_gpu_seed(unsigned seed) { machine().random.seed(seed); }
 void virtual_gpu_processors(int count) { processors = count; }
-uint64_t virtual_gpu_executed() { return machine().executed; }
 int virtual_gpu_parameter_bytes(int module, const char* name) {
   const auto kernel = modules.at(static_cast<size_t>(module)).find(name);
   return kernel == modules[static_cast<size_t>(module)].end() ? -1 : static_cast<int>(kernel->second.parameter_bytes);

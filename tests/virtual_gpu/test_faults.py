@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from support.toolkit import cuda_headers
 from virtual_gpu import build, kernels
 from virtual_gpu.device import library, load_ptx
 
@@ -17,7 +18,7 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if shutil.which("c++") is None or build.cuda_include() is None:
+    if shutil.which("c++") is None or cuda_headers() is None:
         pytest.skip("needs a C++ compiler and CUDA's headers")
     directory = tmp_path_factory.mktemp("virtual_gpu")
     build.build_library(directory)

@@ -113,7 +113,7 @@ void load_matrices(const Warp& warp, const Instruction& i) {
   uint32_t loaded[LANES][4] = {};
   for_each_pair(warp, i, i.targets, [&](int m, Thread& thread, int half, uint64_t address) {
     uint16_t value;
-    std::memcpy(&value, warp.block.shared->access(thread, address, sizeof(value), false, nullptr, i), sizeof(value));
+    std::memcpy(&value, warp.block.shared->access(thread, address, sizeof(value), false, nullptr), sizeof(value));
     loaded[thread.index - warp.first][m] |= static_cast<uint32_t>(value) << (16 * half);
   });
   for_each(warp, [&](int lane, Thread& thread) {
@@ -126,7 +126,7 @@ void load_matrices(const Warp& warp, const Instruction& i) {
 void store_matrices(const Warp& warp, const Instruction& i) {
   for_each_pair(warp, i, i.sources, [&](int m, Thread& thread, int half, uint64_t address) {
     const auto value = static_cast<uint16_t>(read<uint32_t>(thread, i.source[m]) >> (16 * half));
-    std::memcpy(warp.block.shared->access(thread, address, sizeof(value), true, &value, i), &value, sizeof(value));
+    std::memcpy(warp.block.shared->access(thread, address, sizeof(value), true, &value), &value, sizeof(value));
   });
 }
 
