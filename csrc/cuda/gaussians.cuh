@@ -64,10 +64,16 @@ template <typename T>
   return {x, y, of.weights ? of.weights[index] : T(1), true};
 }
 
-// exp(falloff * distance^2) along one axis.
+// exp(falloff * distance^2) along one axis. In float it is within 2^-22 of the value and of what rounds its exponent,
+// and 0 below 2^-126; exp() would take three times as many instructions.
 template <typename T>
 [[nodiscard]] __device__ __forceinline__ T gaussian(T falloff, T distance) {
-  return exp(falloff * (distance * distance));
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr float LOG2_E = 1.44269504088896340736f;
+    return power_of_two(falloff * LOG2_E * (distance * distance));
+  } else {
+    return exp(falloff * (distance * distance));
+  }
 }
 
 // How many of the sample's landmarks are valid, in every thread. scratch: MOST_WARPS elements.

@@ -38,12 +38,12 @@ Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, 
   HeatmapPass pass = pass_of(problem, landmarks, visible, weights);
   pass.heatmap = written(heatmap);
   void* stream = current_stream(landmarks.get_device_index());
+  pass.tiles = plan_heatmap_tiles(problem, pass.storage, processors_of(landmarks.get_device_index()));
   Tickets counts;
   OptionalTensor divisors;
-  if (heatmap_divides_tiles(problem, pass.storage)) {
+  if (heatmap_divides_tiles(problem, pass.storage, pass.tiles)) {
     counts = tickets(landmarks, problem.batch, stream);
-    divisors = torch::stable::new_empty(landmarks, {problem.batch, heatmap_tiles(problem, pass.storage).count()},
-                                        ScalarType::Double);
+    divisors = torch::stable::new_empty(landmarks, {problem.batch, pass.tiles.count()}, ScalarType::Double);
     pass.tickets = counts.counts;
     pass.divisors = written(divisors);
   }

@@ -21,14 +21,14 @@ void forward_heatmap(const HeatmapPass& pass, const Launcher& launch) {
            whole_map_shared<T>(), gaussians, Max, heatmap, problem.normalize);
     return;
   }
-  const HeatmapTiles tiles = heatmap_tiles(problem, pass.storage);
+  const HeatmapTiles& tiles = pass.tiles;
   const int64_t blocks = problem.batch * tiles.count();
   const auto count = static_cast<int>(tiles.count()), along_columns = static_cast<int>(tiles.along_columns);
   const Pointer<double> divisors = elements<double>(pass.divisors, blocks);
   const Pointer<unsigned> tickets = elements<unsigned>(pass.tickets, problem.batch);
   if constexpr (std::is_same_v<T, float> && !Max) {
-    launch(matrix_heatmap_kernel<T>, blocks, MOST_THREADS, MatrixShared::bytes(), gaussians, heatmap, divisors, tickets,
-           problem.normalize, count, along_columns);
+    launch(matrix_heatmap_kernel<T>, blocks, MATRIX_THREADS, MatrixShared::bytes(), gaussians, heatmap, divisors,
+           tickets, problem.normalize, tiles.row_warps, tiles.columns, count, along_columns);
   } else {
     launch(tiled_heatmap_kernel<T, Max>, blocks, MOST_THREADS, tile_shared<T>(tiles.lanes), gaussians, heatmap,
            divisors, tickets, problem.normalize, tiles.lanes, count, along_columns);

@@ -1,6 +1,11 @@
 // Large heatmaps that are sums in float: the product of the two matrices of `landmark_heatmap_drawing_kernels.cuh` runs
-// on tensor cores, a warp 32 x 32 cells. Multiplying and adding on the other cores would take twice as long as writing
-// the map does.
+// on tensor cores. Multiplying and adding on the other cores would take twice as long as writing the map does.
+//
+// A warp draws the factors of its 32 rows straight into the registers that the instruction takes them from. Those of
+// the columns pass through shared memory, 64 columns at a time, in the order in which lanes take them: a lane reads its
+// 16 bytes and no bank is met twice. Which landmark is which k of the product, and which column which n, is free as
+// long as both factors agree, so both orders are chosen for the lane: lane (g, t) has the four landmarks 4t .. 4t + 3
+// of a step, and of 16 columns the four 4t .. 4t + 3 of rows g and g + 8, which it writes at once.
 #pragma once
 
 #include "gaussians.cuh"
@@ -10,72 +15,56 @@
 
 namespace pal_fast::cuda {
 
-inline constexpr int MATRIX_DEPTH = 16;                        // landmarks of one instruction
-inline constexpr int MATRIX_LANDMARKS = 3 * MATRIX_DEPTH;      // of a chunk
-inline constexpr int MATRIX_PITCH = MATRIX_LANDMARKS / 2 + 4;  // words; lanes of a warp meet no bank twice
+inline constexpr int MATRIX_THREADS = MATRIX_WARPS * WARP_LANES;
+inline constexpr int TILES_N = MATRIX_COLUMNS / 8;  // instructions along a group's columns
 
 struct MatrixShared {
-  Pointer<unsigned> high, low;  // [MATRIX_ROWS + MATRIX_COLUMNS, MATRIX_PITCH]: pairs of landmarks
-  Pointer<float> marks;         // [3, MATRIX_LANDMARKS]: x, y, and the weight, 0 for what is dropped
+  Pointer<uint4> columns;       // [2, MATRIX_STEPS, TILES_N, lanes]: two pairs of landmarks, high, then low
+  Pointer<uint2> half_columns;  // [2, TILES_N, lanes]: the last step's one pair
+  Pointer<float> x, y, weight;  // [MATRIX_LANDMARKS]; the weight in units, 0 for what is dropped
   Pointer<float> floats;        // [MOST_WARPS]
   Pointer<double> doubles;      // [MOST_WARPS]
   Pointer<unsigned> flag;
+  // What is asked for seldom takes no register meanwhile.
+  Pointer<int> place;   // sample and tile
+  Pointer<float> unit;  // of the weights
 
   __device__ MatrixShared() {
     SharedLayout shared;
-    high = shared.take<unsigned>((MATRIX_ROWS + MATRIX_COLUMNS) * MATRIX_PITCH);
-    low = shared.take<unsigned>((MATRIX_ROWS + MATRIX_COLUMNS) * MATRIX_PITCH);
-    marks = shared.take<float>(3 * MATRIX_LANDMARKS);
+    columns = shared.take<uint4>(2 * MATRIX_STEPS * TILES_N * WARP_LANES);
+    half_columns = shared.take<uint2>(2 * TILES_N * WARP_LANES);
+    x = shared.take<float>(MATRIX_LANDMARKS);
+    y = shared.take<float>(MATRIX_LANDMARKS);
+    weight = shared.take<float>(MATRIX_LANDMARKS);
     floats = shared.take<float>(MOST_WARPS);
     doubles = shared.take<double>(MOST_WARPS);
     flag = shared.take<unsigned>(1);
+    place = shared.take<int>(2);
+    unit = shared.take<float>(1);
   }
 
-  // The same, on the host.
+  [[nodiscard]] static __device__ __forceinline__ int at(int buffer, int step, int n, int lane) {
+    return ((buffer * MATRIX_STEPS + step) * TILES_N + n) * WARP_LANES + lane;
+  }
+
+  // What they take, for the host.
   [[nodiscard]] static constexpr int64_t bytes() {
     SharedLayout shared;
-    shared.add((MATRIX_ROWS + MATRIX_COLUMNS) * MATRIX_PITCH, sizeof(unsigned));
-    shared.add((MATRIX_ROWS + MATRIX_COLUMNS) * MATRIX_PITCH, sizeof(unsigned));
-    shared.add(3 * MATRIX_LANDMARKS, sizeof(float));
+    shared.add(2 * MATRIX_STEPS * TILES_N * WARP_LANES, sizeof(uint4));
+    shared.add(2 * TILES_N * WARP_LANES, sizeof(uint2));
+    for (int vector = 0; vector < 3; ++vector) {
+      shared.add(MATRIX_LANDMARKS, sizeof(float));
+    }
     shared.add(MOST_WARPS, sizeof(float));
     shared.add(MOST_WARPS, sizeof(double));
     shared.add(1, sizeof(unsigned));
+    shared.add(2, sizeof(int));
+    shared.add(1, sizeof(float));
     return shared.bytes();
   }
 };
 
-// A chunk of landmarks' factors, those of `steps` instructions: rows of the tile, weighed, then its columns.
-__device__ __forceinline__ void fill_matrices(const Gaussians<float>& of, int64_t sample, int first, int steps,
-                                              int first_row, int first_column, float inverse_unit,
-                                              const MatrixShared& shared) {
-  __syncthreads();  // the last chunk may still be read
-  for (int k = threadIdx.x; k < MATRIX_LANDMARKS; k += blockDim.x) {
-    const Landmark<float> mark =
-        first + k < of.count ? landmark(of, sample, first + k) : Landmark<float>{0.0f, 0.0f, 0.0f, false};
-    shared.marks[k] = mark.x;
-    shared.marks[MATRIX_LANDMARKS + k] = mark.y;
-    shared.marks[2 * MATRIX_LANDMARKS + k] = mark.weight * inverse_unit;
-  }
-  __syncthreads();
-  const int pairs = steps * MATRIX_DEPTH / 2;
-  for (int index = threadIdx.x; index < (MATRIX_ROWS + MATRIX_COLUMNS) * pairs; index += blockDim.x) {
-    const int line = index / pairs, pair = index % pairs;
-    const bool is_row = line < MATRIX_ROWS;
-    const float position = is_row ? of.y(first_row + line) : of.x(first_column + line - MATRIX_ROWS);
-    Halves halves[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int k = 2 * pair + i;
-      const float e = gaussian(of.falloff, position - shared.marks[(is_row ? MATRIX_LANDMARKS : 0) + k]);
-      halves[i] = halves_of(is_row ? e * shared.marks[2 * MATRIX_LANDMARKS + k] : e);
-    }
-    shared.high[line * MATRIX_PITCH + pair] = pair_of(halves[0].high, halves[1].high);
-    shared.low[line * MATRIX_PITCH + pair] = pair_of(halves[0].low, halves[1].low);
-  }
-  __syncthreads();
-}
-
-// A power of two near the sample's largest weight, in every thread: weights are divided by it, so that products of
+// The power of two above the sample's largest weight, in every thread: weights are divided by it, so that products of
 // factors are at most 1.
 [[nodiscard]] __device__ __forceinline__ float weight_unit(const Gaussians<float>& of, int64_t sample,
                                                            Pointer<float> scratch) {
@@ -90,131 +79,246 @@ __device__ __forceinline__ void fill_matrices(const Gaussians<float>& of, int64_
   return 2.0f * unit_of(largest[0]);
 }
 
+// The landmarks of a pass. Begins and ends with a barrier.
+__device__ __forceinline__ void load_marks(const Gaussians<float>& of, int first, const MatrixShared& shared) {
+  __syncthreads();  // the last pass's may still be read
+  const int64_t sample = shared.place[0];
+  const float inverse_unit = inverse_of_unit(shared.unit[0]);
+  static_assert(MATRIX_LANDMARKS <= MATRIX_THREADS);
+  if (const int k = threadIdx.x; k < MATRIX_LANDMARKS) {
+    const Landmark<float> mark =
+        first + k < of.count ? landmark(of, sample, first + k) : Landmark<float>{0.0f, 0.0f, 0.0f, false};
+    shared.x[k] = mark.x;
+    shared.y[k] = mark.y;
+    shared.weight[k] = mark.weight * inverse_unit;
+  }
+  __syncthreads();
+}
+
+// Two landmarks' factors, as the instruction takes them.
+struct PairOfFactors {
+  unsigned high, low;
+};
+[[nodiscard]] __device__ __forceinline__ PairOfFactors factors_of(float first, float second) {
+  const Halves of_first = halves_of(first), of_second = halves_of(second);
+  return {pair_of(of_first.high, of_second.high), pair_of(of_first.low, of_second.low)};
+}
+
+// The column that is a lane's n = g of the group's instruction `n`.
+[[nodiscard]] __device__ __forceinline__ int column_of(int n, int g) {
+  return n / 2 * 16 + g / 2 * 4 + n % 2 * 2 + g % 2;
+}
+
+// The factors of a group of columns: `steps` of four landmarks a lane, and a last one of two.
+__device__ __forceinline__ void draw_columns(const Gaussians<float>& of, int first_column, int steps, bool half_step,
+                                             int buffer, const MatrixShared& shared) {
+  const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+  const int g = lane / 4, t = lane % 4;
+#pragma unroll 1
+  for (int n = warp; n < TILES_N && first_column + n / 2 * 16 < of.width; n += MATRIX_WARPS) {
+    const float position = of.x(first_column + column_of(n, g));
+    const auto draw = [&](int k) {
+      return factors_of(gaussian(of.falloff, position - shared.x[k]), gaussian(of.falloff, position - shared.x[k + 1]));
+    };
+#pragma unroll
+    for (int step = 0; step < MATRIX_STEPS; ++step) {
+      if (step < steps) {
+        const PairOfFactors first = draw(step * MATRIX_DEPTH + 4 * t), second = draw(step * MATRIX_DEPTH + 4 * t + 2);
+        shared.columns[shared.at(buffer, step, n, lane)] = uint4{first.high, second.high, first.low, second.low};
+      }
+    }
+    if (half_step) {
+      const PairOfFactors pair = draw(MATRIX_STEPS * MATRIX_DEPTH + 2 * t);
+      shared.half_columns[(buffer * TILES_N + n) * WARP_LANES + lane] = uint2{pair.high, pair.low};
+    }
+  }
+}
+
+// Four neighbouring cells of a row, of which the first `there` are on the map, on top of what is there.
+__device__ __forceinline__ void write_four(Pointer<float> to, bool in_vectors, int there, bool add, float (&four)[4]) {
+  if (in_vectors) {
+    float before[4] = {};
+    if (add) {
+      load_vector<float>(to).widen(before);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      four[i] += before[i];
+    }
+    store_vector<float>(to, four);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < there) {
+      to[i] = add ? to[i] + four[i] : four[i];
+    }
+  }
+}
+
+__device__ __forceinline__ void divide(const Gaussians<float>& of, Pointer<float> heatmap, Pointer<double> divisors,
+                                       Pointer<unsigned> tickets, bool peak, int rows, int columns, int tiles,
+                                       int tiles_along_columns, const MatrixShared& shared) {
+  const int64_t sample = shared.place[0];
+  const int tile = shared.place[1];
+  const int top = tile / tiles_along_columns * rows, left = tile % tiles_along_columns * columns;
+  const Pointer<float> map = heatmap + sample * of.height * of.width;
+  const double divisor = divisor_of_tile<float>(map + left, of.width, top, min(top + rows, of.height),
+                                                min(columns, of.width - left), peak, shared.doubles);
+  if (threadIdx.x == 0) {
+    divisors[sample * tiles + tile] = divisor;
+  }
+  if (last_block(tickets + sample, tiles, shared.flag)) {
+    divide_map<float>(map, of.height * of.width, divisors + sample * tiles, tiles, peak, shared.doubles);
+  }
+}
+
 // A template only so that it is compiled once, where it is used.
 template <typename T>
-__global__ void __launch_bounds__(MOST_THREADS, 2)
+__global__ void __launch_bounds__(MATRIX_THREADS, MATRIX_RESIDENT_BLOCKS)
     matrix_heatmap_kernel(const Gaussians<T> gaussians,
                           const Pointer<T> heatmap,         // [B, H, W]
                           const Pointer<double> divisors,   // [B, tiles], or null
                           const Pointer<unsigned> tickets,  // [B]
-                          const Normalize normalize, const int tiles, const int tiles_along_columns) {
+                          const Normalize normalize, const int row_warps,
+                          const int columns,  // of a tile
+                          const int tiles, const int tiles_along_columns) {
   static_assert(std::is_same_v<T, float>);
-  constexpr int M = 2, N = 4;  // instructions of a warp along rows and columns
+  constexpr int M = MATRIX_ROWS / 16;  // instructions of a warp along its rows
   const MatrixShared shared;
   const int64_t sample = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
-  const int first_row = tile / tiles_along_columns * MATRIX_ROWS;
-  const int first_column = tile % tiles_along_columns * MATRIX_COLUMNS;
+  const int height = gaussians.height, width = gaussians.width;
   const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
   const int g = lane / 4, t = lane % 4;
-  const int warp_row = warp / 4 * 32, warp_column = warp % 4 * 32;
+  const int first_row = (tile / tiles_along_columns * row_warps + (warp & (row_warps - 1))) * MATRIX_ROWS;
+  const int first_column = tile % tiles_along_columns * columns, end_column = min(first_column + columns, width);
+  const int first_pair = warp / row_warps, column_warps = MATRIX_WARPS / row_warps;
+  const Pointer<float> of_lane =
+      heatmap + (sample * height * width + static_cast<int64_t>(first_row + g) * width + 4 * t);
+  const bool in_vectors = width % 4 == 0;
+  const float weights_unit = weight_unit(gaussians, sample, shared.floats);
+  if (threadIdx.x == 0) {
+    shared.place[0] = static_cast<int>(sample);
+    shared.place[1] = tile;
+    shared.unit[0] = weights_unit;
+  }
 
-  // The product of the high parts, and what the low ones add: high * low and low * high. low * low is below 2^-22.
-  float product[M][N][4] = {}, correction[M][N][4] = {};
-  const float unit = weight_unit(gaussians, sample, shared.floats);
-  for (int first = 0; first < gaussians.count; first += MATRIX_LANDMARKS) {
-    const int steps = min((gaussians.count - first + MATRIX_DEPTH - 1) / MATRIX_DEPTH, MATRIX_LANDMARKS / MATRIX_DEPTH);
-    fill_matrices(gaussians, sample, first, steps, first_row, first_column, inverse_of_unit(unit), shared);
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      const int word = step * MATRIX_DEPTH / 2 + t;
-      unsigned high[N][2], low[N][2];
+  for (int first = 0; first == 0 || first < gaussians.count; first += MATRIX_LANDMARKS) {
+    // 1. The factors of the warp's rows, weighed: of rows g and g + 8, of one pair of landmarks and of another.
+    const int count = min(gaussians.count - first, MATRIX_LANDMARKS);
+    const int steps = min((count + MATRIX_DEPTH - 1) / MATRIX_DEPTH, MATRIX_STEPS);
+    const bool half_step = count > MATRIX_STEPS * MATRIX_DEPTH;
+    load_marks(gaussians, first, shared);
+    unsigned high[M][MATRIX_STEPS][4], low[M][MATRIX_STEPS][4], half_high[M][2], half_low[M][2];
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        const int at = (MATRIX_ROWS + warp_column + n * 8 + g) * MATRIX_PITCH + word;
+    for (int half = 0; half < 2 * M; ++half) {
+      const float position = gaussians.y(first_row + half * 8 + g);
+      const auto draw = [&](int k) {
+        return factors_of(shared.weight[k] * gaussian(gaussians.falloff, position - shared.y[k]),
+                          shared.weight[k + 1] * gaussian(gaussians.falloff, position - shared.y[k + 1]));
+      };
+#pragma unroll
+      for (int step = 0; step < MATRIX_STEPS; ++step) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          high[n][i] = shared.high[at + 4 * i];
-          low[n][i] = shared.low[at + 4 * i];
+          const PairOfFactors pair = draw(step * MATRIX_DEPTH + 4 * t + 2 * i);
+          high[half / 2][step][half % 2 + 2 * i] = pair.high;
+          low[half / 2][step][half % 2 + 2 * i] = pair.low;
         }
       }
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-        unsigned row_high[4], row_low[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = (warp_row + m * 16 + g + i % 2 * 8) * MATRIX_PITCH + word + i / 2 * 4;
-          row_high[i] = shared.high[at];
-          row_low[i] = shared.low[at];
-        }
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          multiply_add(product[m][n], row_high, high[n]);
-          multiply_add(correction[m][n], row_high, low[n]);
-          multiply_add(correction[m][n], row_low, high[n]);
-        }
-      }
+      const PairOfFactors pair = draw(MATRIX_STEPS * MATRIX_DEPTH + 2 * t);
+      half_high[half / 2][half % 2] = pair.high;
+      half_low[half / 2][half % 2] = pair.low;
     }
-  }
 
-  // Its part of the divisor, and the division if there is no other tile.
-  const int height = gaussians.height, width = gaussians.width;
-  const bool peak = normalize == Normalize::peak;
-  double divisor[1] = {peak ? -static_cast<double>(INFINITY) : 0.0};
-#pragma unroll
-  for (int m = 0; m < M; ++m) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float h = (product[m][n][i] + correction[m][n][i] * (1.0f / LOW_SCALE)) * unit;
-        product[m][n][i] = h;
-        const int row = first_row + warp_row + m * 16 + g + i / 2 * 8;
-        const int column = first_column + warp_column + n * 8 + 2 * t + i % 2;
-        if (normalize != Normalize::none && row < height && column < width) {
-          divisor[0] = peak ? Maximum()(divisor[0], static_cast<double>(h)) : divisor[0] + h;
-        }
+    // 2. The columns, a group at a time. The next group's factors are drawn before this one's are used, so that one
+    // barrier a group is enough.
+    draw_columns(gaussians, first_column, steps, half_step, 0, shared);
+    int buffer = 0;
+    for (int column = first_column; column < end_column; column += MATRIX_COLUMNS, buffer ^= 1) {
+      __syncthreads();
+      if (column + MATRIX_COLUMNS < end_column) {
+        draw_columns(gaussians, column + MATRIX_COLUMNS, steps, half_step, buffer ^ 1, shared);
       }
-    }
-  }
-  float by = 1;
-  if (normalize != Normalize::none) {
-    peak ? reduce_block<1>(divisor, shared.doubles, Maximum()) : reduce_block<1>(divisor, shared.doubles, Sum());
-    if (tiles == 1) {
-      by = static_cast<float>(divisor_or_one(divisor[0]));
-    } else if (threadIdx.x == 0) {
-      divisors[sample * tiles + tile] = divisor[0];
-    }
-  }
-
-  // Neighbouring lanes swap halves, and each writes four columns of one row: of g if t is even, of g + 8 if it is odd.
-  const Pointer<float> map = heatmap + sample * height * width;
-#pragma unroll
-  for (int m = 0; m < M; ++m) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const bool odd = t % 2 != 0;
-      const float (&mine)[4] = product[m][n];
-      const float first = __shfl_xor_sync(WHOLE_WARP, odd ? mine[0] : mine[2], 1);
-      const float second = __shfl_xor_sync(WHOLE_WARP, odd ? mine[1] : mine[3], 1);
-      float four[4] = {odd ? first : mine[0], odd ? second : mine[1], odd ? mine[2] : first, odd ? mine[3] : second};
-      if (normalize != Normalize::none && tiles == 1) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          four[i] /= by;
-        }
+      if (first_row >= height) {
+        continue;
       }
-      const int row = first_row + warp_row + m * 16 + g + (odd ? 8 : 0);
-      const int column = first_column + warp_column + n * 8 + t / 2 * 4;
-      if (row < height && column < width) {
-        const Pointer<float> to = map + (row * width + column);
-        if (width % 4 == 0) {
-          store_vector<float>(to, four);
-        } else {
+      const int pairs = min((end_column - column + 15) / 16, TILES_N / 2);
+      for (int pair = first_pair; pair < pairs; pair += column_warps) {
+        // 3. The product of the high parts, and what the low ones add: high * low and low * high. low * low is below
+        // 2^-22. Four neighbouring columns of a row are the lane's.
+        float four[2 * M][4];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            if (column + i < width) {
-              to[i] = four[i];
+        for (int n = 0; n < 2; ++n) {
+          float product[M][4] = {}, correction[M][4] = {};
+#pragma unroll
+          for (int step = 0; step < MATRIX_STEPS; ++step) {
+            if (step < steps) {
+              const uint4 words = shared.columns[shared.at(buffer, step, 2 * pair + n, lane)];
+              const unsigned column_high[2] = {words.x, words.y}, column_low[2] = {words.z, words.w};
+#pragma unroll
+              for (int m = 0; m < M; ++m) {
+                multiply_add(product[m], high[m][step], column_high);
+                multiply_add(correction[m], high[m][step], column_low);
+                multiply_add(correction[m], low[m][step], column_high);
+              }
             }
+          }
+          if (half_step) {
+            const uint2 words = shared.half_columns[(buffer * TILES_N + 2 * pair + n) * WARP_LANES + lane];
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+              multiply_add(product[m], half_high[m], words.x);
+              multiply_add(correction[m], half_high[m], words.y);
+              multiply_add(correction[m], half_low[m], words.x);
+            }
+          }
+#pragma unroll
+          for (int half = 0; half < 2 * M; ++half) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              four[half][2 * n + i] =
+                  product[half / 2][half % 2 * 2 + i] + correction[half / 2][half % 2 * 2 + i] * (1.0f / LOW_SCALE);
+            }
+          }
+        }
+
+        if (gaussians.weights) {
+          const float unit = shared.unit[0];
+#pragma unroll
+          for (int half = 0; half < 2 * M; ++half) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              four[half][i] *= unit;
+            }
+          }
+        }
+
+        // 4. They are written, on top of what an earlier pass has written.
+        const int at_column = column + pair * 16;
+        const int there = width - at_column - 4 * t;
+        if (first == 0 && in_vectors && at_column + 16 <= width && first_row + MATRIX_ROWS <= height) {
+#pragma unroll
+          for (int half = 0; half < 2 * M; ++half) {
+            store_vector<float>(of_lane + (half * 8 * width + at_column), four[half]);
+          }
+          continue;
+        }
+#pragma unroll
+        for (int half = 0; half < 2 * M; ++half) {
+          if (first_row + half * 8 + g < height && there > 0) {
+            write_four(of_lane + (half * 8 * width + at_column), in_vectors, there, first != 0, four[half]);
           }
         }
       }
     }
   }
 
-  // The last tile of a map divides all of it.
-  if (normalize != Normalize::none && tiles > 1 && last_block(tickets + sample, tiles, shared.flag)) {
-    divide_map<float>(map, height * width, divisors + sample * tiles, tiles, peak, shared.doubles);
+  // 5. The tile's part of the divisor; the last tile of a map divides all of it.
+  if (normalize != Normalize::none) {
+    divide(gaussians, heatmap, divisors, tickets, normalize == Normalize::peak, row_warps * MATRIX_ROWS, columns, tiles,
+           tiles_along_columns, shared);
   }
 }
 

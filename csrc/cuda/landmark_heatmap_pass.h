@@ -1,8 +1,7 @@
 // What a launch of the heatmap's CUDA kernels is given. Plain numbers and device pointers.
 #pragma once
 
-#include "../problem.h"
-#include "storage.h"
+#include "landmark_heatmap_plan.h"
 
 namespace pal_fast::cuda {
 
@@ -11,6 +10,7 @@ namespace pal_fast::cuda {
 struct HeatmapPass {
   HeatmapProblem problem;
   Storage storage = Storage::float32;
+  HeatmapTiles tiles;  // of the forward
   const void* landmarks = nullptr;
   const void* visible = nullptr;  // bool
   const void* weights = nullptr;
@@ -23,53 +23,6 @@ struct HeatmapPass {
   void* d_landmarks = nullptr;  // [B, K, 2]
   void* d_weights = nullptr;    // [B, K]
 };
-
-// Maps of up to this many cells are drawn by one block each; larger ones are cut into tiles.
-inline constexpr int64_t WHOLE_MAP_CELLS = 1024;
-
-// A tile of `rows` x `columns` cells: of one shape on tensor cores, which draw sums of float; otherwise of 256 threads
-// with TILE_ROWS x TILE_COLUMNS cells each, `lanes` of them along the columns.
-inline constexpr int TILE_ROWS = 4;
-inline constexpr int TILE_COLUMNS = 4;
-inline constexpr int MATRIX_ROWS = 64;
-inline constexpr int MATRIX_COLUMNS = 128;
-
-struct HeatmapTiles {
-  int lanes = 0;  // 0 on tensor cores
-  int64_t along_rows = 1;
-  int64_t along_columns = 1;
-
-  [[nodiscard]] constexpr int64_t count() const { return along_rows * along_columns; }
-};
-
-[[nodiscard]] constexpr bool drawn_whole(const HeatmapProblem& problem) { return problem.cells() <= WHOLE_MAP_CELLS; }
-
-[[nodiscard]] constexpr HeatmapTiles heatmap_tiles(const HeatmapProblem& problem, Storage storage) {
-  if (drawn_whole(problem)) {
-    return {};
-  }
-  const auto tiles_of = [&](int lanes, int64_t rows, int64_t columns) {
-    return HeatmapTiles{lanes, (problem.height + rows - 1) / rows, (problem.width + columns - 1) / columns};
-  };
-  if (storage == Storage::float32 && problem.combine == Combine::sum) {
-    return tiles_of(0, MATRIX_ROWS, MATRIX_COLUMNS);
-  }
-  HeatmapTiles best =
-      tiles_of(32, 8 * TILE_ROWS, 32 * TILE_COLUMNS);  // the wider, the longer the runs that are written
-  for (const int lanes : {16, 8}) {
-    const HeatmapTiles tiles = tiles_of(lanes, 256 / lanes * TILE_ROWS, lanes * TILE_COLUMNS);
-    best = tiles.count() < best.count() ? tiles : best;
-  }
-  return best;
-}
-
-// Whether the forward needs divisors and tickets, and the backward raw.
-[[nodiscard]] constexpr bool heatmap_divides_tiles(const HeatmapProblem& problem, Storage storage) {
-  return problem.normalize != Normalize::none && heatmap_tiles(problem, storage).count() > 1;
-}
-[[nodiscard]] constexpr bool heatmap_needs_raw(const HeatmapProblem& problem) {
-  return problem.normalize != Normalize::none || problem.combine == Combine::max;
-}
 
 // `stream` is a cudaStream_t. Launches: forward 1; backward 1, or 2 if heatmap_needs_raw.
 void launch_landmark_heatmap(const HeatmapPass& pass, void* stream);

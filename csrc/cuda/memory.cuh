@@ -63,6 +63,13 @@ __device__ __forceinline__ void store_16_bytes_shared(S* to, const uint4& bits) 
 // Orders what this thread has seen and stored before what it does next, as all threads of the device see it.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
+// 2^exponent, as the GPU's own instruction has it; 0 below 2^-126.
+[[nodiscard]] __device__ __forceinline__ float power_of_two(float exponent) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  return power;
+}
+
 // Has L2 fetch what will soon be loaded from global memory.
 template <typename S>
 __device__ __forceinline__ void prefetch(const S* from) {

@@ -86,6 +86,19 @@ def test_products_on_tensor_cores_keep_the_accuracy_of_float32(
     assert relative_error(value, wanted) <= 1e-6
 
 
+@pytest.mark.parametrize("size", [(33, 40), (70, 131), (200, 66)], ids=str)  # 2, 3 and, in two tiles, 7 warps of rows
+@pytest.mark.parametrize("count", [1, 16, 17, 64, 65, 72, 73, 150])  # whole and half steps, and passes, of landmarks
+def test_products_on_tensor_cores_take_any_number_of_landmarks_in_any_number_of_tiles(
+    namespace: str, generator: torch.Generator, count: int, size: tuple[int, int]
+) -> None:
+    landmarks = torch.rand(2, count, 2, generator=generator) * 150 - 20
+    tensors = {"landmarks": landmarks, "weights": torch.rand(2, count, generator=generator) + 0.5}
+    for processors, normalize in ((1, "none"), (2, "peak"), (16, "sum")):
+        emulated.machine["processors"] = processors
+        options = options_of("sum", normalize)
+        assert_close(emulate(namespace, size, options, **tensors), refer(size, options, **tensors), torch.float32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("combine", COMBINE)

@@ -81,7 +81,10 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
         landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *options: Any
     ) -> Tensor:
         batch = landmarks.shape[0]
-        tiles, divides, _ = kernels.workspace(str(landmarks.dtype), height, width, *options[-2:])
+        processors = machine["processors"]
+        tiles, divides, _ = kernels.workspace(
+            *landmarks.shape[:2], str(landmarks.dtype), height, width, *options[-2:], processors
+        )
         heatmap = poisoned(landmarks, (batch, height, width))
         if batch == 0:
             return heatmap
@@ -90,7 +93,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
             tensors["divisors"] = poisoned(landmarks, (batch, tiles), torch.float64)
             tensors["tickets"] = torch.zeros(batch, dtype=torch.int32)
         launches["landmark_heatmap"] = kernels.run(
-            tensors, str(landmarks.dtype), height, width, *options, False, machine["seed"]
+            tensors, str(landmarks.dtype), height, width, *options, processors, False, machine["seed"]
         )
         assert not divides or not tensors["tickets"].any(), "the tickets are not back at zero"
         return heatmap
@@ -99,7 +102,10 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
         grad: Tensor, landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *rest: Any
     ) -> tuple[Tensor, Tensor]:
         *options, need_landmarks, need_weights = rest
-        _, _, needs_raw = kernels.workspace(str(landmarks.dtype), height, width, *options[-2:])
+        processors = machine["processors"]
+        _, _, needs_raw = kernels.workspace(
+            *landmarks.shape[:2], str(landmarks.dtype), height, width, *options[-2:], processors
+        )
         d_landmarks = poisoned(landmarks, tuple(landmarks.shape) if need_landmarks else (0,))
         d_weights = poisoned(landmarks, tuple(landmarks.shape[:2]) if need_weights else (0,))
         if landmarks.numel() == 0:
@@ -110,7 +116,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
             tensors["raw"] = poisoned(grad, tuple(grad.shape))
             tensors["winner"] = poisoned(grad, tuple(grad.shape), torch.int32)
         launches["landmark_heatmap_backward"] = kernels.run(
-            tensors, str(landmarks.dtype), height, width, *options, True, machine["seed"]
+            tensors, str(landmarks.dtype), height, width, *options, processors, True, machine["seed"]
         )
         return d_landmarks, d_weights
 

@@ -10,7 +10,8 @@ namespace {
 
 // tensors: by the names of HeatmapPass; returns how many kernels were launched.
 int run(const py::dict& tensors, const std::string& dtype, int64_t height, int64_t width, double image_height,
-        double image_width, double sigma, int64_t combine, int64_t normalize, bool backward, unsigned seed) {
+        double image_width, double sigma, int64_t combine, int64_t normalize, int64_t processors, bool backward,
+        unsigned seed) {
   emulator::lent.clear();
   emulator::seed(seed);
   emulator::launches = 0;
@@ -26,6 +27,7 @@ int run(const py::dict& tensors, const std::string& dtype, int64_t height, int64
                   static_cast<Combine>(combine),
                   static_cast<Normalize>(normalize)};
   pass.storage = emulator::storage_named(dtype);
+  pass.tiles = plan_heatmap_tiles(pass.problem, pass.storage, processors);
   const auto take = [&](const char* name) { return emulator::memory_of(tensors, name); };
   pass.landmarks = take("landmarks");
   pass.visible = take("visible");
@@ -44,15 +46,18 @@ int run(const py::dict& tensors, const std::string& dtype, int64_t height, int64
 }
 
 // (tiles of a map, whether the forward needs divisors and tickets, whether the backward needs raw)
-py::tuple workspace(const std::string& dtype, int64_t height, int64_t width, int64_t combine, int64_t normalize) {
+py::tuple workspace(int64_t batch, int64_t landmarks, const std::string& dtype, int64_t height, int64_t width,
+                    int64_t combine, int64_t normalize, int64_t processors) {
   HeatmapProblem problem;
+  problem.batch = batch;
+  problem.landmarks = landmarks;
   problem.height = height;
   problem.width = width;
   problem.combine = static_cast<Combine>(combine);
   problem.normalize = static_cast<Normalize>(normalize);
   const Storage storage = emulator::storage_named(dtype);
-  return py::make_tuple(heatmap_tiles(problem, storage).count(), heatmap_divides_tiles(problem, storage),
-                        heatmap_needs_raw(problem));
+  const HeatmapTiles tiles = plan_heatmap_tiles(problem, storage, processors);
+  return py::make_tuple(tiles.count(), heatmap_divides_tiles(problem, storage, tiles), heatmap_needs_raw(problem));
 }
 
 }  // namespace

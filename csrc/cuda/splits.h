@@ -1,0 +1,43 @@
+// Into how many blocks a launch's work is cut.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace pal_fast::cuda {
+
+inline constexpr int64_t WARP_THREADS = 32;
+
+[[nodiscard]] constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+[[nodiscard]] constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// What a device holds at once: of each multiprocessor, that many threads in whole blocks.
+struct Room {
+  int64_t processors = 1;
+  int64_t threads = 1;
+
+  [[nodiscard]] int64_t blocks_of(int64_t block) const { return processors * std::max<int64_t>(1, threads / block); }
+};
+
+inline constexpr int64_t MOST_SPLITS = 64;
+
+// Into how many parts to cut each of `pieces` pieces of `steps` steps: the number that finishes first if all resident
+// blocks, of `threads` threads, advance alike. `overhead`, in steps, is what a block costs beside its steps.
+[[nodiscard]] inline int64_t best_splits(int64_t pieces, int64_t steps, int64_t threads, int64_t overhead,
+                                         const Room& room) {
+  const int64_t resident = room.blocks_of(threads);
+  int64_t best = 1, best_time = 0;
+  for (int64_t splits = 1; splits <= std::min(steps, MOST_SPLITS); ++splits) {
+    const int64_t time = ceil_div(pieces * splits, resident) * (ceil_div(steps, splits) + overhead);
+    if (splits == 1 || time < best_time) {
+      best = splits;
+      best_time = time;
+    }
+    if (pieces * splits >= 8 * resident) {
+      break;
+    }
+  }
+  return best;
+}
+
+}  // namespace pal_fast::cuda
