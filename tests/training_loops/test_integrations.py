@@ -12,6 +12,8 @@ from support.compare import relative_error
 from support.networks import SmallNet, batch, judged, twin
 from torch.utils.data import DataLoader, TensorDataset
 
+import pal_fast
+
 #: The batches of a loader of `data` that does not shuffle.
 HALVES = slice(0, 4), slice(4, 8)
 
@@ -100,7 +102,24 @@ def test_lightning(network, data, tmp_path):
     assert list(saved) == [f"model.{key}" for key in network.state_dict()]
 
 
-def test_hugging_face_trainer(data, tmp_path):
+@pytest.fixture
+def pal_values(monkeypatch):
+    """What every call of a PALLoss returns from now on."""
+    values = []
+
+    class Recorded(pal_fast.PALLoss):
+        def forward(self, *args, **kwargs):
+            loss = super().forward(*args, **kwargs)
+            values.append(loss.item())
+            return loss
+
+    monkeypatch.setattr(pal_fast, "PALLoss", Recorded)
+    return values
+
+
+@pytest.fixture
+def pal_trainer(data, tmp_path):
+    """Makes the recipe's trainer for a small ViT, always the same one."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.ViTConfig(
         hidden_size=16,
@@ -111,27 +130,69 @@ def test_hugging_face_trainer(data, tmp_path):
         patch_size=4,
         num_labels=5,
     )
-    model = transformers.ViTForImageClassification(config)
     rows = [{"pixel_values": x, "labels": y, "landmarks": p} for x, y, p in data]
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        num_train_epochs=1,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        remove_unused_columns=False,
-        report_to=[],
-        use_cpu=True,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    block = next(n for n, m in model.named_modules() if type(m).__name__ == "ViTLayer")
-    trainer = example("hugging_face_trainer").PALTrainer(model=model, args=arguments, train_dataset=rows, layer=block)
-    before = model.classifier.weight.detach().clone()
-    losses = []
-    trainer.pal.register_forward_hook(lambda m, a, loss: losses.append(loss.item()))
+    state = transformers.ViTForImageClassification(config).state_dict()
+
+    def model_init():
+        model = transformers.ViTForImageClassification(config)
+        model.load_state_dict(state)
+        return model
+
+    def make(init=False, **arguments):
+        chosen = transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            num_train_epochs=1,
+            remove_unused_columns=False,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+            **arguments,
+        )
+        block = next(n for n, m in model_init().named_modules() if type(m).__name__ == "ViTLayer")
+        given = {"model_init": model_init} if init else {"model": model_init()}
+        return example("hugging_face_trainer").PALTrainer(args=chosen, train_dataset=rows, layer=block, **given)
+
+    return make
+
+
+def test_hugging_face_trainer(pal_trainer, pal_values):
+    trainer = pal_trainer(per_device_train_batch_size=4, learning_rate=1e-2)
+    before = trainer.model.classifier.weight.detach().clone()
     result = trainer.train()
     assert result.global_step == 2
-    assert not torch.equal(model.classifier.weight, before)
-    assert len(losses) == 2
-    assert all(losses)
-    assert trainer.evaluate(rows)["eval_loss"] > 0
+    assert not torch.equal(trainer.model.classifier.weight, before)
+    assert len(pal_values) == 2
+    assert all(pal_values)
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] > 0
+    assert len(pal_values) == 2
+
+
+def test_hugging_face_trainer_follows_the_model_that_model_init_makes(pal_trainer, pal_values):
+    trainer = pal_trainer(init=True, per_device_train_batch_size=4)
+    trainer.train()
+    assert trainer.pal.model is trainer.model
+    assert len(pal_values) == 2
+    assert all(pal_values)
+
+
+def test_hugging_face_trainer_accumulates_gradients_to_those_of_the_whole_batch(pal_trainer, pal_values):
+    gradients = []
+    for size, accumulated in ((8, 1), (4, 2), (2, 4)):
+        trainer = pal_trainer(
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+            max_grad_norm=0.0,
+            optim="sgd",
+        )
+        trainer.create_optimizer()
+        trainer.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: gradients.append(
+                torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]])
+            )
+        )
+        trainer.train()
+    assert len(pal_values) == 1 + 2 + 4
+    whole, *parts = gradients
+    for part in parts:
+        assert relative_error(part, whole) < 1e-4
