@@ -71,7 +71,7 @@ _COLOURS = (1, 3, 4)
 
 @dataclass
 class InputImage:
-    """The size of the image in the latest forward, read from the model's first 4-D input, or why there is none."""
+    """The size of the image in the latest forward, read from the model's 4-D inputs, or why there is none."""
 
     size: tuple[int, int] | None = None  # (IH, IW)
     why_none: str = _NOT_CALLED
@@ -80,20 +80,30 @@ class InputImage:
         self.size, self.why_none = None, _NOT_CALLED
 
     def read(self, inputs: Iterable[Any]) -> None:
-        """From the inputs of a forward that begins."""
+        """From the inputs of a forward that begins. What has not 1, 3 or 4 channels is no image, and images of
+        several sizes leave it open which of them the landmarks are on."""
+        shapes = [tuple(value.shape) for value in inputs if isinstance(value, Tensor) and value.ndim == 4]
+        sizes = {shape[2:] for shape in shapes if shape[1] in _COLOURS}
         self.size = None
-        self.why_none = "image_size=(height, width) is needed: the model's input is not an image of shape (B, C, H, W)"
-        for value in inputs:
-            if isinstance(value, Tensor) and value.ndim == 4:
-                _, first, second, last = value.shape
-                if last in _COLOURS and first not in _COLOURS:
-                    self.why_none = (
-                        "image_size=(height, width) is needed: the model's input seems to have its channels last, "
-                        f"{tuple(value.shape)}, and not the shape (B, C, H, W)"
-                    )
-                else:
-                    self.size = (second, last)
-                break
+        if len(sizes) == 1:
+            ((height, width),) = sizes
+            self.size = (height, width)
+        elif sizes:
+            self.why_none = f"image_size=(height, width) is needed: the model has inputs of several sizes, {shapes}"
+        elif any(shape[3] in _COLOURS for shape in shapes):
+            self.why_none = (
+                "image_size=(height, width) is needed: the model's input seems to have its channels last, "
+                f"{shapes[0]}, and not the shape (B, C, H, W)"
+            )
+        elif shapes:
+            self.why_none = (
+                f"image_size=(height, width) is needed: the model's input {shapes[0]} has not the 1, 3 or 4 channels "
+                "of an image; landmarks are in pixels of the image"
+            )
+        else:
+            self.why_none = (
+                "image_size=(height, width) is needed: the model's input is not an image of shape (B, C, H, W)"
+            )
 
 
 def tensor_of(output: Any) -> Tensor | None:

@@ -65,3 +65,37 @@ def test_a_loss_made_on_a_module_around_the_one_that_is_called_says_so():
         module.pal(module.model(images), landmarks)
     heatmap = torch.rand(4, 8, 8)
     module.pal(module.model(images), heatmap=heatmap)
+
+
+def test_a_map_that_goes_into_an_inner_module_is_not_taken_for_the_image():
+    class Stemmed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+            self.inner = nn.Sequential(nn.Conv2d(16, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+        def forward(self, images):
+            return self.inner(self.stem(images))
+
+    model = Stemmed()
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model.inner, "0")
+    with pytest.raises(ValueError, match=r"input \(4, 16, 8, 8\) has not the 1, 3 or 4 channels of an image"):
+        pal(model(images), landmarks)
+    heatmap = pal_fast.landmark_heatmap(landmarks, (6, 6), image_size=(16, 16))
+    by_landmarks = pal_fast.PALLoss(model.inner, "0", image_size=16)(model(images), landmarks)
+    torch.testing.assert_close(by_landmarks, pal(model(images), heatmap=heatmap))
+
+
+def test_of_images_of_several_sizes_none_is_taken_for_the_landmarks():
+    class Masked(SmallNet):
+        def forward(self, mask, images):
+            return super().forward(images) + mask.mean()
+
+    images, _, landmarks = batch(dtype=torch.float32)
+    model = Masked()
+    pal = pal_fast.PALLoss(model, "middle")
+    with pytest.raises(ValueError, match=r"inputs of several sizes, \[\(4, 1, 8, 8\), \(4, 3, 16, 16\)\]"):
+        pal(model(torch.ones(4, 1, 8, 8), images), landmarks)
+    pal(model(torch.ones(4, 1, 16, 16), images), landmarks)
+    pal(model(torch.ones(4, 16, 8, 8), images), landmarks)  # no image
