@@ -1,0 +1,65 @@
+"""What Triton makes of tl.dot for sm_90, in every order of its matrices in memory, agrees with a plain product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from virtual_gpu.kernels import numbers
+
+triton = pytest.importorskip("triton", reason="the package triton is not installed")
+
+import triton.language as tl  # noqa: E402
+from support.triton_compile import ptxas  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+Launch = Callable[..., str]
+
+pytestmark = pytest.mark.skipif(not ptxas().exists(), reason="triton brings no ptxas")
+
+
+@triton.jit
+def product_kernel(
+    a_ptr, b_ptr, c_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    A_INNER: tl.constexpr, B_INNER: tl.constexpr,
+) -> None:  # fmt: skip
+    row, column, k = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
+    a = tl.load(a_ptr + (row[:, None] * DEPTH + k[None, :] if A_INNER else k[None, :] * ROWS + row[:, None]))
+    b = tl.load(b_ptr + (column[None, :] * DEPTH + k[:, None] if B_INNER else k[:, None] * COLUMNS + column[None, :]))
+    c = tl.dot(a, b)
+    tl.store(c_ptr + row[:, None] * COLUMNS + column[None, :], c)
+
+
+@pytest.mark.parametrize("depth", [16, 32, 64])
+@pytest.mark.parametrize(("warps", "columns"), [(4, 64), (8, 16)], ids=["one warpgroup", "two warpgroups"])
+@pytest.mark.parametrize(
+    ("kind", "a_inner", "b_inner"),
+    [("fp16", a, b) for a in (True, False) for b in (True, False)] + [("fp32", True, True), ("fp32", False, False)],
+)
+def test_a_product_of_triton(
+    launch: Launch, seed: int, kind: str, a_inner: bool, b_inner: bool, warps: int, columns: int, depth: int
+) -> None:
+    rows = 16 * warps
+    signature = {"a_ptr": f"*{kind}", "b_ptr": f"*{kind}", "c_ptr": "*fp32"}
+    constants = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "A_INNER": a_inner, "B_INNER": b_inner}
+    source = ASTSource(
+        product_kernel,
+        signature | dict.fromkeys(constants, "constexpr"),
+        constexprs={(3 + i,): value for i, value in enumerate(constants.values())},
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(3)},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    assert "wgmma" in compiled.asm["ptx"]
+
+    random = np.random.default_rng(seed)
+    dtype = np.float16 if kind == "fp16" else np.float32
+    a, b = (random.integers(-512, 512, (lines, depth)).astype(dtype) / 64 for lines in (rows, columns))
+    given, c = [numbers(a.nbytes // 4), numbers(b.nbytes // 4)], numbers(rows * columns)
+    for memory, matrix, inner in zip(given, (a, b), (a_inner, b_inner), strict=True):
+        memory.view(dtype)[:] = (matrix if inner else matrix.T).ravel()
+    shared = compiled.metadata.shared
+    assert launch(compiled.asm["ptx"], "product_kernel", 1, 32 * warps, *given, c, shared=shared) == ""
+    expected = a.astype(np.float64) @ b.astype(np.float64).T
+    np.testing.assert_array_equal(c.view(np.float32).reshape(rows, columns), expected.astype(np.float32))
