@@ -134,6 +134,7 @@ void wait_for_group(Thread& t, const Instruction& i) {
 void wait_for_copies(Thread& t, const Instruction&) { make_copies(t, t.copies.size()); }
 
 [[nodiscard]] Handler copy_operation(const Parts& parts) {
+  if (has(parts, "bulk")) unknown(parts);
   if (has(parts, "async") && has(parts, "shared") && has(parts, "global")) return copy_later;
   if (has(parts, "commit_group")) return close_group;
   if (has(parts, "wait_group")) return wait_for_group;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from collections.abc import Callable
 
 import pytest
@@ -59,6 +60,9 @@ def test_a_fault_is_found_and_named(run: Run, kernel: str, threads: int, message
     assert message in run(kernel, 1, threads, numbers(64))
 
 
-def test_an_instruction_that_is_not_known_is_refused_by_name(functions: ctypes.CDLL) -> None:
-    with pytest.raises(RuntimeError, match=r"does not know: tex\.2d"):
-        load_ptx(functions, kernels.PTX.replace("shfl.sync.bfly.b32", "tex.2d"))
+@pytest.mark.parametrize(
+    "name", ["tex.2d", "mbarrier.init.shared.b64", "cp.async.bulk.commit_group", "fence.proxy.alias"]
+)
+def test_an_instruction_that_is_not_known_is_refused_by_name(functions: ctypes.CDLL, name: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(f"does not know: {name}")):
+        load_ptx(functions, kernels.PTX.replace("shfl.sync.bfly.b32", name))

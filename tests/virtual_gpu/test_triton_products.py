@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -11,13 +12,16 @@ from virtual_gpu.kernels import numbers
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
 
 import triton.language as tl  # noqa: E402
-from support.triton_compile import ptxas  # noqa: E402
+from support.triton_compile import why_no_ptxas  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 Launch = Callable[..., str]
 
-pytestmark = pytest.mark.skipif(not ptxas().exists(), reason="triton brings no ptxas")
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton interprets in this process"),
+    pytest.mark.skipif(bool(why_no_ptxas()), reason=why_no_ptxas()),
+]
 
 
 @triton.jit
