@@ -27,11 +27,13 @@ pytestmark = [
 @triton.jit
 def product_kernel(
     a_ptr, b_ptr, c_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    A_INNER: tl.constexpr, B_INNER: tl.constexpr,
+    A_INNER: tl.constexpr, B_INNER: tl.constexpr, A_COMPUTED: tl.constexpr,
 ) -> None:  # fmt: skip
     row, column, k = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
     a = tl.load(a_ptr + (row[:, None] * DEPTH + k[None, :] if A_INNER else k[None, :] * ROWS + row[:, None]))
     b = tl.load(b_ptr + (column[None, :] * DEPTH + k[:, None] if B_INNER else k[:, None] * COLUMNS + column[None, :]))
+    if A_COMPUTED:
+        a = tl.abs(a)  # so that it is in registers when it is multiplied
     c = tl.dot(a, b)
     tl.store(c_ptr + row[:, None] * COLUMNS + column[None, :], c)
 
@@ -39,15 +41,21 @@ def product_kernel(
 @pytest.mark.parametrize("depth", [16, 32, 64])
 @pytest.mark.parametrize(("warps", "columns"), [(4, 64), (8, 16)], ids=["one warpgroup", "two warpgroups"])
 @pytest.mark.parametrize(
-    ("kind", "a_inner", "b_inner"),
-    [("fp16", a, b) for a in (True, False) for b in (True, False)] + [("fp32", True, True), ("fp32", False, False)],
+    "case",  # type; whether k is innermost in A, in B; whether A is computed
+    [
+        *(("fp16", a, b, False) for a in (True, False) for b in (True, False)),
+        *(("fp32", inner, inner, False) for inner in (True, False)),
+        *((kind, True, True, True) for kind in ("fp16", "fp32")),
+    ],
 )
 def test_a_product_of_triton(
-    launch: Launch, seed: int, kind: str, a_inner: bool, b_inner: bool, warps: int, columns: int, depth: int
+    launch: Launch, seed: int, case: tuple[str, bool, bool, bool], warps: int, columns: int, depth: int
 ) -> None:
+    kind, a_inner, b_inner, a_computed = case
     rows = 16 * warps
     signature = {"a_ptr": f"*{kind}", "b_ptr": f"*{kind}", "c_ptr": "*fp32"}
     constants = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "A_INNER": a_inner, "B_INNER": b_inner}
+    constants["A_COMPUTED"] = a_computed
     source = ASTSource(
         product_kernel,
         signature | dict.fromkeys(constants, "constexpr"),
@@ -55,7 +63,8 @@ def test_a_product_of_triton(
         attrs={(i,): [["tt.divisibility", 16]] for i in range(3)},
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-    assert "wgmma" in compiled.asm["ptx"]
+    first = compiled.asm["ptx"].split("wgmma.mma_async")[1].split(";")[0]
+    assert (first.count("{") == 2) == a_computed, "A is read from registers or from memory"
 
     random = np.random.default_rng(seed)
     dtype = np.float16 if kind == "fp16" else np.float32
@@ -65,5 +74,5 @@ def test_a_product_of_triton(
         memory.view(dtype)[:] = (matrix if inner else matrix.T).ravel()
     shared = compiled.metadata.shared
     assert launch(compiled.asm["ptx"], "product_kernel", 1, 32 * warps, *given, c, shared=shared) == ""
-    expected = a.astype(np.float64) @ b.astype(np.float64).T
+    expected = (np.abs(a) if a_computed else a).astype(np.float64) @ b.astype(np.float64).T
     np.testing.assert_array_equal(c.view(np.float32).reshape(rows, columns), expected.astype(np.float32))

@@ -61,6 +61,9 @@ def attempt(launch: Launch, seed: int, *, threads: int = 128, change: int = 0, *
 
 
 _PROXY_FENCE = "fence.proxy.async.shared::cta;"
+_SMALL = "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32"
+_OTHER_SHAPE = f"{_SMALL} {{%d0, %d1, %d2, %d3}}, %rd6, %rd7, 1, 1, 1;"
+_OTHER_ROLE = f"{_SMALL} {{%r4, %r5, %r6, %r7}}, {{%d0, %d1, %d2, %d3}}, %rd7, 0, 1, 1;"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,8 @@ def test_a_proxy_fence_may_come_later_where_it_is_ordered(launch: Launch, seed: 
         ({"barrier": ""}, "a wgmma reads"),
         ({"fence": ""}, "with no wgmma.fence between"),
         ({"fence": "wgmma.fence.sync.aligned; mov.b32 %d3, 0;"}, "with no wgmma.fence between"),
+        ({"commit": _OTHER_SHAPE}, "with no wgmma.fence between"),
+        ({"commit": _OTHER_ROLE}, "what another one in flight multiplies, or the other way round"),
         ({"wait": ""}, "a register of a wgmma that was not waited for"),
         ({"commit": ""}, "a register of a wgmma that was not waited for"),
         ({"wait": "wgmma.wait_group.sync.aligned 1;"}, "a register of a wgmma that was not waited for"),

@@ -81,17 +81,15 @@ template <typename T>
 void take_registers(Warpgroup& group, const Thread& thread, const Instruction& i) {
   const auto take = [&](int slot, bool accumulates) {
     RegisterUse& use = group.registers[static_cast<size_t>(slot)];
-    if (use.accessed) {
-      fault(thread, "a wgmma of a register that was accessed, with no wgmma.fence between");
+    const Instruction* before = use.accumulated_by;
+    const bool of_other_shape = before != nullptr && (before->columns != i.columns || before->depth != i.depth);
+    if (use.accessed || (accumulates && of_other_shape)) {
+      fault(thread, "a wgmma of a register that was accessed otherwise, with no wgmma.fence between");
     }
-    const bool in_flight = use.product > group.completed;
-    const bool in_order = accumulates && use.accumulates && (use.columns == 0 || use.columns == i.columns);
-    if (in_flight && (accumulates || use.accumulates) && !in_order) {
-      fault(thread, "a wgmma of a register that another one in flight accesses otherwise");
+    if (use.product > group.completed && accumulates != use.accumulates) {
+      fault(thread, "a wgmma that accumulates in what another one in flight multiplies, or the other way round");
     }
-    use.product = group.issued;
-    use.accumulates = accumulates;
-    use.columns = accumulates ? i.columns : 0;
+    use = {group.issued, accumulates, accumulates ? &i : nullptr, false};
   };
   for (const int16_t slot : i.accumulators) {
     take(slot, true);
@@ -146,7 +144,7 @@ void operate(Block& block, int number, const Instruction& i) {
     case WarpgroupOperation::fence:
       for (RegisterUse& use : group.registers) {
         use.accessed = false;
-        use.columns = 0;
+        use.accumulated_by = nullptr;
       }
       return;
     case WarpgroupOperation::multiply:

@@ -17,9 +17,9 @@ struct Block;
 // Of one register in all threads of a warpgroup.
 struct RegisterUse {
   uint32_t product = 0;  // the last that accesses it; 0: none
-  int columns = 0;       // of that product, if it accumulates here and no wgmma.fence followed; 0: else
   bool accumulates = false;
-  bool accessed = true;  // by anything but a wgmma, after the last wgmma.fence
+  const Instruction* accumulated_by = nullptr;  // null if a wgmma.fence followed
+  bool accessed = true;                         // by anything but a wgmma, after the last wgmma.fence
 };
 
 struct Warpgroup {
