@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def ptxas() -> Path:
     import triton
 
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+
+
+@lru_cache(maxsize=1)
+def why_no_ptxas() -> str:
+    """Why the assembler cannot run; "" if it can."""
+    try:
+        subprocess.run([str(ptxas()), "--version"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"triton's ptxas cannot run: {error}"
+    return ""
 
 
 def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:

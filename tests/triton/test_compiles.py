@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from support.triton_compile import Compiled, compiling, ptxas
+from support.triton_compile import Compiled, compiling, why_no_ptxas
 
 from pal_fast.constants import GROUPING
 
-
-def _assembler() -> str:
-    """Why ptxas cannot run; "" if it can."""
-    try:
-        subprocess.run([str(ptxas()), "--version"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        return f"triton's ptxas cannot run: {error}"
-    return ""
-
-
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton interprets in this process"),
-    pytest.mark.skipif(bool(_assembler()), reason=_assembler()),
+    pytest.mark.skipif(bool(why_no_ptxas()), reason=why_no_ptxas()),
 ]
 
 #: What a thread's widest load and store of a layer look like.

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LIBRARY, PTX, EXTENSION = "libtorch_cuda.so", "extension.ptx", "_C.abi3.so"
 SOURCES = (
-    *("program", "instructions", "arithmetic", "comparison", "conversion", "memory_access", "warp"),
+    *("program", "instructions", "arithmetic", "comparison", "conversion", "memory_access", "warp", "warpgroup"),
     *("memory", "machine", "runtime"),
 )
 # No contraction and no reordering: each instruction rounds as PTX says.

@@ -40,6 +40,36 @@ void wait_for_warp(Thread& t, const Instruction&) { t.state = State::at_warp; }
   instruction.factors = has(parts, "tf32") ? Factors::tf32 : has(parts, "bf16") ? Factors::bfloat16 : Factors::float16;
   return together(WarpOperation::multiply, instruction);
 }
+void wait_for_warpgroup(Thread& t, const Instruction&) { t.state = State::at_warpgroup; }
+// wgmma; of its products those of 16-bit and TF32 matrices, added up in float32.
+[[nodiscard]] Handler warpgroup_operation(const Parts& parts, Instruction& instruction) {
+  const std::string& what = parts.at(1);
+  if (what == "mma_async") {
+    const std::string& shape = parts.at(4);  // m64n..k..
+    const auto n = shape.find('n'), k = shape.find('k');
+    if (parts.size() != 8 || shape.rfind("m64n", 0) != 0 || k == std::string::npos || parts[5] != "f32") unknown(parts);
+    instruction.factors = parts[6] == "tf32"   ? Factors::tf32
+                          : parts[6] == "bf16" ? Factors::bfloat16
+                                               : Factors::float16;
+    instruction.columns = std::stoi(shape.substr(n + 1));
+    instruction.depth = std::stoi(shape.substr(k + 1));
+    const bool is_half = parts[6] == "f16" || parts[6] == "bf16";
+    if (parts[7] != parts[6] || (!is_half && parts[6] != "tf32")) unknown(parts);
+    if (instruction.depth != (is_half ? 16 : 8) || instruction.columns % 8 != 0 || instruction.columns > 256) {
+      unknown(parts);
+    }
+    instruction.warpgroup = WarpgroupOperation::multiply;
+  } else if (what == "fence") {
+    instruction.warpgroup = WarpgroupOperation::fence;
+  } else if (what == "commit_group") {
+    instruction.warpgroup = WarpgroupOperation::commit;
+  } else if (what == "wait_group") {
+    instruction.warpgroup = WarpgroupOperation::wait;
+  } else {
+    unknown(parts);
+  }
+  return wait_for_warpgroup;
+}
 void trap(Thread& t, const Instruction&) { fault(t, "a trap"); }
 void active_lanes(Thread&, const Instruction&) { throw std::runtime_error("activemask means nothing here"); }
 
@@ -73,6 +103,7 @@ Handler handler_of(const Parts& given, Instruction& instruction) {
   }
   if (name == "redux") return warp_reduction(parts, instruction);
   if (name == "ldmatrix" || name == "stmatrix") return matrix_move(parts, instruction);
+  if (name == "wgmma") return warpgroup_operation(parts, instruction);
   if (name == "mma") return matrix_product(parts, instruction);
   if (name == "trap") return trap;
   if (name == "activemask") return active_lanes;

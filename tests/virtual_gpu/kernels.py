@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 _HEAD = ".version 8.0\n.target sm_80\n.address_size 64\n"
 
 #: A block of 64 threads: each writes its number to shared memory and reads its partner's.
@@ -99,3 +101,10 @@ PTX = _HEAD + "".join(
         _ONE.format(name="absent_lane", body="shfl.sync.bfly.b32 %r2, %r1, 1, 31, -1;"),
     ]
 )  # fmt: skip
+
+
+def numbers(count: int) -> np.ndarray:
+    """On a boundary of 64 bytes, as a GPU's memory is."""
+    memory = np.zeros(count + 16, dtype=np.uint32)
+    first = (-memory.ctypes.data % 64) // 4
+    return memory[first : first + count]

@@ -27,8 +27,15 @@ std::unique_ptr<Block> Machine::start(const Launch& launch, uint32_t index) cons
   block->index = index;
   block->kernel = &kernel;
   block->parameters = &launch.parameters;
-  block->shared = std::make_unique<SharedMemory>(kernel.static_shared_bytes + launch.dynamic_shared_bytes);
   const int count = static_cast<int>(launch.threads[0] * launch.threads[1] * launch.threads[2]);
+  if (kernel.has_warpgroups) {
+    block->warpgroups.resize(static_cast<size_t>((count + WARPGROUP - 1) / WARPGROUP));
+    for (Warpgroup& group : block->warpgroups) {
+      group.registers.resize(static_cast<size_t>(kernel.registers));
+    }
+  }
+  block->shared = std::make_unique<SharedMemory>(kernel.static_shared_bytes + launch.dynamic_shared_bytes,
+                                                 block->warpgroups.size());
   block->slots.assign(static_cast<size_t>(count) * kernel.slots, 0xdeadbeefdeadbeefull);
   block->threads.resize(count);
   const uint32_t* grid = launch.grid;
@@ -101,6 +108,9 @@ void Machine::step(Block& block) {
       if (instruction->predicate >= 0 && (thread.slots[instruction->predicate] != 0) == instruction->negated) {
         continue;
       }
+      if (instruction->touches_warpgroup) {
+        touch_registers(thread, *instruction);
+      }
       instruction->handler(thread, *instruction);
     }
   } catch (const std::exception& error) {
@@ -114,6 +124,8 @@ void Machine::step(Block& block) {
   block.left += thread.state == State::left ? 1 : 0;
   if (thread.state == State::at_warp) {
     release_warp(block, thread);
+  } else if (thread.state == State::at_warpgroup) {
+    release_warpgroup(block, thread);
   } else {
     release_barrier(block);
   }
@@ -141,8 +153,13 @@ void Machine::release_barrier(Block& block) {
     return;
   }
   block.epoch += 1;
+  for (Warpgroup& group : block.warpgroups) {
+    group.known = group.completed;
+  }
   for (Thread& thread : block.threads) {
     block.seen.merge(thread.seen);
+    block.proxy_fenced_below = std::max(block.proxy_fenced_below, thread.proxy.fenced_below);
+    thread.proxy.before_barrier = thread.proxy.fences;
     if (thread.state == State::at_barrier) {
       thread.state = State::runs;
       block.running.push_back(thread.index);
@@ -174,6 +191,34 @@ void Machine::release_warp(Block& block, const Thread& thread) {
       block.threads[first + lane].state = State::runs;
       block.running.push_back(first + lane);
     }
+  }
+}
+
+// If `thread` was the last of its warpgroup.
+void Machine::release_warpgroup(Block& block, const Thread& thread) {
+  const int number = thread.index / WARPGROUP, first = number * WARPGROUP;
+  const Instruction& instruction = block.kernel->instructions[thread.counter - 1];
+  for (int t = first; t < first + WARPGROUP; ++t) {
+    if (t >= static_cast<int>(block.threads.size()) || block.threads[t].state == State::left) {
+      fault(thread, "waits for a thread of its warpgroup that has left or is not there: " + instruction.text);
+    }
+    const Thread& there = block.threads[t];
+    if (there.state == State::at_warpgroup && there.counter != thread.counter) {
+      fault(thread, "threads of a warpgroup meet at different instructions: " + instruction.text + ", and " +
+                        block.kernel->instructions[there.counter - 1].text);
+    }
+    if (there.state != State::at_warpgroup) {
+      return;
+    }
+  }
+  try {
+    operate(block, number, instruction);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(block.kernel->name + ": " + error.what() + ", at " + instruction.text);
+  }
+  for (int t = first; t < first + WARPGROUP; ++t) {
+    block.threads[t].state = State::runs;
+    block.running.push_back(t);
   }
 }
 

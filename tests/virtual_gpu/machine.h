@@ -10,12 +10,13 @@
 
 #include "memory.h"
 #include "program.h"
+#include "warpgroup.h"
 
 namespace virtual_gpu {
 
-inline constexpr int LANES = 32;
+inline constexpr int LANES = 32, WARPGROUP = 128;
 
-enum class State : uint8_t { runs, at_barrier, at_warp, left };
+enum class State : uint8_t { runs, at_barrier, at_warp, at_warpgroup, left };
 
 struct Block;
 
@@ -23,6 +24,12 @@ struct Block;
 struct Copy {
   const Instruction* instruction = nullptr;
   uint64_t to = 0, from = 0, bytes = 0, given = 0;
+};
+
+// A thread's fence.proxy.async: how many it has executed, how many of those before the last barrier, and the barriers
+// that lay before the last of them.
+struct ProxyFences {
+  uint32_t fences = 0, before_barrier = 0, fenced_below = 0;
 };
 
 struct Thread {
@@ -33,6 +40,7 @@ struct Thread {
   State state = State::runs;
   uint32_t warp_epoch = 0;
   Clock seen, acquired, released;
+  ProxyFences proxy;
   std::vector<std::vector<Copy>> copies;  // to shared memory, not yet waited for; the last group is still open
 };
 
@@ -47,6 +55,8 @@ struct Block {
   std::vector<int> running;
   int left = 0;
   Clock seen;
+  uint32_t proxy_fenced_below = 0;    // what was stored before this barrier, a thread has fenced before the last one
+  std::vector<Warpgroup> warpgroups;  // of a kernel that has wgmma
 };
 
 struct Launch {
@@ -68,6 +78,7 @@ class Machine {
   void step(Block& block);
   void release_barrier(Block& block);
   void release_warp(Block& block, const Thread& thread);
+  void release_warpgroup(Block& block, const Thread& thread);
 };
 
 [[nodiscard]] Machine& machine();

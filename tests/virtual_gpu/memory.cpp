@@ -141,18 +141,41 @@ void* Memory::atomic(Thread& thread, uint64_t address, uint64_t bytes) {
   return reinterpret_cast<void*>(address);
 }
 
-SharedMemory::SharedMemory(int64_t bytes)
-    : bytes_(static_cast<size_t>(bytes) + 64, 0xff), stores_(static_cast<size_t>(bytes)), loads_(stores_.size()) {}
+SharedMemory::SharedMemory(int64_t bytes, size_t warpgroups)
+    : bytes_(static_cast<size_t>(bytes) + 64, 0xff),
+      stores_(static_cast<size_t>(bytes)),
+      loads_(stores_.size()),
+      fences_(warpgroups > 0 ? stores_.size() : 0),
+      products_(warpgroups, std::vector<uint32_t>(stores_.size())) {}
 
-void* SharedMemory::access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value) {
+void SharedMemory::check_bounds(const Thread& thread, uint64_t address, uint64_t bytes) const {
   if (address + bytes > stores_.size()) {
     fault(thread, "an access out of bounds of shared memory: " + std::to_string(bytes) + " bytes at " +
                       std::to_string(address) + " of " + std::to_string(stores_.size()));
   }
   check_alignment(thread, address, bytes);
-  auto* at =
-      reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(bytes_.data()) + 63) & ~uintptr_t{63}) + address;
-  const bool same_value = value != nullptr && std::memcmp(at, value, bytes) == 0;
+}
+
+unsigned char* SharedMemory::at(uint64_t address) {
+  return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(bytes_.data()) + 63) & ~uintptr_t{63}) + address;
+}
+
+// That no wgmma in flight reads what `thread` writes.
+void SharedMemory::check_products(const Thread& thread, uint64_t byte) const {
+  for (size_t g = 0; g < products_.size(); ++g) {
+    const Warpgroup& group = thread.block->warpgroups[g];
+    const bool own = static_cast<size_t>(thread.index / WARPGROUP) == g;
+    if (products_[g][byte] > (own ? group.completed : group.known)) {
+      fault(thread, "a race in shared memory: a write at " + std::to_string(byte) + " of what a wgmma of warpgroup " +
+                        std::to_string(g) + " reads that was not waited for");
+    }
+  }
+}
+
+void* SharedMemory::access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value) {
+  check_bounds(thread, address, bytes);
+  unsigned char* const first = at(address);
+  const bool same_value = value != nullptr && std::memcmp(first, value, bytes) == 0;
   const Access now{thread.block->index, thread.index, thread.block->epoch, thread.warp_epoch};
   for (uint64_t byte = address; byte < address + bytes; ++byte) {
     Access &store = stores_[byte], &load = loads_[byte];
@@ -164,6 +187,12 @@ void* SharedMemory::access(const Thread& thread, uint64_t address, uint64_t byte
       if (load.thread != NONE && !same_value && !ordered_in_block(load, thread)) {
         fault(thread, "a race in shared memory: a write at " + std::to_string(byte) + " of what thread " +
                           std::to_string(load.thread) + " (-2: several) has read, with no barrier between");
+      }
+      if (!products_.empty()) {
+        if (!same_value) {
+          check_products(thread, byte);
+        }
+        fences_[byte] = thread.proxy.fences;
       }
       store = now;
     } else {
@@ -178,7 +207,37 @@ void* SharedMemory::access(const Thread& thread, uint64_t address, uint64_t byte
       load = fresh ? now : Access{now.block, SEVERAL, now.epoch, now.warp_epoch};
     }
   }
-  return at;
+  return first;
+}
+
+uint32_t fenced_for_all(const Thread* threads) {
+  uint32_t fenced_below = threads[0].proxy.fenced_below;
+  for (int t = 1; t < WARPGROUP; ++t) {
+    fenced_below = std::min(fenced_below, threads[t].proxy.fenced_below);
+  }
+  return std::max(fenced_below, threads[0].block->proxy_fenced_below);
+}
+
+const void* SharedMemory::access_by_proxy(const Thread& thread, uint64_t address, uint64_t bytes,
+                                          uint32_t fenced_below) {
+  check_bounds(thread, address, bytes);
+  const Block& block = *thread.block;
+  const auto group = static_cast<size_t>(thread.index / WARPGROUP);
+  for (uint64_t byte = address; byte < address + bytes; ++byte) {
+    const Access& store = stores_[byte];
+    if (store.thread == NONE) {
+      fault(thread, "a read of shared memory that was never written, at " + std::to_string(byte));
+    }
+    const ProxyFences& writer = block.threads[static_cast<size_t>(store.thread)].proxy;
+    const bool fenced = writer.before_barrier > fences_[byte] || fenced_below > store.epoch;
+    if (store.epoch == block.epoch || !fenced) {
+      fault(thread, "a race in shared memory: a wgmma reads at " + std::to_string(byte) + " what thread " +
+                        std::to_string(store.thread) + " has written, with no " +
+                        (fenced || store.epoch == block.epoch ? "barrier" : "fence.proxy.async") + " between");
+    }
+    products_[group][byte] = block.warpgroups[group].issued;
+  }
+  return at(address);
 }
 
 }  // namespace virtual_gpu

@@ -75,15 +75,29 @@ class Memory {
   std::vector<Allocation*> written_;
 };
 
-// A block's shared memory.
+// The number of barriers before which all threads of a warpgroup know stores to lie, as seen through the asynchronous
+// proxy; `threads` begins at its first.
+[[nodiscard]] uint32_t fenced_for_all(const Thread* threads);
+
+// A block's shared memory. `warpgroups`: those that multiply.
 class SharedMemory {
  public:
-  explicit SharedMemory(int64_t bytes);
+  SharedMemory(int64_t bytes, size_t warpgroups);
   void* access(const Thread& thread, uint64_t address, uint64_t bytes, bool writes, const void* value);
+  // What the wgmma of the warpgroup of `thread` that was issued last reads. Besides a barrier it wants a
+  // fence.proxy.async after each store: of the thread that stored, before the barrier; of any thread, between two
+  // barriers; or of every thread of the warpgroup, of which `fenced_below` tells (fenced_for_all).
+  const void* access_by_proxy(const Thread& thread, uint64_t address, uint64_t bytes, uint32_t fenced_below);
 
  private:
+  void check_bounds(const Thread& thread, uint64_t address, uint64_t bytes) const;
+  void check_products(const Thread& thread, uint64_t byte) const;
+  [[nodiscard]] unsigned char* at(uint64_t address);
+
   std::vector<unsigned char> bytes_;
   std::vector<Access> stores_, loads_;
+  std::vector<uint32_t> fences_;  // of its proxy, that the thread which stored a byte had executed before
+  std::vector<std::vector<uint32_t>> products_;  // by warpgroup and byte: the last wgmma that read it
 };
 
 }  // namespace virtual_gpu

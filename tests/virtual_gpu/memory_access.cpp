@@ -28,6 +28,20 @@ void fence(Thread& t, const Instruction&) {
   t.released.see(t.block->index, t.block->epoch, t.index);
 }
 
+// Between ordinary accesses of shared memory and those of the asynchronous proxy, through which wgmma reads it.
+void fence_proxy(Thread& t, const Instruction&) {
+  t.proxy.fences += 1;
+  t.proxy.fenced_below = t.block->epoch;
+}
+
+[[nodiscard]] Handler any_fence(const Parts& parts) {
+  if (!has(parts, "proxy") && !has(parts, "mbarrier_init")) return fence;
+  if (parts == Parts{"fence", "proxy", "async"} || parts == Parts{"fence", "proxy", "async", "shared"}) {
+    return fence_proxy;
+  }
+  unknown(parts);
+}
+
 void load(Thread& t, const Instruction& i) {
   const int count = std::max<int>(1, i.wide);
   const unsigned char* from;
@@ -120,6 +134,7 @@ void wait_for_group(Thread& t, const Instruction& i) {
 void wait_for_copies(Thread& t, const Instruction&) { make_copies(t, t.copies.size()); }
 
 [[nodiscard]] Handler copy_operation(const Parts& parts) {
+  if (has(parts, "bulk")) unknown(parts);
   if (has(parts, "async") && has(parts, "shared") && has(parts, "global")) return copy_later;
   if (has(parts, "commit_group")) return close_group;
   if (has(parts, "wait_group")) return wait_for_group;
@@ -199,7 +214,7 @@ Handler memory_operation_of(const Parts& parts, Instruction& instruction) {
   if (name == "ld" || name == "st") return memory_access(parts, instruction);
   if (name == "cp") return copy_operation(parts);
   if (name == "atom" || name == "red") return atomic_operation(parts, instruction);
-  if (name == "fence" || name == "membar") return fence;
+  if (name == "fence" || name == "membar") return any_fence(parts);
   if (name == "cvta") return address_conversion(parts);
   if (name == "prefetch") {
     instruction.space = Space::global;

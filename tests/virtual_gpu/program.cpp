@@ -53,6 +53,26 @@ namespace {
   return kept;
 }
 
+// Which instructions must not meet a wgmma in flight.
+void find_registers_of_warpgroups(Kernel& kernel) {
+  std::set<int> shared;
+  for (const Instruction& i : kernel.instructions) {
+    kernel.has_warpgroups |= i.warpgroup != WarpgroupOperation::none;
+    if (i.warpgroup == WarpgroupOperation::multiply) {
+      shared.insert(i.accumulators.begin(), i.accumulators.end());
+      shared.insert(i.source, i.source + i.pack);
+    }
+  }
+  for (Instruction& i : kernel.instructions) {
+    if (i.warpgroup == WarpgroupOperation::none) {
+      const auto touches = [&](int slot) { return shared.contains(slot); };
+      i.touches_warpgroup = std::any_of(i.target, i.target + i.targets, touches) ||
+                            std::any_of(i.source, i.source + i.sources, touches) || touches(i.predicate) ||
+                            touches(i.address) || touches(i.second_address);
+    }
+  }
+}
+
 void parse_module(const std::string& code, std::map<std::string, Kernel>& kernels) {
   std::set<std::string> dynamic_shared;
   std::vector<Variable> static_shared;
@@ -102,6 +122,7 @@ void parse_module(const std::string& code, std::map<std::string, Kernel>& kernel
     } catch (const std::exception& error) {
       throw std::runtime_error(kernel.name + ": " + error.what());
     }
+    find_registers_of_warpgroups(kernel);
     kernels.emplace(kernel.name, std::move(kernel));
     at = end + 1;
   }

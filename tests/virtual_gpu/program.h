@@ -16,6 +16,8 @@ enum class Space : uint8_t { generic, global, shared, param };
 
 // What the lanes of a warp do together.
 enum class WarpOperation : uint8_t { none, meet, shuffle, vote, reduce, load_matrices, store_matrices, multiply };
+// What the threads of a warpgroup do together: wgmma.
+enum class WarpgroupOperation : uint8_t { none, fence, multiply, commit, wait };
 enum class Shuffle : uint8_t { butterfly, index, up, down };
 enum class Vote : uint8_t { ballot, any, all };
 enum class Factors : uint8_t { float16, bfloat16, tf32 };
@@ -46,8 +48,11 @@ struct Instruction {
   Vote vote = Vote::ballot;
   Factors factors = Factors::float16;
   bool transposed = false;
-  int depth = 0;                // of a product of matrices
+  int columns = 0, depth = 0;   // of a product of matrices
   Handler reduction = nullptr;  // of two values
+  WarpgroupOperation warpgroup = WarpgroupOperation::none;
+  std::vector<int16_t> accumulators;  // of wgmma
+  bool touches_warpgroup = false;     // accesses a register that a wgmma of the kernel accesses, too
   std::string text;
 };
 
@@ -65,6 +70,7 @@ struct Kernel {
   std::vector<uint64_t> constants;  // the slots after them
   int special = 0;                  // the first of the slots of special registers, after the constants
   int slots = 0;
+  bool has_warpgroups = false;  // that multiply
 };
 
 // Special registers that a thread is given.

@@ -220,9 +220,15 @@ class Reader {
       jumps_.emplace_back(kernel_.instructions.size(), operands[0]);
     } else {
       static const std::vector<std::string> WITHOUT_TARGET = {"st",   "bar",   "barrier", "red", "prefetch", "ret",
-                                                              "exit", "fence", "membar",  "cp",  "stmatrix"};
+                                                              "exit", "fence", "membar",  "cp",  "stmatrix", "wgmma"};
       const bool has_target = std::find(WITHOUT_TARGET.begin(), WITHOUT_TARGET.end(), parts[0]) == WITHOUT_TARGET.end();
-      for (size_t i = 0; i < operands.size(); ++i) {
+      const bool accumulates = instruction.warpgroup == WarpgroupOperation::multiply;
+      if (accumulates) {
+        for (const std::string& name : split(operands.at(0).substr(1, operands[0].size() - 2), ',')) {
+          instruction.accumulators.push_back(slot(name));
+        }
+      }
+      for (size_t i = accumulates ? 1 : 0; i < operands.size(); ++i) {
         add_operand(operands[i], i == 0 && has_target, instruction);
       }
     }
@@ -252,6 +258,9 @@ class Reader {
       for (int i = 0; i < Instruction::MOST_VALUES; ++i) {
         instruction.target[i] = numbered(instruction.target[i]);
         instruction.source[i] = numbered(instruction.source[i]);
+      }
+      for (int16_t& accumulator : instruction.accumulators) {
+        accumulator = numbered(accumulator);
       }
       instruction.address = numbered(instruction.address);
       instruction.second_address = numbered(instruction.second_address);

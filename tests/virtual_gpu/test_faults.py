@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import struct
+import functools
+import re
 from collections.abc import Callable
 
-import numpy as np
 import pytest
-from support.toolkit import cuda_headers
-from virtual_gpu import build, kernels
-from virtual_gpu.device import library, load_ptx
+from virtual_gpu import kernels
+from virtual_gpu.device import load_ptx
+from virtual_gpu.kernels import numbers
 
 Run = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if shutil.which("c++") is None or cuda_headers() is None:
-        pytest.skip("needs a C++ compiler and CUDA's headers")
-    directory = tmp_path_factory.mktemp("virtual_gpu")
-    build.build_library(directory)
-    return library(str(directory))
-
-
 @pytest.fixture
-def run(functions: ctypes.CDLL, seed: int) -> Run:
+def run(launch: Callable[..., str]) -> Run:
     """run(kernel, blocks, threads, *arrays): what went wrong, or ""."""
-    module = load_ptx(functions, kernels.PTX)
-
-    def launch(name: str, blocks: int, threads: int, *arrays: np.ndarray) -> str:
-        functions.virtual_gpu_seed(seed % 2**31)
-        for array in arrays:
-            functions.virtual_gpu_allocate(ctypes.c_void_p(array.ctypes.data), ctypes.c_int64(array.nbytes))
-        parameters = struct.pack(f"{len(arrays)}Q", *(array.ctypes.data for array in arrays))
-        grid = (ctypes.c_uint * 3)(blocks, 1, 1)
-        failed = functions.virtual_gpu_launch(module, name.encode(), grid, threads, ctypes.c_int64(0), parameters)
-        for array in arrays:
-            functions.virtual_gpu_free(ctypes.c_void_p(array.ctypes.data))
-        return functions.virtual_gpu_failure().decode() if failed else ""
-
-    return launch
-
-
-def numbers(count: int) -> np.ndarray:
-    """On a boundary of 64 bytes, as a GPU's memory is."""
-    memory = np.zeros(count + 16, dtype=np.uint32)
-    first = (-memory.ctypes.data % 64) // 4
-    return memory[first : first + count]
+    return functools.partial(launch, kernels.PTX)
 
 
 def test_threads_exchange_through_shared_memory(run: Run) -> None:
@@ -90,6 +60,9 @@ def test_a_fault_is_found_and_named(run: Run, kernel: str, threads: int, message
     assert message in run(kernel, 1, threads, numbers(64))
 
 
-def test_an_instruction_that_is_not_known_is_refused_by_name(functions: ctypes.CDLL) -> None:
-    with pytest.raises(RuntimeError, match=r"does not know: tex\.2d"):
-        load_ptx(functions, kernels.PTX.replace("shfl.sync.bfly.b32", "tex.2d"))
+@pytest.mark.parametrize(
+    "name", ["tex.2d", "mbarrier.init.shared.b64", "cp.async.bulk.commit_group", "fence.proxy.alias"]
+)
+def test_an_instruction_that_is_not_known_is_refused_by_name(functions: ctypes.CDLL, name: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(f"does not know: {name}")):
+        load_ptx(functions, kernels.PTX.replace("shfl.sync.bfly.b32", name))

@@ -1,13 +1,25 @@
-"""Triton's driver for the virtual GPU: kernels are compiled as for an A100, and their PTX is executed."""
+"""Triton's driver for the virtual GPU: kernels are compiled as for an H100, and their PTX is executed.
+
+PAL_FAST_VIRTUAL_ARCHITECTURE is what they are compiled for: sm_90, if nothing else is said, or sm_80.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+#: Bytes of shared memory that a block can have, by what kernels are compiled for.
+_SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
+
+ARCHITECTURE = os.environ.get("PAL_FAST_VIRTUAL_ARCHITECTURE", "sm_90")
+if ARCHITECTURE not in _SHARED_BYTES:
+    raise ValueError(f"PAL_FAST_VIRTUAL_ARCHITECTURE is one of {', '.join(_SHARED_BYTES)}, not {ARCHITECTURE!r}")
+CAPABILITY = int(ARCHITECTURE.removeprefix("sm_"))
 
 #: How an argument of a kernel's signature is laid out; pointers are "Q".
 _FORMATS = {"i1": "?", "i8": "b", "i32": "i", "i64": "q", "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}
@@ -31,7 +43,8 @@ class _Utilities:
         """It stays."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 163 * 1024, "multiprocessor_count": 4, "warpSize": 32, "max_num_regs": 65536}
+        shared = _SHARED_BYTES[ARCHITECTURE]
+        return {"max_shared_mem": shared, "multiprocessor_count": 4, "warpSize": 32, "max_num_regs": 65536}
 
 
 class _Launcher:
@@ -82,14 +95,14 @@ def install(functions: ctypes.CDLL, load_ptx: Callable[[str], int]) -> None:
             self.get_current_device = lambda: 0
             self.get_current_stream = lambda _: 0
             self.set_current_device = lambda _: None
-            self.get_device_capability = lambda _: (8, 0)
+            self.get_device_capability = lambda _: divmod(CAPABILITY, 10)
 
         @classmethod
         def is_active(cls) -> bool:
             return True
 
         def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 80, 32)
+            return GPUTarget("cuda", CAPABILITY, 32)
 
         def get_active_torch_device(self) -> torch.device:
             return torch.device("cuda", 0)

@@ -1,7 +1,7 @@
 // What the lanes of a warp do together, once all that take part have arrived.
 #include <cstring>
 
-#include "half.h"
+#include "fragments.h"
 #include "machine.h"
 
 namespace virtual_gpu {
@@ -130,32 +130,17 @@ void store_matrices(const Warp& warp, const Instruction& i) {
   });
 }
 
-// An element of A [16, depth] or B [depth, 8], where the fragments lie as the PTX ISA has them for mma.m16n8: `line` is
-// the row of A or the column of B.
-[[nodiscard]] double factor(const Warp& warp, const Instruction& i, const int16_t* slots, bool of_a, int line, int k) {
-  const int in_register = i.factors == Factors::tf32 ? 1 : 2;  // elements
-  const int lane = line % 8 * 4 + k % (4 * in_register) / in_register, step = k / (4 * in_register);
-  const auto bits = read<uint32_t>(warp[lane], slots[of_a ? (line >= 8 ? 1 : 0) + 2 * step : step]);
-  if (i.factors == Factors::tf32) {
-    const uint32_t kept = bits & ~0x1fffu;  // the tensor core reads 19 bits
-    float value;
-    std::memcpy(&value, &kept, sizeof(value));
-    return value;
-  }
-  const auto half = static_cast<uint16_t>(bits >> (k % 2 * 16));
-  return i.factors == Factors::bfloat16 ? from_bfloat(half) : from_half(half);
-}
-
 // A B + C in float32, A by rows and B by columns.
 void multiply(const Warp& warp, const Instruction& i) {
-  const int of_a = i.depth / (i.factors == Factors::tf32 ? 2 : 4), of_b = of_a / 2;  // registers
+  const int of_a = i.depth * bytes_of(i.factors) / 8, of_b = of_a / 2;  // registers
+  const Thread* lanes = &warp[0];
   float product[LANES][4];
   for (int lane = 0; lane < LANES; ++lane) {
     for (int e = 0; e < 4; ++e) {
-      const int row = lane / 4 + (e >= 2 ? 8 : 0), column = lane % 4 * 2 + e % 2;
-      double sum = read<float>(warp[lane], i.source[of_a + of_b + e]);
+      double sum = read<float>(lanes[lane], i.source[of_a + of_b + e]);
       for (int k = 0; k < i.depth; ++k) {
-        sum += factor(warp, i, i.source, true, row, k) * factor(warp, i, i.source + of_a, false, column, k);
+        sum += element_of(lanes, i.factors, i.source, true, row_of(lane, e), k) *
+               element_of(lanes, i.factors, i.source + of_a, false, column_of(lane, e), k);
       }
       product[lane][e] = static_cast<float>(sum);
     }
