@@ -53,6 +53,8 @@ def find_layout(
     shape: tuple[int, ...],
     image_size: tuple[int, int] | None,
     signs: ChannelSigns = NO_SIGNS,
+    *,
+    turned: bool = False,
 ) -> Layout:
     """The layout of an output of `shape`, from the image's aspect ratio and the layer's modules if `wanted` is "auto".
 
@@ -64,13 +66,16 @@ def find_layout(
     tokens at random would be given a grid that it has not. "tokens" takes the user's word that there is a grid, also
     where the patches leave a rest.
 
+    Args:
+        turned: of the output, as `is_turned` says; what convolutions make never is.
+
     Raises: ValueError for a shape that is none of these, and for one of which neither tells.
     """
     if len(shape) == 3 and wanted in ("auto", "tokens"):
         prefix, grid = _token_grid(name, shape, image_size, whole_patches=wanted == "auto")
         return Layout("tokens", prefix, grid)
     if len(shape) == 4 and wanted == "auto":
-        return _of_four_dimensions(name, shape, image_size, signs)
+        return _of_four_dimensions(name, shape, image_size, signs, turned)
     if len(shape) == 4 and wanted in ("NCHW", "NHWC"):
         return Layout(wanted)
     _checks.choice("layout", wanted, LAYOUTS)
@@ -79,12 +84,20 @@ def find_layout(
     raise ValueError(f"the output of layer {name!r} must have shape {known} for layout={wanted!r}, got {shape}")
 
 
+def is_turned(output: Tensor) -> bool:
+    """Whether the strides of an output of 4 dimensions are those of a (B, C, H, W) whose channels were turned last."""
+    return output.ndim == 4 and not output.is_contiguous() and output.permute(0, 3, 1, 2).is_contiguous()
+
+
 def _of_four_dimensions(
-    name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None, signs: ChannelSigns
+    name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None, signs: ChannelSigns, turned: bool
 ) -> Layout:
     if not _has_aspect(shape[1], shape[2], image_size):
         return NCHW
     last = signs.are_last(shape[1], shape[3])
+    as_many = shape[1] == shape[3]  # so that the modules' numbers of channels speak for either
+    if as_many and last is False and (turned or not _has_aspect(shape[2], shape[3], image_size)):
+        last = None
     if last is None:
         raise ValueError(
             f"the output of layer {name!r}, {tuple(shape)}, may be (B, C, H, W) or (B, H, W, C): neither its shape nor "

@@ -215,6 +215,28 @@ def test_convolutions_whose_channels_are_turned_last_are_refused_and_not_misread
         kind(nn.Sequential(Turned(), nn.Linear(96, 5)), "0", (2, 56, 56, 96), (224, 224))
 
 
+@pytest.mark.parametrize(("side", "size"), [(48, (192, 192)), (16, (64, 128)), (32, (128, 64))], ids=str)
+def test_as_many_channels_as_rows_that_are_turned_last_are_refused_by_the_strides_or_the_aspect(side, size):
+    model = nn.Sequential(Turned(), nn.Linear(side, 5))
+    model[0].convolution = nn.Conv2d(3, side, 4, 4)
+    images, landmarks = torch.randn(2, 3, *size), torch.rand(2, 5, 2) * 64
+    if size == (64, 128):
+        images = images.to(memory_format=torch.channels_last)  # so that the strides are ordinary ones
+        model = model.to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"'0'.*layout='NCHW' or layout='NHWC'"):
+        pal_fast.PALLoss(model, "0")(model(images).mean((1, 2)), landmarks)
+
+
+def test_as_many_channels_as_rows_of_convolutions_are_read_as_such():
+    model = plain_cnn(32)
+    images, landmarks = torch.randn(2, 3, 34, 34), torch.rand(2, 5, 2) * 34
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model, images = model.to(memory_format=memory_format), images.to(memory_format=memory_format)
+        with pal_fast.PALLoss(model, "1") as auto, pal_fast.PALLoss(model, "1", layout="NCHW") as given:
+            logits = model(images)
+            assert torch.equal(auto(logits, landmarks), given(logits, landmarks))
+
+
 def test_attribute_and_the_doctors_list_read_the_same_layout():
     model = plain_cnn(32)
     images = torch.randn(1, 3, 48, 64)
