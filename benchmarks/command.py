@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from . import machine, performance_page, results_csv
-from .harness import Row, Subject, measure
+from .deadline import Deadline
+from .harness import LostDeviceError, Row, Subject, measure
 from .options import DIRECTORY, add_options
 
 #: Rounds that count.
-ROUNDS = {"cpu": 15, "cuda": 50}
+ROUNDS = {"cpu": 15, "cuda": 30}
 
 
 class Main(Protocol):
@@ -48,30 +50,54 @@ def device_of(options: argparse.Namespace) -> torch.device:
     return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+#: The status of a run that ended because a peer left the GPU unusable.
+LOST = 3
+
+
 def run_subject(subject: Subject, options: argparse.Namespace) -> int:
-    """Measures every case. Status 1 if a peer computed something wrong."""
+    """Measures every case that there is time for. Status 1 if a peer failed or computed something wrong, else LOST."""
     device = device_of(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     rounds = options.rounds or (3 if options.quick else ROUNDS[device.type])
     path = csv_of(subject, options)
+    subject = replace(subject, peers=[peer for peer in subject.peers if peer.name not in options.without])
     environment = machine.environment(device)
     print(f"{subject.name} on {environment['device']}, PyTorch {torch.__version__}, {environment['threads']} threads")
     records: list[dict[str, object]] = []
-    for case in subject.cases(device, options.quick):
-        rows = measure(subject, case, device, rounds, options.quick)
+    cases, measured, lost = subject.cases(device, options.quick), 0, ""
+    deadline = Deadline(options.seconds)
+    for case in cases:
+        if lost or not deadline.allows_another():
+            break
+        try:
+            rows = measure(subject, case, device, rounds, options.quick)
+        except LostDeviceError as error:
+            rows, lost = error.rows, str(error)
+        measured += not lost
         print_rows(case, rows)
-        records += [results_csv.record_of(row, machine.environment(device)) for row in rows]
+        load = machine.load()
+        records += [results_csv.record_of(row, {**environment, "load": load}) for row in rows]
         if path is not None:  # after each case: a run that is cut short keeps what it has
             results_csv.write(path, records)
+    print(f"\n{subject.name}: {measured} of {len(cases)} cases in {deadline.taken:.0f} s", flush=True)
+    if lost:
+        print(lost)
+        return LOST
     if path is not None:
+        _publish(path, pictures=not options.no_pictures)
+    return 1 if any(str(record["note"]).startswith(("wrong", "failed")) for record in records) else 0
+
+
+def _publish(path: Path, pictures: bool) -> None:
+    """The CSV's pictures, and the page's tables where it is the tree's own."""
+    if pictures:
         from .draw import draw
 
         for picture in draw(path):
             print(f"wrote {picture}")
-        if path.parent == performance_page.RESULTS:
-            performance_page.main()
-    return 1 if any(str(record["note"]).startswith("wrong") for record in records) else 0
+    if path.parent == performance_page.RESULTS:
+        performance_page.main()
 
 
 def print_rows(case: object, rows: Sequence[Row]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import growth, harness, heatmap, loss, machine, results_csv
+from benchmarks import command, deadline, growth, harness, heatmap, loss, machine, results_csv
 from benchmarks.command import run_subject
 from benchmarks.harness import Call, Peer, Prepared, Subject
 
@@ -23,6 +23,8 @@ SIDE = 64
 @dataclass(frozen=True)
 class Square:
     """x -> x^2 on a small matrix."""
+
+    of: int = 0
 
     def columns(self) -> dict[str, object]:
         return {"side": SIDE}
@@ -72,6 +74,11 @@ def subject(*peers: Peer) -> Subject:
     )
 
 
+def options_of(**chosen: Any) -> argparse.Namespace:
+    found: dict[str, Any] = {"quick": True, "device": "cpu", "threads": None, "rounds": 1, "output": None}
+    return argparse.Namespace(**(found | {"seconds": None, "without": [], "no_pictures": False} | chosen))
+
+
 def rows_of(*peers: Peer) -> dict[tuple[str, str], harness.Row]:
     rows = harness.measure(subject(*peers), Square(), CPU, rounds=3, quick=True)
     return {(row.peer, row.mode): row for row in rows}
@@ -104,7 +111,9 @@ def test_what_is_wrong_gets_no_time_and_fails_the_command(wrong: Any, capsys: py
         assert rows["square", mode].milliseconds is not None
         assert rows["wrong", mode].milliseconds is None
         assert rows["wrong", mode].note.startswith("wrong: differs by ")
-    options = argparse.Namespace(quick=True, device="cpu", threads=None, rounds=1, output=None)
+    options = argparse.Namespace(
+        quick=True, device="cpu", threads=None, rounds=1, output=None, seconds=None, without=[], no_pictures=False
+    )
     assert run_subject(subject(peer("wrong", wrong)), options) == 1
     assert "wrong: differs" in capsys.readouterr().out
     assert run_subject(subject(peer("square", torch.square)), options) == 0
@@ -119,6 +128,57 @@ def test_what_cannot_run_keeps_its_reason_and_what_has_no_gradient_says_so() -> 
     assert rows["detached", "forward"].milliseconds is not None
     assert rows["detached", "both"].milliseconds is None
     assert rows["detached", "both"].note == "it has no gradient"
+
+
+def test_a_peer_that_fails_gets_no_time_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def breaks_when_timed(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 8:
+            raise RuntimeError("an illegal something\nwas met")
+        return x.square()
+
+    def unable(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("it needs 300 GB")
+
+    of = subject(peer("unable", unable), peer("breaks", breaks_when_timed), peer("square", torch.square))
+    assert run_subject(of, options_of(output=tmp_path)) == 1
+    records = results_csv.read(tmp_path / "squares_cpu.csv")
+    assert {r["note"] for r in records if r["peer"] == "unable"} == {"failed: OutOfMemoryError: it needs 300 GB"}
+    assert "failed: RuntimeError: an illegal something" in {r["note"] for r in records if r["peer"] == "breaks"}
+    assert all(r["p50_ms"] for r in records if r["peer"] == "square")
+    assert run_subject(of, options_of(without=["unable", "breaks"])) == 0
+
+
+def test_a_lost_gpu_ends_the_run_which_keeps_its_rows_and_names_the_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(of: Subject, case: Square, *_: Any) -> list[harness.Row]:
+        if case.of == 1:
+            raise harness.LostDeviceError("b", [harness.Row(case, "b", "forward", note="failed: illegal access")])
+        return [harness.Row(case, "a", "forward", milliseconds=(1.0, 1.0, 1.0))]
+
+    monkeypatch.setattr(command, "measure", lost)
+    of = replace(subject(), cases=lambda device, quick: [Square(i) for i in range(3)])
+    assert run_subject(of, options_of(output=tmp_path)) == command.LOST
+    assert [r["peer"] for r in results_csv.read(tmp_path / "squares_cpu.csv")] == ["a", "b"]
+    assert capsys.readouterr().out.endswith("squares: 1 of 3 cases in 0 s\nlost the GPU in peer 'b'\n")
+
+
+def test_a_run_ends_before_a_case_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = [0.0]
+    monkeypatch.setattr(deadline.time, "perf_counter", lambda: now[0])
+
+    def slow(of: Subject, case: Square, *_: Any) -> list[harness.Row]:
+        now[0] += 4
+        return [harness.Row(case, "a", "forward", note=str(case.of))]
+
+    monkeypatch.setattr(command, "measure", slow)
+    of = replace(subject(), cases=lambda device, quick: [Square(i) for i in range(9)])
+    run_subject(of, options_of(output=tmp_path, seconds=10))
+    assert [r["note"] for r in results_csv.read(tmp_path / "squares_cpu.csv")] == ["0", "1"]
+    assert deadline.Deadline(0).allows_another(), "the first is always measured"
 
 
 def test_a_peer_may_have_its_own_definition_and_bound() -> None:
@@ -183,7 +243,9 @@ def test_a_quick_run_checks_times_and_draws_every_subject(
     if name == "attribution":
         pytest.importorskip("torchvision", reason="the benchmark's network is torchvision's")
     module = importlib.import_module(f"benchmarks.{name}")
-    options = argparse.Namespace(quick=True, device="cpu", threads=1, rounds=1, output=tmp_path)
+    options = argparse.Namespace(
+        quick=True, device="cpu", threads=1, rounds=1, output=tmp_path, seconds=None, without=[], no_pictures=False
+    )
     assert run_subject(without_compiler(module.SUBJECT), options) == 0
     records = results_csv.read(tmp_path / f"{name}_cpu.csv")
     timed = {record["peer"] for record in records if record["p50_ms"]}
