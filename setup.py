@@ -26,8 +26,8 @@ import setuptools
 from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-#: pip brings a setuptools that reads pyproject.toml (build-system). `setup.py build_ext` takes the one that is there: an
-#: older one, which may have no wheels either, suffices for the extension.
+#: pip brings a setuptools that reads pyproject.toml (build-system). `setup.py build_ext` takes the one that is there,
+#: and an older one, which may have no wheels either, suffices for the extension.
 ONLY_EXTENSION = int(setuptools.__version__.split(".")[0]) < 77 and "build_ext" in sys.argv
 if not ONLY_EXTENSION:
     from setuptools.command.bdist_wheel import bdist_wheel

@@ -12,7 +12,8 @@ import torch
 
 from . import machine, performance_page, results_csv
 from .deadline import Deadline
-from .harness import LostDeviceError, Row, Subject, measure
+from .harness import Row, Subject, measure
+from .lost_device import LOST, LostDeviceError
 from .options import DIRECTORY, add_options
 
 #: Rounds that count.
@@ -50,10 +51,6 @@ def device_of(options: argparse.Namespace) -> torch.device:
     return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-#: The status of a run that ended because a peer left the GPU unusable.
-LOST = 3
-
-
 def run_subject(subject: Subject, options: argparse.Namespace) -> int:
     """Measures every case that there is time for. Status 1 if a peer failed or computed something wrong, else LOST."""
     device = device_of(options)
@@ -65,25 +62,23 @@ def run_subject(subject: Subject, options: argparse.Namespace) -> int:
     environment = machine.environment(device)
     print(f"{subject.name} on {environment['device']}, PyTorch {torch.__version__}, {environment['threads']} threads")
     records: list[dict[str, object]] = []
-    cases, measured, lost = subject.cases(device, options.quick), 0, ""
+    cases, measured = subject.cases(device, options.quick), 0
     deadline = Deadline(options.seconds)
     for case in cases:
-        if lost or not deadline.allows_another():
+        if not deadline.allows_another():
             break
         try:
             rows = measure(subject, case, device, rounds, options.quick)
         except LostDeviceError as error:
-            rows, lost = error.rows, str(error)
-        measured += not lost
+            print(error)
+            return LOST
+        measured += 1
         print_rows(case, rows)
         load = machine.load()
         records += [results_csv.record_of(row, {**environment, "load": load}) for row in rows]
         if path is not None:  # after each case: a run that is cut short keeps what it has
             results_csv.write(path, records)
     print(f"\n{subject.name}: {measured} of {len(cases)} cases in {deadline.taken:.0f} s", flush=True)
-    if lost:
-        print(lost)
-        return LOST
     if path is not None:
         _publish(path, pictures=not options.no_pictures)
     return 1 if any(str(record["note"]).startswith(("wrong", "failed")) for record in records) else 0

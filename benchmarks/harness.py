@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import machine
+from .lost_device import recover
 from .timing import Call, peak_memory, quantile, timer_of
 
 MODES = ("forward", "backward", "both")
@@ -28,17 +29,6 @@ BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.
 
 class UnavailableError(Exception):
     """This peer cannot run here, or not this case; the message says why."""
-
-
-class LostDeviceError(Exception):
-    """A peer left the GPU in a state in which this process can use it no more; the message names the peer.
-
-    `rows` are those of the case, without its times.
-    """
-
-    def __init__(self, peer: str, rows: list[Row]) -> None:
-        super().__init__(f"lost the GPU in peer {peer!r}")
-        self.peer, self.rows = peer, rows
 
 
 class Case(Protocol):
@@ -153,15 +143,15 @@ def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quic
                 row.note = str(reason)
         except Exception as error:
             running = [entry for entry in running if entry.row.peer != peer.name]
-            _note_failure(error, mine, rows, device)
+            _note_failure(error, mine, device)
     judged.clear()
     for entry in list(running):
         try:
             entry.row.peak_bytes = peak_memory(entry.call, device)
         except Exception as error:
             running.remove(entry)
-            _note_failure(error, [entry.row], rows, device)
-    take_turns(running, rows, subject, device, rounds, quick)
+            _note_failure(error, [entry.row], device)
+    take_turns(running, subject, device, rounds, quick)
     return rows
 
 
@@ -178,18 +168,12 @@ def _accepted(row: Row, prepared: Prepared, error: float, subject: Subject, peer
     return [_Running(row, call_of(prepared, row.mode))]
 
 
-def _note_failure(error: Exception, failed: Sequence[Row], rows: list[Row], device: torch.device) -> None:
+def _note_failure(error: Exception, failed: Sequence[Row], device: torch.device) -> None:
     """Raises: LostDeviceError if the GPU answers no more."""
     said = (str(error).splitlines() or [""])[0][:100]
     for row in failed:
         row.note = f"failed: {type(error).__name__}: {said}"
-    if device.type != "cuda":
-        return
-    try:
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # what a peer that ran out of memory holds
-    except Exception:
-        raise LostDeviceError(failed[0].peer, rows) from error
+    recover(failed[0].peer, error, device)
 
 
 def call_of(prepared: Prepared, mode: str) -> Call:
@@ -234,10 +218,8 @@ def relative_error(value: Tensor, wanted: Tensor) -> float:
     return ((value - wanted).norm() / size).item()
 
 
-def take_turns(
-    running: list[_Running], rows: list[Row], subject: Subject, device: torch.device, rounds: int, quick: bool
-) -> None:
-    """Times the calls, and the yardstick, round by round, and fills their rows; `rows` are all of the case."""
+def take_turns(running: list[_Running], subject: Subject, device: torch.device, rounds: int, quick: bool) -> None:
+    """Times the calls, and the yardstick, round by round, and fills the rows."""
     if not running:
         return
     rulers, moved = [], 0
@@ -255,7 +237,7 @@ def take_turns(
                     raise
                 entries.remove(entry)
                 entry.seconds.clear()
-                _note_failure(error, [entry.row], rows, device)
+                _note_failure(error, [entry.row], device)
                 continue
             if turn >= 2:  # the first two warm up
                 entry.seconds.append(seconds)

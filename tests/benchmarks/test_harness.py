@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import command, deadline, growth, harness, heatmap, loss, machine, results_csv
+from benchmarks import command, deadline, growth, harness, heatmap, loss, lost_device, machine, results_csv
 from benchmarks.command import run_subject
 from benchmarks.harness import Call, Peer, Prepared, Subject
 
@@ -151,19 +151,34 @@ def test_a_peer_that_fails_gets_no_time_and_does_not_stop_the_others(tmp_path: P
     assert run_subject(of, options_of(without=["unable", "breaks"])) == 0
 
 
-def test_a_lost_gpu_ends_the_run_which_keeps_its_rows_and_names_the_peer(
+def test_a_lost_gpu_ends_the_run_which_keeps_earlier_cases_and_names_the_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lost(of: Subject, case: Square, *_: Any) -> list[harness.Row]:
         if case.of == 1:
-            raise harness.LostDeviceError("b", [harness.Row(case, "b", "forward", note="failed: illegal access")])
+            raise lost_device.LostDeviceError("b")
         return [harness.Row(case, "a", "forward", milliseconds=(1.0, 1.0, 1.0))]
 
     monkeypatch.setattr(command, "measure", lost)
     of = replace(subject(), cases=lambda device, quick: [Square(i) for i in range(3)])
-    assert run_subject(of, options_of(output=tmp_path)) == command.LOST
-    assert [r["peer"] for r in results_csv.read(tmp_path / "squares_cpu.csv")] == ["a", "b"]
-    assert capsys.readouterr().out.endswith("squares: 1 of 3 cases in 0 s\nlost the GPU in peer 'b'\n")
+    assert run_subject(of, options_of(output=tmp_path)) == lost_device.LOST
+    assert [r["peer"] for r in results_csv.read(tmp_path / "squares_cpu.csv")] == ["a"]
+    assert lost_device.lost_peer(capsys.readouterr().out) == "b"
+
+
+def test_the_gpu_is_lost_when_it_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    lost_device.recover("a", error, torch.device("cuda"))
+
+    def fails(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    lost_device.recover("a", error, CPU)
+    with pytest.raises(lost_device.LostDeviceError, match="lost the GPU in 'a'"):
+        lost_device.recover("a", error, torch.device("cuda"))
 
 
 def test_a_run_ends_before_a_case_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
