@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -78,10 +79,17 @@ def run_subject(subject: Subject, options: argparse.Namespace) -> int:
         records += [results_csv.record_of(row, {**environment, "load": load}) for row in rows]
         if path is not None:  # after each case: a run that is cut short keeps what it has
             results_csv.write(path, records)
-    print(f"\n{subject.name}: {measured} of {len(cases)} cases in {deadline.taken:.0f} s", flush=True)
+    broken = broken_of(records, "peer")
+    print(f"\n{subject.name}: {measured} of {len(cases)} cases in {deadline.taken:.0f} s{broken}", flush=True)
     if path is not None:
         _publish(path, pictures=not options.no_pictures)
-    return 1 if any(str(record["note"]).startswith(("wrong", "failed")) for record in records) else 0
+    return 1 if broken else 0
+
+
+def broken_of(records: Sequence[Mapping[str, object]], who: str) -> str:
+    """Which of them failed or computed something wrong, and in how many rows; "" if none did."""
+    broken = Counter(str(r[who]) for r in records if str(r["note"]).startswith(("wrong", "failed")))
+    return "".join(f"; {name} wrong or failed in {count} rows" for name, count in broken.items())
 
 
 def _publish(path: Path, pictures: bool) -> None:

@@ -46,10 +46,14 @@ class HeatmapCase:
         return f"{self.batch} heatmaps of {self.landmarks} landmarks, {self.side} x {self.side}"
 
 
+#: The case that the targets name.
+GPU_BASE = HeatmapCase(256, 68, 224)
+
+
 def cases(device: torch.device, quick: bool) -> Sequence[HeatmapCase]:
     if quick:
         return [HeatmapCase(2, 5, 32)]
-    base = HeatmapCase(256, 68, 224) if device.type == "cuda" else HeatmapCase(16, 68, 112)
+    base = GPU_BASE if device.type == "cuda" else HeatmapCase(16, 68, 112)
     batches = (4, 16, 64, 256, 1024) if device.type == "cuda" else (1, 4, 16, 64)
     counts = (5, 21, 68, 98, 468) if device.type == "cuda" else (5, 21, 68, 98)
     sides = (28, 56, 112, 224, 448) if device.type == "cuda" else (28, 56, 112, 224)

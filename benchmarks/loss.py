@@ -25,6 +25,8 @@ SIGMA = 14.0  # the default: 1/16 of the image
 #: (C, H, W) of the layers that a face network is supervised at.
 LAYERS = ((1024, 14, 14), (512, 28, 28), (512, 14, 14), (2048, 7, 7))
 
+TRAINING_BATCHES = (64, 16, 256)
+
 
 @dataclass(frozen=True)
 class LossCase:
@@ -83,12 +85,12 @@ def gpu_cases() -> list[LossCase]:
 
     first, *others = ((320, (1024, 14, 14)), (160, (512, 28, 28)), (640, (2048, 7, 7)))
     return [
-        *training((64,), contiguous[:1]),
+        *training(TRAINING_BATCHES[:1], contiguous[:1]),
         *large(*first),
-        *training((64,), contiguous[1:]),
-        *training((16, 256), contiguous),
+        *training(TRAINING_BATCHES[:1], contiguous[1:]),
+        *training(TRAINING_BATCHES[1:], contiguous),
         *(case for each in others for case in large(*each)),
-        *training((64, 16, 256), channels_last),
+        *training(TRAINING_BATCHES, channels_last),
     ]
 
 
@@ -155,8 +157,12 @@ def ours(backend: str) -> Callable[[LossCase, torch.device], Prepared]:
 
 def traffic(case: LossCase, mode: str) -> int:
     """Bytes that must move (DESIGN 4), all channels taking part: 2M read, then 2M read and 2M written."""
-    tensor = case.batch * case.channels * case.height * case.width * case.dtype.itemsize
-    return {"forward": 2, "backward": 4, "both": 6}[mode] * tensor
+    return {"forward": 2, "backward": 4, "both": 6}[mode] * tensor_bytes(case)
+
+
+def tensor_bytes(case: LossCase) -> int:
+    """Of the activation, and of the gradient."""
+    return case.batch * case.channels * case.height * case.width * case.dtype.itemsize
 
 
 def work(case: LossCase, mode: str) -> int:

@@ -17,7 +17,6 @@ ratios.
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import statistics
 import time
@@ -32,6 +31,8 @@ from torch._inductor.exc import InductorError
 import pal_fast
 from pal_fast.constants import BACKENDS
 
+from . import results_csv
+from .command import broken_of
 from .deadline import Deadline
 from .lost_device import LOST, LostDeviceError, recover
 from .step_cases import (
@@ -230,14 +231,6 @@ def print_rows(rows: Sequence[Row]) -> None:
         )
 
 
-def write_csv(output: Path, records: Sequence[dict[str, object]]) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(records)
-
-
 def parse_case(text: str) -> Case:
     try:
         model, layer, image, batch, dtype = text.split(":")
@@ -277,13 +270,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except LostDeviceError as error:
             print(error)
             return LOST
+        except ImportError as error:  # the library that the network comes from
+            print(f"{case}: {error}")
+            continue
         measured += 1
         print_rows(rows)
         records += [as_record(row, device) for row in rows]
         if output is not None:  # after each case: a run that is cut short keeps what it has
-            write_csv(output, records)
-    print(f"\nstep: {measured} of {len(cases)} cases in {deadline.taken:.0f} s")
-    return 1 if any(str(record["note"]).startswith(("wrong", "failed")) for record in records) else 0
+            results_csv.write_rows(output, COLUMNS, records)
+    broken = broken_of(records, "variant")
+    print(f"\nstep: {measured} of {len(cases)} cases in {deadline.taken:.0f} s{broken}")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":
