@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.squares import CPU, Square, options_of, peer, subject, values
 
-from benchmarks import command, deadline, growth, harness, heatmap, loss, lost_device, machine, results_csv
+from benchmarks import growth, harness, heatmap, loss, machine, results_csv
 from benchmarks.command import run_subject
 from benchmarks.harness import Call, Peer, Prepared, Subject
-
-CPU = torch.device("cpu")
-SIDE = 64
-
-
-@dataclass(frozen=True)
-class Square:
-    """x -> x^2 on a small matrix."""
-
-    of: int = 0
-
-    def columns(self) -> dict[str, object]:
-        return {"side": SIDE}
-
-
-def values(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.arange(1, SIDE * SIDE + 1, dtype=dtype).reshape(SIDE, SIDE).requires_grad_()
-
-
-def peer(name: str, function: Any, **more: Any) -> Peer:
-    def prepare(case: Square, device: torch.device) -> Prepared:
-        x = values()
-        return Prepared(lambda: function(x), (x,))
-
-    return Peer(name, prepare, **more)
-
-
-def judge(case: Square, device: torch.device) -> list[torch.Tensor]:
-    x = values(torch.float64)
-    y = x.square()
-    return [y.detach(), *torch.autograd.grad(y, x, harness.upstream_of(y))]
 
 
 class WrongGradient(torch.autograd.Function):
@@ -60,23 +29,6 @@ class WrongGradient(torch.autograd.Function):
 
 def unavailable(case: Square, device: torch.device) -> Prepared:
     raise harness.UnavailableError("it is not installed")
-
-
-def subject(*peers: Peer) -> Subject:
-    return Subject(
-        name="squares",
-        peers=peers,
-        cases=lambda device, quick: [Square()],
-        judge=judge,
-        bound=lambda case: 1e-5,
-        traffic=lambda case, mode: 4 * SIDE * SIDE,
-        work=lambda case, mode: SIDE * SIDE,
-    )
-
-
-def options_of(**chosen: Any) -> argparse.Namespace:
-    found: dict[str, Any] = {"quick": True, "device": "cpu", "threads": None, "rounds": 1, "output": None}
-    return argparse.Namespace(**(found | {"seconds": None, "without": [], "no_pictures": False} | chosen))
 
 
 def rows_of(*peers: Peer) -> dict[tuple[str, str], harness.Row]:
@@ -111,9 +63,7 @@ def test_what_is_wrong_gets_no_time_and_fails_the_command(wrong: Any, capsys: py
         assert rows["square", mode].milliseconds is not None
         assert rows["wrong", mode].milliseconds is None
         assert rows["wrong", mode].note.startswith("wrong: differs by ")
-    options = argparse.Namespace(
-        quick=True, device="cpu", threads=None, rounds=1, output=None, seconds=None, without=[], no_pictures=False
-    )
+    options = options_of()
     assert run_subject(subject(peer("wrong", wrong)), options) == 1
     assert "wrong: differs" in capsys.readouterr().out
     assert run_subject(subject(peer("square", torch.square)), options) == 0
@@ -128,72 +78,6 @@ def test_what_cannot_run_keeps_its_reason_and_what_has_no_gradient_says_so() -> 
     assert rows["detached", "forward"].milliseconds is not None
     assert rows["detached", "both"].milliseconds is None
     assert rows["detached", "both"].note == "it has no gradient"
-
-
-def test_a_peer_that_fails_gets_no_time_and_does_not_stop_the_others(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def breaks_when_timed(x: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) > 8:
-            raise RuntimeError("an illegal something\nwas met")
-        return x.square()
-
-    def unable(x: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("it needs 300 GB")
-
-    of = subject(peer("unable", unable), peer("breaks", breaks_when_timed), peer("square", torch.square))
-    assert run_subject(of, options_of(output=tmp_path)) == 1
-    records = results_csv.read(tmp_path / "squares_cpu.csv")
-    assert {r["note"] for r in records if r["peer"] == "unable"} == {"failed: OutOfMemoryError: it needs 300 GB"}
-    assert "failed: RuntimeError: an illegal something" in {r["note"] for r in records if r["peer"] == "breaks"}
-    assert all(r["p50_ms"] for r in records if r["peer"] == "square")
-    assert run_subject(of, options_of(without=["unable", "breaks"])) == 0
-
-
-def test_a_lost_gpu_ends_the_run_which_keeps_earlier_cases_and_names_the_peer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def lost(of: Subject, case: Square, *_: Any) -> list[harness.Row]:
-        if case.of == 1:
-            raise lost_device.LostDeviceError("b")
-        return [harness.Row(case, "a", "forward", milliseconds=(1.0, 1.0, 1.0))]
-
-    monkeypatch.setattr(command, "measure", lost)
-    of = replace(subject(), cases=lambda device, quick: [Square(i) for i in range(3)])
-    assert run_subject(of, options_of(output=tmp_path)) == lost_device.LOST
-    assert [r["peer"] for r in results_csv.read(tmp_path / "squares_cpu.csv")] == ["a"]
-    assert lost_device.lost_peer(capsys.readouterr().out) == "b"
-
-
-def test_the_gpu_is_lost_when_it_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = RuntimeError("CUDA error: an illegal memory access was encountered")
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
-    lost_device.recover("a", error, torch.device("cuda"))
-
-    def fails(_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(torch.cuda, "synchronize", fails)
-    lost_device.recover("a", error, CPU)
-    with pytest.raises(lost_device.LostDeviceError, match="lost the GPU in 'a'"):
-        lost_device.recover("a", error, torch.device("cuda"))
-
-
-def test_a_run_ends_before_a_case_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    now = [0.0]
-    monkeypatch.setattr(deadline.time, "perf_counter", lambda: now[0])
-
-    def slow(of: Subject, case: Square, *_: Any) -> list[harness.Row]:
-        now[0] += 4
-        return [harness.Row(case, "a", "forward", note=str(case.of))]
-
-    monkeypatch.setattr(command, "measure", slow)
-    of = replace(subject(), cases=lambda device, quick: [Square(i) for i in range(9)])
-    run_subject(of, options_of(output=tmp_path, seconds=10))
-    assert [r["note"] for r in results_csv.read(tmp_path / "squares_cpu.csv")] == ["0", "1"]
-    assert deadline.Deadline(0).allows_another(), "the first is always measured"
 
 
 def test_a_peer_may_have_its_own_definition_and_bound() -> None:
@@ -258,9 +142,7 @@ def test_a_quick_run_checks_times_and_draws_every_subject(
     if name == "attribution":
         pytest.importorskip("torchvision", reason="the benchmark's network is torchvision's")
     module = importlib.import_module(f"benchmarks.{name}")
-    options = argparse.Namespace(
-        quick=True, device="cpu", threads=1, rounds=1, output=tmp_path, seconds=None, without=[], no_pictures=False
-    )
+    options = options_of(output=tmp_path, threads=1)
     assert run_subject(without_compiler(module.SUBJECT), options) == 0
     records = results_csv.read(tmp_path / f"{name}_cpu.csv")
     timed = {record["peer"] for record in records if record["p50_ms"]}

@@ -116,6 +116,7 @@ def test_streams_do_not_disturb_each_other(channels: str, seed: int) -> None:
         assert all(same_bits(a, b) for a, b in zip(got, wanted, strict=True))
 
 
+@pytest.mark.xdist_group("memory")  # eight at once would not fit a GPU
 @LAYOUT
 @CHANNELS
 def test_a_tensor_of_more_than_two_to_the_31_elements(channels: str, layout: str, seed: int) -> None:

@@ -78,6 +78,31 @@ def test_a_step_with_wrong_gradients_gets_no_time(
     assert row.note.startswith("wrong")
 
 
+def test_a_step_that_fails_stops_no_other_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(step_cases.Naive):
+        """Fails once it is timed."""
+
+        calls = 0
+
+        def losses(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+            Breaking.calls += 1
+            if Breaking.calls > 5:
+                raise RuntimeError("out of something\nand more")
+            return super().losses()
+
+    monkeypatch.setitem(step.VARIANTS, "naive", Breaking)
+    plain, naive = step.measure_case(CASE, CPU, ["plain", "naive"], rounds=2)
+    assert plain.milliseconds is not None
+    assert naive.milliseconds is None
+    assert naive.note == "failed: RuntimeError: out of something"
+
+
+def test_a_run_that_is_cut_short_has_a_layer_of_each_network_at_every_batch_in_both_types() -> None:
+    first = step.GPU_CASES[: len(step.LAYERS) * 3 * 2]
+    assert len({(case.model, case.batch, case.dtype) for case in first}) == len(first)
+    assert len(set(step.GPU_CASES)) == len(step.GPU_CASES) == 36
+
+
 def test_the_head_share_is_that_of_its_convolutions() -> None:
     # ResNet-18 at 64x64: layer4 works on 2x2 maps of 512 channels, fc on one vector.
     layer4 = 4 * (256 * 512 * 9 + 3 * 512 * 512 * 9 + 256 * 512)
