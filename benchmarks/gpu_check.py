@@ -118,7 +118,10 @@ def perform(step: Step, run: Runner, seconds: float = math.inf) -> Result:
         outcome = Outcome(1 if second.status == 0 else second.status, f"{outcome.output}\n{second.output}")
     taken = time.perf_counter() - start
     state = "out of time" if outcome.status is None else "failed" if outcome.status else "passed"
-    summary = step.summary(outcome.output) or ("" if state == "passed" else f"status {outcome.status}")
+    summary = step.summary(outcome.output)
+    if not summary and state == "failed":
+        last = (outcome.output.strip().splitlines() or [""])[-1]
+        summary = f"status {outcome.status}: {last[:150]}"
     if lost:
         summary += f"; lost the GPU in {lost!r}"
     return Result(step.name, step.shows, command, state, summary, taken, outcome.output[-MOST_OUTPUT:])

@@ -22,6 +22,8 @@ import pal_fast
 from pal_fast import dispatch
 from pal_fast.constants import CHANNELS
 
+from .step_memory import NO_WORK
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -75,10 +77,6 @@ def problem(
 def backends_on(device: torch.device) -> list[str]:
     """The compiled ones and triton, as far as they run there."""
     return [name for name in ("cuda", "cpu", "triton") if not dispatch.why_not(name, device)]
-
-
-#: What the profiler puts on the GPU's timeline though it is no work of the GPU.
-NO_WORK = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 
 
 def kernels_of(run: Callable[[], Any]) -> tuple[list[str], Any]:
