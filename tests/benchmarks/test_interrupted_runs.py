@@ -79,3 +79,16 @@ def test_a_run_ends_before_a_case_that_would_end_too_late(monkeypatch: pytest.Mo
     run_subject(of, options_of(output=tmp_path, seconds=10))
     assert [r["note"] for r in results_csv.read(tmp_path / "squares_cpu.csv")] == ["0", "1"]
     assert deadline.Deadline(0).allows_another(), "the first is always measured"
+
+
+def test_a_first_case_that_took_long_counts_for_the_second_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(deadline.time, "perf_counter", lambda: now[0])
+    limit, begun = deadline.Deadline(60), 0
+    for seconds in (30, *[2] * 40):
+        if not limit.allows_another():
+            break
+        now[0] += seconds
+        begun += 1
+    assert now[0] == 60
+    assert begun == 16
