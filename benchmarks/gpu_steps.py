@@ -82,7 +82,7 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
             minutes=20,
         ),
         _tests("op tests", "the operators' first tests pass", ("-m", "gpu", *QUICK_TESTS), 70),
-        subject("loss", 170),
+        subject("loss", 200),
         subject("heatmap", 75),
         Step("launches", "one launch forward, one backward; the host never waits", (*probe, "launches"), _claims, 60),
         Step("graph", "a CUDA graph captures the loss and replays it", (*probe, "graph"), _claims, 30),
