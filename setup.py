@@ -22,9 +22,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
+import setuptools
+from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+
+#: pip brings a setuptools that reads pyproject.toml (build-system). `setup.py build_ext` takes the one that is there,
+#: and an older one, which may have no wheels either, suffices for the extension.
+ONLY_EXTENSION = int(setuptools.__version__.split(".")[0]) < 77 and "build_ext" in sys.argv
+if not ONLY_EXTENSION:
+    from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
@@ -121,7 +127,8 @@ def find_cuda_home(build_directory: Path) -> Path | None:
         home = os.environ.get(variable)
         if home and (Path(home) / "bin" / "nvcc").exists():
             return Path(home)
-    nvcc = shutil.which("nvcc")
+    usual = Path("/usr/local/cuda/bin/nvcc")  # where NVIDIA's installer leaves it, on PATH or not
+    nvcc = shutil.which("nvcc") or (str(usual) if usual.exists() else None)
     if nvcc:
         return toolkit_of(nvcc)
     if CUDA_MODE == "1":
@@ -238,19 +245,31 @@ class BuildExtension(build_ext):
         return sysconfig.get_paths()["include"]
 
 
-class Abi3Wheel(bdist_wheel):
-    """Tags the wheel cp310-abi3: one wheel for every Python from 3.10."""
+class NoMetadata(Distribution):
+    """A distribution whose pyproject.toml is not read."""
 
-    def get_tag(self) -> tuple[str, str, str]:
-        _, _, platform = super().get_tag()
-        return "cp310", "abi3", platform
+    def parse_config_files(self, *_: object, **__: object) -> None:
+        pass
 
+
+if ONLY_EXTENSION:
+    settings = {"distclass": NoMetadata, "cmdclass": {"build_ext": BuildExtension}}
+else:
+
+    class Abi3Wheel(bdist_wheel):
+        """Tags the wheel cp310-abi3: one wheel for every Python from 3.10."""
+
+        def get_tag(self) -> tuple[str, str, str]:
+            _, _, platform = super().get_tag()
+            return "cp310", "abi3", platform
+
+    settings = {"cmdclass": {"build_ext": BuildExtension, "bdist_wheel": Abi3Wheel}}
 
 setup(
     # The Triton kernels and the benchmarks lie beside the package and are installed inside it (pyproject.toml,
     # package-dir).
     packages=[*find_packages(include=["pal_fast", "pal_fast.*"]), "pal_fast.kernels", "pal_fast.benchmarks"],
     ext_modules=[Extension("pal_fast._C", sources=[], py_limited_api=True)],
-    cmdclass={"build_ext": BuildExtension, "bdist_wheel": Abi3Wheel},
     setup_requires=["pip"] if CUDA_MODE == "pypi" else [],
+    **settings,
 )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from . import machine, performance_page, results_csv
+from .deadline import Deadline
 from .harness import Row, Subject, measure
+from .lost_device import LOST, LostDeviceError
 from .options import DIRECTORY, add_options
 
 #: Rounds that count.
-ROUNDS = {"cpu": 15, "cuda": 50}
+ROUNDS = {"cpu": 15, "cuda": 30}
 
 
 class Main(Protocol):
@@ -49,29 +53,54 @@ def device_of(options: argparse.Namespace) -> torch.device:
 
 
 def run_subject(subject: Subject, options: argparse.Namespace) -> int:
-    """Measures every case. Status 1 if a peer computed something wrong."""
+    """Measures every case that there is time for. Status 1 if a peer failed or computed something wrong, else LOST."""
     device = device_of(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     rounds = options.rounds or (3 if options.quick else ROUNDS[device.type])
     path = csv_of(subject, options)
+    subject = replace(subject, peers=[peer for peer in subject.peers if peer.name not in options.without])
     environment = machine.environment(device)
     print(f"{subject.name} on {environment['device']}, PyTorch {torch.__version__}, {environment['threads']} threads")
     records: list[dict[str, object]] = []
-    for case in subject.cases(device, options.quick):
-        rows = measure(subject, case, device, rounds, options.quick)
+    cases, measured = subject.cases(device, options.quick), 0
+    deadline = Deadline(options.seconds)
+    for case in cases:
+        if not deadline.allows_another():
+            break
+        try:
+            rows = measure(subject, case, device, rounds, options.quick)
+        except LostDeviceError as error:
+            print(error)
+            return LOST
+        measured += 1
         print_rows(case, rows)
-        records += [results_csv.record_of(row, machine.environment(device)) for row in rows]
+        load = machine.load()
+        records += [results_csv.record_of(row, {**environment, "load": load}) for row in rows]
         if path is not None:  # after each case: a run that is cut short keeps what it has
             results_csv.write(path, records)
+    broken = broken_of(records, "peer")
+    print(f"\n{subject.name}: {measured} of {len(cases)} cases in {deadline.taken:.0f} s{broken}", flush=True)
     if path is not None:
+        _publish(path, pictures=not options.no_pictures)
+    return 1 if broken else 0
+
+
+def broken_of(records: Sequence[Mapping[str, object]], who: str) -> str:
+    """Which of them failed or computed something wrong, and in how many rows; "" if none did."""
+    broken = Counter(str(r[who]) for r in records if str(r["note"]).startswith(("wrong", "failed")))
+    return "".join(f"; {name} wrong or failed in {count} rows" for name, count in broken.items())
+
+
+def _publish(path: Path, pictures: bool) -> None:
+    """The CSV's pictures, and the page's tables where it is the tree's own."""
+    if pictures:
         from .draw import draw
 
         for picture in draw(path):
             print(f"wrote {picture}")
-        if path.parent == performance_page.RESULTS:
-            performance_page.main()
-    return 1 if any(str(record["note"]).startswith("wrong") for record in records) else 0
+    if path.parent == performance_page.RESULTS:
+        performance_page.main()
 
 
 def print_rows(case: object, rows: Sequence[Row]) -> None:

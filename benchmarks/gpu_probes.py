@@ -9,6 +9,8 @@ import argparse
 import functools
 import itertools
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +21,8 @@ from torch import Tensor
 import pal_fast
 from pal_fast import dispatch
 from pal_fast.constants import CHANNELS
+
+from .step_memory import NO_WORK
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,13 @@ def backends_on(device: torch.device) -> list[str]:
 
 
 def kernels_of(run: Callable[[], Any]) -> tuple[list[str], Any]:
-    """The names of what a call puts on the GPU, and what it returns."""
+    """The names of what a call puts on the GPU, fills and copies included, and what it returns."""
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         result = run()
         torch.cuda.synchronize()
-    return [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA], result
+    on_gpu = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return [name for name in on_gpu if name not in NO_WORK], result
 
 
 def launches(device: torch.device) -> Iterator[Finding]:
@@ -104,20 +109,35 @@ def launches(device: torch.device) -> Iterator[Finding]:
         upstream = torch.ones_like(loss)
         backward, _ = kernels_of(functools.partial(torch.autograd.grad, loss, (one.activation, one.gradient), upstream))
         for mode, names in (("forward", forward), ("backward", backward)):
-            yield Finding(f"{backend}, {channels}, from {prior}: one launch {mode}", len(names) == 1, "; ".join(names))
+            seen = "; ".join(names) or "the profiler saw none at all"
+            yield Finding(f"{backend}, {channels}, from {prior}: one launch {mode}", len(names) == 1, seen)
 
 
-def repeat(device: torch.device, times: int) -> Iterator[Finding]:
-    """The same bits every time: a race between blocks would show."""
-    for backend, channels, channels_last in itertools.product(backends_on(device), CHANNELS, (False, True)):
+def repeat(device: torch.device, times: int, seconds: float = math.inf) -> Iterator[Finding]:
+    """The same bits every time: a race between blocks would show. Every configuration has its share of the time."""
+    configurations = list(itertools.product(backends_on(device), CHANNELS, (False, True)))
+    end = time.perf_counter() + seconds
+    for index, (backend, channels, channels_last) in enumerate(configurations):
+        mine = time.perf_counter() + (end - time.perf_counter()) / (len(configurations) - index)
         one = problem(backend, device, channels=channels, channels_last=channels_last)
-        first, different = one(), torch.zeros((), dtype=torch.int64, device=device)
-        for _ in range(times):
-            for a, b in zip(first, one(), strict=True):
-                different += (a != b).any()  # on the device, so that calls follow one another without a gap
+        first, different = [bits(t) for t in one()], torch.zeros((), dtype=torch.int64, device=device)
+        done = count = 0
+        while done < times and (not done or time.perf_counter() < mine):
+            for _ in range(min(50, times - done)):
+                for a, b in zip(first, one(), strict=True):
+                    different += (a != bits(b)).any()  # on the device, so that calls follow one another without a gap
+                done += 1
+            count = int(different)
         layout = "channels_last" if channels_last else "contiguous"
-        count = int(different)
-        yield Finding(f"{backend}, {channels}, {layout}: the same bits {times} times", count == 0, f"{count} differ")
+        asked = "" if done == times else f", of {times} for which there was no time"
+        yield Finding(
+            f"{backend}, {channels}, {layout}: the same bits {done} times{asked}", count == 0, f"{count} differ"
+        )
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """As integers, which are equal where the bits are: of NaN, too, and not of 0 and -0."""
+    return tensor.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def graph(device: torch.device) -> Iterator[Finding]:
@@ -154,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("probe", choices=("launches", "repeat", "graph"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--times", type=int, default=10_000, help="of repeat")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for repeat, which then does less")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -161,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     findings = {
         "launches": lambda: launches(device),
-        "repeat": lambda: repeat(device, options.times),
+        "repeat": lambda: repeat(device, options.times, options.seconds),
         "graph": lambda: graph(device),
     }[options.probe]()
     held, count = True, 0

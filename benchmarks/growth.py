@@ -128,7 +128,7 @@ def _line(axis: str, peer: str, points: list[tuple[float, float]]) -> Growth:
 def run(options: argparse.Namespace) -> int:
     status = run_subject(SUBJECT, options)
     path = csv_of(SUBJECT, options)
-    if path is not None:
+    if path is not None and path.is_file():
         print()
         for growth in fit(results_csv.read(path)):
             print(growth)

@@ -8,7 +8,6 @@ load meets all of them; shares and ratios are of medians of the same run.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor
 
 from . import machine
+from .lost_device import recover
+from .timing import Call, peak_memory, quantile, timer_of
 
 MODES = ("forward", "backward", "both")
 
@@ -109,14 +110,6 @@ class Row:
 
 
 @dataclass
-class Call:
-    """What is timed: `run` of what `before`, which is not timed, returns."""
-
-    run: Callable[[Any], Any]
-    before: Callable[[], Any] = lambda: None
-
-
-@dataclass
 class _Running:
     row: Row
     call: Call
@@ -124,7 +117,10 @@ class _Running:
 
 
 def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quick: bool = False) -> list[Row]:
-    """Every peer of one case, in every mode."""
+    """Every peer of one case, in every mode. A peer that fails has its reason for a note, and the others go on.
+
+    Raises: LostDeviceError if none can go on.
+    """
     rows: list[Row] = []
     running: list[_Running] = []
     judged: dict[Any, list[Tensor]] = {}
@@ -140,25 +136,44 @@ def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quic
             if judge not in judged:
                 judged[judge] = judge(case, device)
             error = check(prepared, judged[judge])
+            for row in mine:
+                running += _accepted(row, prepared, error, subject, peer)
         except UnavailableError as reason:
             for row in mine:
                 row.note = str(reason)
-            continue
-        bound = subject.bound(case) if peer.bound is None else peer.bound
-        for row in mine:
-            row.error, row.bound = error, bound
-            if not error <= bound:  # NaN is wrong, too
-                row.note = f"wrong: differs by {error:.1e}, bound {bound:.1e}"
-            elif row.mode != "forward" and not prepared.inputs:
-                row.note = row.note or "it has no gradient"
-            else:
-                row.traffic, row.work = subject.traffic(case, row.mode), subject.work(case, row.mode)
-                running.append(_Running(row, call_of(prepared, row.mode)))
+        except Exception as error:
+            running = [entry for entry in running if entry.row.peer != peer.name]
+            _note_failure(error, mine, device)
     judged.clear()
-    for entry in running:
-        entry.row.peak_bytes = peak_memory(entry.call, device)
+    for entry in list(running):
+        try:
+            entry.row.peak_bytes = peak_memory(entry.call, device)
+        except Exception as error:
+            running.remove(entry)
+            _note_failure(error, [entry.row], device)
     take_turns(running, subject, device, rounds, quick)
     return rows
+
+
+def _accepted(row: Row, prepared: Prepared, error: float, subject: Subject, peer: Peer) -> list[_Running]:
+    """What is to be timed of a row: its mode's call, or nothing if it is wrong or has no gradient."""
+    row.error, row.bound = error, subject.bound(row.case) if peer.bound is None else peer.bound
+    if not error <= row.bound:  # NaN is wrong, too
+        row.note = f"wrong: differs by {error:.1e}, bound {row.bound:.1e}"
+        return []
+    if row.mode != "forward" and not prepared.inputs:
+        row.note = row.note or "it has no gradient"
+        return []
+    row.traffic, row.work = subject.traffic(row.case, row.mode), subject.work(row.case, row.mode)
+    return [_Running(row, call_of(prepared, row.mode))]
+
+
+def _note_failure(error: Exception, failed: Sequence[Row], device: torch.device) -> None:
+    """Raises: LostDeviceError if the GPU answers no more."""
+    said = (str(error).splitlines() or [""])[0][:100]
+    for row in failed:
+        row.note = f"failed: {type(error).__name__}: {said}"
+    recover(failed[0].peer, error, device)
 
 
 def call_of(prepared: Prepared, mode: str) -> Call:
@@ -203,33 +218,6 @@ def relative_error(value: Tensor, wanted: Tensor) -> float:
     return ((value - wanted).norm() / size).item()
 
 
-def peak_memory(call: Call, device: torch.device) -> int:
-    """Peak bytes of a call beyond what was there before and, where it returns gradients, beyond those.
-
-    On the CPU from the allocator's record in PyTorch's profiler, which does not see NumPy's arrays.
-    """
-    results = call.run(call.before())  # warm: workspaces that are kept between calls do not count
-    kept = sum(t.nbytes for t in results) if isinstance(results, tuple) else 0
-    del results
-    state = call.before()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call.run(state)
-        torch.cuda.synchronize(device)
-        return max(0, torch.cuda.max_memory_allocated(device) - before - kept)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call.run(state)
-    assert profile.profiler is not None
-    record = profile.profiler.kineto_results.events()
-    live = peak = 0
-    for event in sorted((e for e in record if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return max(0, peak - kept)
-
-
 def take_turns(running: list[_Running], subject: Subject, device: torch.device, rounds: int, quick: bool) -> None:
     """Times the calls, and the yardstick, round by round, and fills the rows."""
     if not running:
@@ -238,61 +226,28 @@ def take_turns(running: list[_Running], subject: Subject, device: torch.device, 
     if any(entry.row.traffic is not None for entry in running):
         run, moved = machine.YARDSTICKS[subject.yardstick](device, quick)
         rulers.append(_Running(running[0].row, Call(lambda _: run())))
-    timer = _EventTimer(device, subject.launches) if device.type == "cuda" else _wall_time
+    timer = timer_of(device, subject.launches)
+    entries = [*running, *rulers]
     for turn in range(rounds + 2):
-        for entry in (*running, *rulers):
-            seconds = timer(entry.call)
+        for entry in list(entries):
+            try:
+                seconds = timer(entry.call)
+            except Exception as error:
+                if entry in rulers:
+                    raise
+                entries.remove(entry)
+                entry.seconds.clear()
+                _note_failure(error, [entry.row], device)
+                continue
             if turn >= 2:  # the first two warm up
                 entry.seconds.append(seconds)
     machine_rate = moved / quantile(rulers[0].seconds, 0.5) if rulers else None
     first: dict[str, float] = {}
     for entry in running:
+        if not entry.seconds:
+            continue
         row = entry.row
         p20, p50, p80 = (quantile(entry.seconds, q) for q in (0.2, 0.5, 0.8))
         row.milliseconds = 1e3 * p20, 1e3 * p50, 1e3 * p80
         row.yardstick, row.machine_rate = (subject.yardstick, machine_rate) if rulers else ("", None)
         row.ratio = first.setdefault(row.mode, p50) / p50
-
-
-def _wall_time(call: Call) -> float:
-    state = call.before()
-    start = time.perf_counter()
-    result = call.run(state)
-    seconds = time.perf_counter() - start
-    del result, state
-    return seconds
-
-
-class _EventTimer:
-    """GPU time between two events, with a cold L2: a buffer twice its size is written before each call.
-
-    The GPU then sleeps while the host prepares the launches, so that gaps between them are not measured; with
-    `launches` it waits for them, as a program would.
-    """
-
-    SLEEP = 4_000_000  # cycles, about 2 ms
-
-    def __init__(self, device: torch.device, launches: bool) -> None:
-        size = torch.cuda.get_device_properties(device).L2_cache_size
-        self._device, self._launches = device, launches
-        self._flush = torch.empty(max(1 << 26, 2 * size), dtype=torch.uint8, device=device)
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-
-    def __call__(self, call: Call) -> float:
-        state = call.before()
-        self._flush.zero_()
-        if self._launches:
-            torch.cuda.synchronize(self._device)
-        else:
-            torch.cuda._sleep(self.SLEEP)
-        start, end = self._events
-        start.record()
-        call.run(state)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[round(q * (len(ordered) - 1))]

@@ -25,6 +25,8 @@ SIGMA = 14.0  # the default: 1/16 of the image
 #: (C, H, W) of the layers that a face network is supervised at.
 LAYERS = ((1024, 14, 14), (512, 28, 28), (512, 14, 14), (2048, 7, 7))
 
+TRAINING_BATCHES = (64, 16, 256)
+
 
 @dataclass(frozen=True)
 class LossCase:
@@ -58,22 +60,39 @@ def cases(device: torch.device, quick: bool) -> Sequence[LossCase]:
             LossCase(32, 1024, 14, 14, layout="channels_last"),
             LossCase(32, 1024, 14, 14, dtype=torch.bfloat16),
         ]
-    kinds = [(dtype, layout) for layout in ("contiguous", "channels_last") for dtype in (torch.float32, torch.bfloat16)]
-    training = [
-        LossCase(batch, *layer, dtype=dtype, layout=layout)
-        for dtype, layout in kinds
-        for batch in (64, 256, 16)
-        for layer in LAYERS
+    return gpu_cases()
+
+
+def gpu_cases() -> list[LossCase]:
+    """Layers at training batches, and of 256 MB a tensor and more; what is asked for comes first."""
+    contiguous, channels_last = (
+        [(dtype, layout) for dtype in (torch.bfloat16, torch.float32)] for layout in ("contiguous", "channels_last")
+    )
+
+    def training(batches: tuple[int, ...], kinds: list[tuple[torch.dtype, str]]) -> list[LossCase]:
+        return [
+            LossCase(batch, *layer, dtype=dtype, layout=layout)
+            for batch in batches
+            for layer in LAYERS
+            for dtype, layout in kinds
+        ]
+
+    def large(batch: int, layer: tuple[int, int, int]) -> list[LossCase]:
+        return [
+            LossCase(batch * 4 // dtype.itemsize, *layer, dtype=dtype, layout=layout)
+            for dtype, layout in contiguous + channels_last
+        ]
+
+    first, *others = ((320, (1024, 14, 14)), (160, (512, 28, 28)), (640, (2048, 7, 7)))
+    return [
+        *training(TRAINING_BATCHES[:1], contiguous[:1]),
+        *large(*first),
+        *training(TRAINING_BATCHES[:1], contiguous[1:]),
+        *training(TRAINING_BATCHES[1:2], contiguous),
+        *(case for each in others for case in large(*each)),
+        *training(TRAINING_BATCHES[2:], contiguous),
+        *training(TRAINING_BATCHES, channels_last),
     ]
-    # 256 MB a tensor and more.
-    large = [
-        LossCase(batch * 4 // dtype.itemsize, *layer, dtype=dtype, layout=layout)
-        for batch, layer in ((320, (1024, 14, 14)), (160, (512, 28, 28)), (640, (2048, 7, 7)))
-        for dtype, layout in kinds
-    ]
-    # A run that is cut short has what is asked for first.
-    half = len(training) // 2
-    return training[:half] + large + training[half:]
 
 
 def inputs(case: LossCase, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,8 +158,12 @@ def ours(backend: str) -> Callable[[LossCase, torch.device], Prepared]:
 
 def traffic(case: LossCase, mode: str) -> int:
     """Bytes that must move (DESIGN 4), all channels taking part: 2M read, then 2M read and 2M written."""
-    tensor = case.batch * case.channels * case.height * case.width * case.dtype.itemsize
-    return {"forward": 2, "backward": 4, "both": 6}[mode] * tensor
+    return {"forward": 2, "backward": 4, "both": 6}[mode] * tensor_bytes(case)
+
+
+def tensor_bytes(case: LossCase) -> int:
+    """Of the activation, and of the gradient."""
+    return case.batch * case.channels * case.height * case.width * case.dtype.itemsize
 
 
 def work(case: LossCase, mode: str) -> int:

@@ -1,8 +1,12 @@
-"""The machine that a figure comes from: its name, versions and load, and how fast it copies memory."""
+"""The machine that a figure comes from: its name, versions and load, and how fast it copies memory.
+
+python -m benchmarks.machine    prints that as JSON
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -26,12 +30,12 @@ LARGE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """COLUMNS by name. `load` is the system's average of the last minute: how quiet the machine was."""
+    """COLUMNS by name. `load` tells how quiet the machine was."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "driver": _driver() if device.type == "cuda" else "",
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else "",
+        "load": load(),
         "matmul_gflop_s": round(matmul_rate(device) / 1e9, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -40,6 +44,11 @@ def environment(device: torch.device) -> dict[str, object]:
         "pal_fast": pal_fast.__version__,
         "extension": _extension(),
     }
+
+
+def load() -> float | str:
+    """The system's average of the last minute, or "" where it keeps none."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else ""
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +125,12 @@ def write(device: torch.device, quick: bool = False) -> tuple[Callable[[], objec
 
 
 def _large(device: torch.device, quick: bool) -> torch.Tensor:
-    return torch.zeros(LARGE_BYTES[device.type] // 4 // (16 if quick else 1), device=device)
+    """Of values drawn at random: memory moves zeros more easily."""
+    return torch.rand(LARGE_BYTES[device.type] // 4 // (16 if quick else 1), device=device)
 
 
 YARDSTICKS = {"copy": copy, "write": write}
+
+
+if __name__ == "__main__":
+    print(json.dumps(environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))))

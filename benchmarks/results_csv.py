@@ -19,7 +19,7 @@ def record_of(row: Row, environment: Mapping[str, object]) -> dict[str, object]:
     """A row as the CSV's columns."""
     p20, p50, p80 = row.milliseconds or (None, None, None)
     values = (
-        row.peer, row.mode, _round(p20, 4), _round(p50, 4), _round(p80, 4), _round(row.ratio, 3),
+        row.peer, row.mode, _round(p20, 6), _round(p50, 6), _round(p80, 6), _round(row.ratio, 3),
         _round(None if row.rate is None else row.rate / 1e9, 2),
         _round(None if row.work is None or p50 is None else row.work / p50 / 1e6, 2),
         row.yardstick, _round(None if row.machine_rate is None else row.machine_rate / 1e9, 2), _round(row.share, 3),
@@ -32,11 +32,18 @@ def record_of(row: Row, environment: Mapping[str, object]) -> dict[str, object]:
 
 def write(path: Path, records: Sequence[Mapping[str, object]]) -> None:
     columns = [name for name in records[0] if name not in MEASURED and name not in machine.COLUMNS]
+    write_rows(path, [*columns, *MEASURED, *machine.COLUMNS], records)
+
+
+def write_rows(path: Path, columns: Sequence[str], records: Sequence[Mapping[str, object]]) -> None:
+    """Replaces the file as a whole: a run that is killed at this moment keeps the last one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*columns, *MEASURED, *machine.COLUMNS])
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(records)
+    new.replace(path)
 
 
 def read(path: Path) -> list[dict[str, str]]:

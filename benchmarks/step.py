@@ -17,7 +17,6 @@ ratios.
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import statistics
 import time
@@ -32,6 +31,10 @@ from torch._inductor.exc import InductorError
 import pal_fast
 from pal_fast.constants import BACKENDS
 
+from . import results_csv
+from .command import broken_of
+from .deadline import Deadline
+from .lost_device import LOST, LostDeviceError, recover
 from .step_cases import (
     PAL,
     Captum,
@@ -39,27 +42,29 @@ from .step_cases import (
     Naive,
     Plain,
     Prepared,
-    Relaid,
     Step,
     UnavailableError,
     head_share,
 )
 from .step_compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
+from .step_judge import EXACT, Judge
 from .step_memory import calls_of, peak_of
 
 RESULTS = Path(__file__).parent / "results"
 
 LAYERS = {
     "resnet50": ("layer3", "layer2", "layer4"),
-    "vgg16": ("features.22", "features.29"),  # conv4_3 and conv5_3 with their ReLU
+    "vgg16": ("features.29", "features.22"),  # conv5_3 and conv4_3 with their ReLU
     "vit_small": ("blocks.7",),
 }
+#: A run that is cut short has a layer of each network, at every batch and in both types.
 GPU_CASES = [
     Case(model, layer, 224, batch, dtype)
+    for chosen in (lambda layers: layers[:1], lambda layers: layers[1:])
     for batch in (64, 16, 256)
     for model, layers in LAYERS.items()
-    for layer in layers
-    for dtype in (torch.float32, torch.bfloat16)
+    for layer in chosen(layers)
+    for dtype in (torch.bfloat16, torch.float32)
 ]
 CPU_CASES = [
     Case("resnet18", "layer3", 112, 16, torch.float32),
@@ -81,10 +86,6 @@ VARIANTS: dict[str, type[Step]] = {
 }
 #: Those that need no compiler, which takes minutes a case.
 EAGER = [name for name in VARIANTS if "compiled" not in name]
-# Of the float64 gradients. And the least bound in the timed type, for networks that the memory format does not move.
-EXACT = 1e-6
-LEAST_BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-
 COLUMNS = (
     "model", "layer", "image", "batch", "dtype", "variant", "ms", "ms_p20", "ms_p80", "ratio", "one_plus_h",
     "peak_mb", "calls", "float64_error", "gradient_error", "gradient_bound",
@@ -115,32 +116,19 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
     rows = {name: Row(case, name, one_plus_h) for name in variants}
     steps: dict[str, Step] = {}
     judge = Judge(device)
-    small = replace(case, batch=2, dtype=torch.float64)
     for name, row in rows.items():
-        kind = VARIANTS[name]
         try:
-            row.exact_error, _ = judge(kind(small, device))
-            step = kind(case, device)
-            row.error, row.bound = judge(step)
+            step = _checked(row, judge, device)
         except UnavailableError as reason:
             row.note = str(reason)
-            continue
         except InductorError as error:  # unchecked, so no time is shown
             row.note = f"the compiler failed: {str(error).splitlines()[0][:80]}"
-            continue
-        if not row.exact_error <= EXACT:
-            row.note = f"wrong: gradients in float64 differ by {row.exact_error:.1e}"
-        elif not row.error <= row.bound:
-            row.note = f"wrong: gradients differ by {row.error:.1e}, bound {row.bound:.1e}"
+        except Exception as error:
+            note_failure(row, error, device)
         else:
-            steps[name] = step
-            step.model.zero_grad(set_to_none=True)
-            row.peak_bytes = peak_of(step, device)
-            if device.type == "cuda" or step.watchable:
-                row.calls = calls_of(step, device)
-            else:
-                row.note = "calls of a compiled step can only be counted on a GPU"
-    times = take_turns(steps, device, rounds)
+            if step is not None:
+                steps[name] = step
+    times = take_turns(steps, rows, device, rounds)
     for name, taken in times.items():
         ordered = sorted(taken)
         rows[name].milliseconds = tuple(1e3 * ordered[int(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))  # type: ignore[assignment]
@@ -149,45 +137,47 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
     return list(rows.values())
 
 
-class Judge:
-    """Compares a step's gradients with those of the formula in eager PyTorch for the same case."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._gradients: dict[tuple[type[Step], Case], Tensor] = {}
-
-    def __call__(self, step: Step) -> tuple[float, float]:
-        """(relative L2 error, bound in the case's dtype)."""
-        wanted = self._of(getattr(type(step), "judge", Plain if type(step) is Plain else Naive), step.case)
-        bound = EXACT
-        if step.case.dtype != torch.float64:
-            spread = relative_error(self._of(Relaid, step.case), self._of(Naive, step.case))
-            bound = max(2 * spread, LEAST_BOUND[step.case.dtype])
-        return relative_error(gradients_of(step), wanted), bound
-
-    def _of(self, kind: type[Step], case: Case) -> Tensor:
-        if (kind, case) not in self._gradients:
-            self._gradients[kind, case] = gradients_of(kind(case, self.device))
-        return self._gradients[kind, case]
-
-
-def gradients_of(step: Step) -> Tensor:
-    """All parameters' gradients of a step as one vector in float64."""
-    step()
-    gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
-    return torch.cat([g.detach().double().flatten().cpu() for g in gradients])
+def _checked(row: Row, judge: Judge, device: torch.device) -> Step | None:
+    """The row's step, with its peak memory and calls in the row; None, and a note, if its gradients are wrong."""
+    kind = VARIANTS[row.variant]
+    row.exact_error, _ = judge(kind(replace(row.case, batch=2, dtype=torch.float64), device))
+    step = kind(row.case, device)
+    row.error, row.bound = judge(step)
+    if not row.exact_error <= EXACT:
+        row.note = f"wrong: gradients in float64 differ by {row.exact_error:.1e}"
+        return None
+    if not row.error <= row.bound:
+        row.note = f"wrong: gradients differ by {row.error:.1e}, bound {row.bound:.1e}"
+        return None
+    step.model.zero_grad(set_to_none=True)
+    if not step.replayed:
+        row.peak_bytes = peak_of(step, device)
+    if device.type == "cuda" or step.watchable:
+        row.calls = calls_of(step, device)
+    else:
+        row.note = "calls of a compiled step can only be counted on a GPU"
+    return step
 
 
-def relative_error(value: Tensor, wanted: Tensor) -> float:
-    return ((value - wanted).norm() / wanted.norm()).item()
+def note_failure(row: Row, error: Exception, device: torch.device) -> None:
+    """A variant that fails stops no other. Raises: LostDeviceError if the GPU answers no more."""
+    row.note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+    recover(row.variant, error, device)
 
 
-def take_turns(steps: dict[str, Step], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round."""
+def take_turns(
+    steps: dict[str, Step], rows: dict[str, Row], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each step in each round; a step that fails leaves, with a note in its row."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
-        for name, step in steps.items():
-            seconds = time_of(step, device)
+        for name in list(times):
+            try:
+                seconds = time_of(steps[name], device)
+            except Exception as error:
+                del times[name]
+                note_failure(rows[name], error, device)
+                continue
             if turn >= 2:  # the first two warm up
                 times[name].append(seconds)
     return times
@@ -241,14 +231,6 @@ def print_rows(rows: Sequence[Row]) -> None:
         )
 
 
-def write_csv(output: Path, records: Sequence[dict[str, object]]) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(records)
-
-
 def parse_case(text: str) -> Case:
     try:
         model, layer, image, batch, dtype = text.split(":")
@@ -267,22 +249,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=BACKENDS, help="of PALLoss (default the fastest)")
     parser.add_argument("--rounds", type=int, help="rounds that count (default 20; quick 3)")
     parser.add_argument("--quick", action="store_true", help="one small case")
+    parser.add_argument("--seconds", type=float, help="begin no case that would end later (default: every case)")
+    parser.add_argument("--without", nargs="+", choices=VARIANTS, default=[], help="variants that are left out")
     parser.add_argument("--output", type=Path, help="the CSV (default benchmarks/results/step_DEVICE.csv; quick: none)")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     PAL.backend = options.backend
     cases = options.case or (QUICK_CASES if options.quick else GPU_CASES if device.type == "cuda" else CPU_CASES)
-    variants = options.variants or (EAGER if options.quick else list(VARIANTS))
+    chosen = options.variants or (EAGER if options.quick else list(VARIANTS))
+    variants = [name for name in chosen if name not in options.without]
     rounds = options.rounds or (3 if options.quick else 20)
     output = options.output or (None if options.quick else RESULTS / f"step_{device.type}.csv")
     records: list[dict[str, object]] = []
+    deadline, measured = Deadline(options.seconds), 0
     for case in cases:
-        rows = measure_case(case, device, variants, rounds)
+        if not deadline.allows_another():
+            break
+        try:
+            rows = measure_case(case, device, variants, rounds)
+        except LostDeviceError as error:
+            print(error)
+            return LOST
+        except ImportError as error:  # the library that the network comes from
+            print(f"{case}: {error}")
+            continue
+        measured += 1
         print_rows(rows)
         records += [as_record(row, device) for row in rows]
         if output is not None:  # after each case: a run that is cut short keeps what it has
-            write_csv(output, records)
-    return 1 if any("wrong" in str(record["note"]) for record in records) else 0
+            results_csv.write_rows(output, COLUMNS, records)
+    broken = broken_of(records, "variant")
+    print(f"\nstep: {measured} of {len(cases)} cases in {deadline.taken:.0f} s{broken}")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -42,20 +43,25 @@ class UnavailableError(Exception):
 def build_model(case: Case, device: torch.device) -> nn.Module:
     """The same weights for the same case. In float32, or float64; a bfloat16 case runs under autocast."""
     torch.manual_seed(0)
+    with torch.device(device):  # VGG16's weights take seconds to be drawn on a CPU
+        model = _network(case)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # Masks drawn at random could not be compared between variants.
+    return model.to(device, torch.float64 if case.dtype == torch.float64 else torch.float32).train()
+
+
+def _network(case: Case) -> nn.Module:
     if case.model == "vit_small":
         import timm
 
         model: nn.Module = timm.create_model(
             "vit_small_patch16_224", pretrained=False, num_classes=CLASSES, img_size=case.image, dynamic_img_size=True
         )
-    else:
-        import torchvision
+        return model
+    import torchvision
 
-        model = torchvision.models.get_model(case.model, weights=None, num_classes=CLASSES)
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # Masks drawn at random could not be compared between variants.
-    return model.to(device, torch.float64 if case.dtype == torch.float64 else torch.float32).train()
+    return torchvision.models.get_model(case.model, weights=None, num_classes=CLASSES)
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,23 @@ def build_batch(case: Case, device: torch.device) -> Batch:
 
 def head_share(case: Case) -> float:
     """h: the share of the forward's FLOPs that run after the layer, counted on one image."""
-    model = build_model(case, torch.device("cpu"))
+    return _head_share(case.model, case.layer, case.image)
+
+
+@lru_cache(maxsize=64)
+def _head_share(name: str, layer: str, image: int) -> float:
+    """Without computing: on the meta device, where attention, too, is counted by its matrix products."""
+    meta = torch.device("meta")
+    model = build_model(Case(name, layer, image, 1, torch.float32), meta)
     until_layer = 0
 
     def on_layer(*_: object) -> None:
         nonlocal until_layer
         until_layer = counter.get_total_flops()
 
-    model.get_submodule(case.layer).register_forward_hook(on_layer)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, case.image, case.image))
+    model.get_submodule(layer).register_forward_hook(on_layer)
+    with meta, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, image, image))
     return 1.0 - until_layer / counter.get_total_flops()
 
 
@@ -94,6 +107,8 @@ class Step:
 
     #: Whether operators can be watched while it runs; a compiled function refuses to run under a dispatch mode.
     watchable = True
+    #: Whether it lives in memory that was taken when it was made, so that a call has no peak of its own.
+    replayed = False
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self.model = build_model(case, device)

@@ -60,6 +60,8 @@ class CompiledPAL(Prepared):
 class Graphed(Prepared):
     """The prepared step, captured once and replayed: forward, loss and backward (docs/performance_step.md)."""
 
+    replayed = True
+
     def __init__(self, case: Case, device: torch.device) -> None:
         if device.type != "cuda":
             raise UnavailableError("needs a CUDA device")

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+#: What the profiler may put on the GPU's timeline though it is no work of the GPU.
+NO_WORK = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
+
 
 class Calls(TorchDispatchMode):
     """Counts operator calls."""
@@ -34,7 +37,8 @@ def calls_of(step: Callable[[], Tensor], device: torch.device) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize(device)
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    on_gpu = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(name not in NO_WORK for name in on_gpu)
 
 
 def peak_of(step: Callable[[], Tensor], device: torch.device) -> int:

@@ -104,10 +104,10 @@ def poisoned_memory() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        marker = item.get_closest_marker("gpu")
-        if marker is None:
+        markers = list(item.iter_markers("gpu"))  # a test's own and its parameters'
+        if not markers:
             continue
         if not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none"))
-        elif marker.kwargs.get("hardware") and VIRTUAL:
+        elif VIRTUAL and any(marker.kwargs.get("hardware") for marker in markers):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this one is virtual"))

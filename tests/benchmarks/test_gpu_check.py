@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import shutil
 import sys
 import time
@@ -12,14 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_probes, machine
+from benchmarks import gpu_check, gpu_probes, gpu_steps, small_calls
 from benchmarks.gpu_check import Outcome
+from benchmarks.lost_device import LOST
 
 STEPS = [
-    *("build", "launches", "graph", "gpu tests", "repeat", "loss", "heatmap", "step"),
-    *gpu_check.SANITIZERS,
-    *("attribution", "growth", "other tests", "compiled step"),
+    *("build", "op tests", "loss", "heatmap", "launches", "graph", "repeat", "step", "memcheck", "gpu tests"),
+    *("racecheck", "initcheck", "synccheck", "attribution", "growth", "other tests", "compiled step"),
 ]
+MACHINE = {"device": "A GPU", "driver": "580.1", "extension": "sm_90 compute_90"}
 
 
 @pytest.fixture
@@ -32,7 +35,6 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as the check itself looks."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(machine, "environment", lambda device: {"device": "A GPU", "driver": "580.1"})
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
 
 
@@ -44,8 +46,10 @@ class Stub:
         self.asked: list[tuple[list[str], dict[str, str], float]] = []
 
     def __call__(self, command: Sequence[str], environment: dict[str, str], timeout: float) -> Outcome:
-        self.asked.append((list(command), environment, timeout))
         words = " ".join(command)
+        if words.endswith("benchmarks.machine"):
+            return Outcome(0, f"noise\n{json.dumps(MACHINE)}\n")
+        self.asked.append((list(command), environment, timeout))
         for name, outcome in self.answers.items():
             if name in words:
                 return outcome
@@ -83,7 +87,7 @@ def test_every_step_runs_in_order_and_is_reported_with_device_and_driver(a_gpu: 
     assert {step["state"] for step in steps.values()} == {"passed"}
     assert steps["gpu tests"]["summary"] == "12 passed in 3 s"
     assert steps["repeat"]["summary"] == "2 of 2 claims hold"
-    for said in ("A GPU", "580.1", "compute_capability: 90"):
+    for said in ("A GPU", "580.1", "compute_capability: 90", "extension: sm_90 compute_90"):
         assert said in text
     build, environment, _ = stub.asked[0]
     assert build[1:] == ["setup.py", "build_ext", "--inplace"]
@@ -92,6 +96,7 @@ def test_every_step_runs_in_order_and_is_reported_with_device_and_driver(a_gpu: 
     assert memcheck[0] == "compute-sanitizer"
     assert "--error-exitcode" in memcheck
     assert "10000" in next(command for command, _, _ in stub.asked if "repeat" in command)
+    assert not any(word == "--seconds" for word in build)
 
 
 def test_a_failure_and_a_step_out_of_time_fail_the_check_and_show_their_output(a_gpu: None, tmp_path: Path) -> None:
@@ -112,20 +117,75 @@ def test_what_is_not_installed_is_skipped_with_its_reason(
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert gpu_check.main(["--output", str(tmp_path), "--skip", "step"], Stub()) == 0
     _, steps = report_of(tmp_path)
-    assert [name for name, step in steps.items() if step["state"] == "skipped"] == list(gpu_check.SANITIZERS)
+    assert [name for name, step in steps.items() if step["state"] == "skipped"] == list(gpu_steps.SANITIZERS)
     assert steps["memcheck"]["summary"] == "compute-sanitizer is not installed"
     assert "step" not in steps
 
 
 def test_a_lent_machines_minutes_are_shared_among_the_steps(a_gpu: None, tmp_path: Path) -> None:
     stub = Stub()
-    assert gpu_check.main(["--output", str(tmp_path), "--minutes", "2"], stub) == 0
-    assert all(timeout <= 120 for _, _, timeout in stub.asked)
+    assert gpu_check.main(["--output", str(tmp_path), "--minutes", "9"], stub) == 0
     assert len(stub.asked) == len(STEPS)
+    for (command, _, timeout), step in zip(stub.asked, gpu_steps.steps(tmp_path, "90", False), strict=True):
+        assert timeout >= step.seconds - 1
+        assert ("--seconds" in command) == step.timed
+        if step.timed:
+            assert float(command[command.index("--seconds") + 1]) <= timeout - 15
+    wanted = gpu_steps.steps(tmp_path, "90", False)[0].seconds
+    assert stub.asked[0][2] == pytest.approx(wanted), "nothing is left over while more is wanted than there is"
     stub = Stub()
     assert gpu_check.main(["--output", str(tmp_path), "--minutes", "0.1"], stub) == 0
     assert not stub.asked
     assert {step["summary"] for step in report_of(tmp_path)[1].values()} == {"no time was left"}
+
+
+def test_what_a_step_leaves_goes_to_the_next_ones() -> None:
+    build, heatmap, step = (
+        next(s for s in gpu_steps.steps(Path(), "90", False) if s.name == name) for name in ("build", "heatmap", "step")
+    )
+    assert gpu_check.share_of(build, [heatmap, step], 240) == build.seconds
+    assert gpu_check.share_of(heatmap, [step], 215) == 215 - step.seconds
+    assert gpu_check.share_of(step, [], 150) == 150
+    assert gpu_check.share_of(build, [heatmap, step], 30) == 30
+    assert gpu_check.share_of(heatmap, [step], math.inf) == 60 * heatmap.minutes
+
+
+def test_a_benchmark_that_loses_the_gpu_runs_again_without_the_peer(a_gpu: None, tmp_path: Path) -> None:
+    class Losing(Stub):
+        def __call__(self, command: Sequence[str], environment: dict[str, str], timeout: float) -> Outcome:
+            outcome = super().__call__(command, environment, timeout)
+            if "benchmarks.loss" in command and "--without" not in command:
+                return Outcome(LOST, "loss on A GPU\nlost the GPU in 'triton'\n")
+            return outcome
+
+    stub = Losing(loss=Outcome(0, "loss: 60 of 60 cases in 99 s\n"))
+    assert gpu_check.main(["--output", str(tmp_path), "--only", "loss", "heatmap"], stub) == 1
+    again = next(command for command, _, _ in stub.asked if "--without" in command)
+    assert again[again.index("--without") + 1] == "triton"
+    _, steps = report_of(tmp_path)
+    assert steps["loss"]["state"] == "failed"
+    assert steps["loss"]["summary"] == "loss: 60 of 60 cases in 99 s; lost the GPU in 'triton'"
+    assert steps["heatmap"]["state"] == "passed"
+
+
+def test_a_claim_that_was_cut_off_does_not_end_the_check() -> None:
+    whole = json.dumps({"claim": "one launch", "holds": True, "detail": ""})
+    assert gpu_steps._claims(f"{whole}\n{whole[:30]}") == "1 of 1 claims hold"
+
+
+def test_every_command_of_the_steps_is_one_that_its_program_takes(tmp_path: Path) -> None:
+    """Of the benchmarks: their parsers exit where an option is unknown."""
+    for step in gpu_steps.steps(tmp_path, "90", quick=True):
+        words = list(step.command)
+        if "-m" not in words or words[words.index("-m") + 1] == "pytest":
+            continue
+        at = words.index("-m") + 1
+        more = ["--seconds", "5"] if step.timed else []
+        more += ["--without", "triton" if "step" not in step.name else "naive"] if step.without else []
+        module = importlib.import_module(words[at])
+        with pytest.raises(SystemExit) as ended:  # help comes after all that is before it has been read
+            module.main([*words[at + 1 :], *more, "--help"])
+        assert ended.value.code == 0, step.name
 
 
 def test_steps_can_be_chosen(a_gpu: None, tmp_path: Path) -> None:
@@ -157,6 +217,22 @@ def test_a_command_out_of_time_takes_what_it_started_with_it(tmp_path: Path) -> 
     assert not (tmp_path / "alive").exists()
 
 
+def test_what_a_command_left_in_a_session_of_its_own_is_not_waited_for() -> None:
+    """PyTorch's compiler starts its workers so; they would hold a pipe open."""
+    code = (
+        "import subprocess, sys; print('z', flush=True); "
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'], start_new_session=True)"
+    )
+    start = time.monotonic()
+    assert gpu_check.run_command([sys.executable, "-c", code], {}, 15) == Outcome(0, "z\n")
+    assert time.monotonic() - start < 10
+
+
+def test_a_command_out_of_time_keeps_what_it_printed() -> None:
+    code = "import time; print('half'); time.sleep(60)"
+    assert gpu_check.run_command([sys.executable, "-c", code], {}, 3) == Outcome(None, "half\n")
+
+
 def test_a_missing_program_is_an_outcome() -> None:
     assert gpu_check.run_command(["/nowhere/compute-sanitizer"], {}, 5).status == 127
 
@@ -167,11 +243,33 @@ def test_the_repetition_probe_runs_on_the_cpu_kernels_too(capsys: pytest.Capture
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(found) == 8
     assert all(finding["holds"] for finding in found)
+    assert gpu_probes.main(["repeat", "--device", "cpu", "--times", "10000000", "--seconds", "1"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(found) == 8
+    assert all("of 10000000 for which there was no time" in finding["claim"] for finding in found)
+
+
+def test_the_same_bits_are_told_from_equal_values() -> None:
+    value = torch.tensor([0.0, torch.nan])
+    assert bool((gpu_probes.bits(value) == gpu_probes.bits(value.clone())).all())
+    assert not bool((gpu_probes.bits(value) == gpu_probes.bits(torch.tensor([-0.0, torch.nan]))).all())
+
+
+def test_the_small_calls_meet_every_kind_first_and_run(capsys: pytest.CaptureFixture[str]) -> None:
+    met = {type(call).__name__ for call in small_calls.calls("cuda")[: 2 * 2 * 4 * 2 + 9 + 4]}
+    assert met == {"LossCall", "HeatmapCall", "BatchNormCall"}
+    assert small_calls.main(["--backend", "cpu"]) == 0
+    assert capsys.readouterr().out == "109 of 109 calls by cpu\n"
 
 
 def test_a_probe_without_a_gpu_does_not_pass(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_probes.main(["launches"]) == 1
     assert "PyTorch sees no CUDA GPU" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_the_small_calls_run_on_this_gpu() -> None:
+    assert small_calls.main(["--backend", "cuda"]) == 0
 
 
 @pytest.mark.gpu

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.squares import CPU, Square, options_of, peer, subject, values
 
 from benchmarks import growth, harness, heatmap, loss, machine, results_csv
 from benchmarks.command import run_subject
 from benchmarks.harness import Call, Peer, Prepared, Subject
-
-CPU = torch.device("cpu")
-SIDE = 64
-
-
-@dataclass(frozen=True)
-class Square:
-    """x -> x^2 on a small matrix."""
-
-    def columns(self) -> dict[str, object]:
-        return {"side": SIDE}
-
-
-def values(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.arange(1, SIDE * SIDE + 1, dtype=dtype).reshape(SIDE, SIDE).requires_grad_()
-
-
-def peer(name: str, function: Any, **more: Any) -> Peer:
-    def prepare(case: Square, device: torch.device) -> Prepared:
-        x = values()
-        return Prepared(lambda: function(x), (x,))
-
-    return Peer(name, prepare, **more)
-
-
-def judge(case: Square, device: torch.device) -> list[torch.Tensor]:
-    x = values(torch.float64)
-    y = x.square()
-    return [y.detach(), *torch.autograd.grad(y, x, harness.upstream_of(y))]
 
 
 class WrongGradient(torch.autograd.Function):
@@ -58,18 +29,6 @@ class WrongGradient(torch.autograd.Function):
 
 def unavailable(case: Square, device: torch.device) -> Prepared:
     raise harness.UnavailableError("it is not installed")
-
-
-def subject(*peers: Peer) -> Subject:
-    return Subject(
-        name="squares",
-        peers=peers,
-        cases=lambda device, quick: [Square()],
-        judge=judge,
-        bound=lambda case: 1e-5,
-        traffic=lambda case, mode: 4 * SIDE * SIDE,
-        work=lambda case, mode: SIDE * SIDE,
-    )
 
 
 def rows_of(*peers: Peer) -> dict[tuple[str, str], harness.Row]:
@@ -104,7 +63,7 @@ def test_what_is_wrong_gets_no_time_and_fails_the_command(wrong: Any, capsys: py
         assert rows["square", mode].milliseconds is not None
         assert rows["wrong", mode].milliseconds is None
         assert rows["wrong", mode].note.startswith("wrong: differs by ")
-    options = argparse.Namespace(quick=True, device="cpu", threads=None, rounds=1, output=None)
+    options = options_of()
     assert run_subject(subject(peer("wrong", wrong)), options) == 1
     assert "wrong: differs" in capsys.readouterr().out
     assert run_subject(subject(peer("square", torch.square)), options) == 0
@@ -183,7 +142,7 @@ def test_a_quick_run_checks_times_and_draws_every_subject(
     if name == "attribution":
         pytest.importorskip("torchvision", reason="the benchmark's network is torchvision's")
     module = importlib.import_module(f"benchmarks.{name}")
-    options = argparse.Namespace(quick=True, device="cpu", threads=1, rounds=1, output=tmp_path)
+    options = options_of(output=tmp_path, threads=1)
     assert run_subject(without_compiler(module.SUBJECT), options) == 0
     records = results_csv.read(tmp_path / f"{name}_cpu.csv")
     timed = {record["peer"] for record in records if record["p50_ms"]}

@@ -15,7 +15,7 @@ pytest.importorskip("torchvision", reason="the benchmark's networks are torchvis
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # benchmarks/ lies beside the package and is not installed
 
-from benchmarks import step, step_cases  # noqa: E402
+from benchmarks import step, step_cases, step_judge  # noqa: E402
 from benchmarks.step_memory import calls_of, peak_of  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_the_quick_run_fills_the_table(tmp_path: Path) -> None:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     for name in ("plain", "naive", "PALLoss", "prepare_head"):
         assert float(rows[name]["ms"]) > 0
-        assert float(rows[name]["float64_error"]) <= step.EXACT
+        assert float(rows[name]["float64_error"]) <= step_judge.EXACT
         assert float(rows[name]["gradient_error"]) <= float(rows[name]["gradient_bound"])
     assert float(rows["plain"]["ratio"]) == 1
     assert rows["graphed"]["ms"] == ""
@@ -76,6 +76,31 @@ def test_a_step_with_wrong_gradients_gets_no_time(
     (row,) = step.measure_case(CASE, CPU, ["naive"], rounds=1)
     assert row.milliseconds is None
     assert row.note.startswith("wrong")
+
+
+def test_a_step_that_fails_stops_no_other_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(step_cases.Naive):
+        """Fails once it is timed."""
+
+        calls = 0
+
+        def losses(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+            Breaking.calls += 1
+            if Breaking.calls > 5:
+                raise RuntimeError("out of something\nand more")
+            return super().losses()
+
+    monkeypatch.setitem(step.VARIANTS, "naive", Breaking)
+    plain, naive = step.measure_case(CASE, CPU, ["plain", "naive"], rounds=2)
+    assert plain.milliseconds is not None
+    assert naive.milliseconds is None
+    assert naive.note == "failed: RuntimeError: out of something"
+
+
+def test_a_run_that_is_cut_short_has_a_layer_of_each_network_at_every_batch_in_both_types() -> None:
+    first = step.GPU_CASES[: len(step.LAYERS) * 3 * 2]
+    assert len({(case.model, case.batch, case.dtype) for case in first}) == len(first)
+    assert len(set(step.GPU_CASES)) == len(step.GPU_CASES) == 36
 
 
 def test_the_head_share_is_that_of_its_convolutions() -> None:

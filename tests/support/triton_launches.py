@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from benchmarks.step_memory import NO_WORK
+
 
 @contextmanager
 def counted_launches(device: str) -> Iterator[list[str]]:
@@ -18,8 +20,8 @@ def counted_launches(device: str) -> Iterator[list[str]]:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             yield names
             torch.cuda.synchronize()
-        kinds = torch.autograd.DeviceType.CUDA
-        names += [event.name for event in profile.events() if event.device_type == kinds]
+        on_gpu = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        names += [name for name in on_gpu if name not in NO_WORK]
         return
     from triton.runtime.interpreter import GridExecutor
 

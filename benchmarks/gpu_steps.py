@@ -1,0 +1,173 @@
+"""The steps of `benchmarks.gpu_check`: their commands, in the order of what they tell for their time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .options import SUBJECTS
+from .step import EAGER, VARIANTS
+
+#: Subjects whose figures are asked for; the others are timed after all checks.
+FIRST = ("loss", "heatmap")
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+#: What of the tests a GPU runs; named, since collecting the others takes longer than running these.
+QUICK_TESTS = (
+    "tests/cuda/test_gpu.py",
+    "tests/ops/test_loss.py",
+    "tests/ops/test_heatmap.py",
+    "tests/nn/test_cuda_graph.py",
+)
+GPU_TESTS = ("tests/ops", "tests/cuda/test_gpu.py", "tests/loss", "tests/nn", "tests/triton", "tests/training_loops",
+             "tests/training/test_resume.py")  # fmt: skip
+#: A file that cannot be imported, since a package is missing, stops no other; a kernel that is wrong everywhere does.
+SURVIVING = ("--continue-on-collection-errors", "--maxfail", "40")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, what its success shows, and how its output is put in a line."""
+
+    name: str
+    shows: str
+    command: tuple[str, ...]
+    summary: Callable[[str], str]
+    #: Its share where the time for all steps together is short.
+    seconds: float
+    environment: dict[str, str] = field(default_factory=dict)
+    minutes: float = 10.0  # the most it gets where it is not
+    needs: str = ""  # a program that must be on PATH
+    timed: bool = False  # takes --seconds, and ends by itself with what it has
+    without: bool = False  # takes --without PEER, and is run again so when that peer lost the GPU
+
+
+def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
+    """Every step, in order. `architecture` is what the extension is built for."""
+    python = sys.executable
+    probe = (python, "-m", "benchmarks.gpu_probes")
+    times = "200" if quick else "10000"
+    small = ("--quick",) if quick else ()
+    step = (python, "-m", "benchmarks.step", "--device", "cuda", "--rounds", "10", *small)
+
+    def subject(name: str, seconds: float) -> Step:
+        command = (
+            python,
+            "-m",
+            f"benchmarks.{name}",
+            "--device",
+            "cuda",
+            "--output",
+            str(output),
+            "--no-pictures",
+            *small,
+        )
+        return Step(name, "what is right is timed beside its peers", command, _cases, seconds, minutes=60, timed=True,
+                    without=True)  # fmt: skip
+
+    compiled = [name for name in VARIANTS if name == "plain" or name not in EAGER]
+    return [
+        Step(
+            "build",
+            f"the extension builds with CUDA for sm_{architecture.replace(';', ', sm_')}",
+            (python, "setup.py", "build_ext", "--inplace"),
+            lambda text: _last(text, r"pal_fast: built .*"),
+            100,
+            {"PAL_FAST_CUDA": "1", "PAL_FAST_ARCHS": architecture},
+            minutes=20,
+        ),
+        _tests("op tests", "the operators' first tests pass", ("-m", "gpu", *QUICK_TESTS), 70),
+        subject("loss", 200),
+        subject("heatmap", 75),
+        Step("launches", "one launch forward, one backward; the host never waits", (*probe, "launches"), _claims, 60),
+        Step("graph", "a CUDA graph captures the loss and replays it", (*probe, "graph"), _claims, 30),
+        Step(
+            "repeat", f"the same bits {times} times", (*probe, "repeat", "--times", times), _claims, 50, minutes=20,
+            timed=True,
+        ),
+        Step(
+            "step",
+            "a training step with PAL, beside other ways to write it",
+            (*step, "--variants", *EAGER, "--output", str(output / "step_cuda.csv")),
+            _cases,
+            110,
+            minutes=60,
+            timed=True,
+            without=True,
+        ),
+        _sanitizer("memcheck"),
+        _tests("gpu tests", "every test that wants a GPU passes", ("-m", "gpu", *GPU_TESTS), 120),
+        *(_sanitizer(tool) for tool in SANITIZERS if tool != "memcheck"),
+        *(subject(name, 40) for name in SUBJECTS if name not in FIRST),
+        _tests("other tests", "so does the rest of the test suite", ("-m", "not gpu"), 60),
+        Step(
+            "compiled step",
+            "compiled training steps, beside the plain one",
+            (*step, "--variants", *compiled, "--output", str(output / "step_compiled_cuda.csv")),
+            _cases,
+            60,
+            minutes=120,
+            timed=True,
+            without=True,
+        ),
+    ]  # fmt: skip
+
+
+def _tests(name: str, shows: str, chosen: Sequence[str], seconds: float) -> Step:
+    """Tests that share the memory of the GPU among workers; those that need much of it stay in one of them."""
+    workers = min(8, max(1, (os.cpu_count() or 1) // 2)) if importlib.util.find_spec("xdist") else 1
+    parallel = ("-n", str(workers), "--dist", "loadgroup") if workers > 1 else ()
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SURVIVING, *parallel, *chosen)
+    return Step(name, shows, command, _passed, seconds, minutes=60)
+
+
+def _sanitizer(tool: str) -> Step:
+    """Small calls of every kernel. What PyTorch asks of CUDA's functions in vain is none of ours."""
+    return Step(
+        tool,
+        f"compute-sanitizer's {tool} finds nothing in small calls of every kernel",
+        ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "application-only",
+         "--report-api-errors", "no", "--launch-timeout", "120", sys.executable, "-m", "benchmarks.small_calls"),
+        _sanitized,
+        60,
+        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that a read past a tensor leaves its allocation
+        minutes=40,
+        needs="compute-sanitizer",
+        timed=True,
+    )  # fmt: skip
+
+
+def _last(text: str, pattern: str) -> str:
+    matches = [match[0] for match in re.finditer(f"^{pattern}$", text, re.MULTILINE)]
+    return matches[-1].strip("= \n") if matches else ""
+
+
+def _passed(text: str) -> str:
+    """What pytest says at its end."""
+    return _last(text, r".*\d+ (passed|failed|error).*")
+
+
+def _sanitized(text: str) -> str:
+    return f"{_last(text, r'=+ (ERROR|RACECHECK) SUMMARY: .*')}; {_last(text, r'[0-9]+ of [0-9]+ calls by .*')}".strip(
+        "; "
+    )
+
+
+def _cases(text: str) -> str:
+    """What a benchmark says at its end."""
+    return _last(text, r"\w+: \d+ of \d+ cases in .*")
+
+
+def _claims(text: str) -> str:
+    """How many claims of a probe hold, and which do not. Its last line may have been cut."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith('{"claim"') and line.endswith("}"):
+            found.append(json.loads(line))
+    broken = [f"{claim['claim']} ({claim['detail']})" for claim in found if not claim["holds"]]
+    return f"{len(found) - len(broken)} of {len(found)} claims hold" + "".join(f"; not: {line}" for line in broken)

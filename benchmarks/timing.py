@@ -1,0 +1,108 @@
+"""How a call is timed: by the GPU's own events behind a cold cache, or by the wall on a CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+#: GPU cycles: what the host gets at first to queue a call, about half a millisecond, and the most that it gets.
+FIRST_SLEEP, LONGEST_SLEEP = 1 << 20, 1 << 25
+
+
+@dataclass
+class Call:
+    """What is timed: `run` of what `before`, which is not timed, returns."""
+
+    run: Callable[[Any], Any]
+    before: Callable[[], Any] = lambda: None
+    #: Cycles that the GPU sleeps while the host queues the call; `EventTimer` finds out how many it takes.
+    sleep: int = FIRST_SLEEP
+
+
+def timer_of(device: torch.device, launches: bool = False) -> Callable[[Call], float]:
+    """Seconds of a call on `device`. `launches`: on a GPU, the time that the host takes to launch counts."""
+    return EventTimer(device, launches) if device.type == "cuda" else wall_time
+
+
+def wall_time(call: Call) -> float:
+    state = call.before()
+    start = time.perf_counter()
+    result = call.run(state)
+    seconds = time.perf_counter() - start
+    del result, state
+    return seconds
+
+
+class EventTimer:
+    """GPU time between two events, with a cold L2.
+
+    The GPU sleeps while the host queues the whole call, so that gaps between launches are not measured, neither those
+    of many small kernels nor those of few. If it woke before all was queued, the call is timed again behind a longer
+    sleep. A call that waits for the GPU itself is late behind any sleep, and gets none. With `launches` the GPU waits
+    for the host, as in a program.
+    """
+
+    def __init__(self, device: torch.device, launches: bool) -> None:
+        self._device, self._launches = device, launches
+        size = max(1 << 26, 3 * torch.cuda.get_device_properties(device).L2_cache_size)
+        self._flush = torch.zeros(size // 4, device=device)
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def __call__(self, call: Call) -> float:
+        seconds, late = self._once(call)
+        while late and call.sleep:
+            call.sleep = 2 * call.sleep if call.sleep < LONGEST_SLEEP else 0
+            seconds, late = self._once(call)
+        return seconds
+
+    def _once(self, call: Call) -> tuple[float, bool]:
+        """Seconds, and whether the GPU woke before the host was done."""
+        state = call.before()
+        # Read, not written: what is written would be written back within the time that is measured.
+        self._flush.amax()
+        if self._launches:
+            torch.cuda.synchronize(self._device)
+        elif call.sleep:
+            torch.cuda._sleep(call.sleep)
+        self._start.record()
+        call.run(state)
+        self._end.record()
+        late = not self._launches and self._start.query()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1e3, late
+
+
+def peak_memory(call: Call, device: torch.device) -> int:
+    """Peak bytes of a call beyond what was there before and, where it returns gradients, beyond those.
+
+    On the CPU from the allocator's record in PyTorch's profiler, which does not see NumPy's arrays.
+    """
+    results = call.run(call.before())  # warm: workspaces that are kept between calls do not count
+    kept = sum(t.nbytes for t in results) if isinstance(results, tuple) else 0
+    del results
+    state = call.before()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call.run(state)
+        torch.cuda.synchronize(device)
+        return max(0, torch.cuda.max_memory_allocated(device) - before - kept)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call.run(state)
+    assert profile.profiler is not None
+    record = profile.profiler.kineto_results.events()
+    live = peak = 0
+    for event in sorted((e for e in record if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return max(0, peak - kept)
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[round(q * (len(ordered) - 1))]
