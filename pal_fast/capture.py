@@ -7,7 +7,9 @@ no-op of the standard library, so that `deepcopy`, `pickle` and `state_dict` of 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,10 @@ from pal_fast.attention import MathAttention
 from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_tensor
 from pal_fast.channel_axis import signs_of
 from pal_fast.checkpointing import CheckpointedSegments
+
+
+#: On each thread, the capture that is `forced`, while it is.
+_FORCED = threading.local()
 
 
 class Hook(functools.partial[Any]):
@@ -96,12 +102,30 @@ class Capture:
 
     @contextlib.contextmanager
     def forced(self) -> Iterator[None]:
-        """Captures in eval mode, too."""
-        self.force = True
+        """Captures in eval mode, too, and is the only one that captures on this thread: what others hold is for the
+        loss that is still to come."""
+        outer = getattr(_FORCED, "capture", None)
+        self.force, _FORCED.capture = True, self
         try:
             yield
         finally:
-            self.force = False
+            self.force, _FORCED.capture = False, outer
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """What is captured is afterwards what it was before."""
+        before = [copy.copy(record) for record in self.captured]
+        image = copy.copy(self.image)
+        try:
+            yield
+        finally:
+            for record, kept in zip(self.captured, before, strict=True):
+                vars(record).update(vars(kept))
+            self.image = image
+
+    def _stands_aside(self) -> bool:
+        forced = None if is_compiling() else getattr(_FORCED, "capture", None)
+        return forced is not None and forced is not self
 
     def take(self) -> list[Captured]:
         """The layers' outputs of the latest forward, released here.
@@ -159,6 +183,8 @@ class Capture:
         # Inside a backward pass this is a checkpoint's recomputation, not the forward.
         if not is_compiling() and torch._C._current_graph_task_id() != -1:
             return
+        if self._stands_aside():
+            return
         self.clear()
         if self.running and not is_compiling():
             self.attention.leave()  # The forward before this one was interrupted.
@@ -180,6 +206,8 @@ class Capture:
             compiling = is_compiling()
             # A checkpointed layer runs again inside the backward pass: that output is not the forward's.
             if not compiling and torch._C._current_graph_task_id() != -1:
+                return None
+            if self._stands_aside():
                 return None
             if not self.wanted:
                 if self.running:

@@ -180,10 +180,7 @@ class Engine:
         gradients = []
         for record, gradient in zip(taken, found, strict=True):
             if gradient is None:
-                raise _checks.NotReadyError(
-                    f"the logits do not depend on the output of layer {record.name!r} in the latest forward: pass "
-                    "the logits of that very forward, and a layer that leads to them"
-                )
+                raise _checks.NotReadyError(first_call.without_path(logits, record.name, _output(record)))
             gradients.append(gradient if create_graph else gradient.detach().requires_grad_())
         return gradients
 

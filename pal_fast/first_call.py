@@ -61,6 +61,18 @@ def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool
         warn(f"layer {name!r}: the second derivative will not be finite: {NORM_OF_ZERO}")
 
 
+def without_path(logits: Tensor, name: str, output: Tensor) -> str:
+    """Why no gradient leads from the logits to the output of layer `name`."""
+    if output.grad_fn is not None and output.grad_fn is logits.grad_fn:
+        reason = graph.refusal([output.grad_fn])  # one compiled part has returned both
+        if reason:
+            return f"layer {name!r} cannot be attributed: {reason}"
+    return (
+        f"the logits do not depend on the output of layer {name!r} in the latest forward: pass the logits of that very "
+        "forward, and a layer that leads to them"
+    )
+
+
 def in_place(name: str) -> str:
     return (
         f"the output of layer {name!r} is overwritten in place by a later layer, e.g. ReLU(inplace=True): what is "

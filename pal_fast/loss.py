@@ -217,21 +217,21 @@ class PALLoss(nn.Module):
             before.
         """
         inner = distributed.unwrapped(self.model)
-        if inner is self.model:
+        with self._capture.kept():
+            if inner is self.model:
+                try:
+                    with self._capture.forced():
+                        target = self._engine.target
+                        return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
+                finally:
+                    self._capture.probe_checkpoints()
+            twin = self._unattached()
+            twin._model = (inner,)
+            twin._attach(self._capture.layers)
             try:
-                target = self._engine.target
-                return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
+                return twin.check(images, labels, output=output)
             finally:
-                self._capture.probe_checkpoints()
-                self._capture.image.forget()
-        twin = self._unattached()
-        twin._model = (inner,)
-        twin._attach(self._capture.layers)
-        try:
-            return twin.check(images, labels, output=output)
-        finally:
-            twin.remove()
-            self._capture.clear()
+                twin.remove()
 
     def _trial(self, logits: Tensor, record: Captured, labels: Tensor | None, heatmap: Tensor) -> preflight.Trial:
         return self._engine.trial(self.model, logits, record, labels, heatmap, self._input_size)

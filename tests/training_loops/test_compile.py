@@ -227,6 +227,19 @@ def test_a_compiled_head_is_refused_with_the_way_out():
         pal(model(images), landmarks)
 
 
+def test_a_step_that_is_compiled_without_compile_step_is_refused_with_the_way_out():
+    model = SmallNet()
+    images, labels, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+
+    def step():
+        logits = model(images)
+        (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+
+    with pytest.raises(RuntimeError, match=r"layer 'middle' cannot be attributed: .*compile_step"):
+        torch.compile(step, backend="aot_eager")()
+
+
 def test_hooks_added_after_the_first_compiled_call_are_detected():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
