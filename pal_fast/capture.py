@@ -24,7 +24,6 @@ from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_
 from pal_fast.channel_axis import signs_of
 from pal_fast.checkpointing import CheckpointedSegments
 
-
 #: On each thread, the capture that is `forced`, while it is.
 _FORCED = threading.local()
 

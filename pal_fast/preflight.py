@@ -32,8 +32,9 @@ class Trial(NamedTuple):
     loss: Tensor
 
 
-#: How often `check` times a step; the fastest counts, the first warms up.
-_TIMED = 3
+#: How often `check` times a step, at least and, while it takes less than so many seconds, at most; the fastest counts,
+#: the first warms up.
+_LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_SECONDS = 3, 30, 0.5
 
 #: Tries one layer from the logits, what was captured of it, labels, and a prior (B, h, w).
 Try = Callable[[Tensor, Captured, Tensor | None, Tensor], Trial]
@@ -143,7 +144,7 @@ def check(
         del logits, taken
         plain = loss = math.inf
         if not any(report.problems for report in reports.values()):
-            for _ in range(_TIMED):
+            for _ in timer.rounds():
                 with timer:
                     logits, taken = run()
                     _gradients(logits.square().mean(), parameters)
@@ -236,6 +237,14 @@ class _Timer:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self.seconds = 0.0
+
+    @staticmethod
+    def rounds() -> Iterator[None]:
+        """More of them for quick steps, which other work on the machine disturbs more."""
+        end = time.perf_counter() + _ROUNDS_SECONDS
+        for index in range(_MOST_ROUNDS):
+            if index < _LEAST_ROUNDS or time.perf_counter() < end:
+                yield
 
     def __enter__(self) -> None:
         if self._cuda:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 NAME = "sweep"
 HELP = "train every combination of attribution, channels, layer and weight with several seeds, and tabulate"
@@ -18,12 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     default = Plan()
     parser.add_argument("--output", metavar="DIR", required=True, help="the sweep's folder; call again to go on")
-    varied = parser.add_argument_group("what is varied")
-    varied.add_argument("--attribution", nargs="+", choices=ATTRIBUTION, default=default.attributions)
-    varied.add_argument("--channels", nargs="+", choices=CHANNELS, default=default.channels)
-    varied.add_argument("--layer", nargs="+", metavar="LAYER", default=default.layers, help="(default: the network's)")
-    varied.add_argument("--weight", nargs="+", type=float, metavar="X", default=default.weights)
-    varied.add_argument("--seeds", nargs="+", type=int, metavar="N", default=default.seeds)
+    varied = parser.add_argument_group(
+        "what is varied", "every combination is trained with every seed, and the baseline with every seed"
+    )
+
+    def add(name: str, values: Sequence[object], **kind: Any) -> None:
+        text = " ".join(map(str, values)) or "the network's"
+        varied.add_argument(name, nargs="+", default=values, help=f"(default: {text})", **kind)
+
+    add("--attribution", default.attributions, choices=ATTRIBUTION)
+    add("--channels", default.channels, choices=CHANNELS)
+    add("--layer", default.layers, metavar="LAYER")
+    add("--weight", default.weights, type=float, metavar="X")
+    add("--seeds", default.seeds, type=int, metavar="N")
     parser.add_argument("--shard", metavar="i/n", default="1/1", help="run only every n-th, from the i-th on, i from 1")
     add_options(parser, leave_out=VARIED)
 

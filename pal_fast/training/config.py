@@ -63,7 +63,10 @@ class TrainingConfig:
         group="network",
     )
     weights: str | None = option(
-        None, "a state_dict to begin with instead (.pt, .pth or .safetensors)", metavar="FILE", group="network"
+        None,
+        "a state_dict to begin with instead (.pt, .pth or .safetensors), or an earlier run's folder",
+        metavar="FILE",
+        group="network",
     )
     sync_batchnorm: bool = option(False, "batch statistics over all processes", group="network")
     prepare_head: bool = option(

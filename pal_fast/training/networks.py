@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pal_fast import _checks
+from pal_fast.training.files import RunFolder
 
 SMALL = "small"
 
@@ -235,10 +236,12 @@ def load_weights(network: nn.Module, path: Path) -> str:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file, taken out of the wrappings that checkpoints have.
+    """The state_dict in a file or a run's folder, taken out of the wrappings that checkpoints have.
 
     Raises: ValueError, OSError naming the file.
     """
+    if path.is_dir():
+        path = RunFolder(path).model
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {path}")
     try:
@@ -253,7 +256,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"weights: {path} is no readable state_dict ({type(error).__name__}); .safetensors, or .pt and .pth "
             "without pickled code"
         ) from error
-    for wrapping in ("model", "state_dict", "model_state_dict"):
+    for wrapping in ("network", "model", "state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
             state = state[wrapping]
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):

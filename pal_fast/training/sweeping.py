@@ -94,6 +94,8 @@ def sweep(
         progress.check_folder(folders[run], config)
         progress.check_data(folders[run], data, config)
     check_conditions({run: config for run, config in runs.items() if not folders[run].result.exists()})
+    if machine.is_main():
+        say(_extent(runs, folders))
     failed: dict[Run, str] = {}
     for number, (run, config) in enumerate(runs.items()):
         if number % count != index - 1 or folders[run].result.exists():
@@ -112,6 +114,16 @@ def sweep(
             _note(output, run, failed.get(run))
             write_tables(output, folders, _noted(output, runs))
     return Swept(write_tables(output, folders, _noted(output, runs)) if machine.is_main() else "", failed)
+
+
+def _extent(runs: Iterable[Run], folders: dict[Run, RunFolder]) -> str:
+    conditions = list(dict.fromkeys(run.condition.name for run in runs))
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    done = sum(folders[run].result.exists() for run in runs)
+    return (
+        f"{len(conditions) * len(seeds)} runs: {', '.join(conditions)}; seeds {', '.join(map(str, seeds))}"
+        f"{f'; {done} are there already' if done else ''}"
+    )
 
 
 def check_conditions(runs: dict[Run, TrainingConfig]) -> None:

@@ -19,7 +19,7 @@ from pal_fast.data import open_dataset
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.exporting import DESCRIPTION, _run_onnx, export
 from pal_fast.training.files import RunFolder, read_state
-from pal_fast.training.networks import build_network
+from pal_fast.training.networks import build_network, load_weights
 from pal_fast.training.saved import evaluate, load_network, table
 
 
@@ -48,6 +48,14 @@ def test_weights_have_the_keys_of_the_plain_network(runs, plain_network):
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
         assert not module._backward_hooks
+
+
+def test_a_run_begins_where_another_has_ended(runs, plain_network):
+    ended = read_state(RunFolder(runs / "plain").model, "model")["network"]
+    for weights in (runs / "plain", RunFolder(runs / "plain").model):
+        begun = build_network("small", 7, 32)
+        assert load_weights(begun, weights).endswith(f"{len(ended)} of {len(ended)} tensors loaded")
+        assert all(torch.equal(value, ended[name]) for name, value in begun.state_dict().items())
 
 
 def test_the_exported_program_is_the_plain_network(runs, plain_network, tmp_path, generator):

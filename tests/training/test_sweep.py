@@ -117,6 +117,7 @@ def test_the_command_runs_and_prints_the_table(tmp_path, capsys):
     varied = ["--attribution", "grad", "--channels", "mean", "--weight", "0.5", "--seeds", "0", "1"]
     assert cli.main(["sweep", "--output", str(tmp_path), *words, *varied]) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("4 runs: baseline, body-grad-mean-w0.5; seeds 0, 1\n")
     assert "run 4 of 4: body-grad-mean-w0.5-seed1" in printed
     assert (tmp_path / "table.md").read_text() in printed
     assert "4 of 4 runs are complete" in printed
