@@ -52,6 +52,11 @@ def history(folder: Path) -> list[dict]:
     return [entry | {"seconds": 0} for entry in json.loads(RunFolder(folder).history.read_text())]
 
 
+def family(process: psutil.Popen) -> list[psutil.Process]:
+    """torchrun's workers, which are in sessions of their own, and the process itself."""
+    return [*process.children(recursive=True), process]
+
+
 def kill_in_the_middle_of_an_epoch(words: list[str], folder: Path) -> int:
     """Starts a run, kills all its processes at its first checkpoint within an epoch, returns that step."""
     checkpoint = RunFolder(folder).checkpoint
@@ -59,17 +64,22 @@ def kill_in_the_middle_of_an_epoch(words: list[str], folder: Path) -> int:
     try:
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
-            if checkpoint.exists() and (step := read_state(checkpoint, "checkpoint")["step"]):
-                break
+            if checkpoint.exists():
+                # What is read is what is left: nothing runs on meanwhile.
+                for member in family(process):
+                    member.suspend()
+                if step := read_state(checkpoint, "checkpoint")["step"]:
+                    break
+                for member in family(process):
+                    member.resume()
             time.sleep(0.005)
         else:
             raise AssertionError(f"no checkpoint within an epoch; the process returned {process.poll()}")
     finally:
-        # torchrun's workers are in sessions of their own, and would outlive it.
-        family = [*process.children(recursive=True), process] if process.poll() is None else []
-        for member in family:
+        members = family(process) if process.poll() is None else []
+        for member in members:
             member.kill()
-        psutil.wait_procs(family)
+        psutil.wait_procs(members)
     assert not RunFolder(folder).result.exists()
     return step
 
