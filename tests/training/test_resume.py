@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import resource
@@ -52,9 +53,13 @@ def history(folder: Path) -> list[dict]:
     return [entry | {"seconds": 0} for entry in json.loads(RunFolder(folder).history.read_text())]
 
 
-def family(process: psutil.Popen) -> list[psutil.Process]:
-    """torchrun's workers, which are in sessions of their own, and the process itself."""
-    return [*process.children(recursive=True), process]
+def tell_all(process: psutil.Popen, what: str) -> list[psutil.Process]:
+    """`suspend`, `resume` or `kill`: torchrun's workers, in sessions of their own, and the process itself."""
+    members = [*process.children(recursive=True), process]
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            getattr(member, what)()
+    return members
 
 
 def kill_in_the_middle_of_an_epoch(words: list[str], folder: Path) -> int:
@@ -66,20 +71,16 @@ def kill_in_the_middle_of_an_epoch(words: list[str], folder: Path) -> int:
         while time.monotonic() < deadline and process.poll() is None:
             if checkpoint.exists():
                 # What is read is what is left: nothing runs on meanwhile.
-                for member in family(process):
-                    member.suspend()
+                tell_all(process, "suspend")
                 if step := read_state(checkpoint, "checkpoint")["step"]:
                     break
-                for member in family(process):
-                    member.resume()
+                tell_all(process, "resume")
             time.sleep(0.005)
         else:
             raise AssertionError(f"no checkpoint within an epoch; the process returned {process.poll()}")
     finally:
-        members = family(process) if process.poll() is None else []
-        for member in members:
-            member.kill()
-        psutil.wait_procs(members)
+        if process.poll() is None:
+            psutil.wait_procs(tell_all(process, "kill"))
     assert not RunFolder(folder).result.exists()
     return step
 
