@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--landmarks", type=Path, required=True, help="a file of the image's landmarks (.pts, .npz, ...)"
     )
-    parser.add_argument("--format", default=None, help="of the landmarks, where the file's name does not tell")
+    parser.add_argument("--format", default=None, help="of the landmarks, where the file does not tell")
     parser.add_argument("--model", default="resnet50", help="a name in torchvision or timm (default: %(default)s)")
     parser.add_argument("--layer", default="layer3", help="the layer to look at (default: %(default)s)")
     parser.add_argument(

@@ -45,6 +45,7 @@ def open_dataset(
     split: str,
     *,
     landmarks: str | os.PathLike[str] | LandmarkSet | bool | None = None,
+    format: str | None = None,
     transform: Transform | None = None,
     classes: int | Sequence[str] | None = None,
     bad_images: str = "error",
@@ -61,6 +62,7 @@ def open_dataset(
         landmarks: a file or folder in any format of `pal_fast.landmarks`, or a `LandmarkSet`, in pixels of the whole
             images. None for those that the data set brings: RAF-DB's 37 automatic points, AffectNet's 68, the drawn
             faces' 68, none for the others. False for none at all.
+        format: of the file or folder `landmarks`, one of `pal_fast.landmarks.FORMATS`; None guesses.
         transform: see `FaceDataset`; `train_transform` and `eval_transform` make some.
         classes: the first n classes, or the names of those to keep; AffectNet: 7 leaves contempt out. None for all.
         bad_images: "error" raises one summary of absent and unreadable images, "skip" leaves them out with a warning.
@@ -77,8 +79,10 @@ def open_dataset(
     _checks.choice("split", split, _splits(name))
     if landmarks is True:
         raise TypeError("landmarks must be a path, a LandmarkSet, None (the data set's own) or False, got True")
+    if format is not None and not isinstance(landmarks, (str, os.PathLike)):
+        raise ValueError(f"format is that of a landmark file, got format={format!r} and no file or folder as landmarks")
     if name == "drawn":
-        return _open_drawn(os.fspath(root), split, landmarks, transform, classes, options)
+        return _open_drawn(os.fspath(root), split, landmarks, format, transform, classes, options)
     for option in options:
         _checks.choice(f"an option of {name}", option, _OPTIONS.get(name, ()) or ("(none)",))
     where = Path(root)
@@ -92,7 +96,7 @@ def open_dataset(
     def others() -> list[str]:
         return [*everything.names, *_names_of_other_splits(name, where, split, options)]
 
-    points, source = _points(found, landmarks, name, others)
+    points, source = _points(found, landmarks, format, name, others)
     if points is not None:
         refuse_normalised(points, lambda row: _size_of(found.files[row], sizes, row), source)
     if points is not None and sizes is not None:
@@ -117,6 +121,7 @@ def _size_of(file: Path, sizes: Tensor | None, row: int) -> tuple[int, int]:
 def _points(
     found: listing.Listing,
     landmarks: str | os.PathLike[str] | LandmarkSet | bool | None,
+    format: str | None,
     name: str,
     others: Callable[[], Iterable[str]],
 ) -> tuple[Tensor | None, str]:
@@ -129,7 +134,7 @@ def _points(
         return points, source
     if isinstance(landmarks, bool):
         return None, ""
-    marks, source = _read_marks(landmarks)
+    marks, source = _read_marks(landmarks, format)
     return listing.attach(found, marks, source, others), source
 
 
@@ -146,16 +151,17 @@ def _names_of_other_splits(name: str, where: Path, split: str, options: dict[str
     return names
 
 
-def _read_marks(landmarks: str | os.PathLike[str] | LandmarkSet) -> tuple[LandmarkSet, str]:
+def _read_marks(landmarks: str | os.PathLike[str] | LandmarkSet, format: str | None) -> tuple[LandmarkSet, str]:
     if isinstance(landmarks, LandmarkSet):
         return landmarks, "landmarks"
-    return read_landmark_set(os.fspath(landmarks)), os.fspath(landmarks)
+    return read_landmark_set(os.fspath(landmarks), format), os.fspath(landmarks)
 
 
 def _open_drawn(
     root: str,
     split: str,
     landmarks: str | os.PathLike[str] | LandmarkSet | bool | None,
+    format: str | None,
     transform: Transform | None,
     classes: int | Sequence[str] | None,
     options: dict[str, Any],
@@ -171,5 +177,5 @@ def _open_drawn(
     def others() -> list[str]:
         return [name for part in _splits("drawn") for name in drawn.names_of(part, chosen_options)]
 
-    own, _ = _points(chosen, landmarks, "drawn", others)
+    own, _ = _points(chosen, landmarks, format, "drawn", others)
     return FaceDataset(images, chosen.labels, chosen.classes, names=chosen.names, landmarks=own, transform=transform)
