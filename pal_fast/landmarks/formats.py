@@ -49,7 +49,9 @@ class Format:
 
 def _affectnet_csv(path: Path) -> LandmarkSet:
     rows = list(affectnet.read_csv(path))
-    points = np.stack([row.points for row in rows]) if rows else np.zeros((0, 68, 2), np.float32)
+    if not rows:
+        raise LandmarkFileError(path, None, f"rows of the columns {','.join(affectnet.COLUMNS)}", "none")
+    points = np.stack([row.points for row in rows])
     try:
         return LandmarkSet(torch.from_numpy(points), tuple(row.name for row in rows))
     except ValueError as error:

@@ -63,6 +63,36 @@ def test_a_malformed_line_of_a_list_is_named(tmp_path: Path, row: str, expected:
     assert str(failure.value).startswith(f"{file}, line 3: expected ")
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "frame,face_id,timestamp,confidence,success," + ",".join(f"x_{k}" for k in range(132)),  # OpenFace's
+        "filename," + ",".join(f"x_{k},y_{k}" for k in range(68)),
+    ],
+)
+def test_a_table_of_another_kind_is_told_what_to_do(tmp_path: Path, head: str) -> None:
+    file = tmp_path / "faces.csv"
+    file.write_text(f"{head}\n{','.join(['1'] * 137)}\n")
+    with pytest.raises(LandmarkFileError, match=r"faces\.csv, line 1: expected 9 columns.*, found 137") as error:
+        read_landmark_set(file)
+    assert "AffectNet's list is the only .csv that is read" in str(error.value)
+    assert "LandmarkSet(points, names).save('landmarks.npz')" in str(error.value)
+
+
+def test_a_line_of_an_affectnet_list_is_not_taken_for_another_table(tmp_path: Path) -> None:
+    for head in (HEADER, ROW):
+        (tmp_path / "training.csv").write_text(f"{head}\n1,2,3\n")
+        with pytest.raises(LandmarkFileError, match=r"line 2: expected 9 columns, found 3$"):
+            read_landmark_set(tmp_path / "training.csv")
+
+
+@pytest.mark.parametrize("text", ["", "\n", f"{HEADER}\n"])
+def test_a_list_of_no_image_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "training.csv").write_text(text)
+    with pytest.raises(LandmarkFileError, match=r"expected rows of the columns subDirectory_filePath.*, found none"):
+        read_landmark_set(tmp_path / "training.csv")
+
+
 def _row(name: str) -> str:
     return f"{name},1,2,3,4,{';'.join(['1.5'] * 136)},3,0.1,0.2"
 
