@@ -22,9 +22,18 @@ def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
     if landmarks is None or image_size is None:
         return False
     valid = reference.valid_landmarks(landmarks, prior.visible)
-    points = landmarks.detach()[valid].float()  # (N, 2)
-    if not len(points):
+    if not bool(valid.any()):
         return False
+    alike = _checks.coincide(landmarks.detach(), valid)
+    if bool(alike.any()):
+        warn(
+            f"the landmarks of {int(alike.sum())} of {int(valid.any(1).sum())} annotated samples of this batch lie in "
+            "one point each, as those of faces that were not found: give NaN for these, and they are left out"
+        )
+        valid = valid & ~alike[:, None]
+        if not bool(valid.any()):
+            return True
+    points = landmarks.detach()[valid].float()  # (N, 2)
     height, width = image_size
     low, high = points.amin(0).tolist(), points.amax(0).tolist()
     span = f"x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}"

@@ -16,9 +16,10 @@ from pal_fast import _checks
 from pal_fast.data import affectnet, drawn, ferplus, folder, listing, rafdb
 from pal_fast.data.dataset import FaceDataset
 from pal_fast.data.images import ImageFiles, inspect
-from pal_fast.data.in_pixels import refuse_normalised
+from pal_fast.data.in_pixels import check_in_pixels
 from pal_fast.data.transforms import Transform
 from pal_fast.landmarks import LandmarkSet, read_landmark_set
+from pal_fast.landmarks.plausible import checked_set, without_coincident
 
 _READERS: Final[dict[str, Callable[..., listing.Listing]]] = {
     "rafdb": rafdb.list_images,
@@ -98,13 +99,15 @@ def open_dataset(
 
     points, source = _points(found, landmarks, format, name, others)
     if points is not None:
-        refuse_normalised(points, lambda row: _size_of(found.files[row], sizes, row), source)
+        check_in_pixels(points, found.names, lambda row: _size_of(found.files[row], sizes, row), source)
     if points is not None and sizes is not None:
         listing.check_inside(found, points, sizes, source)
     if points is not None and found.boxes is not None:
         points = points - found.boxes[:, None, :2]
     images = ImageFiles(found.files, found.boxes)
-    return FaceDataset(images, found.labels, found.classes, names=found.names, landmarks=points, transform=transform)
+    return FaceDataset.of_checked(
+        images, found.labels, found.classes, names=found.names, landmarks=points, transform=transform
+    )
 
 
 def _size_of(file: Path, sizes: Tensor | None, row: int) -> tuple[int, int]:
@@ -128,6 +131,8 @@ def _points(
     """The landmarks in pixels of the whole images, and where they come from, for messages."""
     if landmarks is None:
         points, source = found.landmarks, f"{name}'s own annotation"
+        if points is not None:
+            points = without_coincident(points, found.names, source)
         lacking = 0 if points is None else int((~points.isfinite().all(-1).any(-1)).sum())
         if lacking:
             warnings.warn(f"{lacking} of {len(found)} images have no landmarks in {source}", stacklevel=3)
@@ -153,7 +158,7 @@ def _names_of_other_splits(name: str, where: Path, split: str, options: dict[str
 
 def _read_marks(landmarks: str | os.PathLike[str] | LandmarkSet, format: str | None) -> tuple[LandmarkSet, str]:
     if isinstance(landmarks, LandmarkSet):
-        return landmarks, "landmarks"
+        return checked_set(landmarks, "landmarks"), "landmarks"
     return read_landmark_set(os.fspath(landmarks), format), os.fspath(landmarks)
 
 

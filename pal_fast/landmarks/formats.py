@@ -19,7 +19,7 @@ from pal_fast.landmarks.dlib_xml import read_dlib_xml, write_dlib_xml
 from pal_fast.landmarks.errors import LandmarkFileError, first_few, read_each
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, stem_of, without_extension
 from pal_fast.landmarks.mediapipe import COUNTS, ImageSize, read_mediapipe
-from pal_fast.landmarks.plausible import warn_unless_upright
+from pal_fast.landmarks.plausible import checked_set, warn_unless_upright
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,15 @@ def read_landmark_set(
         image_size: (height, width) of all images, for normalised formats.
         images: folder of the images, whose sizes are read from the files, for normalised formats.
 
+    Returns: a set in which an image whose landmarks all lie in one point has none: a warning counts these.
     Raises: LandmarkFileError with file, line and what was expected; FileNotFoundError; ValueError.
     """
-    path = Path(path)
+    return checked_set(_read(Path(path), format, image_size, images), path)
+
+
+def _read(
+    path: Path, format: str | None, image_size: int | tuple[int, int] | None, images: str | Path | None
+) -> LandmarkSet:
     name = format or guess_format(path)
     _checks.choice("format", name, tuple(FORMATS))
     if not path.exists():

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import torch
 from torch import Tensor
 
+from pal_fast import _checks
+from pal_fast.landmarks.errors import first_few
+from pal_fast.landmarks.landmark_set import LandmarkSet
 from pal_fast.warn import warn
 
 #: Of the 68-point scheme.
 _EYES: Final = slice(36, 48)
 _MOUTH: Final = slice(48, 68)
+
+
+def without_coincident(points: Tensor, names: Sequence[str], source: str | Path) -> Tensor:
+    """The landmarks, all NaN in images where they coincide, as a detector writes (0, 0) for a face not found.
+
+    A warning has these images' number and some of their names.
+
+    Args:
+        points: (N, K, 2), NaN where one is missing; left as it is.
+        names: N names of images.
+        source: where the landmarks come from, for the message.
+    """
+    alike = _checks.coincide(points, points.isfinite().all(-1))
+    if not alike.any():
+        return points
+    rows = alike.nonzero().flatten().tolist()
+    warn(
+        f"{source}: of {len(rows)} of {len(points)} images all landmarks lie in one point, as of faces that were not "
+        f"found ({first_few([names[row] for row in rows])}): they are taken as missing (NaN)"
+    )
+    return points.masked_fill(alike[:, None, None], torch.nan)
+
+
+def checked_set(landmarks: LandmarkSet, source: str | Path) -> LandmarkSet:
+    """The set after `without_coincident`."""
+    points = without_coincident(landmarks.points, landmarks.names, source)
+    if points is landmarks.points:
+        return landmarks
+    return LandmarkSet(points, landmarks.names, landmarks.scores, landmarks.digests)
 
 
 def warn_unless_upright(points: Tensor, source: str | Path) -> None:

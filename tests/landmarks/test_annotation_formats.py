@@ -237,7 +237,7 @@ def test_mediapipe_takes_the_sizes_from_the_images(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "images").mkdir()
     image.new("RGB", (50, 40)).save(tmp_path / "images" / "a.jpg")
-    (tmp_path / "m.json").write_text(json.dumps({"a.jpg": [[0.5, 0.5]] * 468}))
+    (tmp_path / "m.json").write_text(json.dumps({"a.jpg": [[0.5, 0.5]] + [[0.2, 0.3]] * 467}))
     assert read_landmarks(tmp_path / "m.json", images=tmp_path / "images")[0, 0].tolist() == [24.5, 19.5]
     with pytest.raises(ValueError, match="image_size"):
         read_landmarks(tmp_path / "m.json")

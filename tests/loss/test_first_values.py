@@ -56,6 +56,18 @@ def test_one_sample_in_pixels_clears_the_batch_of_being_normalised(model):
     assert told(model, landmarks) == []
 
 
+def test_faces_whose_landmarks_lie_in_one_point_are_told_of(model):
+    landmarks = batch(dtype=torch.float32)[2]
+    landmarks[1] = 0.0
+    landmarks[2] = torch.nan
+    (text,) = told(model, landmarks, calls=2)
+    assert text.startswith("the landmarks of 1 of 3 annotated samples of this batch lie in one point each")
+    assert "give NaN for these" in text
+    assert told(model, landmarks[:, :1]) == []  # one landmark in all
+    (text,) = told(model, torch.zeros(4, 5, 2))
+    assert text.startswith("the landmarks of 4 of 4 annotated samples")
+
+
 @pytest.mark.parametrize("offset", [(500.0, 500.0), (-500.0, 0.0), (0.0, 40.0)])
 def test_landmarks_outside_the_frame_are_told_of(model, offset):
     landmarks = batch(dtype=torch.float32)[2] + torch.tensor(offset)
