@@ -1,4 +1,4 @@
-"""The first call's look at values, which synchronises: what makes the loss 0 for every sample, step after step."""
+"""The look at the first batch's values, which synchronises: what makes the loss 0 for every sample, step after step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from pal_fast.warn import FlatLossWarning, warn
 
 #: A landmark further outside the image, in sigmas, leaves less than a hundredth of its Gaussian there.
 _NEAR = 3.0
+
+
+def can_tell(prior: Prior) -> bool:
+    """Whether a look at this batch says anything: not where no sample has a landmark, nor while a graph is captured."""
+    if prior.landmarks is None:
+        return True
+    if prior.landmarks.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return bool(reference.valid_landmarks(prior.landmarks, prior.visible).any())
 
 
 def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:

@@ -83,6 +83,33 @@ def test_landmarks_in_pixels_and_any_heatmap_are_not_told_of(model):
     assert told(model, batch(dtype=torch.float32)[2], options={"attribution": "activation"}) == []
 
 
+@pytest.mark.parametrize("missing", ["NaN", "not visible"])
+def test_the_first_batch_with_a_landmark_is_looked_at_and_no_later_one(model, missing):
+    """Faces that were not found in the first batches leave its look for the first that has one."""
+    images, normalised = batch(dtype=torch.float32)[0], torch.rand(4, 5, 2)
+    none = torch.full((4, 5, 2), torch.nan) if missing == "NaN" else normalised
+    seen = torch.zeros(4, 5, dtype=torch.bool)
+    pal = pal_fast.PALLoss(model, ["middle", "pool"])
+    texts = []
+    for landmarks, visible in [(none, seen), (none, seen), (normalised, ~seen), (normalised, ~seen)]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pal(model(images), landmarks, visible=visible)
+        texts.append([str(warning.message) for warning in caught])
+    assert [len(said) for said in texts] == [0, 0, 1, 0]
+    assert "lie within 3 pixels of the image's corner" in texts[2][0]
+
+
+def test_a_flat_loss_is_told_of_in_the_first_batch_with_a_landmark(model):
+    images, _, landmarks = batch(dtype=torch.float32)[:3]
+    pal = pal_fast.PALLoss(model, "pool")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pal(model(images), torch.full_like(landmarks, torch.nan))
+    with pytest.warns(pal_fast.warn.FlatLossWarning, match="'pool'"):
+        pal(model(images), landmarks)
+
+
 def test_a_batch_in_which_no_sample_counts_is_not_told_of(model):
     landmarks = batch(dtype=torch.float32)[2]
     assert told(model, torch.full((4, 5, 2), torch.nan)) == []
