@@ -55,6 +55,9 @@ def open_dataset(
 ) -> FaceDataset:
     """Opens a split of a data set and checks it as a whole.
 
+    Images are read as they are stored: an EXIF orientation is not applied, since nothing tells whether landmarks count
+    the pixels of the turned image, and those of `pal-fast landmarks` count stored ones.
+
     Args:
         name: "rafdb" (basic), "affectnet" (full release or the small one with .npy files), "ferplus", "folder" (class
             folders under train/ and test/) or "drawn" (the embedded faces, in memory).
@@ -105,7 +108,7 @@ def open_dataset(
     if points is not None and found.boxes is not None:
         points = points - found.boxes[:, None, :2]
     images = ImageFiles(found.files, found.boxes)
-    return FaceDataset.of_checked(
+    return FaceDataset._of_checked(
         images, found.labels, found.classes, names=found.names, landmarks=points, transform=transform
     )
 

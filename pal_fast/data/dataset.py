@@ -64,7 +64,7 @@ class FaceDataset(Dataset[dict[str, Any]]):
         check_in_pixels(self.landmarks, self.names, self._size_of, "landmarks")
 
     @classmethod
-    def of_checked(cls, images: ImageSource, labels: Any, classes: Any, **given: Any) -> FaceDataset:
+    def _of_checked(cls, images: ImageSource, labels: Any, classes: Any, **given: Any) -> FaceDataset:
         """The same of landmarks whose values were looked at, with a better name for where they come from."""
         made = cls.__new__(cls)
         made._take(images, labels, classes, **given)

@@ -40,6 +40,12 @@ def without_coincident(points: Tensor, names: Sequence[str], source: str | Path)
     return points.masked_fill(alike[:, None, None], torch.nan)
 
 
+def warn_of_further_faces(names: Sequence[str], source: str | Path) -> None:
+    """Warns of images of which only the first of several faces was read."""
+    if names:
+        warn(f"{source}: {len(names)} images have several faces, of which the first is read ({first_few(names)})")
+
+
 def checked_set(landmarks: LandmarkSet, source: str | Path) -> LandmarkSet:
     """The set after `without_coincident`."""
     points = without_coincident(landmarks.points, landmarks.names, source)

@@ -13,6 +13,7 @@ import torch
 from pal_fast.landmarks.atomic import write_text
 from pal_fast.landmarks.errors import LandmarkFileError, first_few, numbers
 from pal_fast.landmarks.landmark_set import LandmarkSet
+from pal_fast.landmarks.plausible import warn_of_further_faces
 
 Array = np.ndarray
 
@@ -185,19 +186,24 @@ _WFLW_NUMBERS = {98 * 2: "196 coordinates", 98 * 2 + 4 + 6: "196 coordinates, 4 
 def read_wflw(path: str | Path) -> LandmarkSet:
     """A WFLW list: per line 98 points `x y`, optionally rectangle and attributes, and the image's path.
 
-    Returns: a set of K = 98. Names are the images' paths; an image with several faces keeps its first.
+    Returns: a set of K = 98. Names are the images' paths; an image with several faces keeps its first, and a warning
+        counts these.
     """
     path = Path(path)
     points: dict[str, list[float]] = {}
+    several: dict[str, None] = {}
     expected = "196 coordinates (98 points), optionally 4 corners and 6 attributes, and an image's path"
     for number, line in read_lines(path):
         words = line.split()
         if len(words) - 1 not in _WFLW_NUMBERS:
             raise LandmarkFileError(path, number, expected, f"{len(words)} words")
         values = numbers(" ".join(words[:-1]), path, number, expected)
+        if words[-1] in points:
+            several[words[-1]] = None
         points.setdefault(words[-1], values[: 98 * 2])
     if not points:
         raise LandmarkFileError(path, None, expected, "no line")
+    warn_of_further_faces(list(several), path)
     table = torch.tensor(list(points.values()), dtype=torch.float32).view(-1, 98, 2)
     return LandmarkSet(table, tuple(points))
 

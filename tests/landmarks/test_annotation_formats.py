@@ -195,6 +195,18 @@ def test_dlib_xml_keeps_missing_parts_and_images_without_a_face(tmp_path: Path) 
     assert marks.found.tolist() == [True, False]
 
 
+def test_dlib_xml_keeps_the_first_of_several_faces_and_says_so(tmp_path: Path) -> None:
+    empty = "<box top='1' left='2' width='3' height='4'/>"
+    first, second = (f"<box><part name='0' x='{x}' y='6'/><part name='1' x='8' y='9'/></box>" for x in (5, 7))
+    image = "<image file='{}.jpg'>{}</image>"
+    images = [("a", empty + first + second), ("b", second + empty), ("c", second + first + first)]
+    body = "".join(image.format(*each) for each in images)
+    (tmp_path / "m.xml").write_text(f"<dataset><images>{body}</images></dataset>")
+    with pytest.warns(UserWarning, match=r"2 images have several faces, of which the first is read \(a\.jpg, c\.jpg\)"):
+        marks = read_landmark_set(tmp_path / "m.xml")
+    assert marks.points[:, 0, 0].tolist() == [5, 7, 7]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -47,7 +47,8 @@ def test_wflw_lists_with_and_without_attributes(tmp_path: Path, seed: int) -> No
     file = tmp_path / "list_98pt.txt"
     extra = "1 2 3 4 0 0 1 0 0 0"
     file.write_text(f"{rows[0]} {extra} party/one.jpg\n{rows[1]} street/two.jpg\n{rows[2]} {extra} party/one.jpg\n")
-    marks = read_landmark_set(file)
+    with pytest.warns(UserWarning, match=r"1 images have several faces, of which the first is read \(party/one\.jpg\)"):
+        marks = read_landmark_set(file)
     assert marks.names == ("party/one.jpg", "street/two.jpg"), "an image with several faces keeps its first"
     np.testing.assert_array_equal(marks.points.flatten(1).numpy(), values[:2].astype(np.float32))
 
