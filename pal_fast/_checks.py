@@ -195,6 +195,19 @@ def look_normalised(points: Tensor, known: Tensor, image_size: tuple[int, int]) 
     return known.any(1) & ((points.abs() < CORNER).all(-1) | ~known).all(1)
 
 
+def coincide(points: Tensor, known: Tensor) -> Tensor:
+    """(B,) bool: samples with two or more landmarks, all in one point, as those of a face that was not found.
+
+    Args: points (B, K, 2); known (B, K) bool.
+    """
+    if points.shape[1] < 2:
+        return torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    points = points.float()
+    low = points.masked_fill(~known[..., None], math.inf).amin(1)
+    high = points.masked_fill(~known[..., None], -math.inf).amax(1)
+    return (known.sum(1) > 1) & (low == high).all(-1)
+
+
 def sample_weight(given: Any, batch: int, device: torch.device) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"sample_weight must be a tensor of shape ({batch},), got {describe(given)}")

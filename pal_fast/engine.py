@@ -57,6 +57,8 @@ class Engine:
         self._scale = ScalarScale()
         #: Whether the first call, with its checks, is over.
         self._begun = False
+        #: Whether the values of a batch were looked at: of the first in which any sample counts.
+        self._looked = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """A head that is a method of the model becomes that of the model's copy, if `memo` holds it."""
@@ -104,8 +106,9 @@ class Engine:
             check_labels(logits, "label", labels)
             assert labels is not None
             prior = prior._replace(sample_weight=counted(logits, labels, prior.sample_weight))
-        told = first and first_values.warn_of_prior(prior, self.options.heatmap, logits, labels if by_label else None)
-        given = model, logits, taken, labels, prior, layers, first, told, in_group
+        look = not compiling and not self._looked and first_values.can_tell(prior)
+        told = look and first_values.warn_of_prior(prior, self.options.heatmap, logits, labels if by_label else None)
+        given = model, logits, taken, labels, prior, layers, first, look and not told, in_group
         if autocasts(logits):
             with torch.autocast(logits.device.type, enabled=False):
                 total = self._total(*given)
@@ -113,6 +116,8 @@ class Engine:
             total = self._total(*given)
         if first:
             self._begun = True
+        if look:
+            self._looked = True
         return total
 
     def _total(
@@ -124,7 +129,7 @@ class Engine:
         prior: Prior,
         layers: Sequence[tuple[Layout, Tensor, Call]],
         first: bool,
-        told: bool,
+        look: bool,
         in_group: bool,
     ) -> Tensor:
         """The layers' average, out of autocast's reach.
@@ -132,7 +137,7 @@ class Engine:
         Args:
             layers: each one's layout, f and what was checked of it.
             first: whether this is the first call.
-            told: whether it has told already why the loss is useless.
+            look: whether to tell of a loss that is useless.
         """
         gradients: Sequence[Tensor | None] = [None] * len(taken)
         if self.differentiates:
@@ -141,7 +146,7 @@ class Engine:
         for record, gradient, (layout, f, call) in zip(taken, gradients, layers, strict=True):
             g = None if gradient is None else layout.view(gradient)
             part = checked_loss_of(f, g, prior, self.options, self.backend, call)
-            if first and not told:
+            if look:
                 first_values.warn_if_useless(model, record.name, f, g, part, prior, self.options.reduction)
             total = part if total is None else total + part
         assert total is not None

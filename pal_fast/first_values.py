@@ -1,4 +1,4 @@
-"""The first call's look at values, which synchronises: what makes the loss 0 for every sample, step after step."""
+"""The look at the first batch's values, which synchronises: what makes the loss 0 for every sample, step after step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,33 @@ from pal_fast.warn import FlatLossWarning, warn
 _NEAR = 3.0
 
 
+def can_tell(prior: Prior) -> bool:
+    """Whether a look at this batch says anything: not where no sample has a landmark, nor while a graph is captured."""
+    if prior.landmarks is None:
+        return True
+    if prior.landmarks.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return bool(reference.valid_landmarks(prior.landmarks, prior.visible).any())
+
+
 def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
     """Warns if the landmarks that take part cannot be in pixels of the image; whether it did."""
     landmarks, image_size = prior.landmarks, prior.image_size
     if landmarks is None or image_size is None:
         return False
     valid = reference.valid_landmarks(landmarks, prior.visible)
-    points = landmarks.detach()[valid].float()  # (N, 2)
-    if not len(points):
+    if not bool(valid.any()):
         return False
+    alike = _checks.coincide(landmarks.detach(), valid)
+    if bool(alike.any()):
+        warn(
+            f"the landmarks of {int(alike.sum())} of {int(valid.any(1).sum())} annotated samples of this batch lie in "
+            "one point each, as those of faces that were not found: give NaN for these, and they are left out"
+        )
+        valid = valid & ~alike[:, None]
+        if not bool(valid.any()):
+            return True
+    points = landmarks.detach()[valid].float()  # (N, 2)
     height, width = image_size
     low, high = points.amin(0).tolist(), points.amax(0).tolist()
     span = f"x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}"

@@ -16,7 +16,9 @@ HELP = "convert landmarks between formats, or RAF-DB's annotation into its align
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a file, or a folder of files with one image each")
     parser.add_argument("-o", "--output", required=True, help="a file, or a folder for formats with one file per image")
-    parser.add_argument("--from", dest="source", metavar="FORMAT", help="of the input; guessed from it if not given")
+    parser.add_argument(
+        "--from", "--format", dest="source", metavar="FORMAT", help="of the input; guessed from it if not given"
+    )
     parser.add_argument("--to", default=None, metavar="FORMAT", help="of the output; from its extension if not given")
     parser.add_argument("--list-formats", action=_ListFormats, nargs=0, help="list the formats and exit")
     parser.add_argument(

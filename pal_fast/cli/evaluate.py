@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="train or test (default)")
     parser.add_argument("--alignment", action="store_true", help="measure it too, with the data set's own landmarks")
     parser.add_argument("--landmarks", metavar="FILE", help="or with these; implies --alignment")
+    parser.add_argument("--format", help="of the landmarks, where the file does not tell")
     parser.add_argument("--limit", type=int, metavar="N", help="use only so many images, for a trial")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (default 64)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes (default 2)")
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         alignment=args.alignment,
         landmarks=args.landmarks,
+        format=args.format,
         limit=args.limit,
         batch=args.batch,
         workers=args.workers,

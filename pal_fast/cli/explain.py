@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pal_fast.cli import check_output, count
 
 if TYPE_CHECKING:
+    from pal_fast.landmarks import LandmarkSet
     from pal_fast.training.networks import Beginning
 
 NAME = "explain"
@@ -18,9 +19,13 @@ HELP = "draw what a torchvision or timm network attends to in a photograph, besi
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path)
     parser.add_argument(
-        "--landmarks", type=Path, required=True, help="a file of the image's landmarks (.pts, .npz, ...)"
+        "--landmarks",
+        type=Path,
+        required=True,
+        help="a file of the image's landmarks (.pts, .npz, ...), or of several images', found by name; in pixels of "
+        "the image as it is stored (an EXIF orientation is not applied)",
     )
-    parser.add_argument("--format", default=None, help="of the landmarks, where the file's name does not tell")
+    parser.add_argument("--format", default=None, help="of the landmarks, where the file does not tell")
     parser.add_argument("--model", default="resnet50", help="a name in torchvision or timm (default: %(default)s)")
     parser.add_argument("--layer", default="layer3", help="the layer to look at (default: %(default)s)")
     parser.add_argument(
@@ -48,15 +53,14 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from pal_fast import _checks, explain, visualize
-    from pal_fast.landmarks import read_landmarks
+    from pal_fast.landmarks import read_landmark_set
     from pal_fast.landmarks.image_files import read_image
 
     visualize.check_suffix(args.output)
     check_output(args.output, makes_folder=True)
     image = read_image(args.image)
-    sets = read_landmarks(args.landmarks, args.format, image_size=(image.shape[1], image.shape[2]))
-    if len(sets) != 1:
-        raise ValueError(f"landmarks: {args.landmarks} must hold those of one image, got {len(sets)}")
+    marks = read_landmark_set(args.landmarks, args.format, image_size=(image.shape[1], image.shape[2]))
+    landmarks = marks.points[row_of(args.image, marks, args.landmarks)]
     size, mean, std = expectations(args.model)
     size = size if args.size is None else args.size
     beginning = build(args.model, args.classes, size, args.weights)
@@ -64,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         beginning.network.eval()(torch.zeros(1, 3, size, size))
     explanation = explain.explain(
         image,
-        sets[0],
+        landmarks,
         beginning.network,
         args.layer,
         size=size,
@@ -84,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         f"image        {args.image}, {image.shape[2]} x {image.shape[1]}; "
         f"the network sees {size} x {size} ({args.crop})"
     )
-    print(f"landmarks    {args.landmarks}, {len(sets[0])} points, {int(inside)} of them in what the network sees")
+    print(f"landmarks    {args.landmarks}, {len(landmarks)} points, {int(inside)} of them in what the network sees")
     print(f"network      {args.model}, layer {args.layer!r} with {cells} cells")
     print(f"weights      {beginning.source}")
     if state:
@@ -96,6 +100,22 @@ def run(args: argparse.Namespace) -> int:
     figure = explain.draw(explanation, title=f"{args.model}, {args.layer}\n{weights}", caption=f"attribution of {of}")
     print(f"picture      {visualize.save(figure, args.output)}")
     return 0
+
+
+def row_of(image: Path, landmarks: LandmarkSet, source: Path) -> int:
+    """Of a set of one image its own, whatever its name; of several the one that the image's path names.
+
+    Raises: ValueError where none or several may be meant.
+    """
+    from pal_fast.landmarks.errors import first_few
+
+    row = 0 if len(landmarks) == 1 else int(landmarks.find([image.absolute().as_posix()])[0])
+    if row < 0:
+        raise ValueError(
+            f"landmarks: {source} holds those of {len(landmarks)} images ({first_few(landmarks.names, 3)}), and their "
+            f"names do not tell which is {image}"
+        )
+    return row
 
 
 def build(name: str, classes: int, size: int, weights: str) -> Beginning:

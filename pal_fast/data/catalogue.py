@@ -16,9 +16,10 @@ from pal_fast import _checks
 from pal_fast.data import affectnet, drawn, ferplus, folder, listing, rafdb
 from pal_fast.data.dataset import FaceDataset
 from pal_fast.data.images import ImageFiles, inspect
-from pal_fast.data.in_pixels import refuse_normalised
+from pal_fast.data.in_pixels import check_in_pixels
 from pal_fast.data.transforms import Transform
 from pal_fast.landmarks import LandmarkSet, read_landmark_set
+from pal_fast.landmarks.plausible import checked_set, without_coincident
 
 _READERS: Final[dict[str, Callable[..., listing.Listing]]] = {
     "rafdb": rafdb.list_images,
@@ -45,6 +46,7 @@ def open_dataset(
     split: str,
     *,
     landmarks: str | os.PathLike[str] | LandmarkSet | bool | None = None,
+    format: str | None = None,
     transform: Transform | None = None,
     classes: int | Sequence[str] | None = None,
     bad_images: str = "error",
@@ -52,6 +54,9 @@ def open_dataset(
     **options: Any,
 ) -> FaceDataset:
     """Opens a split of a data set and checks it as a whole.
+
+    Images are read as they are stored: an EXIF orientation is not applied, since nothing tells whether landmarks count
+    the pixels of the turned image, and those of `pal-fast landmarks` count stored ones.
 
     Args:
         name: "rafdb" (basic), "affectnet" (full release or the small one with .npy files), "ferplus", "folder" (class
@@ -61,6 +66,7 @@ def open_dataset(
         landmarks: a file or folder in any format of `pal_fast.landmarks`, or a `LandmarkSet`, in pixels of the whole
             images. None for those that the data set brings: RAF-DB's 37 automatic points, AffectNet's 68, the drawn
             faces' 68, none for the others. False for none at all.
+        format: of the file or folder `landmarks`, one of `pal_fast.landmarks.FORMATS`; None guesses.
         transform: see `FaceDataset`; `train_transform` and `eval_transform` make some.
         classes: the first n classes, or the names of those to keep; AffectNet: 7 leaves contempt out. None for all.
         bad_images: "error" raises one summary of absent and unreadable images, "skip" leaves them out with a warning.
@@ -77,8 +83,10 @@ def open_dataset(
     _checks.choice("split", split, _splits(name))
     if landmarks is True:
         raise TypeError("landmarks must be a path, a LandmarkSet, None (the data set's own) or False, got True")
+    if format is not None and not isinstance(landmarks, (str, os.PathLike)):
+        raise ValueError(f"format is that of a landmark file, got format={format!r} and no file or folder as landmarks")
     if name == "drawn":
-        return _open_drawn(os.fspath(root), split, landmarks, transform, classes, options)
+        return _open_drawn(os.fspath(root), split, landmarks, format, transform, classes, options)
     for option in options:
         _checks.choice(f"an option of {name}", option, _OPTIONS.get(name, ()) or ("(none)",))
     where = Path(root)
@@ -92,15 +100,17 @@ def open_dataset(
     def others() -> list[str]:
         return [*everything.names, *_names_of_other_splits(name, where, split, options)]
 
-    points, source = _points(found, landmarks, name, others)
+    points, source = _points(found, landmarks, format, name, others)
     if points is not None:
-        refuse_normalised(points, lambda row: _size_of(found.files[row], sizes, row), source)
+        check_in_pixels(points, found.names, lambda row: _size_of(found.files[row], sizes, row), source)
     if points is not None and sizes is not None:
         listing.check_inside(found, points, sizes, source)
     if points is not None and found.boxes is not None:
         points = points - found.boxes[:, None, :2]
     images = ImageFiles(found.files, found.boxes)
-    return FaceDataset(images, found.labels, found.classes, names=found.names, landmarks=points, transform=transform)
+    return FaceDataset._of_checked(
+        images, found.labels, found.classes, names=found.names, landmarks=points, transform=transform
+    )
 
 
 def _size_of(file: Path, sizes: Tensor | None, row: int) -> tuple[int, int]:
@@ -117,19 +127,22 @@ def _size_of(file: Path, sizes: Tensor | None, row: int) -> tuple[int, int]:
 def _points(
     found: listing.Listing,
     landmarks: str | os.PathLike[str] | LandmarkSet | bool | None,
+    format: str | None,
     name: str,
     others: Callable[[], Iterable[str]],
 ) -> tuple[Tensor | None, str]:
     """The landmarks in pixels of the whole images, and where they come from, for messages."""
     if landmarks is None:
         points, source = found.landmarks, f"{name}'s own annotation"
+        if points is not None:
+            points = without_coincident(points, found.names, source)
         lacking = 0 if points is None else int((~points.isfinite().all(-1).any(-1)).sum())
         if lacking:
             warnings.warn(f"{lacking} of {len(found)} images have no landmarks in {source}", stacklevel=3)
         return points, source
     if isinstance(landmarks, bool):
         return None, ""
-    marks, source = _read_marks(landmarks)
+    marks, source = _read_marks(landmarks, format)
     return listing.attach(found, marks, source, others), source
 
 
@@ -146,16 +159,17 @@ def _names_of_other_splits(name: str, where: Path, split: str, options: dict[str
     return names
 
 
-def _read_marks(landmarks: str | os.PathLike[str] | LandmarkSet) -> tuple[LandmarkSet, str]:
+def _read_marks(landmarks: str | os.PathLike[str] | LandmarkSet, format: str | None) -> tuple[LandmarkSet, str]:
     if isinstance(landmarks, LandmarkSet):
-        return landmarks, "landmarks"
-    return read_landmark_set(os.fspath(landmarks)), os.fspath(landmarks)
+        return checked_set(landmarks, "landmarks"), "landmarks"
+    return read_landmark_set(os.fspath(landmarks), format), os.fspath(landmarks)
 
 
 def _open_drawn(
     root: str,
     split: str,
     landmarks: str | os.PathLike[str] | LandmarkSet | bool | None,
+    format: str | None,
     transform: Transform | None,
     classes: int | Sequence[str] | None,
     options: dict[str, Any],
@@ -171,5 +185,5 @@ def _open_drawn(
     def others() -> list[str]:
         return [name for part in _splits("drawn") for name in drawn.names_of(part, chosen_options)]
 
-    own, _ = _points(chosen, landmarks, "drawn", others)
+    own, _ = _points(chosen, landmarks, format, "drawn", others)
     return FaceDataset(images, chosen.labels, chosen.classes, names=chosen.names, landmarks=own, transform=transform)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pal_fast import _checks
-from pal_fast.data.in_pixels import refuse_normalised
+from pal_fast.data.in_pixels import check_in_pixels
 from pal_fast.landmarks import LandmarkSet
+from pal_fast.landmarks.plausible import without_coincident
 
 
 class ImageSource(Protocol):
@@ -41,8 +42,12 @@ class FaceDataset(Dataset[dict[str, Any]]):
         transform: called with a dict of `image` (torchvision `tv_tensors.Image`, uint8) and `landmarks`
             (`pal_fast.data.points.Landmarks`, a `tv_tensors.KeyPoints`), returns the same; None for none.
 
+    Landmarks that all lie in one point are taken as missing, which a warning counts.
+
     Raises: ValueError for shapes that do not go together, and for landmarks that are not in pixels but normalised.
     """
+
+    landmarks: Tensor
 
     def __init__(
         self,
@@ -53,6 +58,26 @@ class FaceDataset(Dataset[dict[str, Any]]):
         names: Sequence[str] | None = None,
         landmarks: Tensor | np.ndarray[Any, Any] | None = None,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        self._take(images, labels, classes, names, landmarks, transform)
+        self.landmarks = without_coincident(self.landmarks, self.names, "landmarks")
+        check_in_pixels(self.landmarks, self.names, self._size_of, "landmarks")
+
+    @classmethod
+    def _of_checked(cls, images: ImageSource, labels: Any, classes: Any, **given: Any) -> FaceDataset:
+        """The same of landmarks whose values were looked at, with a better name for where they come from."""
+        made = cls.__new__(cls)
+        made._take(images, labels, classes, **given)
+        return made
+
+    def _take(
+        self,
+        images: ImageSource,
+        labels: Tensor | Sequence[int],
+        classes: Sequence[str],
+        names: Sequence[str] | None,
+        landmarks: Tensor | np.ndarray[Any, Any] | None,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None,
     ) -> None:
         count = len(images)
         self.images = images
@@ -75,7 +100,6 @@ class FaceDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"names must hold {count} names, one for each image, got {len(self.names)}")
         if self.landmarks.ndim != 3 or len(self.landmarks) != count or self.landmarks.shape[2] != 2:
             raise ValueError(f"landmarks must have shape ({count}, K, 2), got {tuple(self.landmarks.shape)}")
-        refuse_normalised(self.landmarks, self._size_of, "landmarks")
 
     def _size_of(self, index: int) -> tuple[int, int]:
         """(height, width) of an image as it is read."""

@@ -19,7 +19,7 @@ _TAIL: Final = 4096  # bytes at the end of a file in which that is looked for
 
 
 class ImageFiles:
-    """Images read from files when they are asked for.
+    """Images read from files when they are asked for, as they are stored: an EXIF orientation is not applied.
 
     Args:
         files: N paths.

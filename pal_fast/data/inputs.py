@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,15 +14,17 @@ from pal_fast import _checks
 from pal_fast.data.points import Landmarks, on_canvas
 from pal_fast.landmarks.image_files import check_depth, rgb
 
+#: By how much a floating-point image may leave 0 to 1: bicubic resizing overshoots at edges by less.
+_OVERSHOOT: Final = 0.25
+
 
 def as_image(given: Any) -> tv_tensors.Image:
     """An image (3, H, W), which may share its memory with `given`.
 
-    Args: given: an image of PIL in any mode, a tensor (3, H, W), or an array (H, W, 3) uint8.
+    Args: given: an image of PIL in any mode, a tensor (3, H, W), uint8 or floating-point from 0 to 1, or an array
+        (H, W, 3) uint8.
     Raises: TypeError, ValueError naming the image.
     """
-    if isinstance(given, tv_tensors.Image) and given.ndim == 3 and given.shape[0] == 3:
-        return given
     if isinstance(given, Image.Image):
         check_depth(given)
         return tv_tensors.Image(torch.from_numpy(rgb(given)).permute(2, 0, 1))
@@ -36,9 +38,24 @@ def as_image(given: Any) -> tv_tensors.Image:
         raise TypeError(
             "image must be an image of PIL, a tensor (3, H, W) or an array (H, W, 3), got " + _checks.describe(given)
         )
-    if given.ndim != 3 or given.shape[0] != 3:
-        raise ValueError(f"image as a tensor must have shape (3, H, W), got {tuple(given.shape)}")
-    return tv_tensors.Image(given)
+    plain = given.as_subclass(Tensor)  # even `.dtype` of a tensor subclass goes through Python
+    if plain.ndim != 3 or plain.shape[0] != 3:
+        raise ValueError(f"image as a tensor must have shape (3, H, W), got {tuple(plain.shape)}")
+    if plain.dtype != torch.uint8:
+        _check_values(plain)
+    return given if isinstance(given, tv_tensors.Image) else tv_tensors.Image(plain)
+
+
+def _check_values(image: Tensor) -> None:
+    """Raises TypeError for whole numbers, ValueError for floating-point ones that are not from 0 to 1."""
+    if not image.is_floating_point():
+        raise TypeError(f"image as a tensor must be uint8 (0 to 255) or floating-point (0 to 1), got {image.dtype}")
+    low, high = (image.amin().item(), image.amax().item()) if image.numel() else (0.0, 1.0)
+    if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+        raise ValueError(
+            f"image as a {image.dtype} tensor must hold values from 0 to 1, got {low:.4g} to {high:.4g}: give uint8, "
+            "or divide by 255; the transform itself normalises by mean and std"
+        )
 
 
 def as_landmarks(given: Any, image_size: tuple[int, int]) -> Landmarks:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pal_fast import _checks
+from pal_fast.data.first_look import FirstLook
 
 #: Per channel, of RGB images in [0, 1]: what networks pretrained on ImageNet expect.
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -19,9 +20,13 @@ class FaceTransform:
     """A view of a face, which moves image and landmarks, then transforms that only change the image.
 
     Called with a dict of `image` and `landmarks` (what else is in it stays as it is), or with an image alone. An image
-    is one of PIL, a tensor (3, H, W) or an array (H, W, 3) uint8; landmarks are a tensor or an array (K, 2), (x, y) in
-    pixels of that image, an integer being the centre of a pixel. Both come out as tensors, of torchvision's types
-    where they were given in these.
+    is one of PIL, in its stored pixels (an EXIF orientation is not applied), a tensor (3, H, W), uint8 or floats from
+    0 to 1, or an array (H, W, 3) uint8; landmarks are a tensor or an array (K, 2), (x, y) in pixels of that image,
+    an integer being the centre of a pixel. Both come out as tensors, of torchvision's types where they were given in
+    these.
+
+    The first face is looked at: landmarks that lie as normalised ones do are warned of, and refused where the second
+    face has them too.
 
     Attributes:
         view: a `pal_fast.data.random_view.RandomView`.
@@ -31,6 +36,7 @@ class FaceTransform:
 
     def __init__(self, view: Any, paints: Sequence[Any]) -> None:
         self.view, self.paints = view, tuple(paints)
+        self._first_look = FirstLook()
 
     def __call__(self, sample: Any) -> Any:
         from pal_fast.data.inputs import as_image, as_landmarks, like
@@ -44,6 +50,8 @@ class FaceTransform:
             )
         given = as_image(sample["image"])
         points = as_landmarks(sample["landmarks"], (given.shape[-2], given.shape[-1]))
+        if not self._first_look.over:
+            self._first_look(points, points.canvas_size)
         image, landmarks = self.view.both(given, points)
         return {
             **sample,

@@ -18,6 +18,12 @@ COLUMNS: Final = (
     *("facial_landmarks", "expression", "valence", "arousal"),
 )
 
+#: What to do about a table of another kind, which an AffectNet list is not.
+_NO_OTHER: Final = (
+    "; AffectNet's list is the only .csv that is read: of any other table make arrays, points (N, K, 2) with (x, y) in "
+    "pixels, and `pal_fast.landmarks.LandmarkSet(points, names).save('landmarks.npz')`"
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -44,14 +50,19 @@ def read_csv(path: str | Path) -> Iterator[Row]:
     Raises: LandmarkFileError with file, line and what was expected.
     """
     path = Path(path)
+    understood = False
     for number, cells in read_rows(path, f"a row of the columns {','.join(COLUMNS)}"):
         if tuple(cells) == COLUMNS:
+            understood = True
             continue
         if number == 1 and cells[0] == COLUMNS[0]:
             raise LandmarkFileError(path, 1, f"the columns {','.join(COLUMNS)}", ",".join(cells)[:80])
         if len(cells) != len(COLUMNS):
-            raise LandmarkFileError(path, number, f"{len(COLUMNS)} columns", f"{len(cells)}")
-        yield _row(path, number, cells)
+            wanted = f"{len(COLUMNS)} columns" + ("" if understood else f", {','.join(COLUMNS)}")
+            raise LandmarkFileError(path, number, wanted, f"{len(cells)}{'' if understood else _NO_OTHER}")
+        row = _row(path, number, cells)
+        understood = True
+        yield row
 
 
 def _row(path: Path, number: int, cells: list[str]) -> Row:

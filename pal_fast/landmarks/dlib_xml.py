@@ -13,6 +13,7 @@ import torch
 from pal_fast.landmarks.atomic import write_text
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.landmark_set import LandmarkSet
+from pal_fast.landmarks.plausible import warn_of_further_faces
 
 #: More than any scheme has: a larger part name is a mistake in the file.
 MOST_PARTS: Final = 10_000
@@ -21,8 +22,8 @@ MOST_PARTS: Final = 10_000
 def read_dlib_xml(path: str | Path) -> LandmarkSet:
     """`<image file=...><box ...><part name='00' x='.' y='.'/>...`; pixels counted from 0.
 
-    An image's first box with parts counts; an image without one is NaN. The number of landmarks is the largest
-    part name plus one; parts that an image lacks are NaN.
+    An image's first box with parts counts, and a warning tells how many images have more; an image without one is NaN.
+    The number of landmarks is the largest part name plus one; parts that an image lacks are NaN.
     """
     expected = "dlib's XML: <dataset><images><image file><box><part name x y>"
     try:
@@ -33,12 +34,14 @@ def read_dlib_xml(path: str | Path) -> LandmarkSet:
     if not images:
         raise LandmarkFileError(path, None, expected, f"no <image> in <{root.tag}>")
     found: list[tuple[str, dict[int, tuple[float, float]]]] = []
+    several: list[str] = []
     for image in images:
         name = image.get("file")
         if name is None:
             raise LandmarkFileError(path, None, expected, "an <image> without file")
-        box = next((box for box in image.iter("box") if box.find("part") is not None), None)
-        parts = [] if box is None else box.findall("part")
+        boxes = [box for box in image.iter("box") if box.find("part") is not None]
+        parts = boxes[0].findall("part") if boxes else []
+        several += [name] if len(boxes) > 1 else []
         try:
             points = {int(p.attrib["name"]): (float(p.attrib["x"]), float(p.attrib["y"])) for p in parts}
         except (KeyError, ValueError) as error:
@@ -50,6 +53,7 @@ def read_dlib_xml(path: str | Path) -> LandmarkSet:
     count = 1 + max((number for _, points in found for number in points), default=-1)
     if count == 0:
         raise LandmarkFileError(path, None, expected, "no <part> in any image")
+    warn_of_further_faces(several, path)
     table = torch.full((len(found), count, 2), torch.nan)
     for row, (_, points) in enumerate(found):
         for number, point in points.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
@@ -18,6 +19,7 @@ from pal_fast.landmarks.dlib_xml import read_dlib_xml, write_dlib_xml
 from pal_fast.landmarks.errors import LandmarkFileError, first_few, read_each
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, stem_of, without_extension
 from pal_fast.landmarks.mediapipe import COUNTS, ImageSize, read_mediapipe
+from pal_fast.landmarks.plausible import checked_set, warn_unless_upright
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Format:
         read_all: of a format with many images in a file.
         write_one, write_all: the same for writing; None where the format cannot be written.
         extension: of the files that `write_one` makes.
+        check_guess: of a format whose content other formats may have too: raises LandmarkFileError for a file that
+            cannot be told from these, and is then to be named.
     """
 
     describe: str
@@ -40,11 +44,14 @@ class Format:
     write_one: Callable[[Path, np.ndarray], None] | None = None
     write_all: Callable[[Path, LandmarkSet], None] | None = None
     extension: str = ""
+    check_guess: Callable[[Path], None] | None = None
 
 
 def _affectnet_csv(path: Path) -> LandmarkSet:
     rows = list(affectnet.read_csv(path))
-    points = np.stack([row.points for row in rows]) if rows else np.zeros((0, 68, 2), np.float32)
+    if not rows:
+        raise LandmarkFileError(path, None, f"rows of the columns {','.join(affectnet.COLUMNS)}", "none")
+    points = np.stack([row.points for row in rows])
     try:
         return LandmarkSet(torch.from_numpy(points), tuple(row.name for row in rows))
     except ValueError as error:
@@ -68,6 +75,14 @@ FORMATS: Final[dict[str, Format]] = {
         "*.txt",
         write_one=text_formats.write_row_column,
         extension=".txt",
+        check_guess=text_formats.check_row_column_guess,
+    ),
+    "x-y": Format(
+        "lines x y per image, pixels counted from 0; never guessed",
+        text_formats.read_x_y,
+        "*.txt",
+        write_one=text_formats.write_x_y,
+        extension=".txt",
     ),
     "rafdb-auto": Format(
         "RAF-DB Annotation/auto, 37 points in the original image", rafdb.read_auto, "*_auto_attri.txt"
@@ -88,14 +103,19 @@ FORMATS: Final[dict[str, Format]] = {
 def guess_format(path: str | Path) -> str:
     """The format of a file or folder, from its name and first lines.
 
-    Raises: FileNotFoundError; ValueError with the known formats.
+    Lines of two numbers are taken for "row-column" only where they have its TAB and its whole pixels.
+
+    Raises: FileNotFoundError; ValueError with the known formats; LandmarkFileError for a .txt that may hold x and y.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no landmarks at {path}")
     if path.is_dir():
         for name in ("rafdb-auto", "rafdb-manual", "affectnet-npy", "pts", "row-column"):
-            if next(path.rglob(FORMATS[name].pattern), None) is not None:
+            first = min(path.rglob(FORMATS[name].pattern), default=None)
+            if first is not None:
+                if (check := FORMATS[name].check_guess) is not None:
+                    check(first)
                 return name
         raise ValueError(f"{path} holds no landmark file; name its format: {', '.join(FORMATS)}")
     by_suffix = {".npz": "npz", ".pts": "pts", ".csv": "affectnet-csv", ".xml": "dlib-xml", ".json": "mediapipe"}
@@ -113,7 +133,10 @@ def guess_format(path: str | Path) -> str:
         if path.name.endswith("_manu_attri.txt"):
             return "rafdb-manual"
         with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return "wflw" if len(file.readline().split()) > 100 else "row-column"
+            if len(file.readline().split()) > 100:
+                return "wflw"
+        text_formats.check_row_column_guess(path)
+        return "row-column"
     raise ValueError(f"the format of {path} is not known from its name; name it: {', '.join(FORMATS)}")
 
 
@@ -128,13 +151,20 @@ def read_landmark_set(
 
     Args:
         path: a file, or a folder of files with one image each (read in the order of their names).
-        format: one of `FORMATS`; None guesses.
+        format: one of `FORMATS`; None guesses. "x-y" has to be named, and so has "row-column" where its lines are not
+            of whole pixels with a TAB between them.
         image_size: (height, width) of all images, for normalised formats.
         images: folder of the images, whose sizes are read from the files, for normalised formats.
 
+    Returns: a set in which an image whose landmarks all lie in one point has none: a warning counts these.
     Raises: LandmarkFileError with file, line and what was expected; FileNotFoundError; ValueError.
     """
-    path = Path(path)
+    return checked_set(_read(Path(path), format, image_size, images), path)
+
+
+def _read(
+    path: Path, format: str | None, image_size: int | tuple[int, int] | None, images: str | Path | None
+) -> LandmarkSet:
     name = format or guess_format(path)
     _checks.choice("format", name, tuple(FORMATS))
     if not path.exists():
@@ -152,14 +182,24 @@ def read_landmark_set(
         names = tuple(_image_of(name, file.relative_to(path).with_suffix("")) for file in files)
     else:
         files, names = [path], (stem_of(path.name),)
-    tables = read_each(path, files, chosen.read_one)
+    tables = read_each(path, files, chosen.read_one if format else functools.partial(_read_guessed, chosen))
     counts: dict[int, list[str]] = {}
     for table, file in zip(tables, names, strict=True):
         counts.setdefault(len(table), []).append(file)
     if len(counts) > 1:
         odd = "; ".join(f"{len(of)} files with {count} ({first_few(of, 3)})" for count, of in sorted(counts.items()))
         raise LandmarkFileError(path, None, "the same number of landmarks in every file", odd)
-    return LandmarkSet(torch.from_numpy(np.stack(tables)), names)
+    points = torch.from_numpy(np.stack(tables))
+    if name in ("row-column", "x-y"):
+        warn_unless_upright(points, path)
+    return LandmarkSet(points, names)
+
+
+def _read_guessed(guessed: Format, path: Path) -> np.ndarray:
+    if guessed.check_guess is not None:
+        guessed.check_guess(path)
+    assert guessed.read_one is not None
+    return guessed.read_one(path)
 
 
 def _image_of(format: str, path: PurePath) -> str:

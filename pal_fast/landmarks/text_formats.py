@@ -1,4 +1,4 @@
-"""Readers of plain-text landmarks: 300-W .pts, WFLW lists, and dumps of one "row<TAB>column" a line."""
+"""Readers of plain-text landmarks: 300-W .pts, WFLW lists, and files of one `x y` or one "row<TAB>column" a line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from pal_fast.landmarks.atomic import write_text
 from pal_fast.landmarks.errors import LandmarkFileError, first_few, numbers
 from pal_fast.landmarks.landmark_set import LandmarkSet
+from pal_fast.landmarks.plausible import warn_of_further_faces
 
 Array = np.ndarray
 
@@ -99,23 +100,67 @@ def write_pts(path: str | Path, points: Array) -> None:
     write_text(path, f"version: 1\nn_points: {len(points)}\n{{\n{body}\n}}\n")
 
 
+#: One of two whole numbers and nothing else but a TAB between them: a line that the known dump writes.
+_ROW_TAB_COLUMN = re.compile(r"\s*-?\d+\t-?\d+\s*")
+
+
+def check_row_column_guess(path: str | Path) -> None:
+    """Raises LandmarkFileError unless every line is row<TAB>column in whole pixels, as the known dump writes it.
+
+    Two numbers a line tell by nothing else which of them is x.
+    """
+    path = Path(path)
+    for number, line in read_lines(path):
+        if not _ROW_TAB_COLUMN.fullmatch(line):
+            raise LandmarkFileError(
+                path,
+                number,
+                "row<TAB>column in whole pixels, the only lines of two numbers whose order is known without its name",
+                f"{line.strip()[:60]!r}: name the format, 'x-y' for lines of x and y or 'row-column' for lines of row "
+                "and column (format= in Python, --format on the command line)",
+            )
+
+
 def read_row_column(path: str | Path, count: int | None = 68) -> Array:
-    """One `row<TAB>column` a line, in this order, pixels counted from 0: a known dump for aligned RAF-DB.
+    """One `row column` a line, in this order, pixels counted from 0: a known dump for aligned RAF-DB.
+
+    The dump has a TAB and whole pixels; spaces, commas and fractions are taken too.
 
     Args: count: how many lines are wanted; None for any.
     Returns: (K, 2) float32, (x, y): the two columns swapped.
+    Raises: LandmarkFileError.
     """
+    return _pairs(path, "row<TAB>column", count)[:, ::-1].copy()
+
+
+def read_x_y(path: str | Path) -> Array:
+    """One `x y` a line, pixels counted from 0, separated by spaces, a TAB or a comma; `nan nan` for a missing one.
+
+    Returns: (K, 2) float32, (x, y), integer = pixel centre.
+    Raises: LandmarkFileError.
+    """
+    return _pairs(path, "x y", None)
+
+
+def _pairs(path: str | Path, columns: str, count: int | None) -> Array:
+    """(K, 2) float32, the two numbers of each line, which are called `columns` in errors."""
     path = Path(path)
+    expected = f"{columns}, two numbers"
     points = []
     for number, line in read_lines(path):
-        pair = numbers(line.replace(",", " "), path, number, "row<TAB>column, two numbers")
+        pair = numbers(line.replace(",", " "), path, number, expected)
         if len(pair) != 2:
-            raise LandmarkFileError(path, number, "row<TAB>column, two numbers", f"{len(pair)} numbers")
-        points.append((pair[1], pair[0]))
+            raise LandmarkFileError(path, number, expected, f"{len(pair)} numbers")
+        points.append(pair)
     if not points or (count is not None and len(points) != count):
         wanted = "at least one line" if count is None else f"{count} lines"
-        raise LandmarkFileError(path, None, f"{wanted} of row<TAB>column", f"{len(points)}")
+        raise LandmarkFileError(path, None, f"{wanted} of {columns}", f"{len(points)}")
     return np.asarray(points, np.float32)
+
+
+def write_x_y(path: str | Path, points: Array) -> None:
+    """(K, 2), (x, y), integer = pixel centre, as `x y` lines; NaN stays `nan`."""
+    write_text(path, "".join(f"{x:.6f} {y:.6f}\n" for x, y in points))
 
 
 def check_row_column(landmarks: LandmarkSet) -> None:
@@ -141,19 +186,24 @@ _WFLW_NUMBERS = {98 * 2: "196 coordinates", 98 * 2 + 4 + 6: "196 coordinates, 4 
 def read_wflw(path: str | Path) -> LandmarkSet:
     """A WFLW list: per line 98 points `x y`, optionally rectangle and attributes, and the image's path.
 
-    Returns: a set of K = 98. Names are the images' paths; an image with several faces keeps its first.
+    Returns: a set of K = 98. Names are the images' paths; an image with several faces keeps its first, and a warning
+        counts these.
     """
     path = Path(path)
     points: dict[str, list[float]] = {}
+    several: dict[str, None] = {}
     expected = "196 coordinates (98 points), optionally 4 corners and 6 attributes, and an image's path"
     for number, line in read_lines(path):
         words = line.split()
         if len(words) - 1 not in _WFLW_NUMBERS:
             raise LandmarkFileError(path, number, expected, f"{len(words)} words")
         values = numbers(" ".join(words[:-1]), path, number, expected)
+        if words[-1] in points:
+            several[words[-1]] = None
         points.setdefault(words[-1], values[: 98 * 2])
     if not points:
         raise LandmarkFileError(path, None, expected, "no line")
+    warn_of_further_faces(list(several), path)
     table = torch.tensor(list(points.values()), dtype=torch.float32).view(-1, 98, 2)
     return LandmarkSet(table, tuple(points))
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pal_fast import _checks
 from pal_fast.constants import ATTRIBUTION, BACKENDS, CHANNELS, COMBINE, NORMALIZE, SCALE, SCORE
+from pal_fast.landmarks import FORMATS
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import region_weights
 
@@ -40,6 +41,12 @@ class TrainingConfig:
     )
     landmarks: str | None = option(
         None, "landmarks of the images, where the data set brings none", metavar="FILE", group="data"
+    )
+    format: str | None = option(
+        None,
+        "of the landmarks, where their files do not tell: one of pal-fast convert --list-formats",
+        choices=tuple(FORMATS),
+        group="data",
     )
     classes: int | None = option(None, "number of classes, where the data set has a choice", group="data")
     size: int | None = option(None, "side of the images in pixels (default 224; 48 for drawn faces)", group="data")
@@ -142,6 +149,8 @@ class TrainingConfig:
             raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
         if self.weights is not None and self.pretrained == "yes":
             raise ValueError("weights and pretrained='yes' are two beginnings for one network: give one of them")
+        if self.format is not None and self.landmarks is None:
+            raise ValueError(f"format is that of the landmarks' file, got format={self.format!r} and no landmarks")
         self.loss_options()
         region_weights(self.region_choice())
 

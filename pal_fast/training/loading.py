@@ -62,6 +62,7 @@ def open_split(config: TrainingConfig, split: str, *, transform: Any, landmarks:
         config.root or "",
         split,
         landmarks=config.landmarks if landmarks else False,
+        format=config.format if landmarks else None,
         transform=transform,
         classes=config.classes,
         bad_images=config.bad_images,

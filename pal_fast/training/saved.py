@@ -65,6 +65,7 @@ def evaluate(
     split: str = "test",
     alignment: bool = False,
     landmarks: str | None = None,
+    format: str | None = None,
     limit: int | None = None,
     batch: int = 64,
     workers: int = 2,
@@ -79,6 +80,7 @@ def evaluate(
         data, root: another data set of the same classes; None takes that of the training.
         alignment: measure it too, with the landmarks that the data set brings.
         landmarks: or with those in this file; implies `alignment`.
+        format: of that file, one of `pal_fast.landmarks.FORMATS`; None guesses.
         limit: use only so many images.
         batch: images at a time in each process.
         device, precision: None and "auto" as in training.
@@ -90,11 +92,12 @@ def evaluate(
     saved = load_network(path)
     config = saved.config
     if data is not None and data != config.data:
-        config = replace(config, data=data, root=None, landmarks=None)
+        config = replace(config, data=data, root=None, landmarks=None, format=None)
+    if landmarks is not None or format is not None:
+        config = replace(config, landmarks=landmarks, format=format)
     config = replace(
         config,
         root=root if root is not None else config.root,
-        landmarks=landmarks if landmarks is not None else config.landmarks,
         limit=limit,
         workers=workers,
         device=device,

@@ -37,3 +37,18 @@ def test_pixels_of_no_known_range_are_refused(kind: type, tmp_path: Path) -> Non
     ):
         read_image(tmp_path / "a.tif")
     assert "no known range: 8 or 16 bits are wanted" in str(inspect(tmp_path / "a.tif"))
+
+
+def test_an_exif_orientation_is_applied_nowhere(tmp_path: Path) -> None:
+    """Landmarks count stored pixels: an image that says "turn me" is read, measured and transformed as it is stored."""
+    stored = np.zeros((8, 16, 3), np.uint8)
+    stored[:, 12:] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=turned)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.getexif()[0x0112] == 6
+        as_image = pytest.importorskip("pal_fast.data.inputs").as_image(image)
+    assert inspect(tmp_path / "a.png") == (8, 16)
+    for pixels in (read_image(tmp_path / "a.png"), as_image):
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), stored)

@@ -142,10 +142,35 @@ def test_what_cannot_be_transformed_is_refused_in_words(pixels: Tensor, points: 
         image=pixels.numpy(), landmarks=points
     )
     assert "image as an array must be uint8, got float64" in refused(image=as_array(pixels) / 255, landmarks=points)
+    for dtype in (torch.int64, torch.int32, torch.int16, torch.bool):
+        wanted = f"image as a tensor must be uint8 (0 to 255) or floating-point (0 to 1), got {dtype}"
+        assert wanted in refused(image=pixels.to(dtype), landmarks=points)
+        assert wanted in refused(image=tv_tensors.Image(pixels.to(dtype)), landmarks=points)
     other = Landmarks(points, canvas_size=(8, 9))
     assert "landmarks are of an image of 8 x 9, but image is 40 x 60 (height x width)" in refused(
         image=pixels, landmarks=other
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_floats_that_do_not_go_from_0_to_1_are_refused(pixels: Tensor, points: Tensor, dtype: torch.dtype) -> None:
+    pixels[0, 0, :2] = torch.tensor([0, 255])
+    as_floats = pixels.to(dtype)
+    assert f"image as a {dtype} tensor must hold values from 0 to 1, got 0 to 255: give uint8, or divide" in refused(
+        image=as_floats, landmarks=points
+    )
+    assert "got 0 to 255" in refused(image=tv_tensors.Image(as_floats), landmarks=points)
+    assert "got -2 to 2: " in refused(image=as_floats / 255 * 4 - 2, landmarks=points), "normalised already"
+    with pytest.raises(ValueError, match="must hold values from 0 to 1, got 0 to 255"):
+        train_transform(48)(as_floats)  # type: ignore[arg-type]
+
+
+def test_floats_that_bicubic_resizing_leaves_are_taken(points: Tensor) -> None:
+    edges = torch.zeros(3, 8, 8)
+    edges[:, 2:6, 2:6] = 1.0
+    resized = torch.nn.functional.interpolate(edges[None], (HEIGHT, WIDTH), mode="bicubic")[0]
+    assert resized.max() > 1.01
+    assert eval_transform(48)({"image": resized, "landmarks": points})["image"].isfinite().all()
 
 
 def test_a_face_data_set_takes_landmarks_as_an_array(pixels: Tensor, points: Tensor) -> None:

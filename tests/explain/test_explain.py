@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pal_fast import attribute, cli, explain
-from pal_fast.landmarks import read_landmarks
+from pal_fast.landmarks import LandmarkSet, read_landmarks
 
 skimage_data = pytest.importorskip("skimage.data", reason="the photograph is scikit-image's")
 pytest.importorskip("torchvision", reason="the networks are torchvision's and timm's")
@@ -163,13 +164,27 @@ def test_a_network_of_timm_is_found(photograph_file: Path, tmp_path: Path) -> No
     assert (tmp_path / "out.svg").read_text().lstrip().startswith("<?xml")
 
 
-def test_several_faces_in_the_landmarks_are_refused(
+def test_of_several_images_landmarks_those_of_the_image_s_name_are_taken(
+    photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = read_landmarks(LANDMARKS)[0]
+    names = (f"test/{photograph_file.name}", f"train/{photograph_file.name}", "train/other.png")
+    LandmarkSet(torch.stack([own + 1000, own, own - 1000]), names).save(tmp_path / "m.npz")
+    image = tmp_path / "train" / photograph_file.name
+    image.parent.mkdir()
+    shutil.copy(photograph_file, image)
+    arguments = ["--landmarks", str(tmp_path / "m.npz"), "--model", "resnet18", "--weights", "random", "--size", "64"]
+    assert cli.main(["explain", str(image), *arguments, "-o", str(tmp_path / "out.svg")]) == 0
+    assert "68 points, 68 of them in what the network sees" in capsys.readouterr().out
+
+
+def test_several_images_landmarks_whose_names_do_not_tell_are_refused(
     photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.pts").write_text(LANDMARKS.read_text())
     assert cli.main(["explain", str(photograph_file), "--landmarks", str(tmp_path)]) == 2
-    assert "must hold those of one image, got 2" in capsys.readouterr().err
+    assert "holds those of 2 images (a, b), and their names do not tell which is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--size", "--classes"])

@@ -63,6 +63,36 @@ def test_a_malformed_line_of_a_list_is_named(tmp_path: Path, row: str, expected:
     assert str(failure.value).startswith(f"{file}, line 3: expected ")
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "frame,face_id,timestamp,confidence,success," + ",".join(f"x_{k}" for k in range(132)),  # OpenFace's
+        "filename," + ",".join(f"x_{k},y_{k}" for k in range(68)),
+    ],
+)
+def test_a_table_of_another_kind_is_told_what_to_do(tmp_path: Path, head: str) -> None:
+    file = tmp_path / "faces.csv"
+    file.write_text(f"{head}\n{','.join(['1'] * 137)}\n")
+    with pytest.raises(LandmarkFileError, match=r"faces\.csv, line 1: expected 9 columns.*, found 137") as error:
+        read_landmark_set(file)
+    assert "AffectNet's list is the only .csv that is read" in str(error.value)
+    assert "LandmarkSet(points, names).save('landmarks.npz')" in str(error.value)
+
+
+def test_a_line_of_an_affectnet_list_is_not_taken_for_another_table(tmp_path: Path) -> None:
+    for head in (HEADER, ROW):
+        (tmp_path / "training.csv").write_text(f"{head}\n1,2,3\n")
+        with pytest.raises(LandmarkFileError, match=r"line 2: expected 9 columns, found 3$"):
+            read_landmark_set(tmp_path / "training.csv")
+
+
+@pytest.mark.parametrize("text", ["", "\n", f"{HEADER}\n"])
+def test_a_list_of_no_image_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "training.csv").write_text(text)
+    with pytest.raises(LandmarkFileError, match=r"expected rows of the columns subDirectory_filePath.*, found none"):
+        read_landmark_set(tmp_path / "training.csv")
+
+
 def _row(name: str) -> str:
     return f"{name},1,2,3,4,{';'.join(['1.5'] * 136)},3,0.1,0.2"
 
@@ -165,6 +195,18 @@ def test_dlib_xml_keeps_missing_parts_and_images_without_a_face(tmp_path: Path) 
     assert marks.found.tolist() == [True, False]
 
 
+def test_dlib_xml_keeps_the_first_of_several_faces_and_says_so(tmp_path: Path) -> None:
+    empty = "<box top='1' left='2' width='3' height='4'/>"
+    first, second = (f"<box><part name='0' x='{x}' y='6'/><part name='1' x='8' y='9'/></box>" for x in (5, 7))
+    image = "<image file='{}.jpg'>{}</image>"
+    images = [("a", empty + first + second), ("b", second + empty), ("c", second + first + first)]
+    body = "".join(image.format(*each) for each in images)
+    (tmp_path / "m.xml").write_text(f"<dataset><images>{body}</images></dataset>")
+    with pytest.warns(UserWarning, match=r"2 images have several faces, of which the first is read \(a\.jpg, c\.jpg\)"):
+        marks = read_landmark_set(tmp_path / "m.xml")
+    assert marks.points[:, 0, 0].tolist() == [5, 7, 7]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -207,7 +249,7 @@ def test_mediapipe_takes_the_sizes_from_the_images(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "images").mkdir()
     image.new("RGB", (50, 40)).save(tmp_path / "images" / "a.jpg")
-    (tmp_path / "m.json").write_text(json.dumps({"a.jpg": [[0.5, 0.5]] * 468}))
+    (tmp_path / "m.json").write_text(json.dumps({"a.jpg": [[0.5, 0.5]] + [[0.2, 0.3]] * 467}))
     assert read_landmarks(tmp_path / "m.json", images=tmp_path / "images")[0, 0].tolist() == [24.5, 19.5]
     with pytest.raises(ValueError, match="image_size"):
         read_landmarks(tmp_path / "m.json")

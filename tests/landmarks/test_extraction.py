@@ -28,7 +28,7 @@ COUNT = 11
 
 
 class Numbers:
-    """Stands in for the network: each image's landmarks are its first pixel's value, and every fourth has no face."""
+    """Stands in for the network: landmarks lie at x = the image's first pixel, and every fourth image has no face."""
 
     def __init__(self, fail_at: int | None = None, error: BaseException | None = None) -> None:
         self.seen: list[str] = []
@@ -41,7 +41,7 @@ class Numbers:
         self.batches += 1
         self.seen += names
         values = torch.stack([image[0, 0, 0].float() for image in images])
-        points = values[:, None, None].expand(-1, 68, 2).clone()
+        points = torch.stack([values[:, None].expand(-1, 68), torch.arange(68.0).expand(len(images), -1)], -1)
         points[values % 4 == 3] = torch.nan
         return points, points[..., 0] / 255
 
@@ -66,7 +66,7 @@ def check(path: Path, names: set[str] | None = None) -> None:
         assert set(marks.names) == names
     for name, points, found in zip(marks.names, marks.points, marks.found, strict=True):
         assert bool(found) == (value_of(name) % 4 != 3)
-        assert not found or bool((points == value_of(name)).all())
+        assert not found or bool((points[:, 0] == value_of(name)).all())
 
 
 def all_names() -> set[str]:

@@ -56,6 +56,18 @@ def test_one_sample_in_pixels_clears_the_batch_of_being_normalised(model):
     assert told(model, landmarks) == []
 
 
+def test_faces_whose_landmarks_lie_in_one_point_are_told_of(model):
+    landmarks = batch(dtype=torch.float32)[2]
+    landmarks[1] = 0.0
+    landmarks[2] = torch.nan
+    (text,) = told(model, landmarks, calls=2)
+    assert text.startswith("the landmarks of 1 of 3 annotated samples of this batch lie in one point each")
+    assert "give NaN for these" in text
+    assert told(model, landmarks[:, :1]) == []  # one landmark in all
+    (text,) = told(model, torch.zeros(4, 5, 2))
+    assert text.startswith("the landmarks of 4 of 4 annotated samples")
+
+
 @pytest.mark.parametrize("offset", [(500.0, 500.0), (-500.0, 0.0), (0.0, 40.0)])
 def test_landmarks_outside_the_frame_are_told_of(model, offset):
     landmarks = batch(dtype=torch.float32)[2] + torch.tensor(offset)
@@ -69,6 +81,33 @@ def test_landmarks_in_pixels_and_any_heatmap_are_not_told_of(model):
     assert told(model, batch(dtype=torch.float32)[2]) == []
     assert told(model, heatmap=torch.rand(4, 8, 8)) == []
     assert told(model, batch(dtype=torch.float32)[2], options={"attribution": "activation"}) == []
+
+
+@pytest.mark.parametrize("missing", ["NaN", "not visible"])
+def test_the_first_batch_with_a_landmark_is_looked_at_and_no_later_one(model, missing):
+    """Faces that were not found in the first batches leave its look for the first that has one."""
+    images, normalised = batch(dtype=torch.float32)[0], torch.rand(4, 5, 2)
+    none = torch.full((4, 5, 2), torch.nan) if missing == "NaN" else normalised
+    seen = torch.zeros(4, 5, dtype=torch.bool)
+    pal = pal_fast.PALLoss(model, ["middle", "pool"])
+    texts = []
+    for landmarks, visible in [(none, seen), (none, seen), (normalised, ~seen), (normalised, ~seen)]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pal(model(images), landmarks, visible=visible)
+        texts.append([str(warning.message) for warning in caught])
+    assert [len(said) for said in texts] == [0, 0, 1, 0]
+    assert "lie within 3 pixels of the image's corner" in texts[2][0]
+
+
+def test_a_flat_loss_is_told_of_in_the_first_batch_with_a_landmark(model):
+    images, _, landmarks = batch(dtype=torch.float32)[:3]
+    pal = pal_fast.PALLoss(model, "pool")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pal(model(images), torch.full_like(landmarks, torch.nan))
+    with pytest.warns(pal_fast.warn.FlatLossWarning, match="'pool'"):
+        pal(model(images), landmarks)
 
 
 def test_a_batch_in_which_no_sample_counts_is_not_told_of(model):

@@ -74,6 +74,8 @@ def test_every_option_is_on_the_command_line():
         ({"data": "drawn", "regions": ["eyes=much"]}, "got 'eyes=much'"),
         ({"data": "drawn", "augment": 1}, "augment must be true or false"),
         ({"data": "drawn", "pretrained": "yes", "weights": "a.pt"}, "give one of them"),
+        ({"data": "folder", "landmarks": "m", "format": "xy"}, "did you mean 'x-y'"),
+        ({"data": "folder", "format": "x-y"}, "format is that of the landmarks' file"),
         ({}, "data must be one of"),
     ],
 )

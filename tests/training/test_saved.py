@@ -16,9 +16,11 @@ from support.small_training import SMALL, quiet
 
 from pal_fast import cli
 from pal_fast.data import open_dataset
+from pal_fast.landmarks import write_landmarks
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.exporting import DESCRIPTION, _run_onnx, export
 from pal_fast.training.files import RunFolder, read_state
+from pal_fast.training.loading import open_split
 from pal_fast.training.networks import build_network, load_weights
 from pal_fast.training.saved import evaluate, load_network, table
 
@@ -168,6 +170,20 @@ def test_evaluation_repeats_the_final_figures_without_landmarks(runs, monkeypatc
     found = evaluate(runs / "pal", workers=0, device="cpu", batch=16, alignment=True, say=quiet)
     assert found.alignment["body"]["pearson"] == pytest.approx(final["alignment"]["body"]["pearson"])
     assert 0 < np.isfinite(found.image_alignment).sum() == 28 - found.undefined["body"]
+
+
+def test_landmarks_of_a_named_format_are_trained_and_measured_on(runs, tmp_path, capsys):
+    """Lines of x and y are read where their format is named, by the config as by the command."""
+    for split in ("train", "test"):
+        faces = open_dataset("drawn", SMALL["root"], split)
+        write_landmarks(tmp_path / "marks", faces.landmark_set(), "x-y")
+    config = TrainingConfig(**SMALL, landmarks=str(tmp_path / "marks"), format="x-y")
+    torch.testing.assert_close(open_split(config, "test", transform=None).landmarks, faces.landmarks, rtol=0, atol=1e-5)
+    command = ["evaluate", str(runs / "pal"), "--landmarks", str(tmp_path / "marks"), "--workers", "0"]
+    assert cli.main(command) == 2
+    assert "name the format" in capsys.readouterr().err
+    assert cli.main([*command, "--format", "x-y"]) == 0
+    assert "alignment at body: " in capsys.readouterr().out
 
 
 def test_a_checkpoint_and_other_data_can_be_evaluated(runs):

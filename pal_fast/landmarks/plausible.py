@@ -1,0 +1,73 @@
+"""What the landmarks of faces never look like, told where a file or a data set is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from pal_fast import _checks
+from pal_fast.landmarks.errors import first_few
+from pal_fast.landmarks.landmark_set import LandmarkSet
+from pal_fast.warn import warn
+
+#: Of the 68-point scheme.
+_EYES: Final = slice(36, 48)
+_MOUTH: Final = slice(48, 68)
+
+
+def without_coincident(points: Tensor, names: Sequence[str], source: str | Path) -> Tensor:
+    """The landmarks, all NaN in images where they coincide, as a detector writes (0, 0) for a face not found.
+
+    A warning has these images' number and some of their names.
+
+    Args:
+        points: (N, K, 2), NaN where one is missing; left as it is.
+        names: N names of images.
+        source: where the landmarks come from, for the message.
+    """
+    alike = _checks.coincide(points, points.isfinite().all(-1))
+    if not alike.any():
+        return points
+    rows = alike.nonzero().flatten().tolist()
+    warn(
+        f"{source}: of {len(rows)} of {len(points)} images all landmarks lie in one point, as of faces that were not "
+        f"found ({first_few([names[row] for row in rows])}): they are taken as missing (NaN)"
+    )
+    return points.masked_fill(alike[:, None, None], torch.nan)
+
+
+def warn_of_further_faces(names: Sequence[str], source: str | Path) -> None:
+    """Warns of images of which only the first of several faces was read."""
+    if names:
+        warn(f"{source}: {len(names)} images have several faces, of which the first is read ({first_few(names)})")
+
+
+def checked_set(landmarks: LandmarkSet, source: str | Path) -> LandmarkSet:
+    """The set after `without_coincident`."""
+    points = without_coincident(landmarks.points, landmarks.names, source)
+    if points is landmarks.points:
+        return landmarks
+    return LandmarkSet(points, landmarks.names, landmarks.scores, landmarks.digests)
+
+
+def warn_unless_upright(points: Tensor, source: str | Path) -> None:
+    """Warns where in most faces the mouth does not lie below the eyes: x and y are exchanged, as a rule.
+
+    Args:
+        points: (N, K, 2), (x, y), NaN where one is missing; only the 68-point scheme is looked at.
+        source: where they come from, for the message.
+    """
+    if points.shape[1] != 68:
+        return
+    right, down = (points[:, _MOUTH].nanmean(1) - points[:, _EYES].nanmean(1)).unbind(-1)  # (N,)
+    judged = int((right.isfinite() & down.isfinite()).sum())
+    lying = int((down <= right.abs()).sum())
+    if 2 * lying > judged:
+        warn(
+            f"{source}: in {lying} of {judged} faces the mouth (points 48-67) does not lie below the eyes (36-47): "
+            "are x and y exchanged? format='x-y' reads lines of x and y, format='row-column' those of row and column"
+        )

@@ -1,0 +1,86 @@
+"""The transforms' look at the first faces: normalised landmarks are noticed while they can still be told."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+pytest.importorskip("torchvision")
+
+from pal_fast.data import Landmarks, eval_transform, train_transform
+
+SIDE = 40
+IMAGE = torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+NORMALISED = torch.linspace(0.1, 0.9, 10).view(5, 2)
+PIXELS = NORMALISED * SIDE - 0.5
+NONE = torch.full((5, 2), torch.nan)
+NOT_FOUND = torch.zeros(5, 2)
+
+
+def told(transform: Any, *faces: Tensor, image: Tensor = IMAGE) -> list[str]:
+    """The texts of the warnings of these faces, one after the other."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for points in faces:
+            transform({"image": image, "landmarks": points})
+    assert all(warning.filename == __file__ for warning in caught)
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("make", [train_transform, eval_transform])
+@pytest.mark.parametrize("points", [NORMALISED, NORMALISED * 2 - 1])
+def test_one_normalised_face_is_warned_of_and_a_second_is_refused(make: Any, points: Tensor) -> None:
+    transform = make(48)
+    (text,) = told(transform, points)
+    assert "landmarks: all of this face's lie within 3 pixels of the image's corner" in text
+    assert "in pixels of the image, 40 x 40 (height x width); multiply normalised ones by (width, height)" in text
+    with pytest.raises(ValueError, match=r"as normalised ones do.*; the face before had them, too"):
+        told(transform, points)
+
+
+@pytest.mark.parametrize("kind", [Tensor.numpy, Tensor.double, lambda points: Landmarks(points, canvas_size=(40, 40))])
+def test_landmarks_of_any_kind_are_looked_at(kind: Any) -> None:
+    assert len(told(eval_transform(48), kind(NORMALISED))) == 1
+    assert told(eval_transform(48), kind(PIXELS)) == []
+
+
+def test_a_face_in_pixels_ends_the_look() -> None:
+    assert told(eval_transform(48), PIXELS, *[NORMALISED] * 3) == []
+    assert len(told(eval_transform(48), NORMALISED, PIXELS, *[NORMALISED] * 3)) == 1
+
+
+def test_faces_without_landmarks_leave_the_look_to_the_next() -> None:
+    assert len(told(eval_transform(48), NONE, NOT_FOUND, NONE, NORMALISED)) == 1
+    small = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    transform = eval_transform(48)
+    assert told(transform, NORMALISED, NORMALISED, image=small) == [], "3 pixels are most of such an image"
+    assert len(told(transform, NORMALISED)) == 1
+
+
+def test_some_missing_points_do_not_hide_the_others() -> None:
+    points = NORMALISED.clone()
+    points[2] = torch.nan
+    assert len(told(eval_transform(48), points)) == 1
+
+
+class Mine(Dataset[dict[str, Any]]):
+    def __init__(self) -> None:
+        self.transform = train_transform(48)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.transform({"image": IMAGE, "landmarks": NORMALISED})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:landmarks. all of this face")
+def test_a_loader_of_normalised_landmarks_stops_at_its_first_batch(workers: int) -> None:
+    with pytest.raises(ValueError, match="as normalised ones do"):
+        next(iter(DataLoader(Mine(), batch_size=4, num_workers=workers)))

@@ -1,0 +1,136 @@
+"""Landmarks as no face has them: all in one point, or normalised in some images and in pixels in others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pal_fast.data import FaceDataset, open_dataset
+from pal_fast.data.images import MemoryImages
+from pal_fast.landmarks import LandmarkSet, read_landmark_set, write_landmarks
+
+OPTIONS = "count=8,test_count=2,size=32"
+
+
+def told(call: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What the call returns, and the texts of its warnings, each of which points at this file."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = call()
+    assert all(warning.filename == __file__ for warning in caught if "annotated images" in str(warning.message))
+    return made, [str(warning.message) for warning in caught]
+
+
+def drawn() -> LandmarkSet:
+    return open_dataset("drawn", OPTIONS, "train").landmark_set()
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0), (-1.0, -1.0), (16.0, 9.0)])
+@pytest.mark.parametrize("format", ["npz", "pts", "dlib-xml"])
+def test_a_file_s_faces_whose_points_coincide_are_missing(
+    tmp_path: Path, format: str, place: tuple[float, float]
+) -> None:
+    marks = drawn()
+    marks.points[2:4] = torch.tensor(place)
+    marks.points[3, 5:] = torch.nan  # of some points nothing is known
+    path = tmp_path / {"npz": "m.npz", "dlib-xml": "m.xml", "pts": "folder"}[format]
+    write_landmarks(path, marks, format)
+    read, (text,) = told(lambda: read_landmark_set(path))
+    assert text.startswith(f"{path}: of 2 of 8 images all landmarks lie in one point, as of faces that were not found")
+    assert f"({read.names[2]}, {read.names[3]}): they are taken as missing (NaN)" in text
+    assert read.found.tolist() == [True, True, False, False, True, True, True, True]
+    kept = [0, 1, 4, 5, 6, 7]
+    torch.testing.assert_close(read.points[kept], marks.points[kept], rtol=0, atol=1e-4)
+
+
+def test_a_single_point_and_points_close_together_are_landmarks(tmp_path: Path) -> None:
+    for points in (torch.zeros(2, 1, 2), torch.tensor([[[9.0, 9.0], [9.0, 9.001]]] * 2), torch.zeros(2, 0, 2)):
+        LandmarkSet(points, ("a", "b")).save(tmp_path / "m.npz")
+        read, texts = told(lambda: read_landmark_set(tmp_path / "m.npz"))
+        assert texts == []
+        assert torch.equal(read.points, points)
+    alone = torch.full((1, 5, 2), torch.nan)
+    alone[0, 3] = 0.0  # one known point says nothing
+    LandmarkSet(alone, ("a",)).save(tmp_path / "m.npz")
+    assert told(lambda: read_landmark_set(tmp_path / "m.npz"))[1] == []
+
+
+@pytest.mark.parametrize("given", ["LandmarkSet", "file", "FaceDataset"])
+def test_a_data_set_s_faces_whose_points_coincide_are_missing(tmp_path: Path, given: str) -> None:
+    marks = drawn()
+    before = marks.points.clone()
+    marks.points[1] = 0.0
+    marks.save(tmp_path / "m.npz")
+
+    def opened() -> FaceDataset:
+        if given == "FaceDataset":
+            images = MemoryImages(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+            return FaceDataset(images, [0] * 8, ["a"], names=marks.names, landmarks=marks.points)
+        return open_dataset(
+            "drawn", OPTIONS, "train", landmarks=marks if given == "LandmarkSet" else tmp_path / "m.npz"
+        )
+
+    dataset, texts = told(opened)
+    (text,) = [text for text in texts if "in one point" in text]
+    assert (
+        f"of 1 of 8 images all landmarks lie in one point, as of faces that were not found ({marks.names[1]})" in text
+    )
+    assert dataset.landmarks[1].isnan().all()
+    assert dataset.landmarks[[0, 2]].equal(before[[0, 2]])
+    assert marks.points[1].eq(0).all(), "what was given is left as it is"
+
+
+def test_affectnets_own_faces_whose_points_coincide_are_missing(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    from support import drawn_datasets
+
+    written = drawn_datasets.write_affectnet_small(tmp_path, 10, 2, size=32)
+    np.save(tmp_path / "train_set" / "annotations" / "1_lnd.npy", np.zeros(136))
+    dataset, texts = told(lambda: open_dataset("affectnet", written.root, "train"))
+    assert any("affectnet's own annotation: of 1 of 10 images all landmarks lie in one point" in text for text in texts)
+    assert dataset.landmarks[dataset.names.index("train_set/images/1.jpg")].isnan().all()
+
+
+def half_normalised(count: int) -> Tensor:
+    points = drawn().points.clone()
+    points[:count] = (points[:count] + 0.5) / 32
+    return points
+
+
+@pytest.mark.parametrize("verify", ["quick", "none"])
+@pytest.mark.parametrize("how", ["drawn", "folder", "FaceDataset"])
+def test_some_normalised_images_among_others_are_warned_of_by_name(tmp_path: Path, how: str, verify: str) -> None:
+    """Once, however many of the package's hands the landmarks go through."""
+    points, names = half_normalised(4), drawn().names
+
+    def opened() -> FaceDataset:
+        if how == "drawn":
+            return open_dataset("drawn", OPTIONS, "train", landmarks=LandmarkSet(points, names))
+        if how == "folder":
+            image = pytest.importorskip("PIL.Image")
+            for name in names:
+                path = tmp_path / "train" / "happy" / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.new("RGB", (32, 32)).save(path)
+            return open_dataset("folder", tmp_path, "train", landmarks=LandmarkSet(points, names), verify=verify)
+        images = MemoryImages(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+        return FaceDataset(images, [0] * 8, ["a"], names=names, landmarks=points)
+
+    dataset, (text,) = told(opened)
+    assert "landmarks: of 4 of 8 annotated images all landmarks lie within 3 pixels of the image's corner" in text
+    assert all(name in text for name in dataset.names[:4])
+    assert dataset.names[4] not in text
+    assert torch.equal(dataset.landmarks, points)
+
+
+def test_more_than_half_of_normalised_images_are_refused() -> None:
+    marks = LandmarkSet(half_normalised(5), drawn().names)
+    with pytest.raises(ValueError, match="of 5 of 8 annotated images"):
+        open_dataset("drawn", OPTIONS, "train", landmarks=marks)
