@@ -109,10 +109,11 @@ def heatmap_tile(
             k = first + tl.arange(0, 16)
             xk, yk, wk, _ = load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T)
             dy = y[:, None] - yk[None, :]
-            dx = x[None, :] - xk[:, None]
+            # Landmarks along the rows of both, as tensor cores take TF32 from shared memory.
+            dx = x[:, None] - xk[None, :]
             gy = wk[None, :] * tl.exp(falloff * (dy * dy))  # [BLOCK_H, 16]; the weight of what is dropped is 0
-            gx = tl.exp(falloff * (dx * dx))  # [16, BLOCK_W]
-            h = tl.dot(gy, gx, h, input_precision=PRECISION)
+            gx = tl.exp(falloff * (dx * dx))  # [BLOCK_W, 16]
+            h = tl.dot(gy, tl.trans(gx), h, input_precision=PRECISION)
     return h
 
 

@@ -55,7 +55,7 @@ def landmark_heatmap(
     heatmap = landmarks.new_empty((batch, height, width))
     if heatmap.numel() == 0:
         return heatmap
-    block_h, block_w = tile_sides(height, width, 64)
+    block_h, block_w = tile_sides(height, width, 128)
     tiles_h, tiles_w = ceil_div(height, block_h), ceil_div(width, block_w)
     divides = NORMALIZE[normalize] != "none" and tiles_h * tiles_w > 1
     vector = vector_width(landmarks.dtype, width)

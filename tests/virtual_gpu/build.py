@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 LIBRARY, PTX, EXTENSION = "libtorch_cuda.so", "extension.ptx", "_C.abi3.so"
 SOURCES = (
     *("program", "instructions", "arithmetic", "comparison", "conversion", "memory_access", "warp", "warpgroup"),
-    *("memory", "machine", "runtime"),
+    *("memory", "traffic", "machine", "runtime"),
 )
 # No contraction and no reordering: each instruction rounds as PTX says.
 FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-frounding-math", "-fPIC", "-Wall", "-Wextra")

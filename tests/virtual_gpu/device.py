@@ -6,14 +6,15 @@ kernels of the extension, whose PTX the virtual GPU executes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -29,6 +30,7 @@ def library(directory: str) -> ctypes.CDLL:
     functions = ctypes.CDLL(str(Path(directory) / LIBRARY))
     functions.virtual_gpu_failure.restype = ctypes.c_char_p
     functions.virtual_gpu_launched.restype = ctypes.c_char_p
+    functions.virtual_gpu_traffic.restype = ctypes.c_char_p
     return functions
 
 
@@ -202,6 +204,37 @@ def _native(directory: Path) -> Any:
         "pal_fast_virtual_device", [str(HERE / "device.cpp")], build_directory=str(build), extra_cflags=["-O1"],
         extra_ldflags=[library_path],
     )  # fmt: skip
+
+
+class Traffic(NamedTuple):
+    """What launches asked of one allocation, or of shared memory, in one direction.
+
+    Attributes:
+        requests: instructions of warps.
+        bytes: distinct ones, summed over requests.
+        units: sectors of 32 bytes, or wavefronts of shared memory, summed over requests.
+        least: the units that the bytes would take side by side, or without bank conflicts.
+    """
+
+    requests: int
+    bytes: int
+    units: int
+    least: int
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[dict[tuple[int, str], Traffic]]:
+    """Filled in at the end: by where an allocation begins (0: shared memory) and "read" or "write", what the launches
+    inside asked of it."""
+    functions: ctypes.CDLL = _Profile.functions
+    functions.virtual_gpu_traffic(1)
+    found: dict[tuple[int, str], Traffic] = {}
+    try:
+        yield found
+    finally:
+        for line in functions.virtual_gpu_traffic(0).decode().splitlines():
+            begin, direction, *values = line.split()
+            found[int(begin), direction] = Traffic(*map(int, values))
 
 
 def reseed(seed: int) -> None:

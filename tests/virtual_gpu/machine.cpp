@@ -88,6 +88,7 @@ void Machine::run(const Launch& launch) {
       resident.erase(resident.begin() + static_cast<std::ptrdiff_t>(chosen));
     }
   }
+  traffic.finish(memory);
 }
 
 // Some instructions of one thread.

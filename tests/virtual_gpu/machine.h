@@ -10,6 +10,7 @@
 
 #include "memory.h"
 #include "program.h"
+#include "traffic.h"
 #include "warpgroup.h"
 
 namespace virtual_gpu {
@@ -71,6 +72,7 @@ class Machine {
   void run(const Launch& launch);
 
   Memory memory;
+  TrafficCounter traffic;
   std::minstd_rand random{1};
 
  private:

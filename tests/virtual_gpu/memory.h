@@ -57,6 +57,8 @@ class Memory {
   void allocate(const void* memory, int64_t bytes);
   void free(const void* memory);
   [[nodiscard]] bool holds(uint64_t address, uint64_t bytes) { return holder_of(address, bytes) != nullptr; }
+  // Where the allocation that holds the address begins.
+  [[nodiscard]] uint64_t beginning_of(uint64_t address) { return allocation_of(address, 1).begin; }
   // A launch follows what was launched before it.
   void begin_launch();
   // Also checks that it is one allocation's, aligned. Writing the `value` that is there already is no race.

@@ -174,6 +174,14 @@ void virtual_gpu_free(const void* memory) {
 }
 void virtual_gpu_seed(unsigned seed) { machine().random.seed(seed); }
 void virtual_gpu_processors(int count) { processors = count; }
+// Whether launches from now on are counted, and what those so far have asked of memory (TrafficCounter::report).
+const char* virtual_gpu_traffic(int counting) {
+  static std::string lines;
+  const std::lock_guard<std::mutex> lock(mutex);
+  machine().traffic.counting = counting != 0;
+  lines = machine().traffic.report();
+  return lines.c_str();
+}
 int virtual_gpu_parameter_bytes(int module, const char* name) {
   const auto kernel = modules.at(static_cast<size_t>(module)).find(name);
   return kernel == modules[static_cast<size_t>(module)].end() ? -1 : static_cast<int>(kernel->second.parameter_bytes);

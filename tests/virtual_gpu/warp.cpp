@@ -94,6 +94,11 @@ constexpr int ROWS = 8, ROW_BYTES = 16;
 template <typename Move>
 void for_each_pair(const Warp& warp, const Instruction& i, int count, const Move& move) {
   for (int m = 0; m < count; ++m) {
+    for (int row = 0; machine().traffic.counting && row < ROWS; ++row) {
+      const Thread& thread = warp[m * ROWS + row];
+      const uint64_t address = read<uint32_t>(thread, i.address) + static_cast<uint64_t>(i.offset);
+      machine().traffic.note(thread, i, address, ROW_BYTES, i.warp == WarpOperation::store_matrices, true);
+    }
     for (int lane = 0; lane < LANES; ++lane) {
       for (int half = 0; half < 2; ++half) {
         const int outer = lane / 4, inner = 2 * (lane % 4) + half;
