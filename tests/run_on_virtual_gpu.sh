@@ -13,4 +13,5 @@ if ! "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None or
     exit 0
 fi
 "$python" -m pip install -q ninja pybind11 'setuptools>=77' triton==3.9.0
-"$python" -m pytest -q -m gpu -n 2 --dist loadscope "$@" tests/ops tests/nn tests/triton tests/loss
+"$python" -m pytest -q -m gpu -n 2 --dist loadscope "$@" tests/ops tests/nn tests/triton tests/loss \
+    tests/virtual_gpu

@@ -1,0 +1,105 @@
+"""What the kernels ask of memory, counted: a layer is read once and its gradients are written once, in whole sectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from support.gpu import VIRTUAL
+from torch import Tensor
+
+import pal_fast
+from pal_fast import dispatch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not VIRTUAL, reason="the virtual GPU counts accesses, and this is none"),
+]
+
+SECTOR = 32
+#: Blocks read a few elements more than once, for a pivot, and share sectors where rows are no whole number of them.
+SLACK = 1.12
+#: Triton's "each" looks at three elements of a channel before it reads it, and reads 49 cells one by one: what L1 holds.
+SLACK_OF_EACH = 4.0
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    reason = dispatch.why_not(request.param, torch.device("cuda"))
+    if reason:
+        pytest.skip(reason)
+    return str(request.param)
+
+
+def counts(run: Callable[[], Any]) -> tuple[Any, Mapping[tuple[int, str], Any]]:
+    from virtual_gpu.device import counted
+
+    with counted() as found:
+        result = run()
+    return result, found
+
+
+def assert_once(found: Mapping[tuple[int, str], Any], tensor: Tensor, direction: str, slack: float) -> None:
+    traffic = found[tensor.data_ptr(), direction]
+    assert tensor.nbytes <= traffic.bytes <= slack * tensor.nbytes, traffic
+    assert SECTOR * traffic.units <= slack * tensor.nbytes, traffic
+
+
+@pytest.mark.parametrize("channels", ["mean", "half", "all", "each"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(2, 256, 14, 14), (2, 512, 7, 7)], ids=str)
+def test_the_loss_reads_a_layer_once_each_way_and_writes_its_gradients_once(
+    backend: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    channels: str,
+    generator: torch.Generator,
+) -> None:
+    f, g = (
+        torch.randn(shape, generator=generator).to(dtype=dtype, memory_format=layout).cuda().requires_grad_()
+        for _ in range(2)
+    )
+    landmarks = (torch.rand(2, 68, 2, generator=generator) * 224).cuda()
+
+    def forward() -> Tensor:
+        return pal_fast.pal_loss(f, g, landmarks=landmarks, image_size=224, channels=channels, backend=backend)
+
+    loss, found = counts(forward)
+    part = 0.5 if channels == "half" else 1.0  # of every run of channels_last, too
+    slack = SLACK_OF_EACH if (backend, channels) == ("triton", "each") else SLACK
+    for tensor in (f, g):
+        traffic = found[tensor.data_ptr(), "read"]
+        assert part * tensor.nbytes <= traffic.bytes <= part * slack * tensor.nbytes, traffic
+        assert SECTOR * traffic.units <= part * slack * tensor.nbytes, traffic
+        assert (tensor.data_ptr(), "write") not in found
+
+    gradients, found = counts(lambda: torch.autograd.grad(loss, [f, g]))
+    for tensor in (f, g):
+        traffic = found[tensor.data_ptr(), "read"]
+        assert SECTOR * traffic.units <= part * SLACK * tensor.nbytes, traffic
+    for gradient in gradients:
+        assert_once(found, gradient, "write", SLACK)
+        assert (gradient.data_ptr(), "read") not in found
+
+
+@pytest.mark.parametrize("side", [56, 112, 224])
+def test_a_large_heatmap_is_written_once_and_its_factors_meet_no_bank_twice(
+    backend: str, side: int, generator: torch.Generator
+) -> None:
+    landmarks = (torch.rand(2, 68, 2, generator=generator) * side).cuda()
+
+    def draw() -> Tensor:
+        return pal_fast.landmark_heatmap(landmarks, (side, side), sigma=side / 16, backend=backend)
+
+    heatmap, found = counts(draw)
+    assert_once(found, heatmap, "write", 1.0)
+    assert (heatmap.data_ptr(), "read") not in found
+    for direction in ("read", "write"):
+        shared = found[0, direction]
+        assert shared.units <= 1.02 * shared.least, f"{direction}: {shared}"
+        # Beside the writing: 132 multiprocessors write 25 bytes a cycle each where they read 128 of shared memory.
+        assert shared.units < 3 * heatmap.nbytes / 25
