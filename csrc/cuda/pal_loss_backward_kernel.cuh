@@ -4,102 +4,9 @@
 // hold.
 #pragma once
 
-#include "pal_loss_sweep.cuh"
+#include "pal_loss_derivative.cuh"
 
 namespace pal_fast::cuda {
-
-// As kernels take it.
-template <typename S>
-struct LossDerivative {
-  using T = typename Computing<S>::type;
-
-  Pointer<const T> grad_loss;  // [] or [B]
-  int64_t grad_loss_stride;
-  Pointer<const T> plane;         // [B, H, W]
-  Pointer<const T> coefficients;  // [B, G, 3]
-  Pointer<const T> factor;        // [B]
-  Pointer<S> d_activation;        // [B, C, H, W], or null
-  Pointer<S> d_gradient;          // [B, C, H, W], or null
-};
-
-// d = slope * (plane + curve * (a - mean)); slope * plane for Grouping::map, whose plane says it all.
-template <typename T>
-struct Coefficients {
-  T slope, curve, mean;
-};
-
-template <typename T>
-[[nodiscard]] __device__ __forceinline__ Coefficients<T> choose(bool first, const Coefficients<T>& a,
-                                                                const Coefficients<T>& b) {
-  return {first ? a.slope : b.slope, first ? a.curve : b.curve, first ? a.mean : b.mean};
-}
-
-// value * sign(g). A g that is NaN has made value NaN.
-[[nodiscard]] __device__ __forceinline__ float times_sign(float value, float g) {
-  const float signed_value = same_bits<float>(same_bits<unsigned>(value) ^ (same_bits<unsigned>(g) & 0x80000000u));
-  return g == 0.0f ? 0.0f : signed_value;
-}
-[[nodiscard]] __device__ __forceinline__ double times_sign(double value, double g) {
-  return g > 0.0 ? value : g < 0.0 ? -value : 0.0 * value;
-}
-
-// What all elements of a sample share, and the derivative at one of them.
-template <typename S, bool ChannelsLast, Grouping G>
-struct SampleDerivative {
-  using T = typename Computing<S>::type;
-
-  const Layer<S>& layer;
-  const LossDerivative<S>& of;
-  int64_t sample, begin;
-  T grad;
-  bool live;
-  Coefficients<T> whole;  // of a sample, or of a map
-
-  __device__ __forceinline__ SampleDerivative(const Layer<S>& given, const LossDerivative<S>& derivative, int64_t index)
-      : layer(given), of(derivative), sample(index), begin(index * given.sample_elements()) {
-    const T factor = of.factor[sample];
-    live = factor != T(0);
-    grad = live ? of.grad_loss[sample * of.grad_loss_stride] * factor : T(0);
-    whole = G == Grouping::all ? coefficients(sample) : Coefficients<T>{grad, T(0), T(0)};
-  }
-
-  [[nodiscard]] __device__ __forceinline__ Coefficients<T> coefficients(int64_t group) const {
-    return {grad * of.coefficients[3 * group], of.coefficients[3 * group + 1], of.coefficients[3 * group + 2]};
-  }
-  [[nodiscard]] __device__ __forceinline__ Coefficients<T> of_channel(int channel) const {
-    return G == Grouping::each ? coefficients(sample * layer.count + channel) : whole;
-  }
-  // The plane; of a map, times grad.
-  [[nodiscard]] __device__ __forceinline__ T plane_at(int64_t cell) const {
-    const T value = of.plane[sample * layer.cells + cell];
-    return G == Grouping::map ? grad * value : value;
-  }
-
-  // df and dg from f, g, the plane and the group's coefficients.
-  __device__ __forceinline__ void gradients(T f, T g, T plane, const Coefficients<T>& group, T& df, T& dg) const {
-    const T magnitude = layer.magnitude(g);
-    const T d = G == Grouping::map ? plane : group.slope * (plane + group.curve * (magnitude * f - group.mean));
-    df = d * magnitude;
-    dg = layer.absolute ? times_sign(d * f, g) : d * f;
-  }
-
-  // One element of the sample, for those that do not come in whole vectors.
-  __device__ __forceinline__ void write_element(int64_t at) const {
-    const int64_t index = at - begin;
-    const int64_t cell = ChannelsLast ? index / layer.channels : index % layer.cells;
-    const int channel = static_cast<int>(ChannelsLast ? index % layer.channels : index / layer.cells);
-    T df = 0, dg = 0;
-    if (live && channel < layer.count) {
-      gradients(layer.f(at), layer.g(at), plane_at(cell), of_channel(channel), df, dg);
-    }
-    if (of.d_activation) {
-      of.d_activation[at] = narrowed<S>(df);
-    }
-    if (of.d_gradient) {
-      of.d_gradient[at] = narrowed<S>(dg);
-    }
-  }
-};
 
 // Vectors that a thread has in flight of each tensor.
 inline constexpr int BACKWARD_DEPTH = 2;
@@ -133,17 +40,17 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
   int taking_part = 0;  // channels_last: how many of the column's elements
   if (i < rows.stop && i < end) {
     int index = first_inner;
+    if constexpr (ChannelsLast) {
 #pragma unroll
-    for (int e = 0; e < V; ++e) {
-      if constexpr (ChannelsLast) {
+      for (int e = 0; e < V; ++e) {
         taking_part += index < layer.count ? 1 : 0;
-        if constexpr (EACH) {
-          of_column[e] = derivative.of_channel(min(index, layer.count - 1));
-        }
-      } else {
-        plane[e] = derivative.plane_at(index);
+        index = index + 1 == inner ? 0 : index + 1;
       }
-      index = index + 1 == inner ? 0 : index + 1;
+      if constexpr (EACH) {
+        derivative.channels_from(first_inner, of_column);
+      }
+    } else {
+      derivative.plane_from(index, plane);
     }
   }
 

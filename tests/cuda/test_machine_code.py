@@ -82,8 +82,9 @@ def test_the_losss_gradients_are_stored_16_bytes_at_once(kernels: dict[str, Coun
     backward = of(kernels, "loss_backward_kernel")
     assert len(backward) == len(BITS) * 2 * 3  # layouts, groupings
     for kernel, counts in backward.items():
-        loads, stores = (machine_code.wide(counts, kind, 128) for kind in ("LDG", "STG"))
-        assert 0 < loads <= stores, f"{kernel}: {dict(counts)}"  # a gradient for every vector that is read
+        # Two vectors of both gradients in flight, each stored as such; what goes element by element is apart.
+        assert machine_code.wide(counts, "STG", 128) >= 4, f"{kernel}: {dict(counts)}"
+        assert machine_code.wide(counts, "LDG", 128) >= 4, f"{kernel}: {dict(counts)}"
 
 
 def test_large_heatmaps_are_stored_16_bytes_at_once(kernels: dict[str, Counter[str]]) -> None:
