@@ -1,4 +1,4 @@
-"""What the kernels ask of memory, counted: a layer is read once and its gradients are written once, in whole sectors."""
+"""What the kernels ask of memory, counted: a layer is read once, its gradients are written once, in whole sectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 SECTOR = 32
 #: Blocks read a few elements more than once, for a pivot, and share sectors where rows are no whole number of them.
 SLACK = 1.12
-#: Triton's "each" looks at three elements of a channel before it reads it, and reads 49 cells one by one: what L1 holds.
+#: Triton's "each" looks at three elements of a channel before it reads it, and reads 49 cells one by one, from L1.
 SLACK_OF_EACH = 4.0
 
 
