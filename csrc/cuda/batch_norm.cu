@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "batch_norm_kernels.cuh"
+#include "splits.h"
 
 namespace pal_fast::cuda {
 namespace {
@@ -20,8 +21,6 @@ constexpr int64_t BLOCKS_PER_PROCESSOR = 4;
 
 template <typename S>
 inline constexpr int WIDE = std::is_same_v<S, double> ? 2 : 4;
-
-[[nodiscard]] constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 [[nodiscard]] bool aligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;

@@ -95,9 +95,11 @@ struct SampleDerivative {
   }
 
   // The plane; of a map, times grad.
-  [[nodiscard]] __device__ __forceinline__ T plane_at(int64_t cell) const {
-    const T value = of.plane[sample * layer.cells + cell];
+  [[nodiscard]] __device__ __forceinline__ T plane_of(T value) const {
     return G == Grouping::map ? grad * value : value;
+  }
+  [[nodiscard]] __device__ __forceinline__ T plane_at(int64_t cell) const {
+    return plane_of(of.plane[sample * layer.cells + cell]);
   }
 
   // As many cells as a vector of the layer has, from `cell` on and over the map's end.
@@ -110,7 +112,7 @@ struct SampleDerivative {
         load_vector<T>(of.plane + (sample * layer.cells + cell)).widen(some);
 #pragma unroll
         for (int j = 0; j < P; ++j) {
-          plane[e + j] = G == Grouping::map ? grad * some[j] : some[j];
+          plane[e + j] = plane_of(some[j]);
         }
         cell = cell + P == layer.cells ? 0 : cell + P;
       }

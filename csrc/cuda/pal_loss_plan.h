@@ -131,10 +131,10 @@ inline constexpr int64_t EACH_MOST_CHANNELS = BLOCK_THREADS;
     }
     plan.chunk = std::min(cells, std::min(tile / least, EACH_CHUNK_BYTES / 2 / size) - 1);
     plan.pitch = plan.chunk | 1;  // odd: threads that store the channels of neighbouring cells meet no bank twice
-    // Whole sectors of 32 bytes, that is pairs of vectors, so that no two tiles read the same one.
-    const int64_t fitting = tile / plan.pitch / vector * vector;
-    plan.channels_at_once = std::clamp<int64_t>(fitting < 2 * vector ? fitting : fitting / (2 * vector) * (2 * vector),
-                                                vector, std::min(channels, EACH_MOST_CHANNELS));
+    // Whole sectors of 32 bytes, so that no two tiles read the same one; a vector where no sector fits.
+    const int64_t sector = 2 * vector;
+    plan.channels_at_once =
+        std::clamp<int64_t>(tile / plan.pitch / sector * sector, vector, std::min(channels, EACH_MOST_CHANNELS));
   }
   // As many threads as a tile can occupy at once, of which each has a vector at least.
   while (2 * plan.lanes * plan.channels_at_once <= BLOCK_THREADS && 2 * plan.lanes * (16 / size) <= plan.chunk) {
