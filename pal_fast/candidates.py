@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pal_fast.channel_axis import ChannelSigns, signs_of
-from pal_fast.layouts import find_layout, is_turned
+from pal_fast.layouts import layout_of
 
 #: A map with fewer cells along a side holds no attribution worth aligning.
 LEAST_CELLS = 3
@@ -83,7 +83,7 @@ def _candidate(
     name: str, tensor: Tensor, image_size: tuple[int, int], signs: ChannelSigns, share: float
 ) -> Candidate | None:
     try:
-        layout = find_layout("auto", name, tuple(tensor.shape), image_size, signs, turned=is_turned(tensor))
+        layout = layout_of("auto", name, tensor, image_size, signs)
     except ValueError:
         return None
     view = layout.view(tensor)

@@ -28,6 +28,10 @@ from pal_fast.checkpointing import CheckpointedSegments
 _FORCED = threading.local()
 
 
+def _forced() -> Capture | None:
+    return None if is_compiling() else getattr(_FORCED, "capture", None)
+
+
 class Hook(functools.partial[Any]):
     """A callable for `register_forward_hook` that a copy or a pickle turns into a no-op."""
 
@@ -54,7 +58,6 @@ class Capture:
     image: InputImage = field(default_factory=InputImage)
     captured: list[Captured] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
-    force: bool = False
     #: Whether a forward of the model with gradients is under way.
     running: bool = False
     attention: MathAttention = field(default_factory=MathAttention)
@@ -97,18 +100,17 @@ class Capture:
 
     @property
     def wanted(self) -> bool:
-        return (self.model.training or self.force) and torch.is_grad_enabled()
+        return (self.model.training or _forced() is self) and torch.is_grad_enabled()
 
     @contextlib.contextmanager
     def forced(self) -> Iterator[None]:
         """Captures in eval mode, too, and is the only one that captures on this thread: what others hold is for the
         loss that is still to come."""
-        outer = getattr(_FORCED, "capture", None)
-        self.force, _FORCED.capture = True, self
+        outer, _FORCED.capture = _forced(), self
         try:
             yield
         finally:
-            self.force, _FORCED.capture = False, outer
+            _FORCED.capture = outer
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -123,8 +125,12 @@ class Capture:
             self.image = image
 
     def _stands_aside(self) -> bool:
-        forced = None if is_compiling() else getattr(_FORCED, "capture", None)
-        return forced is not None and forced is not self
+        """Whether what runs is not the forward that the loss is of: a checkpoint's recomputation, inside a backward
+        pass, or the forward of an inspection."""
+        if is_compiling():
+            return False
+        forced = _forced()
+        return torch._C._current_graph_task_id() != -1 or (forced is not None and forced is not self)
 
     def take(self) -> list[Captured]:
         """The layers' outputs of the latest forward, released here.
@@ -179,9 +185,6 @@ class Capture:
         return f"{name}.{children[-1]}" if children else ""
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        # Inside a backward pass this is a checkpoint's recomputation, not the forward.
-        if not is_compiling() and torch._C._current_graph_task_id() != -1:
-            return
         if self._stands_aside():
             return
         self.clear()
@@ -202,10 +205,6 @@ class Capture:
 
     def _on_layer(self, record: Captured) -> Callable[..., Any]:
         def on_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            compiling = is_compiling()
-            # A checkpointed layer runs again inside the backward pass: that output is not the forward's.
-            if not compiling and torch._C._current_graph_task_id() != -1:
-                return None
             if self._stands_aside():
                 return None
             if not self.wanted:
@@ -220,7 +219,7 @@ class Capture:
                     "tensor is wanted"
                 )
                 return None
-            if not compiling and self.running:
+            if not is_compiling() and self.running:
                 if self.math_attention:
                     self.attention.enter()
                 if self.keep_conditions:

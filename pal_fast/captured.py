@@ -88,22 +88,19 @@ class InputImage:
         if len(sizes) == 1:
             ((height, width),) = sizes
             self.size = (height, width)
-        elif sizes:
-            self.why_none = f"image_size=(height, width) is needed: the model has inputs of several sizes, {shapes}"
+            return
+        if sizes:
+            reason = f"the model has inputs of several sizes, {shapes}"
         elif any(shape[3] in _COLOURS for shape in shapes):
-            self.why_none = (
-                "image_size=(height, width) is needed: the model's input seems to have its channels last, "
-                f"{shapes[0]}, and not the shape (B, C, H, W)"
-            )
+            reason = f"the model's input seems to have its channels last, {shapes[0]}, and not the shape (B, C, H, W)"
         elif shapes:
-            self.why_none = (
-                f"image_size=(height, width) is needed: the model's input {shapes[0]} has not the 1, 3 or 4 channels "
-                "of an image; landmarks are in pixels of the image"
+            reason = (
+                f"the model's input {shapes[0]} has not the 1, 3 or 4 channels of an image; landmarks are in pixels "
+                "of the image"
             )
         else:
-            self.why_none = (
-                "image_size=(height, width) is needed: the model's input is not an image of shape (B, C, H, W)"
-            )
+            reason = "the model's input is not an image of shape (B, C, H, W)"
+        self.why_none = f"image_size=(height, width) is needed: {reason}"
 
 
 def tensor_of(output: Any) -> Tensor | None:

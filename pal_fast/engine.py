@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from pal_fast import _checks, distributed, first_call, first_order, first_values, preflight
 from pal_fast.calls import Call, Prior, check_call, checked_loss_of
 from pal_fast.captured import Captured
-from pal_fast.layouts import LAYOUTS, Layout, find_layout, is_turned
+from pal_fast.layouts import LAYOUTS, Layout, layout_of
 from pal_fast.options import LossOptions
 from pal_fast.precision import ScalarScale, autocasts
 from pal_fast.targets import Target, attributed_gradients, check_labels, check_target, counted
@@ -214,9 +214,7 @@ class Engine:
         key = (record.name, output.shape[1:], image_size)
         layout = self._layouts.get(key)
         if layout is None:
-            layout = find_layout(
-                self._layout, record.name, tuple(output.shape), image_size, record.signs, turned=is_turned(output)
-            )
+            layout = layout_of(self._layout, record.name, output, image_size, record.signs)
             _checks.layer_tensor(f"the output of layer {record.name!r}", layout.view(output))
             self._layouts[key] = layout
         return layout

@@ -14,7 +14,7 @@ from pal_fast import _checks, running_statistics
 from pal_fast.capture import Capture
 from pal_fast.functional import attribution_map
 from pal_fast.layer_names import find_layers
-from pal_fast.layouts import LAYOUTS, find_layout, is_turned
+from pal_fast.layouts import LAYOUTS, layout_of
 from pal_fast.model_run import Output, check_output, logits_of
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
@@ -76,14 +76,7 @@ def attribute(
             (taken,) = capture.take()
             activation = taken.output
             assert activation is not None
-            view = find_layout(
-                layout,
-                taken.name,
-                tuple(activation.shape),
-                capture.image_size,
-                taken.signs,
-                turned=is_turned(activation),
-            ).view
+            view = layout_of(layout, taken.name, activation, capture.image_size, taken.signs).view
             _checks.layer_tensor(f"the output of layer {taken.name!r}", view(activation))
             (gradient,) = attributed_gradients(logits, [activation], target, labels, create_graph=False)
     finally:

@@ -67,7 +67,7 @@ def find_layout(
     where the patches leave a rest.
 
     Args:
-        turned: of the output, as `is_turned` says; what convolutions make never is.
+        turned: whether the output's strides say that its channels were turned last; what convolutions make never is.
 
     Raises: ValueError for a shape that is none of these, and for one of which neither tells.
     """
@@ -84,9 +84,13 @@ def find_layout(
     raise ValueError(f"the output of layer {name!r} must have shape {known} for layout={wanted!r}, got {shape}")
 
 
-def is_turned(output: Tensor) -> bool:
-    """Whether the strides of an output of 4 dimensions are those of a (B, C, H, W) whose channels were turned last."""
-    return output.ndim == 4 and not output.is_contiguous() and output.permute(0, 3, 1, 2).is_contiguous()
+def layout_of(
+    wanted: str, name: str, output: Tensor, image_size: tuple[int, int] | None, signs: ChannelSigns
+) -> Layout:
+    """`find_layout` of an output, of which the strides are looked at, too."""
+    # Those of a (B, C, H, W) whose channels were turned last.
+    turned = output.ndim == 4 and not output.is_contiguous() and output.permute(0, 3, 1, 2).is_contiguous()
+    return find_layout(wanted, name, tuple(output.shape), image_size, signs, turned=turned)
 
 
 def _of_four_dimensions(

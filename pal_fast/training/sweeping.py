@@ -95,7 +95,7 @@ def sweep(
         progress.check_data(folders[run], data, config)
     check_conditions({run: config for run, config in runs.items() if not folders[run].result.exists()})
     if machine.is_main():
-        say(_extent(runs, folders))
+        say(_extent(folders))
     failed: dict[Run, str] = {}
     for number, (run, config) in enumerate(runs.items()):
         if number % count != index - 1 or folders[run].result.exists():
@@ -116,12 +116,12 @@ def sweep(
     return Swept(write_tables(output, folders, _noted(output, runs)) if machine.is_main() else "", failed)
 
 
-def _extent(runs: Iterable[Run], folders: dict[Run, RunFolder]) -> str:
-    conditions = list(dict.fromkeys(run.condition.name for run in runs))
-    seeds = list(dict.fromkeys(run.seed for run in runs))
-    done = sum(folders[run].result.exists() for run in runs)
+def _extent(folders: dict[Run, RunFolder]) -> str:
+    conditions = dict.fromkeys(run.condition.name for run in folders)
+    seeds = dict.fromkeys(str(run.seed) for run in folders)
+    done = sum(folder.result.exists() for folder in folders.values())
     return (
-        f"{len(conditions) * len(seeds)} runs: {', '.join(conditions)}; seeds {', '.join(map(str, seeds))}"
+        f"{len(folders)} runs: {', '.join(conditions)}; seeds {', '.join(seeds)}"
         f"{f'; {done} are there already' if done else ''}"
     )
 
