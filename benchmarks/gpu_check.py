@@ -29,6 +29,8 @@ from pathlib import Path
 
 import torch
 
+from pal_fast.landmarks.atomic import write_text
+
 from . import machine, targets
 from .gpu_steps import Step, steps
 from .lost_device import LOST, lost_peer
@@ -145,7 +147,7 @@ def write_report(
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     record = {"when": when, "note": note, **environment, "targets": list(verdicts)}
     record["steps"] = [asdict(result) for result in results]
-    _replace(directory / "gpu_check.json", json.dumps(record, indent=1))
+    write_text(directory / "gpu_check.json", json.dumps(record, indent=1) + "\n")
     lines = ["# GPU check", "", f"`python -m benchmarks.gpu_check`, {when}.", ""]
     lines += [f"- {name}: {value}" for name, value in environment.items() if value != ""]
     if note:
@@ -161,14 +163,7 @@ def write_report(
         if result.state in ("failed", "out of time"):
             tail = "\n".join(result.output.splitlines()[-40:])
             lines += ["", f"## {result.name}: {result.state}", "", f"`{result.command}`", "", "```", tail, "```"]
-    _replace(directory / "gpu_check.md", "\n".join(lines))
-
-
-def _replace(path: Path, text: str) -> None:
-    """As a whole: killed at this moment, the check keeps the last report."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text + "\n")
-    new.replace(path)
+    write_text(directory / "gpu_check.md", "\n".join(lines) + "\n")
 
 
 def environment_of(run: Runner) -> dict[str, object]:

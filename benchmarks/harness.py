@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import machine
-from .lost_device import recover
+from .lost_device import note_of, recover
 from .timing import Call, peak_memory, quantile, timer_of
 
 MODES = ("forward", "backward", "both")
@@ -170,9 +170,8 @@ def _accepted(row: Row, prepared: Prepared, error: float, subject: Subject, peer
 
 def _note_failure(error: Exception, failed: Sequence[Row], device: torch.device) -> None:
     """Raises: LostDeviceError if the GPU answers no more."""
-    said = (str(error).splitlines() or [""])[0][:100]
     for row in failed:
-        row.note = f"failed: {type(error).__name__}: {said}"
+        row.note = note_of(error)
     recover(failed[0].peer, error, device)
 
 

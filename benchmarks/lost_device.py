@@ -18,6 +18,11 @@ class LostDeviceError(Exception):
         super().__init__(f"lost the GPU in {peer!r}")
 
 
+def note_of(error: Exception) -> str:
+    """What a row says of a peer that failed."""
+    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+
+
 def recover(peer: str, error: Exception, device: torch.device) -> None:
     """After `error` in `peer`: frees what it held. Raises: LostDeviceError if the GPU does not answer."""
     if device.type != "cuda":

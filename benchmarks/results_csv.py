@@ -6,6 +6,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pal_fast.landmarks.atomic import atomic_write
+
 from . import machine
 from .harness import Row
 
@@ -38,12 +40,10 @@ def write(path: Path, records: Sequence[Mapping[str, object]]) -> None:
 def write_rows(path: Path, columns: Sequence[str], records: Sequence[Mapping[str, object]]) -> None:
     """Replaces the file as a whole: a run that is killed at this moment keeps the last one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    with new.open("w", newline="") as file:
+    with atomic_write(path, "w") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(records)
-    new.replace(path)
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -34,7 +34,7 @@ from pal_fast.constants import BACKENDS
 from . import results_csv
 from .command import broken_of
 from .deadline import Deadline
-from .lost_device import LOST, LostDeviceError, recover
+from .lost_device import LOST, LostDeviceError, note_of, recover
 from .step_cases import (
     PAL,
     Captum,
@@ -161,7 +161,7 @@ def _checked(row: Row, judge: Judge, device: torch.device) -> Step | None:
 
 def note_failure(row: Row, error: Exception, device: torch.device) -> None:
     """A variant that fails stops no other. Raises: LostDeviceError if the GPU answers no more."""
-    row.note = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+    row.note = note_of(error)
     recover(row.variant, error, device)
 
 
