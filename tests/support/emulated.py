@@ -7,6 +7,7 @@ the fakes and the autograd of `pal_fast.ops`: a test calls them as it would call
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -77,14 +78,15 @@ def operators(directory: str) -> str:
 def _heatmap_operators(directory: str) -> dict[str, Any]:
     kernels = module("landmark_heatmap", directory)
 
+    def workspace(landmarks: Tensor, height: int, width: int, options: Sequence[Any]) -> tuple[int, bool, bool]:
+        sizes = (*landmarks.shape[:2], str(landmarks.dtype), height, width)
+        return kernels.workspace(*sizes, *options[-2:], machine["processors"])  # type: ignore[no-any-return]
+
     def landmark_heatmap(
         landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *options: Any
     ) -> Tensor:
         batch = landmarks.shape[0]
-        processors = machine["processors"]
-        tiles, divides, _ = kernels.workspace(
-            *landmarks.shape[:2], str(landmarks.dtype), height, width, *options[-2:], processors
-        )
+        tiles, divides, _ = workspace(landmarks, height, width, options)
         heatmap = poisoned(landmarks, (batch, height, width))
         if batch == 0:
             return heatmap
@@ -93,7 +95,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
             tensors["divisors"] = poisoned(landmarks, (batch, tiles), torch.float64)
             tensors["tickets"] = torch.zeros(batch, dtype=torch.int32)
         launches["landmark_heatmap"] = kernels.run(
-            tensors, str(landmarks.dtype), height, width, *options, processors, False, machine["seed"]
+            tensors, str(landmarks.dtype), height, width, *options, machine["processors"], False, machine["seed"]
         )
         assert not divides or not tensors["tickets"].any(), "the tickets are not back at zero"
         return heatmap
@@ -102,10 +104,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
         grad: Tensor, landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *rest: Any
     ) -> tuple[Tensor, Tensor]:
         *options, need_landmarks, need_weights = rest
-        processors = machine["processors"]
-        _, _, needs_raw = kernels.workspace(
-            *landmarks.shape[:2], str(landmarks.dtype), height, width, *options[-2:], processors
-        )
+        _, _, needs_raw = workspace(landmarks, height, width, options)
         d_landmarks = poisoned(landmarks, tuple(landmarks.shape) if need_landmarks else (0,))
         d_weights = poisoned(landmarks, tuple(landmarks.shape[:2]) if need_weights else (0,))
         if landmarks.numel() == 0:
@@ -116,7 +115,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
             tensors["raw"] = poisoned(grad, tuple(grad.shape))
             tensors["winner"] = poisoned(grad, tuple(grad.shape), torch.int32)
         launches["landmark_heatmap_backward"] = kernels.run(
-            tensors, str(landmarks.dtype), height, width, *options, processors, True, machine["seed"]
+            tensors, str(landmarks.dtype), height, width, *options, machine["processors"], True, machine["seed"]
         )
         return d_landmarks, d_weights
 

@@ -15,9 +15,7 @@ void* locate(const Thread& t, const Instruction& i, uint64_t bytes, bool writes,
   uint64_t address = address_of(t, i);
   const bool shared = i.space == Space::shared || (i.space == Space::generic && address >= SHARED_WINDOW);
   address -= i.space == Space::generic && shared ? SHARED_WINDOW : 0;
-  if (machine().traffic.counting) {
-    machine().traffic.note(t, i, address, bytes, writes, shared);
-  }
+  machine().traffic.note(t, i, address, bytes, writes, shared);
   if (shared) {
     return t.block->shared->access(t, address, bytes, writes, value);
   }
@@ -116,11 +114,9 @@ void copy_later(Thread& t, const Instruction& i) {
   const Copy copy = {&i, read<uint32_t>(t, i.address) + static_cast<uint64_t>(i.offset),
                      read<uint64_t>(t, i.second_address) + static_cast<uint64_t>(i.second_offset), bytes, given};
   t.copies.back().push_back(copy);
-  if (machine().traffic.counting) {
-    machine().traffic.note(t, i, copy.to, bytes, true, true);
-    if (given > 0) {
-      machine().traffic.note(t, i, copy.from, given, false, false);
-    }
+  machine().traffic.note(t, i, copy.to, bytes, true, true);
+  if (given > 0) {
+    machine().traffic.note(t, i, copy.from, given, false, false);
   }
 }
 void close_group(Thread& t, const Instruction&) { t.copies.emplace_back(); }

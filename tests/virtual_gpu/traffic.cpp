@@ -22,21 +22,20 @@ namespace {
 }  // namespace
 
 size_t TrafficCounter::Hash::operator()(const Key& key) const {
-  const auto& [block, number, instruction, execution] = key;
+  const auto& [block, number, instruction, shared, execution] = key;
   uint64_t bits = reinterpret_cast<uint64_t>(instruction) / alignof(Instruction);
-  for (const uint64_t part : {uint64_t{block}, static_cast<uint64_t>(number), uint64_t{execution}}) {
+  for (const uint64_t part : {uint64_t{block}, static_cast<uint64_t>(number), uint64_t{shared}, uint64_t{execution}}) {
     bits = (bits ^ part) * 0x9e3779b97f4a7c15ull;
     bits ^= bits >> 29;
   }
   return bits;
 }
 
-void TrafficCounter::note(const Thread& thread, const Instruction& instruction, uint64_t address, uint64_t bytes,
-                          bool writes, bool shared) {
+void TrafficCounter::count(const Thread& thread, const Instruction& instruction, uint64_t address, uint64_t bytes,
+                           bool writes, bool shared) {
   const uint32_t block = thread.block->index;
-  const uint32_t execution = executions_[{block, thread.index, &instruction, shared ? 1 : 0}]++;
-  // Copies touch both memories by one instruction.
-  Request& request = requests_[{block, thread.index / LANES, &instruction, 2 * execution + (shared ? 1 : 0)}];
+  const uint32_t execution = executions_[{block, thread.index, &instruction, shared, 0}]++;
+  Request& request = requests_[{block, thread.index / LANES, &instruction, shared, execution}];
   request.writes = writes;
   request.shared = shared;
   request.lanes.push_back({thread.index % LANES, address, bytes});

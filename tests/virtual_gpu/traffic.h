@@ -27,8 +27,13 @@ class TrafficCounter {
  public:
   bool counting = false;
 
+  // Nothing unless counting.
   void note(const Thread& thread, const Instruction& instruction, uint64_t address, uint64_t bytes, bool writes,
-            bool shared);
+            bool shared) {
+    if (counting) {
+      count(thread, instruction, address, bytes, writes, shared);
+    }
+  }
   // A launch has ended.
   void finish(Memory& memory);
   // A line for each allocation and direction: where it begins (0: shared memory), "read" or "write", and its Traffic.
@@ -36,6 +41,9 @@ class TrafficCounter {
   [[nodiscard]] std::string report();
 
  private:
+  void count(const Thread& thread, const Instruction& instruction, uint64_t address, uint64_t bytes, bool writes,
+             bool shared);
+
   struct LaneAccess {
     int lane = 0;
     uint64_t address = 0, bytes = 0;
@@ -44,8 +52,9 @@ class TrafficCounter {
     bool writes = false, shared = false;
     std::vector<LaneAccess> lanes;
   };
-  // Block, warp or thread, instruction, and how many times before.
-  using Key = std::tuple<uint32_t, int, const Instruction*, uint32_t>;
+  // Block, warp or thread, instruction, whether shared memory (copies access both), and how many times before (0 of a
+  // thread's own number).
+  using Key = std::tuple<uint32_t, int, const Instruction*, bool, uint32_t>;
   struct Hash {
     [[nodiscard]] size_t operator()(const Key& key) const;
   };
