@@ -11,7 +11,7 @@
 namespace pal_fast::cuda {
 namespace {
 
-// One launch in the making: the checked problem, its split, and what all operators hand over alike.
+// One launch in the making: the checked problem, its plan, and what all operators hand over alike.
 class Launch {
  public:
   Launch(BatchNormTensors tensors, bool training, bool relu)
@@ -29,26 +29,34 @@ class Launch {
     pass.statistics = written(tensors_.statistics);
     pass.running_mean = written(tensors_.running_mean);
     pass.running_variance = written(tensors_.running_variance);
-    split = split_batch_norm(pass.problem, pass.storage, processors_of(device));
+    // What is written is fresh, and aligned.
+    bool all_aligned = true;
+    for (const void* given : {pass.input, pass.grad, pass.grad_grad, pass.weight, pass.bias, pass.sums, pass.grad_sums,
+                              static_cast<const void*>(pass.statistics)}) {
+      all_aligned = all_aligned && reinterpret_cast<uintptr_t>(given) % 16 == 0;
+    }
+    pass.plan = plan_batch_norm(pass.problem, pass.storage, all_aligned, processors_of(device));
     stream = current_stream(device);
   }
 
-  // Room for the parts' sums, needed where a channel is split.
+  // Where tiles are split among blocks: room for what these leave for each other.
   void allocate_partial() {
-    if (split.count() > 1) {
-      partial_ = allocate_per_channel(tensors_.input, split.count() * BATCH_NORM_PARTIAL_ROWS);
+    if (pass.plan.splits() > 1) {
+      partial_ = allocate_per_channel(tensors_.input, batch_norm_partial_rows(pass.plan));
+      tickets_ = tickets(tensors_.input, pass.plan.tiles, stream);
       pass.partial = partial_->mutable_data_ptr();
+      pass.tickets = tickets_.counts;
     }
   }
 
   BatchNormPass pass;
-  BatchNormSplit split;
   void* stream = nullptr;
 
  private:
   BatchNormTensors tensors_;  // what `pass` points to, copies in another memory format included
   OnDevice current_;
   OptionalTensor partial_;
+  Tickets tickets_;
 };
 
 Tensor batch_norm_statistics(const Tensor& input, const OptionalTensor& running_mean,
@@ -61,7 +69,7 @@ Tensor batch_norm_statistics(const Tensor& input, const OptionalTensor& running_
   launch.pass.momentum = momentum;
   launch.pass.eps = eps;
   launch.allocate_partial();
-  launch_batch_norm_statistics(launch.pass, launch.split, launch.stream);
+  launch_batch_norm_statistics(launch.pass, launch.stream);
   return statistics;
 }
 
@@ -70,7 +78,7 @@ Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const Optio
   Launch launch({.input = input, .weight = weight, .bias = bias, .statistics = statistics}, training, relu);
   const Tensor output = allocate_like_input(input, true);
   launch.pass.output = written(output);
-  launch_batch_norm_forward(launch.pass, launch.split, launch.stream);
+  launch_batch_norm_forward(launch.pass, launch.stream);
   return output;
 }
 
@@ -85,7 +93,7 @@ std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor&
   launch.pass.output = written(grad_input);
   launch.pass.channel_output = written(sums);
   launch.allocate_partial();
-  launch_batch_norm_backward(launch.pass, launch.split, launch.stream);
+  launch_batch_norm_backward(launch.pass, launch.stream);
   return {grad_input, sums};
 }
 
@@ -111,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(const OptionalTens
   launch.pass.second_output = written(grad_input);
   launch.pass.channel_output = written(grad_weight);
   launch.allocate_partial();
-  launch_batch_norm_double_backward(launch.pass, launch.split, launch.stream);
+  launch_batch_norm_double_backward(launch.pass, launch.stream);
   return {grad_grad, grad_input, grad_weight};
 }
 

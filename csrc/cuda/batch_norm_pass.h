@@ -3,14 +3,14 @@
 
 #include <cstdint>
 
-#include "../batch_norm_problem.h"
-#include "storage.h"
+#include "batch_norm_plan.h"
 
 namespace pal_fast::cuda {
 
 // Tensors [B, C, L] in the problem's layout, vectors [C] and [2, C] of T. What an operator does not have is null.
 struct BatchNormPass {
   BatchNormProblem problem;
+  BatchNormPlan plan;
   Storage storage = Storage::float32;
   const void* input = nullptr;
   const void* grad = nullptr;
@@ -27,27 +27,15 @@ struct BatchNormPass {
   void* output = nullptr;          // y, dx or d_grad
   void* second_output = nullptr;   // d_input
   void* channel_output = nullptr;  // sums [2, C] of the backward, d_weight [C] of the double backward
-  void* partial = nullptr;         // [splits, batch_norm_partial_rows, C] of T
+  // Where a tile is split among blocks:
+  void* partial = nullptr;      // [batch_norm_partial_rows(), C] of T
+  unsigned* tickets = nullptr;  // [tiles] zeros, left at zero
 };
 
-// How the reduction over a channel's M elements is split among blocks: a matter of the problem and the device only.
-// Blocks share the batch (and, within a sample, the positions) or, with channels innermost, the rows.
-struct BatchNormSplit {
-  int64_t over_batch = 1;
-  int64_t over_length = 1;
-
-  [[nodiscard]] constexpr int64_t count() const { return over_batch * over_length; }
-};
-
-inline constexpr int64_t BATCH_NORM_PARTIAL_ROWS = 3;
-
-[[nodiscard]] BatchNormSplit split_batch_norm(const BatchNormProblem& problem, Storage storage, int processors);
-
-// `partial` must hold split.count() * BATCH_NORM_PARTIAL_ROWS * C numbers of T where split.count() > 1 or the
-// channels are innermost. `stream` is a cudaStream_t. Launches: at most 2; forward 1.
-void launch_batch_norm_statistics(const BatchNormPass& pass, const BatchNormSplit& split, void* stream);
-void launch_batch_norm_forward(const BatchNormPass& pass, const BatchNormSplit& split, void* stream);
-void launch_batch_norm_backward(const BatchNormPass& pass, const BatchNormSplit& split, void* stream);
-void launch_batch_norm_double_backward(const BatchNormPass& pass, const BatchNormSplit& split, void* stream);
+// On `stream`, a cudaStream_t. Launches: one; of the derivatives two where a tile is split.
+void launch_batch_norm_statistics(const BatchNormPass& pass, void* stream);
+void launch_batch_norm_forward(const BatchNormPass& pass, void* stream);
+void launch_batch_norm_backward(const BatchNormPass& pass, void* stream);
+void launch_batch_norm_double_backward(const BatchNormPass& pass, void* stream);
 
 }  // namespace pal_fast::cuda

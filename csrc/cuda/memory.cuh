@@ -38,7 +38,13 @@ template <typename S>
   return __ldcg(reinterpret_cast<const uint4*>(from));
 }
 
-// The same, and L2 may forget them first.
+// 8 aligned bytes, likewise.
+template <typename S>
+[[nodiscard]] __device__ __forceinline__ uint2 load_8_bytes(const S* from) {
+  return __ldcg(reinterpret_cast<const uint2*>(from));
+}
+
+// 16, and L2 may forget them first.
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes_last(const S* from) {
   return __ldcs(reinterpret_cast<const uint4*>(from));
@@ -47,6 +53,10 @@ template <typename S>
 // To global memory.
 template <typename S>
 __device__ __forceinline__ void store_16_bytes(S* to, const uint4& bits) {
+  store_words(to, bits);
+}
+template <typename S>
+__device__ __forceinline__ void store_8_bytes(S* to, const uint2& bits) {
   store_words(to, bits);
 }
 
@@ -101,68 +111,96 @@ template <typename S>
 template <typename S>
 inline constexpr int VECTOR = 16 / static_cast<int>(sizeof(S));
 
-// They are kept as they are loaded, in four registers, and widened where they are used.
-template <typename S>
+// N elements, 16 bytes or 8. They are kept as they are loaded, in registers, and widened where they are used.
+template <typename S, int N = VECTOR<S>>
 struct Vector {
   using T = typename Computing<S>::type;
+  static constexpr int WORDS = N * static_cast<int>(sizeof(S)) / 4;
+  static_assert(WORDS == 4 || WORDS == 2);
+  using Bits = std::conditional_t<WORDS == 4, uint4, uint2>;
+  struct Words {
+    unsigned at[WORDS];
+  };
 
-  uint4 bits;
+  Bits bits;
 
-  __device__ __forceinline__ void widen(T (&to)[VECTOR<S>]) const {
+  __device__ __forceinline__ void widen(T (&to)[N]) const {
+    const Words words = same_bits<Words>(bits);
     if constexpr (std::is_same_v<S, double>) {
-      to[0] = same_bits<double>(static_cast<unsigned long long>(bits.y) << 32 | bits.x);
-      to[1] = same_bits<double>(static_cast<unsigned long long>(bits.w) << 32 | bits.z);
-    } else {
-      const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
+      for (int e = 0; e < N; ++e) {
+        to[e] = same_bits<double>(static_cast<unsigned long long>(words.at[2 * e + 1]) << 32 | words.at[2 * e]);
+      }
+    } else {
+#pragma unroll
+      for (int w = 0; w < WORDS; ++w) {
         if constexpr (std::is_same_v<S, float>) {
-          to[w] = same_bits<float>(words[w]);
+          to[w] = same_bits<float>(words.at[w]);
         } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
-          to[2 * w] = same_bits<float>(words[w] << 16);
-          to[2 * w + 1] = same_bits<float>(words[w] & 0xffff0000u);
+          to[2 * w] = same_bits<float>(words.at[w] << 16);
+          to[2 * w + 1] = same_bits<float>(words.at[w] & 0xffff0000u);
         } else {
-          to[2 * w] = widened(same_bits<__half>(static_cast<unsigned short>(words[w] & 0xffffu)));
-          to[2 * w + 1] = widened(same_bits<__half>(static_cast<unsigned short>(words[w] >> 16)));
+          to[2 * w] = widened(same_bits<__half>(static_cast<unsigned short>(words.at[w] & 0xffffu)));
+          to[2 * w + 1] = widened(same_bits<__half>(static_cast<unsigned short>(words.at[w] >> 16)));
         }
       }
     }
   }
 
-  [[nodiscard]] static __device__ __forceinline__ Vector narrow(const T (&from)[VECTOR<S>]) {
+  [[nodiscard]] static __device__ __forceinline__ Vector narrow(const T (&from)[N]) {
+    Words words;
     if constexpr (std::is_same_v<S, double>) {
-      const auto low = same_bits<unsigned long long>(from[0]);
-      const auto high = same_bits<unsigned long long>(from[1]);
-      return {{static_cast<unsigned>(low), static_cast<unsigned>(low >> 32), static_cast<unsigned>(high),
-               static_cast<unsigned>(high >> 32)}};
-    } else {
-      unsigned words[4];
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
+      for (int e = 0; e < N; ++e) {
+        const auto wide = same_bits<unsigned long long>(from[e]);
+        words.at[2 * e] = static_cast<unsigned>(wide);
+        words.at[2 * e + 1] = static_cast<unsigned>(wide >> 32);
+      }
+    } else {
+#pragma unroll
+      for (int w = 0; w < WORDS; ++w) {
         if constexpr (std::is_same_v<S, float>) {
-          words[w] = same_bits<unsigned>(from[w]);
+          words.at[w] = same_bits<unsigned>(from[w]);
         } else {
-          words[w] = narrowed_pair<S>(from[2 * w], from[2 * w + 1]);
+          words.at[w] = narrowed_pair<S>(from[2 * w], from[2 * w + 1]);
         }
       }
-      return {{words[0], words[1], words[2], words[3]}};
     }
+    return {same_bits<Bits>(words)};
   }
 
   // All elements alike.
   [[nodiscard]] static __device__ __forceinline__ Vector filled(T value) {
-    T from[VECTOR<S>];
+    T from[N];
 #pragma unroll
-    for (int e = 0; e < VECTOR<S>; ++e) {
+    for (int e = 0; e < N; ++e) {
       from[e] = value;
     }
     return narrow(from);
   }
 };
 
+// One element, where vectors do not fit.
 template <typename S>
-[[nodiscard]] __device__ __forceinline__ Vector<S> load_vector(Pointer<const S> from) {
-  return {load_16_bytes(from)};
+struct Vector<S, 1> {
+  using T = typename Computing<S>::type;
+
+  S bits;
+
+  __device__ __forceinline__ void widen(T (&to)[1]) const { to[0] = widened(bits); }
+  [[nodiscard]] static __device__ __forceinline__ Vector narrow(const T (&from)[1]) { return {narrowed<S>(from[0])}; }
+  [[nodiscard]] static __device__ __forceinline__ Vector filled(T value) { return {narrowed<S>(value)}; }
+};
+
+template <typename S, int N = VECTOR<S>>
+[[nodiscard]] __device__ __forceinline__ Vector<S, N> load_vector(Pointer<const S> from) {
+  if constexpr (N == 1) {
+    return {from[0]};
+  } else if constexpr (Vector<S, N>::WORDS == 2) {
+    return {load_8_bytes(from)};
+  } else {
+    return {load_16_bytes(from)};
+  }
 }
 
 // For what nothing will read again before long.
@@ -171,15 +209,42 @@ template <typename S>
   return {load_16_bytes_last(from)};
 }
 
-template <typename S>
-__device__ __forceinline__ void store_vector(Pointer<S> to, const typename Computing<S>::type (&from)[VECTOR<S>]) {
-  store_16_bytes(to, Vector<S>::narrow(from).bits);
+template <typename S, int N>
+__device__ __forceinline__ void store_vector(Pointer<S> to, const typename Computing<S>::type (&from)[N]) {
+  const Vector<S, N> vector = Vector<S, N>::narrow(from);
+  if constexpr (N == 1) {
+    to[0] = vector.bits;
+  } else if constexpr (Vector<S, N>::WORDS == 2) {
+    store_8_bytes(to, vector.bits);
+  } else {
+    store_16_bytes(to, vector.bits);
+  }
 }
 
 template <typename S>
 __device__ __forceinline__ void store_vector_shared(Pointer<S> to,
                                                     const typename Computing<S>::type (&from)[VECTOR<S>]) {
   store_16_bytes_shared(to, Vector<S>::narrow(from).bits);
+}
+
+// W neighbouring elements of shared memory: one, or vectors of 16 aligned bytes.
+template <int W, typename T>
+__device__ __forceinline__ void load_shared(Pointer<const T> from, T (&to)[W]) {
+  if constexpr (W == 1) {
+    to[0] = from[0];
+  } else {
+    constexpr int V = VECTOR<T>;
+    static_assert(W % V == 0);
+#pragma unroll
+    for (int first = 0; first < W; first += V) {
+      T some[V];
+      Vector<T>{load_16_bytes_shared(from + first)}.widen(some);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        to[first + e] = some[e];
+      }
+    }
+  }
 }
 
 // Where the arrays of a block lie in its dynamic shared memory, one behind the other. The host lays the same arrays out

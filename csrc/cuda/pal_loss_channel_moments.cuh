@@ -45,18 +45,6 @@ __device__ __forceinline__ void reduce_team(T (&value)[K], int lanes, Pointer<T>
   }
 }
 
-// W neighbouring elements of shared memory; 16 aligned bytes, or one.
-template <int W, typename T>
-__device__ __forceinline__ void load_shared(Pointer<const T> from, T (&to)[W]) {
-  if constexpr (W == 1) {
-    to[0] = from[0];
-  } else {
-    static_assert(W == VECTOR<T>);
-    const Vector<T> vector{load_16_bytes_shared(from)};
-    vector.widen(to);
-  }
-}
-
 // What a thread does of a team's two passes over a [length] and hc [length], W elements at a time: W > 1 wants both
 // 16-byte aligned, and length a multiple. Vectors leave fewer steps to unroll.
 template <int W>

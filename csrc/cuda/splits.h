@@ -22,11 +22,10 @@ struct Room {
 // Into how many parts to cut each of `pieces` pieces of `steps` steps: the number that finishes first if all resident
 // blocks, of `threads` threads, advance alike. `overhead`, in steps, is what a block costs beside its steps.
 [[nodiscard]] inline int64_t best_splits(int64_t pieces, int64_t steps, int64_t threads, int64_t overhead,
-                                         const Room& room) {
-  constexpr int64_t MOST = 64;
+                                         const Room& room, int64_t most = 64) {
   const int64_t resident = room.blocks_of(threads);
   int64_t best = 1, best_time = 0;
-  for (int64_t splits = 1; splits <= std::min(steps, MOST); ++splits) {
+  for (int64_t splits = 1; splits <= std::min(steps, most); ++splits) {
     const int64_t time = ceil_div(pieces * splits, resident) * (ceil_div(steps, splits) + overhead);
     if (splits == 1 || time < best_time) {
       best = splits;

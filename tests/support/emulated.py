@@ -64,7 +64,10 @@ def operators(directory: str) -> str:
     """Defines the emulated operators and returns their namespace."""
     reason = _extension.load()
     assert not reason, reason
+    from support import emulated_batch_norm
+
     implementations = _heatmap_operators(directory) | _loss_operators(directory)
+    implementations |= emulated_batch_norm.operators(directory)
     library = torch.library.Library(NAMESPACE, "DEF")
     for name, implementation in implementations.items():
         schema = str(getattr(torch.ops.pal_fast, name).default._schema).removeprefix("pal_fast::")

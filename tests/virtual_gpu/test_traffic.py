@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pal_fast
 from pal_fast import dispatch
+from pal_fast.nn import ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,6 +24,8 @@ SECTOR = 32
 SLACK = 1.12
 #: Triton's "each" looks at three elements of a channel before it reads it, and reads 49 cells one by one, from L1.
 SLACK_OF_EACH = 4.0
+#: Of batch normalisation's rows of 49 vectors of 8 bytes, which end within a sector that two warps then ask for.
+SLACK_OF_RUNS = 1.18
 
 
 @pytest.fixture(params=["cuda", "triton"])
@@ -90,6 +93,42 @@ def test_the_loss_reads_a_layer_once_each_way_and_writes_its_gradients_once(
     other = sum(traffic.units for (begin, _), traffic in found.items() if begin and begin not in layers)
     if backend == "cuda" and channels != "each" and shape[2:] == (14, 14):
         assert SECTOR * other <= 0.4 * 4 * f.nbytes
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(256, 24, 7, 7), (96, 16, 14, 14), (48, 16, 28, 28)], ids=str)
+def test_batch_normalisation_reads_a_layer_once_a_pass_in_whole_vectors(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, generator: torch.Generator
+) -> None:
+    device = torch.device("cuda")
+    if reason := dispatch.why_not("cuda", device):
+        pytest.skip(reason)
+    assert ops.namespace_on(device) == "pal_fast"
+    call = torch.ops.pal_fast
+    x, g, v = (torch.randn(shape, generator=generator).to(dtype=dtype, memory_format=layout).cuda() for _ in range(3))
+    weight, bias = (torch.rand(shape[1], generator=generator).cuda() for _ in range(2))
+    # Once about the pivot; a derivative once for its sums and once for itself.
+    statistics, found = counts(lambda: call.batch_norm_statistics(x, None, None, True, 0.1, 1e-5))
+    assert_once(found, x, "read", 1.6)
+    y, found = counts(lambda: call.batch_norm(x, weight, bias, statistics, True, True))
+    assert_once(found, x, "read", SLACK_OF_RUNS)
+    assert_once(found, y, "write", SLACK_OF_RUNS)
+    arguments = (g, x, weight, bias, statistics)
+    (dx, sums), found = counts(lambda: call.batch_norm_backward(*arguments, True, True, True, True))
+    for tensor in (x, g):
+        assert_once(found, tensor, "read", SLACK_OF_RUNS, 2.0)
+        traffic = found[tensor.data_ptr(), "read"]
+        assert traffic.bytes / traffic.requests >= 200, "less than 200 bytes a warp"
+    assert_once(found, dx, "write", SLACK_OF_RUNS)
+    (dg, d2x, _), found = counts(lambda: call.batch_norm_double_backward(v, sums, *arguments, sums, True, True, True))
+    for tensor in (x, g, v):
+        assert_once(found, tensor, "read", SLACK_OF_RUNS, 2.0)
+    for tensor in (dg, d2x):
+        assert_once(found, tensor, "write", SLACK_OF_RUNS)
+    layers = {tensor.data_ptr() for tensor in (x, g, v, dg, d2x)}
+    other = sum(traffic.units for (begin, _), traffic in found.items() if begin and begin not in layers)
+    assert SECTOR * other <= 0.6 * x.nbytes, "what is known of channels weighs more than it may"
 
 
 @pytest.mark.parametrize("side", [56, 112, 224])

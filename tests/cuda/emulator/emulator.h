@@ -298,6 +298,12 @@ uint4 load_16_bytes(const Pointer<S>& from) {
   return bits;
 }
 template <typename S>
+uint2 load_8_bytes(const Pointer<S>& from) {
+  uint2 bits;
+  std::memcpy(&bits, from.checked(8 / sizeof(S), 8), 8);
+  return bits;
+}
+template <typename S>
 uint4 load_16_bytes_shared(const Pointer<S>& from) {
   return load_16_bytes(from);
 }
@@ -308,6 +314,10 @@ uint4 load_16_bytes_last(const Pointer<S>& from) {
 template <typename S>
 void store_16_bytes(const Pointer<S>& to, const uint4& bits) {
   std::memcpy(to.checked(16 / sizeof(S), 16), &bits, 16);
+}
+template <typename S>
+void store_8_bytes(const Pointer<S>& to, const uint2& bits) {
+  std::memcpy(to.checked(8 / sizeof(S), 8), &bits, 8);
 }
 template <typename S>
 void store_16_bytes_shared(const Pointer<S>& to, const uint4& bits) {
@@ -321,14 +331,6 @@ void prefetch(const Pointer<S>& from) {
 inline float power_of_two(float exponent) {
   const float power = std::exp2(exponent);
   return power < std::numeric_limits<float>::min() ? 0.0f : power;
-}
-
-template <typename Words>
-void store_words(void* to, const Words& words) {
-  if (reinterpret_cast<uintptr_t>(to) % sizeof(Words) != 0) {
-    throw std::runtime_error("a store that is not aligned to " + std::to_string(sizeof(Words)) + " bytes");
-  }
-  std::memcpy(to, &words, sizeof(Words));
 }
 
 // product += A B by all lanes of a warp, where the fragments lie as the PTX ISA has them for mma.m16n8k8 and m16n8k16:

@@ -1,0 +1,83 @@
+// What batch normalisation's passes know of a thread's channels, and make of the elements it has loaded.
+#pragma once
+
+#include "batch_norm_share.cuh"
+
+namespace pal_fast::cuda {
+
+template <typename T, int W>
+struct Channels {
+  T mean[W], r[W], weight[W], bias[W];
+
+  template <typename S, bool Wide, Form F>
+  __device__ __forceinline__ explicit Channels(const Share<S, Wide, F>& share) {
+    const TypedPass<S>& pass = share.pass;
+    const Pointer<const T> statistics = pass.statistics;
+    load_channels<S, Wide, F, T>(share, statistics, mean);
+    load_channels<S, Wide, F, T>(share, statistics + pass.channels, r);
+#pragma unroll
+    for (int w = 0; w < W; ++w) {
+      weight[w] = T(1);
+      bias[w] = T(0);
+    }
+    if (pass.weight) {
+      load_channels<S, Wide, F, T>(share, pass.weight, weight);
+    }
+    if (pass.bias) {
+      load_channels<S, Wide, F, T>(share, pass.bias, bias);
+    }
+  }
+};
+
+// N of the tensors input, grad and grad_grad, as they are loaded.
+template <typename S, int V, int N>
+struct Loaded {
+  Vector<S, V> tensor[N];
+};
+
+template <int N, int V, typename S>
+[[nodiscard]] __device__ __forceinline__ Loaded<S, V, N> load(const TypedPass<S>& pass, int64_t at) {
+  Loaded<S, V, N> loaded;
+  loaded.tensor[0] = load_vector<S, V>(pass.input + at);
+  if constexpr (N > 1) {
+    loaded.tensor[1] = load_vector<S, V>(pass.grad + at);
+  }
+  if constexpr (N > 2) {
+    loaded.tensor[2] = Vector<S, V>::filled(0);
+    if (pass.grad_grad) {
+      loaded.tensor[2] = load_vector<S, V>(pass.grad_grad + at);
+    }
+  }
+  return loaded;
+}
+
+// V elements: xc = x - mean, y = the output before the ReLU, G = grad behind the ReLU's mask, v = grad_grad.
+template <typename T, int V>
+struct Element {
+  T xc[V], y[V], grad[V], grad_grad[V];
+};
+
+template <bool Relu, typename S, int V, int N, typename T, int W>
+[[nodiscard]] __device__ __forceinline__ Element<T, V> elements_of(const Loaded<S, V, N>& loaded,
+                                                                   const Channels<T, W>& channels) {
+  Element<T, V> e = {};
+  loaded.tensor[0].widen(e.xc);
+  if constexpr (N > 1) {
+    loaded.tensor[1].widen(e.grad);
+  }
+  if constexpr (N > 2) {
+    loaded.tensor[2].widen(e.grad_grad);
+  }
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    const int w = W == 1 ? 0 : i;
+    e.xc[i] -= channels.mean[w];
+    e.y[i] = channels.weight[w] * channels.r[w] * e.xc[i] + channels.bias[w];
+    if (Relu && N > 1 && e.y[i] <= T(0)) {
+      e.grad[i] = 0;
+    }
+  }
+  return e;
+}
+
+}  // namespace pal_fast::cuda
