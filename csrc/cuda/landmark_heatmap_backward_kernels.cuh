@@ -1,7 +1,7 @@
 // The gradients of landmarks and weights.
 #pragma once
 
-#include "gaussians.cuh"
+#include "drawing.cuh"
 #include "landmark_heatmap_division.cuh"
 #include "landmark_heatmap_pass.h"
 
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
   const int cells = gaussians.height * gaussians.width;
   const Pointer<T> map = raw + sample * cells;
   const Pointer<const T> given = grad + sample * cells;
-  // The heatmap again, kept in raw. Every thread reads the cells that it wrote.
+  // The heatmap again, kept in raw.
   draw(gaussians, max, sample, 0, cells, map, winner ? winner + sample * cells : winner, factors);
   if (normalize == Normalize::none) {
     for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {

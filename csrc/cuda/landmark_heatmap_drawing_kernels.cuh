@@ -3,7 +3,7 @@
 // blocks that are done.
 #pragma once
 
-#include "gaussians.cuh"
+#include "drawing.cuh"
 #include "landmark_heatmap_division.cuh"
 #include "landmark_heatmap_pass.h"
 
@@ -32,7 +32,6 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) whole_heatmap_kernel(const Ga
   if (normalize == Normalize::none) {
     return;
   }
-  // Every thread reads the cells that it wrote.
   double divisor[1] = {normalize == Normalize::peak ? -static_cast<double>(INFINITY) : 0.0};
   for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
     const double value = map[cell];

@@ -15,10 +15,8 @@ void forward_heatmap(const HeatmapPass& pass, const Launcher& launch) {
   const Gaussians<T> gaussians = gaussians_of<T>(problem, {pass.landmarks, pass.visible, pass.weights});
   const Pointer<T> heatmap = elements<T>(pass.heatmap, problem.batch * problem.cells());
   if (drawn_whole(problem)) {
-    // A thread a cell while there are enough cells.
-    const int64_t threads = (problem.cells() + WARP_LANES - 1) / WARP_LANES * WARP_LANES;
-    launch(whole_heatmap_kernel<T>, problem.batch, threads < MOST_THREADS ? threads : MOST_THREADS,
-           whole_map_shared<T>(), gaussians, Max, heatmap, problem.normalize);
+    launch(whole_heatmap_kernel<T>, problem.batch, MOST_THREADS, whole_map_shared<T>(), gaussians, Max, heatmap,
+           problem.normalize);
     return;
   }
   const HeatmapTiles& tiles = pass.tiles;

@@ -69,7 +69,6 @@ template <typename S, typename T>
   for (int begin = 0; begin < cells; begin += sweep.chunk) {
     const int end = min(begin + sweep.chunk, cells);
     prior.fill(sample, cells, begin, end, shared.heatmap, shared.factors);
-    // Every thread reads the cells that it wrote.
     double sum[1] = {0.0}, peak[1] = {-static_cast<double>(INFINITY)};
     for (int i = threadIdx.x; i < end - begin; i += blockDim.x) {
       const double h = shared.heatmap[i];

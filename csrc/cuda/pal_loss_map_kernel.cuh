@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
                        const Pointer<double> totals,                       // [B, blocks, 2], All only
                        const RowSweep rows, const CellSweep cell_sweep) {
   using T = typename Computing<S>::type;
+  constexpr int AT_ONCE = ChannelsLast ? 1 : 4;  // its sweep leaves no register for more
   const int cells = layer.cells;
   const int blocks = ChannelsLast ? cell_sweep.splits : rows.splits * rows.tiles;
   const int64_t sample = blockIdx.x / blocks;
@@ -29,12 +30,11 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
 
   // A large map's heatmap, this block's part of it.
   if (landmarks && !small) {
-    const auto bound = [&](int64_t of) { return static_cast<int>(of * cells / blocks); };
+    const auto bound = [&](int of) { return static_cast<int>(static_cast<int64_t>(of) * cells / blocks); };
     const int first = bound(part), last = bound(part + 1);
     if (first < last) {
-      prior.draw_cells(sample, first, last, output.plane + (sample * cells + first), shared.factors);
+      prior.template draw_cells<AT_ONCE>(sample, first, last, output.plane + (sample * cells + first), shared.factors);
     }
-    __syncthreads();  // the sums take the place of the factors
   }
 
   // 1. The sweep.
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
   if (!landmarks) {
     heatmap = prior.dense + sample * cells;
   } else if (small) {
-    prior.draw_cells(sample, 0, cells, shared.heatmap, shared.factors);
+    prior.template draw_cells<AT_ONCE>(sample, 0, cells, shared.heatmap, shared.factors);
     heatmap = shared.heatmap;
   } else {
     heatmap = output.plane + sample * cells;

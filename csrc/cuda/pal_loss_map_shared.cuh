@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "gaussians.cuh"
+#include "drawing.cuh"
 
 namespace pal_fast::cuda {
 

@@ -21,7 +21,7 @@ inline constexpr int64_t BLOCK_THREADS = 256;
 // two, in double one. Plans do not ask the device: there a layer is cut into more blocks than run at once. `size`:
 // bytes of an element.
 [[nodiscard]] constexpr int resident_map_blocks(bool all, int64_t size) { return all || size == 8 ? 2 : 3; }
-[[nodiscard]] constexpr int resident_each_blocks(int64_t size) { return size == 8 ? 2 : 3; }
+[[nodiscard]] constexpr int resident_each_blocks(int64_t size) { return size == 8 ? 1 : 3; }
 [[nodiscard]] constexpr int resident_backward_blocks(Grouping grouping, bool channels_last, int64_t size) {
   // Eight channels' coefficients take a third of the registers.
   return size == 8 || (size == 2 && channels_last && grouping == Grouping::each) ? 2 : 3;

@@ -3,7 +3,7 @@
 
 #include <cfloat>
 
-#include "gaussians.cuh"
+#include "drawing.cuh"
 
 namespace pal_fast::cuda {
 
@@ -20,7 +20,8 @@ struct PriorInputs {
   Score score;
   Scale scale;
 
-  // The sample's cells [begin, end), not normalised, into out[0, end - begin). As draw().
+  // The sample's cells [begin, end), not normalised, into out[0, end - begin). Then every thread sees the cells begin +
+  // threadIdx.x + i * blockDim.x.
   __device__ __forceinline__ void fill(int64_t sample, int cells, int begin, int end, Pointer<T> out,
                                        Pointer<T> factors) const {
     if (dense) {
@@ -32,9 +33,10 @@ struct PriorInputs {
     }
   }
 
+  template <int AT_ONCE = 4>
   __device__ __forceinline__ void draw_cells(int64_t sample, int begin, int end, Pointer<T> out,
                                              Pointer<T> factors) const {
-    draw(gaussians, combine == Combine::max, sample, begin, end, out, Pointer<int>(nullptr), factors);
+    draw<AT_ONCE>(gaussians, combine == Combine::max, sample, begin, end, out, Pointer<int>(nullptr), factors);
   }
 };
 
