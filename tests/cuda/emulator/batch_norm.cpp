@@ -26,8 +26,8 @@ BatchNormPlan plan_of(const Shape& shape, const std::string& dtype, bool aligned
 py::tuple plan(const Shape& shape, const std::string& dtype, bool aligned, int64_t processors) {
   const BatchNormPlan found = plan_of(shape, dtype, aligned, processors);
   const char* names[] = {"planes", "runs", "rows"};
-  return py::make_tuple(names[static_cast<int>(found.form)], found.wide, found.splits(),
-                        batch_norm_partial_rows(found), found.tiles);
+  return py::make_tuple(names[static_cast<int>(found.form)], found.wide, found.splits(), batch_norm_partial_rows(found),
+                        found.tiles);
 }
 
 // operator_name: as in torch.ops.pal_fast; tensors: by the names of BatchNormPass. Returns how many kernels ran.
