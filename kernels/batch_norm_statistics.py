@@ -113,11 +113,14 @@ def final_statistics_kernel(
         apart = tl.where(there, means - mean[None, :], 0.0)
         squares = tl.sum(around + sizes * apart * apart, 0)
         variance = squares / count
+        # Several threads may hold a channel: all have read what is there before any writes.
         if running_mean_ptr is not None:
             old = tl.load(running_mean_ptr + c, mask=inside, other=0.0)
+            tl.debug_barrier()
             tl.store(running_mean_ptr + c, (old + exact_momentum * (mean - old)).to(T), mask=inside)
         if running_var_ptr is not None:
             old = tl.load(running_var_ptr + c, mask=inside, other=0.0)
+            tl.debug_barrier()
             unbiased = squares / (count - 1)
             tl.store(running_var_ptr + c, (old + exact_momentum * (unbiased - old)).to(T), mask=inside)
     else:

@@ -46,6 +46,43 @@ def test_agrees_with_the_compiled_operators_in_the_interpreter(seed: int) -> Non
     assert launches == LAUNCHES
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("programs", [0, 528], ids=["as planned", "as for an H100"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(16, 24, 7, 7), (8, 40, 14, 14), (2, 3, 96, 97)], ids=str)
+def test_a_gpu_agrees_with_the_compiled_operators(
+    shape: tuple[int, ...],
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    programs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from support.batch_norm_triton import NAMES, outputs
+    from support.kink import clear_of_the_kink
+
+    if programs:
+        plan = importlib.import_module("pal_fast.kernels.batch_norm_plan")
+        monkeypatch.setattr(plan, "wanted_programs", lambda tensor: programs)
+    ops.define_triton()
+    computing = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = [(torch.randn(shape) + shift).to(dtype).to(memory_format=layout) for shift in (3, 0, 0)]
+    vectors = [torch.rand(shape[1], dtype=computing) + shift for shift in (-0.5, -0.5, 0.0, 0.5)]
+    tensors[0] = clear_of_the_kink(tensors[0], vectors)
+    on_gpu = [tensor.cuda() for tensor in tensors], [vector.cuda() for vector in vectors]
+    grad_sums = torch.randn(2, shape[1], dtype=computing)
+    for training, relu in ((True, False), (True, True), (False, True)):
+        sums = grad_sums if training else None
+        wanted = outputs("pal_fast", tensors, vectors, sums, training, relu)
+        runs = [
+            outputs("pal_fast_triton", *on_gpu, None if sums is None else sums.cuda(), training, relu) for _ in range(2)
+        ]
+        for name, value, again, judge in zip(NAMES, *runs, wanted, strict=True):
+            assert torch.equal(value, again), f"{name} differs from one run to the next"
+            error = (value.double().cpu() - judge.double()).norm() / (judge.double().norm() or 1.0)
+            assert error <= BOUNDS[str(dtype)], f"{name} training={training} relu={relu}"
+
+
 POINTERS_TO_LAYERS = ("input_ptr", "grad_ptr", "grad_grad_ptr", "output_ptr", "second_ptr")
 ALIGNED = ("channels", "rows_v", "row_v", "per_split", "count")
 #: Tiles as batch_norm_tile.py describes them: [elements of a channel], [samples, 8 planes of 7 x 7], [cells, channels].
