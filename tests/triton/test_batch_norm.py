@@ -1,18 +1,16 @@
-"""Triton's batch normalisation: how its kernels ask memory for a layer, and that one read of it is exact enough."""
+"""Triton's batch normalisation: how a layer is cut and how often it is read, and that one read is exact enough."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from support.gpu import VIRTUAL
-from support.triton_compile import PROCESSORS, Compiled, compiling, why_no_ptxas
+from support.triton_compile import PROCESSORS
 from torch import Tensor
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -21,7 +19,6 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.bfloat16, torch.float32]
 #: Of ResNet-50: (channels, side).
 LAYERS = [(64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7)]
-REGISTERS = 65536  # of a multiprocessor
 SECTOR = 32
 
 
@@ -31,66 +28,6 @@ def for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
     from pal_fast.kernels import launch
 
     monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", PROCESSORS)
-
-
-def compile_all(layer: Tensor) -> list[tuple[int, Compiled]]:
-    """Every kernel that training runs on such a layer, with how many tensors of its shape each reads at once."""
-    from pal_fast.kernels import batch_norm as operators
-    from triton.runtime.jit import JITFunction
-
-    def by_name(self: Any, *positional: Any, **named: Any) -> None:
-        compile_it(self, **dict(zip((parameter.name for parameter in self.params), positional, strict=False)), **named)
-
-    channels = layer.shape[1]
-    vector = torch.empty(channels)
-    state = vector, vector, torch.empty(2, channels)
-    with compiling() as found:
-        compile_it, JITFunction.run = JITFunction.run, by_name  # compiling() puts the old one back
-        operators.batch_norm_statistics(layer, vector, vector, True, 0.1, 1e-5)
-        operators.batch_norm(layer, *state, True, True)
-        operators.batch_norm_backward(layer, layer, *state, True, True, True, True)
-        operators.batch_norm_double_backward(layer, None, layer, layer, *state, state[2], True, True, True)
-    names = ["statistics", "final_statistics", "forward", "sums", "derivative", "sums", "derivative"]
-    assert [kernel.name for kernel in found] == [f"{name}_kernel" for name in names]
-    return list(zip((1, 0, 1, 2, 2, 3, 3), found, strict=True))
-
-
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton interprets in this process")
-@pytest.mark.skipif(bool(why_no_ptxas()), reason=why_no_ptxas())
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# 49, 196 and 784 elements of a plane: bfloat16 has whole vectors in none, half a vector and a vector.
-@pytest.mark.parametrize(("channels", "side"), [(2048, 7), (1024, 14), (64, 28)])
-def test_layers_are_read_in_wide_vectors_by_programs_that_fit_beside_one_another(
-    channels: int, side: int, dtype: torch.dtype, layout: torch.memory_format, for_an_h100: None
-) -> None:
-    from pal_fast.kernels.batch_norm_plan import parts_of
-
-    layer = torch.empty((64, channels, side, side), dtype=dtype).to(memory_format=layout)
-    words = r"v2\.b32|v4\.b32" if (dtype, layout, side) == (torch.bfloat16, torch.contiguous_format, 14) else r"v4\.b32"
-    for tensors, kernel in compile_all(layer):
-        assert not kernel.spilled_bytes, kernel
-        if not tensors:
-            continue
-        assert not re.findall(r"(ld|st)\.global\.b16", kernel.ptx), f"{kernel.name} takes a layer element by element"
-        # In a loop: this tile of each tensor is asked for before it, the next one inside. Statistics: two, and a pivot.
-        tiles = len(re.findall(rf"ld\.global\.({words})", kernel.ptx))
-        assert tiles >= (5 if kernel.name == "statistics_kernel" else 2 * tensors)
-        writes = re.search(rf"st\.global\.({words})", kernel.ptx) is not None
-        assert writes == (kernel.name in ("forward_kernel", "derivative_kernel"))
-        assert not re.findall(r"(mul\.hi|div|rem)\.[su]64", kernel.ptx), f"{kernel.name} divides in 64 bits"
-        parts = parts_of(layer, tensors=tensors, tiles=2 if kernel.name == "forward_kernel" else 1)
-        resident = PROCESSORS * (REGISTERS // (math.ceil(kernel.registers / 8) * 8 * 32 * parts.warps))
-        if parts.splits > 1:  # otherwise there may be any number of channels
-            assert math.prod(parts.grid) <= resident, f"{kernel.name}: {parts.grid} do not fit beside one another"
-
-
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton interprets in this process")
-@pytest.mark.skipif(bool(why_no_ptxas()), reason=why_no_ptxas())
-@pytest.mark.parametrize("shape", [(1, 8, 7, 7), (2, 1, 5, 5), (5, 7, 7, 7), (3, 6, 1, 2)], ids=str)
-def test_the_compiler_takes_ones_and_odd_numbers_for_sizes(shape: tuple[int, ...]) -> None:
-    for layout in LAYOUTS:
-        compile_all(torch.empty(shape).to(memory_format=layout))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
