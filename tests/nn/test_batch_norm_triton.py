@@ -47,10 +47,14 @@ def test_agrees_with_the_compiled_operators_in_the_interpreter(seed: int) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("programs", [0, 528], ids=["as planned", "as for an H100"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "programs"),
+    # As planned for the GPU, and as for an H100, which takes narrower tiles and more warps for few channels.
+    [(torch.float64, 0), (torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 528)],
+    ids=str,
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(16, 24, 7, 7), (8, 40, 14, 14), (2, 3, 96, 97)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 24, 7, 7), (8, 40, 14, 14), (2, 2, 96, 97)], ids=str)
 def test_a_gpu_agrees_with_the_compiled_operators(
     shape: tuple[int, ...],
     layout: torch.memory_format,

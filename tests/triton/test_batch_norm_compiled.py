@@ -17,9 +17,12 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+DISASSEMBLER = ptxas().parent / "nvdisasm"
+
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton interprets in this process"),
     pytest.mark.skipif(bool(why_no_ptxas()), reason=why_no_ptxas()),
+    pytest.mark.skipif(not DISASSEMBLER.exists(), reason="this triton brings no disassembler"),
 ]
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -61,8 +64,7 @@ def machine_code(ptx: str, folder: Path) -> list[str]:
     (folder / "kernel.ptx").write_text(ptx)
     cubin = folder / "kernel.cubin"
     subprocess.run([ptxas(), "--gpu-name=sm_90a", folder / "kernel.ptx", "-o", cubin], check=True)
-    command = [ptxas().parent / "nvdisasm", "-c", cubin]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return subprocess.run([DISASSEMBLER, "-c", cubin], check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def loop_over_rows(lines: list[str]) -> list[str]:
