@@ -8,31 +8,16 @@ training), forward 1, backward and second derivative 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
-from .batch_norm_kernels import (
-    derivative_kernel,
-    final_statistics_kernel,
-    forward_kernel,
-    statistics_kernel,
-    sums_kernel,
-)
-from .launch import (
-    OPTIONS,
-    accumulator,
-    ceil_div,
-    high_and_low,
-    in_format_of,
-    interpreting,
-    on_device,
-    power_of_two,
-    wanted_programs,
-)
+from .batch_norm_kernels import derivative_kernel, forward_kernel, sums_kernel
+from .batch_norm_plan import parts_of
+from .batch_norm_statistics import final_statistics_kernel, statistics_kernel
+from .launch import OPTIONS, accumulator, ceil_div, high_and_low, in_format_of, interpreting, on_device, power_of_two
 
 NAMESPACE = "pal_fast_triton"
 
@@ -54,60 +39,9 @@ SCHEMAS = {
     ),
 }
 
-#: Elements of a tile, and of a channel that a program should have before another one helps.
-TILE = 2048
-ELEMENTS_PER_PROGRAM = 8192
-#: Channels of a tile where they are innermost.
-WIDEST = 64
-#: Every program of an elementwise kernel reads all parts' sums of its channels.
-MOST_SPLITS = 64
-
-
-@dataclass(frozen=True)
-class Parts:
-    """How a layer (B, C, L) is cut into programs."""
-
-    channels: int
-    count: int  # M
-    length: int
-    innermost: bool
-    block_m: int
-    block_c: int
-    per_split: int
-    splits: int
-    tiles: int  # of channels
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.tiles, self.splits
-
-    def arguments(self, input: Tensor) -> dict[str, object]:
-        """The kernel arguments that describe it."""
-        return {
-            "channels": self.channels,
-            "count": self.count,
-            "per_split": self.per_split,
-            "LENGTH": self.length,
-            "INNERMOST": self.innermost,
-            "BLOCK_M": self.block_m,
-            "BLOCK_C": self.block_c,
-            "T": accumulator(input.dtype),
-            **OPTIONS,
-        }
-
-
-def parts_of(input: Tensor) -> Parts:
-    channels = input.shape[1]
-    count = input.numel() // channels
-    length = count // input.shape[0]
-    innermost = length == 1 or not input.is_contiguous()
-    block_c = min(WIDEST, power_of_two(channels)) if innermost else 1
-    tiles = ceil_div(channels, block_c)
-    block_m = min(max(1, TILE // block_c), power_of_two(count))
-    useful = max(1, count * block_c // ELEMENTS_PER_PROGRAM)
-    splits = min(MOST_SPLITS, useful, ceil_div(wanted_programs(input), tiles))
-    per_split = ceil_div(ceil_div(count, splits), block_m) * block_m
-    return Parts(channels, count, length, innermost, block_m, block_c, per_split, ceil_div(count, per_split), tiles)
+#: Partial sums, times columns, that a program adds up at once; and those of statistics, in float64.
+SUMS_AT_ONCE = 4096
+PARTS_AT_ONCE = 2048
 
 
 def _per_channel(input: Tensor, *rows: int) -> Tensor:
@@ -124,14 +58,15 @@ def batch_norm_statistics(
     eps: float,
 ) -> Tensor:
     """[2, C] mean and 1/sqrt(var + eps), of the batch (the running ones, if given, move) or the running ones."""
-    parts = parts_of(input)
+    parts = parts_of(input, tensors=1)
     statistics = _per_channel(input, 2)
     partial = _per_channel(input, parts.splits, 3) if training else statistics
-    block = 128
+    block_s = power_of_two(parts.splits)
+    block_c = min(128, max(1, PARTS_AT_ONCE // block_s))
     with on_device(input):
         if training:
-            statistics_kernel[parts.grid](input, partial, **parts.arguments(input))
-        final_statistics_kernel[(ceil_div(parts.channels, block),)](
+            statistics_kernel[parts.grid](input, partial, **parts.arguments(input), **parts.rooms())
+        final_statistics_kernel[(ceil_div(parts.channels, block_c),)](
             statistics,
             partial,
             running_mean,
@@ -142,7 +77,8 @@ def batch_norm_statistics(
             *high_and_low(momentum),
             *high_and_low(eps),
             TRAINING=training,
-            BLOCK_C=block,
+            BLOCK_C=block_c,
+            BLOCK_S=block_s,
             T=accumulator(input.dtype),
             **OPTIONS,
         )
@@ -153,7 +89,7 @@ def batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor, training: bool, relu: bool
 ) -> Tensor:
     """weight * (input - mean) * r + bias, of the input's shape and format, and the ReLU of it."""
-    parts = parts_of(input)
+    parts = parts_of(input, tensors=1, tiles=2)
     output = torch.empty_like(input)
     with on_device(input):
         forward_kernel[parts.grid](output, input, weight, bias, statistics, RELU=relu, **parts.arguments(input))
@@ -234,13 +170,13 @@ def _launch(
     known: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> None:
     """The reduction and the elementwise kernel of the forward's derivative, or of the backward's."""
-    parts = parts_of(input)
+    parts = parts_of(input, tensors=3 if of_backward else 2)
     partial = _per_channel(input, parts.splits, 3) if reduces else statistics
     layer = (input, in_format_of(input, grad), in_format_of(input, grad_grad), weight, bias, statistics)
     flags = {"SECOND": of_backward, "RELU": relu}
     with on_device(input):
         if reduces:
-            sums_kernel[parts.grid](partial, *layer, **flags, **parts.arguments(input))
+            sums_kernel[parts.grid](partial, *layer, **flags, **parts.arguments(input), **parts.rooms())
         derivative_kernel[parts.grid](
             output,
             second,
@@ -248,9 +184,10 @@ def _launch(
             partial,
             *known,
             *layer,
+            count=parts.count,
             splits=parts.splits if reduces else 0,
             TRAINING=training,
-            BLOCK_S=power_of_two(parts.splits),
+            BLOCK_S=min(power_of_two(parts.splits), max(1, SUMS_AT_ONCE // parts.columns)),
             **flags,
             **parts.arguments(input),
         )

@@ -46,7 +46,55 @@ def test_agrees_with_the_compiled_operators_in_the_interpreter(seed: int) -> Non
     assert launches == LAUNCHES
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "programs"),
+    # As planned for the GPU, and as for an H100, which takes narrower tiles and more warps for few channels.
+    [(torch.float64, 0), (torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 528)],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(16, 24, 7, 7), (8, 40, 14, 14), (2, 2, 96, 97)], ids=str)
+def test_a_gpu_agrees_with_the_compiled_operators(
+    shape: tuple[int, ...],
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    programs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from support.batch_norm_triton import NAMES, outputs
+    from support.kink import clear_of_the_kink
+
+    if programs:
+        plan = importlib.import_module("pal_fast.kernels.batch_norm_plan")
+        monkeypatch.setattr(plan, "wanted_programs", lambda tensor: programs)
+    ops.define_triton()
+    computing = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = [(torch.randn(shape) + shift).to(dtype).to(memory_format=layout) for shift in (3, 0, 0)]
+    vectors = [torch.rand(shape[1], dtype=computing) + shift for shift in (-0.5, -0.5, 0.0, 0.5)]
+    tensors[0] = clear_of_the_kink(tensors[0], vectors)
+    on_gpu = [tensor.cuda() for tensor in tensors], [vector.cuda() for vector in vectors]
+    grad_sums = torch.randn(2, shape[1], dtype=computing)
+    for training, relu in ((True, False), (True, True), (False, True)):
+        sums = grad_sums if training else None
+        wanted = outputs("pal_fast", tensors, vectors, sums, training, relu)
+        runs = [
+            outputs("pal_fast_triton", *on_gpu, None if sums is None else sums.cuda(), training, relu) for _ in range(2)
+        ]
+        for name, value, again, judge in zip(NAMES, *runs, wanted, strict=True):
+            assert torch.equal(value, again), f"{name} differs from one run to the next"
+            error = (value.double().cpu() - judge.double()).norm() / (judge.double().norm() or 1.0)
+            assert error <= BOUNDS[str(dtype)], f"{name} training={training} relu={relu}"
+
+
 POINTERS_TO_LAYERS = ("input_ptr", "grad_ptr", "grad_grad_ptr", "output_ptr", "second_ptr")
+ALIGNED = ("channels", "rows_v", "row_v", "per_split", "count")
+#: Tiles as batch_norm_tile.py describes them: [elements of a channel], [samples, 8 planes of 7 x 7], [cells, channels].
+TILES = {
+    "a plane": {"FLAT": True, "VECTOR": 4, "LENGTH": 196, "CHANNELS": 1, "PLANE": 1, "COLUMNS": 1, "BLOCK_M": 2048},
+    "planes": {"FLAT": False, "VECTOR": 8, "LENGTH": 49, "CHANNELS": 8, "PLANE": 49, "COLUMNS": 512, "BLOCK_M": 4},
+    "channels": {"FLAT": False, "VECTOR": 8, "LENGTH": 196, "CHANNELS": 64, "PLANE": 1, "COLUMNS": 64, "BLOCK_M": 32},
+}
 
 
 def compiled_ptx(kernel: object, constants: dict[str, object], absent: tuple[str, ...], stored: str) -> str:
@@ -66,21 +114,22 @@ def compiled_ptx(kernel: object, constants: dict[str, object], absent: tuple[str
     aligned = [["tt.divisibility", 16]]
     attributes = {(i,): aligned for i, name in enumerate(names) if name.endswith("_ptr") and name in signature}
     attributes = {key: value for key, value in attributes.items() if signature[names[key[0]]] != "constexpr"}
-    attributes |= {(i,): aligned for i, name in enumerate(names) if name in ("channels", "per_split", "count")}
+    attributes |= {(i,): aligned for i, name in enumerate(names) if name in ALIGNED}
     source = ASTSource(kernel, signature, constexprs=known, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton interprets in this process")
-@pytest.mark.parametrize("innermost", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", TILES)
 @pytest.mark.parametrize("absent", [(), ("weight_ptr", "bias_ptr")], ids=["affine", "plain"])
-def test_the_compiler_takes_every_kernel(innermost: bool, absent: tuple[str, ...]) -> None:
+def test_the_compiler_takes_every_kernel(kind: str, absent: tuple[str, ...]) -> None:
     kernels = importlib.import_module("pal_fast.kernels.batch_norm_kernels")
-    tile = {"LENGTH": 196, "INNERMOST": innermost, "BLOCK_M": 32 if innermost else 2048}
-    tile |= {"BLOCK_C": 64 if innermost else 1, "T": triton.language.float32}
-    for stored, relu in (("fp32", False), ("bf16", True)):
+    statistics = importlib.import_module("pal_fast.kernels.batch_norm_statistics")
+    rooms = {"ROOM": TILES[kind]["CHANNELS"], "ROOM_PLANE": 1 if TILES[kind]["PLANE"] == 1 else 64}
+    for stored, relu, index in (("fp32", False, triton.language.int32), ("bf16", True, triton.language.int64)):
+        tile = TILES[kind] | {"INDEX": index, "T": triton.language.float32}
         flags = tile | {"RELU": relu}
-        compiled_ptx(kernels.statistics_kernel, tile, absent, stored)
+        compiled_ptx(statistics.statistics_kernel, tile | rooms, absent, stored)
         forward = compiled_ptx(kernels.forward_kernel, flags, absent, stored)
         if stored == "fp32":
             assert "ld.global.v4" in forward
@@ -88,9 +137,9 @@ def test_the_compiler_takes_every_kernel(innermost: bool, absent: tuple[str, ...
         for second, training in itertools.product((False, True), (True, False)):
             without = absent if second else (*absent, "grad_grad_ptr", "second_ptr", "sums_ptr", "grad_sums_ptr")
             if training:
-                compiled_ptx(kernels.sums_kernel, flags | {"SECOND": second}, without, stored)
-            more = {"SECOND": second, "TRAINING": training, "BLOCK_S": 16}
+                compiled_ptx(kernels.sums_kernel, flags | rooms | {"SECOND": second}, without, stored)
+            more = {"SECOND": second, "TRAINING": training, "BLOCK_S": 8}
             compiled_ptx(kernels.derivative_kernel, flags | more, without, stored)
-    constants = {"BLOCK_C": 128, "T": triton.language.float32}
+    constants = {"BLOCK_C": 128, "BLOCK_S": 16, "T": triton.language.float32}
     for training in (True, False):
-        compiled_ptx(kernels.final_statistics_kernel, constants | {"TRAINING": training}, (), "fp32")
+        compiled_ptx(statistics.final_statistics_kernel, constants | {"TRAINING": training}, (), "fp32")
