@@ -46,6 +46,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inner
 
 
+@contextlib.contextmanager
+def reducers_aside(model: nn.Module) -> Iterator[None]:
+    """Inside, DistributedDataParallel is its network alone, wherever it lies in `model`, its hooks included.
+
+    For a forward whose backward pass the reducer must not wait for: it neither broadcasts buffers, for which the other
+    processes would have to take part, nor prepares a reduction, which with static_graph=True it does only once.
+    """
+    wrappers: list[Any] = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    before = [vars(wrapper).get("forward") for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper.forward = wrapper.module.__call__
+    try:
+        yield
+    finally:
+        for wrapper, forward in zip(wrappers, before, strict=True):
+            del wrapper.forward
+            if forward is not None:
+                wrapper.forward = forward
+
+
 def before_sink(logits: Tensor) -> GradientEdge | Tensor:
     """Where to differentiate the logits of a model under DDP: below the node that DDP puts on its output.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pal_fast import _checks, running_statistics
+from pal_fast import _checks, distributed, running_statistics
 from pal_fast.capture import Capture
 from pal_fast.functional import attribution_map
 from pal_fast.layer_names import find_layers
@@ -38,7 +38,8 @@ def attribute(
 
     The model's mode, parameters' gradients, running statistics and hooks are left as they were; nothing is
     differentiable. It may be called under `torch.no_grad` and `torch.inference_mode`, and on a compiled model, which
-    runs uncompiled.
+    runs uncompiled. Under DistributedDataParallel the network inside runs, on images on its own device: one process may
+    call this without the others, unless the network itself communicates (`fully_shard`; SyncBatchNorm in train mode).
 
     Args:
         model, layer: a module and one of its modules, by name or itself.
@@ -69,6 +70,7 @@ def attribute(
             torch.enable_grad(),
             capture.forced(),
             _eagerly(),
+            distributed.reducers_aside(model),
             running_statistics.kept(in_train_mode),
         ):
             logits = logits_of(model, images, output)

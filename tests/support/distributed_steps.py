@@ -85,6 +85,33 @@ def check_under_ddp(rank: int, options: dict[str, Any], after_a_step: bool) -> N
         step()
 
 
+def attribute_under_ddp(rank: int, options: dict[str, Any], nested: bool) -> None:
+    """`attribute` leaves the reducer alone, in either mode, so that one process may call it without the others."""
+    model = SmallNet().double()
+    whole, (images, labels, landmarks) = shares(rank)
+    wanted = averaged(model, "middle", whole, True)
+    maps, _ = pal_fast.attribute(twin(model), "middle", images)
+    wrapper = DistributedDataParallel(model, **options)
+    outer, layer = (nn.Sequential(wrapper), "0.middle") if nested else (wrapper, "middle")
+    pal = pal_fast.PALLoss(outer, layer)
+
+    def look() -> None:
+        for training in (False, True):
+            outer.train(training)
+            found, _ = pal_fast.attribute(outer, layer, images)
+        assert relative_error(found, maps) < 1e-12
+        assert "forward" not in vars(wrapper)
+
+    look()
+    for _ in range(3):
+        model.zero_grad()
+        logits = outer(images)
+        loss_of(pal, logits, labels, landmarks, True).backward()
+        assert gradient_error(model, wanted) < 1e-10
+        if rank == 0:
+            look()
+
+
 def check_under_fully_shard(rank: int) -> None:
     from torch.distributed.fsdp import fully_shard
 

@@ -79,6 +79,14 @@ def test_check_under_ddp_sees_the_network_inside_and_disturbs_no_reduction(optio
     run(steps.check_under_ddp, options, after_a_step)
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["the model", "a part of it"])
+@pytest.mark.parametrize(
+    "options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=["default", "static", "unused"]
+)
+def test_attribute_under_ddp_disturbs_no_reduction_and_waits_for_no_other_process(options, nested, run):
+    run(steps.attribute_under_ddp, options, nested)
+
+
 def test_check_under_fully_shard_is_refused(run):
     run(steps.check_under_fully_shard)
 
