@@ -7,6 +7,7 @@ inside the compiled function, whose backward is then an ordinary first derivativ
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
@@ -95,7 +96,7 @@ def compile_body(
     """Compiles, in place, the modules that finish before the attributed layer does; the rest stays eager.
 
     Their order is found in one forward of `example` in eval mode without gradients. The layer itself is compiled
-    too.
+    too. Copies of the model compile their own bodies; a pickled model is loaded uncompiled.
 
     Args:
         model, layer: as for `PALLoss`, before or after it is made.
@@ -115,8 +116,28 @@ def compile_body(
     for name in chosen:
         module = named[name]
         # Only the forward: the module's hooks, among them those of PALLoss, stay outside the compiled region.
-        module.forward = torch.compile(module.forward, **options)
+        module.forward = _CompiledForward(module.forward, options)
     return tuple(chosen)
+
+
+class _CompiledForward:
+    """A module's forward, compiled. A copy of the module compiles its own, a pickled one runs uncompiled."""
+
+    def __init__(self, forward: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._compiled: Callable[..., Any] = torch.compile(forward, **options)
+        functools.update_wrapper(self, forward)
+        self._forward, self._options = forward, options
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiled(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _CompiledForward:
+        # What is bound to a module is bound to the module's copy.
+        return _CompiledForward(copy.deepcopy(self._forward, memo), self._options)
+
+    def __reduce__(self) -> Any:
+        # Neither a compiled function nor every option can be pickled; loading this needs no pal_fast.
+        return functools.partial, (self._forward,)
 
 
 def _finished_before(model: nn.Module, layers: set[nn.Module], inputs: tuple[Any, ...]) -> list[str]:
