@@ -250,6 +250,30 @@ def sync_batchnorm(rank: int, wrapped: bool) -> None:
         assert relative_error(model.get_buffer(name), buffer) < 1e-12, name
 
 
+def sync_batchnorm_without_running_statistics(rank: int) -> None:
+    """In eval mode it takes the batch's own statistics, so that one process may evaluate without the others."""
+    plain = nn.BatchNorm2d(3, track_running_stats=False).double().eval()
+    layer = pal_fast.nn.convert_sync_batchnorm(copy.deepcopy(plain))
+    whole, (images, _, _) = shares(rank)
+    if rank == 0:
+        assert torch.equal(layer(images), plain(images))
+    wanted = plain(whole[0])[len(images) * rank :][: len(images)]
+    assert relative_error(layer.train()(images), wanted) < 1e-12
+
+
+def sync_batchnorm_without_bias(rank: int) -> None:
+    whole, (images, _, _) = shares(rank)
+    plain = nn.BatchNorm2d(3, bias=False).double()
+    nn.init.uniform_(plain.weight, 1, 2)
+    made = pal_fast.nn.SyncBatchNorm(3, bias=False).double()
+    made.load_state_dict(plain.state_dict())
+    converted = pal_fast.nn.convert_sync_batchnorm(copy.deepcopy(plain))
+    wanted = plain(whole[0])[len(images) * rank :][: len(images)]
+    for layer in (made, converted):
+        assert [name for name, _ in layer.named_parameters()] == ["weight"]
+        assert relative_error(layer(images), wanted) < 1e-12
+
+
 def sync_batchnorm_by_differences(rank: int, above: bool) -> None:
     """Above the layer it is refused, because each process would take a step of its own; below, it is no matter."""
     model = SmallNet().double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import pytest
 import torch
@@ -103,6 +104,17 @@ def test_fsdp1_is_refused(run):
 @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "under DDP"])
 def test_sync_batchnorm_equals_the_large_batch(wrapped, run):
     run(steps.sync_batchnorm, wrapped)
+
+
+def test_sync_batchnorm_waits_for_no_other_process_in_eval_mode(run):
+    run(steps.sync_batchnorm_without_running_statistics)
+
+
+@pytest.mark.skipif(
+    "bias" not in inspect.signature(nn.BatchNorm2d).parameters, reason="this PyTorch's BatchNorm has always a bias"
+)
+def test_sync_batchnorm_without_bias(run):
+    run(steps.sync_batchnorm_without_bias)
 
 
 def test_without_a_process_group_sync_batchnorm_is_batchnorm():
