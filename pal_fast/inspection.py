@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from pal_fast.capture import Capture
 from pal_fast.functional import attribution_map
 from pal_fast.layer_names import find_layers
 from pal_fast.layouts import LAYOUTS, layout_of
-from pal_fast.model_run import Output, check_output, logits_of
+from pal_fast.model_run import Output, check_output, logits_of, outside_inference_mode
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
 
@@ -60,7 +59,7 @@ def attribute(
     layers = find_layers(model, layer)
     if len(layers) != 1:
         raise ValueError(f"layer must name one layer, got {len(layers)}")
-    images, labels = _outside_inference_mode(model, images, labels)
+    images, labels = outside_inference_mode(model, images, labels)
     capture = Capture(model, layers)
     capture.attach()
     in_train_mode = [module for module in running_statistics.tracking(model) if module.training]
@@ -96,29 +95,6 @@ def attribute(
     return maps, logits.detach()
 
 
-def _outside_inference_mode(model: nn.Module, images: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
-    """Images and labels that autograd may keep: copies of what was made under inference mode.
-
-    Raises: NotReadyError for a model that was.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.is_inference():
-            raise _checks.NotReadyError(
-                f"the model was made under torch.inference_mode (parameter {name!r}), so that nothing of it can be "
-                "differentiated: build and load it outside"
-            )
-    with torch.inference_mode(False):
-        return _copied(images), _copied(labels)
-
-
 def _eagerly() -> contextlib.AbstractContextManager[Any]:
     """Inside, what torch.compile compiled runs as it was written. Does not import the compiler."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-
-
-def _copied(given: Any) -> Any:
-    if isinstance(given, Mapping):
-        return {name: _copied(value) for name, value in given.items()}
-    if isinstance(given, tuple):
-        return tuple(map(_copied, given))
-    return given.clone() if isinstance(given, Tensor) and given.is_inference() else given
