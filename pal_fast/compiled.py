@@ -20,6 +20,12 @@ from pal_fast.layer_names import find_layers
 
 __all__ = ["can_compile_a_step", "compile_body", "compile_step"]
 
+_FROZEN_BELOW = (
+    "torch.compile cannot begin to differentiate inside the step, as a PALLoss does at a layer below which "
+    "everything is frozen: compile the layers below it instead (pal_fast.compiled.compile_body), or let one of them "
+    "train"
+)
+
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 
@@ -46,7 +52,8 @@ def compile_step(step: Any = None, **options: Any) -> Any:
         options: of `torch.compile`; fullgraph=True unless given. Where there is no GPU, and neither `mode` nor another
             backend is given, Inductor keeps the model's memory format (options={"layout_optimization": False}).
 
-    Raises: RuntimeError where this PyTorch cannot trace a gradient inside a compiled function.
+    Raises: RuntimeError where this PyTorch cannot trace a gradient inside a compiled function; the compiled step one
+        if everything below the attributed layer is frozen: `compile_body` serves there.
     """
     if not can_compile_a_step():
         raise RuntimeError(
@@ -68,7 +75,12 @@ def compile_step(step: Any = None, **options: Any) -> Any:
             caching.patch(cache_key_tag=tag),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         ):
-            return compiled(*args, **kwargs)
+            try:
+                return compiled(*args, **kwargs)
+            except torch._dynamo.exc.Unsupported as error:
+                if "requires_grad_()" in str(error):
+                    raise RuntimeError(_FROZEN_BELOW) from error
+                raise
 
     return run
 

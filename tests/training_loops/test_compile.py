@@ -269,6 +269,33 @@ def test_where_a_step_cannot_be_compiled_the_error_says_what_can(monkeypatch):
         compile_step(lambda: None)
 
 
+@of_a_step
+def test_a_step_over_a_frozen_body_is_refused_with_the_way_out_which_is_right():
+    model = SmallNet().double()
+    images, labels, landmarks = batch()
+    _, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    for name, parameter in model.named_parameters():
+        if name.startswith(("stem", "middle")):
+            parameter.requires_grad_(False)
+            gradients[name].zero_()
+    step = compiled_step(model, "middle", "aot_eager")
+    with pytest.raises(RuntimeError, match=r"everything is frozen: .*compile_body.*let one of them train"):
+        step(images, labels, landmarks)
+    compile_body(model, "middle", images, backend="aot_eager")
+    pal = pal_fast.PALLoss(model, "middle")
+    logits = model(images)
+    (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+    assert gradient_error(model, gradients) < 1e-10
+    model.middle.requires_grad_(True)
+    step(images, labels, landmarks).backward()
+
+
+@of_a_step
+def test_what_else_cannot_be_compiled_is_pytorchs_error():
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compile_step(torch._dynamo.graph_break, backend="eager")()
+
+
 def test_a_compiled_model_is_refused_with_the_way_out():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
