@@ -35,15 +35,10 @@ def refuse_unsound(model: nn.Module) -> None:
             )
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, whose forward and backward the reducer does not notice.
-
-    Raises: TypeError for fully_shard, whose parameters autograd does not see, and for DDP deeper within.
-    """
-    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
-    if any(isinstance(module, DistributedDataParallel) or _is_fully_sharded(module) for module in inner.modules()):
-        raise TypeError("call pal.check before DistributedDataParallel or fully_shard wraps the model")
-    return inner
+def refuse_sharded(model: nn.Module) -> None:
+    """Raises TypeError for fully_shard, whose parameters autograd does not see."""
+    if any(_is_fully_sharded(module) for module in model.modules()):
+        raise TypeError("model is under fully_shard: call pal.check before that")
 
 
 @contextlib.contextmanager

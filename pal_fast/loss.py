@@ -216,22 +216,13 @@ class PALLoss(nn.Module):
         Raises: ValueError for labels that do not fit the target; TypeError for a model under fully_shard: call this
             before.
         """
-        inner = distributed.unwrapped(self.model)
-        with self._capture.kept():
-            if inner is self.model:
-                try:
-                    with self._capture.forced():
-                        target = self._engine.target
-                        return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
-                finally:
-                    self._capture.probe_checkpoints()
-            twin = self._unattached()
-            twin._model = (inner,)
-            twin._attach(self._capture.layers)
+        distributed.refuse_sharded(self.model)
+        with self._capture.kept(), self._capture.forced(), distributed.reducers_aside(self.model):
             try:
-                return twin.check(images, labels, output=output)
+                target = self._engine.target
+                return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
             finally:
-                twin.remove()
+                self._capture.probe_checkpoints()
 
     def _trial(self, logits: Tensor, record: Captured, labels: Tensor | None, heatmap: Tensor) -> preflight.Trial:
         return self._engine.trial(self.model, logits, record, labels, heatmap, self._input_size)

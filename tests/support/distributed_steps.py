@@ -59,13 +59,14 @@ def ddp(rank: int, options: dict[str, Any], cross_entropy: bool, on_wrapper: boo
         assert gradient_error(model, wanted) < 1e-10, f"step {step}"
 
 
-def check_under_ddp(rank: int, options: dict[str, Any], after_a_step: bool) -> None:
+def check_under_ddp(rank: int, options: dict[str, Any], nested: bool, after_a_step: bool) -> None:
     """`pal.check` sees the network inside, and the steps after it are reduced as ever."""
     model = SmallNet().double()
     whole, (images, labels, landmarks) = shares(rank)
     wanted = averaged(model, "middle", whole, True)
-    wrapped = DistributedDataParallel(model, **options)
-    pal = pal_fast.PALLoss(wrapped, "middle")
+    wrapper = DistributedDataParallel(model, **options)
+    wrapped, layer = (nn.Sequential(wrapper), "0.middle") if nested else (wrapper, "middle")
+    pal = pal_fast.PALLoss(wrapped, layer)
 
     def step() -> None:
         model.zero_grad()
@@ -118,11 +119,8 @@ def check_under_fully_shard(rank: int) -> None:
     model = SmallNet()
     fully_shard(model, mesh=dist.init_device_mesh("cpu", (2,)))
     pal = pal_fast.PALLoss(model, "middle")
-    with pytest.raises(TypeError, match=r"call pal\.check before DistributedDataParallel or fully_shard"):
+    with pytest.raises(TypeError, match=r"under fully_shard: call pal\.check before"):
         pal.check(batch(dtype=torch.float32)[0])
-    whole = nn.Sequential(DistributedDataParallel(SmallNet()))
-    with pytest.raises(TypeError, match=r"call pal\.check before"):
-        pal_fast.PALLoss(whole, "0.middle").check(batch(dtype=torch.float32)[0])
 
 
 def ddp_callable_target(rank: int) -> None:

@@ -76,8 +76,9 @@ def test_the_first_order_engine_averages_the_gradients_of_the_judge(sharded, run
 @pytest.mark.parametrize(
     "options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=["default", "static", "unused"]
 )
-def test_check_under_ddp_sees_the_network_inside_and_disturbs_no_reduction(options, after_a_step, run):
-    run(steps.check_under_ddp, options, after_a_step)
+@pytest.mark.parametrize("nested", [False, True], ids=["the model", "a part of it"])
+def test_check_under_ddp_sees_the_network_inside_and_disturbs_no_reduction(nested, options, after_a_step, run):
+    run(steps.check_under_ddp, options, nested, after_a_step)
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["the model", "a part of it"])
