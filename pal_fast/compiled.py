@@ -7,6 +7,7 @@ inside the compiled function, whose backward is then an ordinary first derivativ
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
@@ -18,6 +19,12 @@ from pal_fast._version import __version__
 from pal_fast.layer_names import find_layers
 
 __all__ = ["can_compile_a_step", "compile_body", "compile_step"]
+
+_FROZEN_BELOW = (
+    "torch.compile cannot begin to differentiate inside the step, as a PALLoss does at a layer below which "
+    "everything is frozen: compile the layers below it instead (pal_fast.compiled.compile_body), or let one of them "
+    "train"
+)
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
@@ -45,7 +52,8 @@ def compile_step(step: Any = None, **options: Any) -> Any:
         options: of `torch.compile`; fullgraph=True unless given. Where there is no GPU, and neither `mode` nor another
             backend is given, Inductor keeps the model's memory format (options={"layout_optimization": False}).
 
-    Raises: RuntimeError where this PyTorch cannot trace a gradient inside a compiled function.
+    Raises: RuntimeError where this PyTorch cannot trace a gradient inside a compiled function; the compiled step one
+        if everything below the attributed layer is frozen: `compile_body` serves there.
     """
     if not can_compile_a_step():
         raise RuntimeError(
@@ -67,7 +75,12 @@ def compile_step(step: Any = None, **options: Any) -> Any:
             caching.patch(cache_key_tag=tag),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         ):
-            return compiled(*args, **kwargs)
+            try:
+                return compiled(*args, **kwargs)
+            except torch._dynamo.exc.Unsupported as error:
+                if "requires_grad_()" in str(error):
+                    raise RuntimeError(_FROZEN_BELOW) from error
+                raise
 
     return run
 
@@ -95,7 +108,7 @@ def compile_body(
     """Compiles, in place, the modules that finish before the attributed layer does; the rest stays eager.
 
     Their order is found in one forward of `example` in eval mode without gradients. The layer itself is compiled
-    too.
+    too. Copies of the model compile their own bodies; a pickled model is loaded uncompiled.
 
     Args:
         model, layer: as for `PALLoss`, before or after it is made.
@@ -115,8 +128,28 @@ def compile_body(
     for name in chosen:
         module = named[name]
         # Only the forward: the module's hooks, among them those of PALLoss, stay outside the compiled region.
-        module.forward = torch.compile(module.forward, **options)
+        module.forward = _CompiledForward(module.forward, options)
     return tuple(chosen)
+
+
+class _CompiledForward:
+    """A module's forward, compiled. A copy of the module compiles its own, a pickled one runs uncompiled."""
+
+    def __init__(self, forward: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._compiled: Callable[..., Any] = torch.compile(forward, **options)
+        functools.update_wrapper(self, forward)
+        self._forward, self._options = forward, options
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiled(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _CompiledForward:
+        # What is bound to a module is bound to the module's copy.
+        return _CompiledForward(copy.deepcopy(self._forward, memo), self._options)
+
+    def __reduce__(self) -> Any:
+        # Neither a compiled function nor every option can be pickled; loading this needs no pal_fast.
+        return functools.partial, (self._forward,)
 
 
 def _finished_before(model: nn.Module, layers: set[nn.Module], inputs: tuple[Any, ...]) -> list[str]:

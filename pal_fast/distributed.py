@@ -35,15 +35,30 @@ def refuse_unsound(model: nn.Module) -> None:
             )
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, whose forward and backward the reducer does not notice.
+def refuse_sharded(model: nn.Module) -> None:
+    """Raises TypeError for fully_shard, whose parameters autograd does not see."""
+    if any(_is_fully_sharded(module) for module in model.modules()):
+        raise TypeError("model is under fully_shard: call pal.check before that")
 
-    Raises: TypeError for fully_shard, whose parameters autograd does not see, and for DDP deeper within.
+
+@contextlib.contextmanager
+def reducers_aside(model: nn.Module) -> Iterator[None]:
+    """Inside, DistributedDataParallel is its network alone, wherever it lies in `model`, its hooks included.
+
+    For a forward whose backward pass the reducer must not wait for: it neither broadcasts buffers, for which the other
+    processes would have to take part, nor prepares a reduction, which with static_graph=True it does only once.
     """
-    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
-    if any(isinstance(module, DistributedDataParallel) or _is_fully_sharded(module) for module in inner.modules()):
-        raise TypeError("call pal.check before DistributedDataParallel or fully_shard wraps the model")
-    return inner
+    wrappers: list[Any] = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    before = [vars(wrapper).get("forward") for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper.forward = wrapper.module.__call__
+    try:
+        yield
+    finally:
+        for wrapper, forward in zip(wrappers, before, strict=True):
+            del wrapper.forward
+            if forward is not None:
+                wrapper.forward = forward
 
 
 def before_sink(logits: Tensor) -> GradientEdge | Tensor:

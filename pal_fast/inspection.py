@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pal_fast import _checks, running_statistics
+from pal_fast import _checks, distributed, running_statistics
 from pal_fast.capture import Capture
 from pal_fast.functional import attribution_map
 from pal_fast.layer_names import find_layers
 from pal_fast.layouts import LAYOUTS, layout_of
-from pal_fast.model_run import Output, check_output, logits_of
+from pal_fast.model_run import Output, check_output, logits_of, outside_inference_mode
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
 
@@ -38,7 +37,8 @@ def attribute(
 
     The model's mode, parameters' gradients, running statistics and hooks are left as they were; nothing is
     differentiable. It may be called under `torch.no_grad` and `torch.inference_mode`, and on a compiled model, which
-    runs uncompiled.
+    runs uncompiled. Under DistributedDataParallel the network inside runs, on images on its own device: one process may
+    call this without the others, unless the network itself communicates (`fully_shard`; SyncBatchNorm in train mode).
 
     Args:
         model, layer: a module and one of its modules, by name or itself.
@@ -59,7 +59,7 @@ def attribute(
     layers = find_layers(model, layer)
     if len(layers) != 1:
         raise ValueError(f"layer must name one layer, got {len(layers)}")
-    images, labels = _outside_inference_mode(model, images, labels)
+    images, labels = outside_inference_mode(model, images, labels)
     capture = Capture(model, layers)
     capture.attach()
     in_train_mode = [module for module in running_statistics.tracking(model) if module.training]
@@ -69,6 +69,7 @@ def attribute(
             torch.enable_grad(),
             capture.forced(),
             _eagerly(),
+            distributed.reducers_aside(model),
             running_statistics.kept(in_train_mode),
         ):
             logits = logits_of(model, images, output)
@@ -94,29 +95,6 @@ def attribute(
     return maps, logits.detach()
 
 
-def _outside_inference_mode(model: nn.Module, images: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
-    """Images and labels that autograd may keep: copies of what was made under inference mode.
-
-    Raises: NotReadyError for a model that was.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.is_inference():
-            raise _checks.NotReadyError(
-                f"the model was made under torch.inference_mode (parameter {name!r}), so that nothing of it can be "
-                "differentiated: build and load it outside"
-            )
-    with torch.inference_mode(False):
-        return _copied(images), _copied(labels)
-
-
 def _eagerly() -> contextlib.AbstractContextManager[Any]:
     """Inside, what torch.compile compiled runs as it was written. Does not import the compiler."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-
-
-def _copied(given: Any) -> Any:
-    if isinstance(given, Mapping):
-        return {name: _copied(value) for name, value in given.items()}
-    if isinstance(given, tuple):
-        return tuple(map(_copied, given))
-    return given.clone() if isinstance(given, Tensor) and given.is_inference() else given

@@ -201,9 +201,9 @@ class PALLoss(nn.Module):
     def check(self, images: Any, labels: Tensor | None = None, *, output: Output | None = None) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.
 
-        Nothing of the model changes: gradients, running statistics, random state and mode are put back. Under
-        DistributedDataParallel the network inside is tried, so that nothing is reduced; where it holds SyncBatchNorm,
-        every process must call this.
+        Nothing of the model changes: gradients, running statistics, random state and mode are put back. It may be
+        called under `torch.no_grad` and `torch.inference_mode`. Under DistributedDataParallel the network inside is
+        tried, so that nothing is reduced; where it holds SyncBatchNorm, every process must call this.
 
         Args:
             images: (B, 3, IH, IW), a tuple of the model's positional inputs, or a dict of its keyword arguments.
@@ -216,22 +216,13 @@ class PALLoss(nn.Module):
         Raises: ValueError for labels that do not fit the target; TypeError for a model under fully_shard: call this
             before.
         """
-        inner = distributed.unwrapped(self.model)
-        with self._capture.kept():
-            if inner is self.model:
-                try:
-                    with self._capture.forced():
-                        target = self._engine.target
-                        return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
-                finally:
-                    self._capture.probe_checkpoints()
-            twin = self._unattached()
-            twin._model = (inner,)
-            twin._attach(self._capture.layers)
+        distributed.refuse_sharded(self.model)
+        with self._capture.kept(), self._capture.forced(), distributed.reducers_aside(self.model):
             try:
-                return twin.check(images, labels, output=output)
+                target = self._engine.target
+                return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
             finally:
-                twin.remove()
+                self._capture.probe_checkpoints()
 
     def _trial(self, logits: Tensor, record: Captured, labels: Tensor | None, heatmap: Tensor) -> preflight.Trial:
         return self._engine.trial(self.model, logits, record, labels, heatmap, self._input_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pal_fast import _checks
@@ -43,6 +44,29 @@ def values_of(inputs: Any) -> tuple[Any, ...]:
     if isinstance(inputs, Mapping):
         return tuple(inputs.values())
     return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def outside_inference_mode(model: nn.Module, images: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
+    """Images and labels that autograd may keep: copies of what was made under inference mode.
+
+    Raises: NotReadyError for a model that was.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise _checks.NotReadyError(
+                f"the model was made under torch.inference_mode (parameter {name!r}), so that nothing of it can be "
+                "differentiated: build and load it outside"
+            )
+    with torch.inference_mode(False):
+        return _copied(images), _copied(labels)
+
+
+def _copied(given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return {name: _copied(value) for name, value in given.items()}
+    if isinstance(given, tuple):
+        return tuple(map(_copied, given))
+    return given.clone() if isinstance(given, Tensor) and given.is_inference() else given
 
 
 def _only_logits(returned: Any) -> Tensor:

@@ -19,12 +19,12 @@ from pal_fast.capture import Capture
 from pal_fast.captured import Captured
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
 from pal_fast.layer_names import is_compiled
-from pal_fast.model_run import Output, check_output, logits_of, values_of
+from pal_fast.model_run import Output, check_output, logits_of, outside_inference_mode, values_of
 from pal_fast.targets import Target, check_logits, labels_to_try
 
 
 class Trial(NamedTuple):
-    """One layer tried: its output and gradient as (B, C, H, W), and the loss of it alone."""
+    """One layer tried: its output and gradient as (B, C, H, W), and its loss, reduced or not."""
 
     layout: str
     activation: Tensor
@@ -126,6 +126,7 @@ def check(
 ) -> Report:
     """See `PALLoss.check`."""
     check_output(output)
+    images, labels = outside_inference_mode(model, images, labels)
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     reports = {name: LayerReport(name) for name in capture.layers}
     timer = _Timer(next((i.device for i in values_of(images) if isinstance(i, Tensor)), torch.device("cpu")))
@@ -135,7 +136,7 @@ def check(
         check_logits(logits)
         return logits, take(model, logits, capture)
 
-    with _undisturbed(model), torch.enable_grad(), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.enable_grad(), _undisturbed(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logits, taken = run()
         labels = labels_to_try(logits, target, labels)
@@ -153,7 +154,7 @@ def check(
                     logits, taken = run()
                     total = logits.square().mean()
                     for record in taken:
-                        total = total + trial(logits, record, labels, _prior(logits)).loss / len(taken)
+                        total = total + trial(logits, record, labels, _prior(logits)).loss.sum() / len(taken)
                     _gradients(total, parameters)
                 loss = min(loss, timer.seconds)
     return Report(list(reports.values()), loss, plain)
@@ -175,7 +176,7 @@ def _examine(
     try:
         layout, activation, gradient, loss = trial(logits, record, labels, _prior(logits))
         report.shape, report.layout = tuple(activation.shape), layout
-        moved = _gradients(loss, parameters)
+        moved = _gradients(loss.sum(), parameters)
     except (RuntimeError, ValueError) as error:
         report.problems.append(str(error).strip().splitlines()[0])
         return

@@ -38,6 +38,11 @@ def _inner(tensor: Tensor | None) -> Tensor | None:
     return tensor.view_as(tensor) if tensor is not None and tensor.is_leaf and tensor.requires_grad else tensor
 
 
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast casts: float64 and complex numbers stay as they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -102,8 +107,8 @@ class Conv2d(nn.Conv2d):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-            input, weight = input.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+            input, weight = _autocast(input, dtype), _autocast(weight, dtype)
+            bias = None if bias is None else _autocast(bias, dtype)
         if torch.compiler.is_compiling():
             return traced_conv.convolution(input, weight, bias, geometry)
         output: Tensor = _Convolution.apply(_inner(input), _inner(weight), _inner(bias), geometry)

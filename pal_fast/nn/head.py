@@ -57,10 +57,8 @@ class PreparedHead:
     def restore(self) -> None:
         """Puts PyTorch's own layers back. Idempotent; parameters, buffers and hooks stay as they are."""
         self._stop_watching()
-        originals = {new: old for old, new in REPLACEMENTS.items()}
         for module in self._replaced.values():
-            if type(module) in originals:
-                module.__class__ = originals[type(module)]
+            module.__class__ = _original_of(type(module))
         self._replaced.clear()
 
     def __enter__(self) -> PreparedHead:
@@ -104,6 +102,15 @@ class PreparedHead:
                 ops.namespace_on(tensor.device)  # Found now, so that torch.compile need not.
 
 
+def _original_of(kind: type[nn.Module]) -> type[nn.Module]:
+    """PyTorch's layer for its twin, and for what `torch.nn.utils.parametrize` has derived from the twin since."""
+    originals = {new: old for old, new in REPLACEMENTS.items()}
+    base = kind.__bases__[0]
+    if kind in originals:
+        return originals[kind]
+    return type(kind.__name__, (originals[base],), dict(vars(kind))) if base in originals else kind
+
+
 def prepare_head(
     model: nn.Module, layer: nn.Module | str | Sequence[nn.Module | str], example: Any = None
 ) -> PreparedHead:
@@ -113,6 +120,9 @@ def prepare_head(
     layers: after the first of them) becomes its twin of `pal_fast.nn`: the same object with the same parameters,
     buffers, hooks and state_dict, and the same results; only its class changes. Layers below `layer` or inside it,
     which no second derivative passes, stay as they are, and so do subclasses of those three.
+
+    What torch.export makes of a prepared model calls this package's operators: `restore()` first for one that runs
+    without it.
 
     Args:
         model: the network, not compiled yet.

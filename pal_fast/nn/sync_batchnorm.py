@@ -49,8 +49,14 @@ class SyncBatchNorm(_BatchNorm):
         process_group: Any = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        # Given to PyTorch only where it is wanted: a release without the option refuses it by name.
+        options: dict[str, Any] = {} if bias else {"bias": False}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
+        )
         self.process_group = process_group
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -59,8 +65,8 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        uses_batch = self.training or self.running_mean is None
-        if not uses_batch or not dist.is_available() or not dist.is_initialized():
+        # In eval mode not even without running statistics: a process may evaluate alone.
+        if not self.training or not dist.is_available() or not dist.is_initialized():
             return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()
         dims = (0, *range(2, x.ndim))
@@ -72,11 +78,13 @@ class SyncBatchNorm(_BatchNorm):
         mean = sums[:-1] / total
         centred = x - mean.view(shape)
         variance = _all_reduce(centred.square().sum(dims), self.process_group) / total
-        if self.training and self.track_running_stats:
+        if self.track_running_stats:
             self._update(mean.detach(), variance.detach(), total)
         output = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
-            output = output * self.weight.view(shape) + self.bias.view(shape)
+            output = output * self.weight.view(shape)
+        if self.bias is not None:
+            output = output + self.bias.view(shape)
         return output.to(input.dtype)
 
     def _update(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from support.compare import TOLERANCE, relative_error
 from support.kink import clear_of_the_kink
 from torch import Tensor, nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import pal_fast.nn
 from pal_fast.nn import ops
@@ -171,6 +171,17 @@ def test_a_third_derivative_raises() -> None:
     (second,) = torch.autograd.grad(first.square().sum(), input, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable twice"):
         second.sum().backward()
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_forward_mode_derivative_raises_rather_than_is_zero(training: bool, trained: bool) -> None:
+    layer = pal_fast.nn.BatchNorm2d(3, track_running_stats=not training).train(training).requires_grad_(trained)
+    input, direction = torch.randn(2, 2, 3, 4, 4)
+    with pytest.raises(NotImplementedError, match=r"no forward-mode derivative.*PyTorch's own layer.*restore\(\)"):
+        torch.func.jvp(layer, (input,), (direction,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        layer(forward_ad.make_dual(input, direction))
 
 
 def test_the_same_bits_twice_and_with_any_number_of_threads() -> None:

@@ -118,6 +118,15 @@ def test_agrees_with_pytorch_under_autocast() -> None:
         torch.testing.assert_close(got, wanted, rtol=5e-2, atol=5e-2 * wanted.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_autocast_casts_what_it_casts_for_pytorch(dtype: torch.dtype) -> None:
+    ours, theirs = (kind(3, 4, 3, dtype=dtype) for kind in (pal_fast.nn.Conv2d, nn.Conv2d))
+    theirs.load_state_dict(ours.state_dict())
+    input = torch.randn(2, 3, 8, 8, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(ours(input), theirs(input))
+
+
 def test_a_third_derivative_raises() -> None:
     layer = pal_fast.nn.Conv2d(1, 1, 1)
     input = torch.randn(1, 1, 2, 2, requires_grad=True)

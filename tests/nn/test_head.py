@@ -8,6 +8,7 @@ import io
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pal_fast.nn
@@ -110,6 +111,27 @@ def test_the_step_is_the_same_with_and_without(images: Tensor, landmarks: Tensor
         torch.testing.assert_close(got, wanted, msg=name)
 
 
+@pytest.mark.parametrize("first", ["restored", "unparametrized"])
+def test_a_layer_that_was_parametrized_since_is_restored(first: str, images: Tensor) -> None:
+    model = Net().double()
+    handle = prepare_head(model, "layer", images)
+    for name in ("0", "1"):
+        parametrize.register_parametrization(model.head.get_submodule(name), "weight", nn.Tanh())
+    wanted = model.eval()(images)
+    copied = copy.deepcopy(model)
+    steps = [handle.restore, lambda: remove_parametrizations(model)]
+    for step in steps if first == "restored" else reversed(steps):
+        step()
+        torch.testing.assert_close(model(images), wanted)
+    assert [type(model.head[i]) for i in range(2)] == [nn.Conv2d, nn.BatchNorm2d]
+    assert isinstance(copied.head[0], pal_fast.nn.Conv2d), "the copy stays prepared"
+
+
+def remove_parametrizations(model: Net) -> None:
+    for name in ("0", "1"):
+        parametrize.remove_parametrizations(model.head.get_submodule(name), "weight")
+
+
 def test_subclasses_stay_as_they_are(images: Tensor) -> None:
     class Special(nn.BatchNorm2d):
         pass
@@ -134,6 +156,17 @@ def test_copies_and_pickles_of_a_prepared_model_work(images: Tensor) -> None:
     loaded = torch.load(file, weights_only=False).eval()
     torch.testing.assert_close(loaded(images), model.eval()(images))
     assert set(replaced_types(loaded)) == set(ABOVE)
+
+
+def test_an_exported_program_needs_pal_fast_until_the_model_is_restored(images: Tensor) -> None:
+    model = Net().double().eval()
+
+    def operators() -> str:
+        return str({node.target for node in torch.export.export(model, (images,)).graph.nodes})
+
+    with prepare_head(model, "layer", images):
+        assert "pal_fast.batch_norm" in operators()
+    assert "pal_fast" not in operators()
 
 
 def test_an_example_that_does_not_reach_the_layer_is_an_error_and_leaves_no_trace(images: Tensor) -> None:

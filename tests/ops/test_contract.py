@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from support.gpu import VIRTUAL
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import pal_fast
 
@@ -135,6 +137,24 @@ def test_a_second_derivative_raises_rather_than_lies(backend):
     (first,) = torch.autograd.grad(heatmap.sum(), points, create_graph=True)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         first.sum().backward()
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["without grad", "with grad"])
+def test_a_forward_mode_derivative_raises_rather_than_is_zero(backend, grad):
+    f, g = (torch.randn(2, 3, 5, 5, device=backend, requires_grad=grad) for _ in range(2))
+    points = torch.rand(2, 4, 2, device=backend) * 20
+    of_the_loss = functools.partial(pal_fast.pal_loss, gradient=g, landmarks=points, image_size=20)
+    of_the_heatmap = functools.partial(pal_fast.landmark_heatmap, size=5, image_size=20)
+    for function, point in ((of_the_loss, f), (of_the_heatmap, points)):
+        direction = torch.ones_like(point)
+        with pytest.raises(NotImplementedError, match=r'no forward-mode derivative.*backend="reference"'):
+            torch.func.jvp(functools.partial(function, backend=backend), (point,), (direction,))
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(point, direction)
+            with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+                function(dual, backend=backend)
+            assert function(point, backend=backend).isfinite().all(), "what has no tangent is taken"
+        assert torch.func.jvp(functools.partial(function, backend="reference"), (point,), (direction,))[1].any()
 
 
 def test_it_compiles_into_one_graph(backend):

@@ -59,13 +59,14 @@ def ddp(rank: int, options: dict[str, Any], cross_entropy: bool, on_wrapper: boo
         assert gradient_error(model, wanted) < 1e-10, f"step {step}"
 
 
-def check_under_ddp(rank: int, options: dict[str, Any], after_a_step: bool) -> None:
+def check_under_ddp(rank: int, options: dict[str, Any], nested: bool, after_a_step: bool) -> None:
     """`pal.check` sees the network inside, and the steps after it are reduced as ever."""
     model = SmallNet().double()
     whole, (images, labels, landmarks) = shares(rank)
     wanted = averaged(model, "middle", whole, True)
-    wrapped = DistributedDataParallel(model, **options)
-    pal = pal_fast.PALLoss(wrapped, "middle")
+    wrapper = DistributedDataParallel(model, **options)
+    wrapped, layer = (nn.Sequential(wrapper), "0.middle") if nested else (wrapper, "middle")
+    pal = pal_fast.PALLoss(wrapped, layer)
 
     def step() -> None:
         model.zero_grad()
@@ -85,17 +86,41 @@ def check_under_ddp(rank: int, options: dict[str, Any], after_a_step: bool) -> N
         step()
 
 
+def attribute_under_ddp(rank: int, options: dict[str, Any], nested: bool) -> None:
+    """`attribute` leaves the reducer alone, in either mode, so that one process may call it without the others."""
+    model = SmallNet().double()
+    whole, (images, labels, landmarks) = shares(rank)
+    wanted = averaged(model, "middle", whole, True)
+    maps, _ = pal_fast.attribute(twin(model), "middle", images)
+    wrapper = DistributedDataParallel(model, **options)
+    outer, layer = (nn.Sequential(wrapper), "0.middle") if nested else (wrapper, "middle")
+    pal = pal_fast.PALLoss(outer, layer)
+
+    def look() -> None:
+        for training in (False, True):
+            outer.train(training)
+            found, _ = pal_fast.attribute(outer, layer, images)
+        assert relative_error(found, maps) < 1e-12
+        assert "forward" not in vars(wrapper)
+
+    look()
+    for _ in range(3):
+        model.zero_grad()
+        logits = outer(images)
+        loss_of(pal, logits, labels, landmarks, True).backward()
+        assert gradient_error(model, wanted) < 1e-10
+        if rank == 0:
+            look()
+
+
 def check_under_fully_shard(rank: int) -> None:
     from torch.distributed.fsdp import fully_shard
 
     model = SmallNet()
     fully_shard(model, mesh=dist.init_device_mesh("cpu", (2,)))
     pal = pal_fast.PALLoss(model, "middle")
-    with pytest.raises(TypeError, match=r"call pal\.check before DistributedDataParallel or fully_shard"):
+    with pytest.raises(TypeError, match=r"under fully_shard: call pal\.check before"):
         pal.check(batch(dtype=torch.float32)[0])
-    whole = nn.Sequential(DistributedDataParallel(SmallNet()))
-    with pytest.raises(TypeError, match=r"call pal\.check before"):
-        pal_fast.PALLoss(whole, "0.middle").check(batch(dtype=torch.float32)[0])
 
 
 def ddp_callable_target(rank: int) -> None:
@@ -221,6 +246,30 @@ def sync_batchnorm(rank: int, wrapped: bool) -> None:
     assert gradient_error(model, wanted) < 1e-12
     for name, buffer in judge.named_buffers():
         assert relative_error(model.get_buffer(name), buffer) < 1e-12, name
+
+
+def sync_batchnorm_without_running_statistics(rank: int) -> None:
+    """In eval mode it takes the batch's own statistics, so that one process may evaluate without the others."""
+    plain = nn.BatchNorm2d(3, track_running_stats=False).double().eval()
+    layer = pal_fast.nn.convert_sync_batchnorm(copy.deepcopy(plain))
+    whole, (images, _, _) = shares(rank)
+    if rank == 0:
+        assert torch.equal(layer(images), plain(images))
+    wanted = plain(whole[0])[len(images) * rank :][: len(images)]
+    assert relative_error(layer.train()(images), wanted) < 1e-12
+
+
+def sync_batchnorm_without_bias(rank: int) -> None:
+    whole, (images, _, _) = shares(rank)
+    plain = nn.BatchNorm2d(3, bias=False).double()
+    nn.init.uniform_(plain.weight, 1, 2)
+    made = pal_fast.nn.SyncBatchNorm(3, bias=False).double()
+    made.load_state_dict(plain.state_dict())
+    converted = pal_fast.nn.convert_sync_batchnorm(copy.deepcopy(plain))
+    wanted = plain(whole[0])[len(images) * rank :][: len(images)]
+    for layer in (made, converted):
+        assert [name for name, _ in layer.named_parameters()] == ["weight"]
+        assert relative_error(layer(images), wanted) < 1e-12
 
 
 def sync_batchnorm_by_differences(rank: int, above: bool) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import io
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
@@ -65,6 +69,62 @@ def test_the_body_compiled_by_inductor_is_right():
     loss.backward()
     assert relative_error(loss, wanted) < 1e-5
     assert gradient_error(model, gradients) < 1e-4
+
+
+@pytest.mark.parametrize("of_the_copy", [False, True], ids=["once", "a copy of a copy"])
+def test_a_copy_of_a_model_with_a_compiled_body_runs_and_trains_its_own(of_the_copy):
+    model = SmallNet().double()
+    images, labels, landmarks = batch()
+    _, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    pal = pal_fast.PALLoss(model, "middle")
+    graphs = CompileCounter()
+    compile_body(model, "middle", images, backend=graphs)
+    other = copy.deepcopy(copy.deepcopy(pal) if of_the_copy else pal)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    logits = other.model(images)
+    (nn.functional.cross_entropy(logits, labels) + other(logits, landmarks)).backward()
+    assert gradient_error(other.model, gradients) < 1e-10
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert graphs.frame_count == 2, "stem and middle of the copy"
+
+
+def test_a_pickled_model_with_a_compiled_body_is_loaded_uncompiled():
+    model = SmallNet().double().eval()
+    images, _, _ = batch()
+    wanted = model(images)
+    graphs = CompileCounter()
+    compile_body(model, "middle", images, backend=lambda module, inputs: graphs(module, inputs))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for restored in (loaded, copy.deepcopy(loaded)):
+        torch.testing.assert_close(restored(images), wanted)
+    assert graphs.frame_count == 0
+
+
+def test_a_compiled_forward_has_the_signature_of_the_forward():
+    model = SmallNet()
+    wanted = inspect.signature(model.stem.forward)
+    compile_body(model, "middle", batch(dtype=torch.float32)[0], backend="eager")
+    assert inspect.signature(model.stem.forward) == wanted
+
+
+@of_a_step
+def test_a_step_compiles_over_a_compiled_body():
+    model = SmallNet().double()
+    images, labels, landmarks = batch()
+    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    compile_body(model, "middle", images, backend="aot_eager")
+    loss = compiled_step(model, "middle", "aot_eager")(images, labels, landmarks)
+    loss.backward()
+    assert relative_error(loss, wanted) < 1e-10
+    assert gradient_error(model, gradients) < 1e-10
 
 
 @of_a_step
@@ -207,6 +267,33 @@ def test_where_a_step_cannot_be_compiled_the_error_says_what_can(monkeypatch):
     monkeypatch.setattr(pal_fast.compiled, "can_compile_a_step", lambda: False)
     with pytest.raises(RuntimeError, match="compile_body"):
         compile_step(lambda: None)
+
+
+@of_a_step
+def test_a_step_over_a_frozen_body_is_refused_with_the_way_out_which_is_right():
+    model = SmallNet().double()
+    images, labels, landmarks = batch()
+    _, gradients = judged(twin(model), "middle", images, labels, landmarks)
+    for name, parameter in model.named_parameters():
+        if name.startswith(("stem", "middle")):
+            parameter.requires_grad_(False)
+            gradients[name].zero_()
+    step = compiled_step(model, "middle", "aot_eager")
+    with pytest.raises(RuntimeError, match=r"everything is frozen: .*compile_body.*let one of them train"):
+        step(images, labels, landmarks)
+    compile_body(model, "middle", images, backend="aot_eager")
+    pal = pal_fast.PALLoss(model, "middle")
+    logits = model(images)
+    (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+    assert gradient_error(model, gradients) < 1e-10
+    model.middle.requires_grad_(True)
+    step(images, labels, landmarks).backward()
+
+
+@of_a_step
+def test_what_else_cannot_be_compiled_is_pytorchs_error():
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compile_step(torch._dynamo.graph_break, backend="eager")()
 
 
 def test_a_compiled_model_is_refused_with_the_way_out():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import pytest
 import torch
@@ -75,8 +76,17 @@ def test_the_first_order_engine_averages_the_gradients_of_the_judge(sharded, run
 @pytest.mark.parametrize(
     "options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=["default", "static", "unused"]
 )
-def test_check_under_ddp_sees_the_network_inside_and_disturbs_no_reduction(options, after_a_step, run):
-    run(steps.check_under_ddp, options, after_a_step)
+@pytest.mark.parametrize("nested", [False, True], ids=["the model", "a part of it"])
+def test_check_under_ddp_sees_the_network_inside_and_disturbs_no_reduction(nested, options, after_a_step, run):
+    run(steps.check_under_ddp, options, nested, after_a_step)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["the model", "a part of it"])
+@pytest.mark.parametrize(
+    "options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=["default", "static", "unused"]
+)
+def test_attribute_under_ddp_disturbs_no_reduction_and_waits_for_no_other_process(options, nested, run):
+    run(steps.attribute_under_ddp, options, nested)
 
 
 def test_check_under_fully_shard_is_refused(run):
@@ -95,6 +105,17 @@ def test_fsdp1_is_refused(run):
 @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "under DDP"])
 def test_sync_batchnorm_equals_the_large_batch(wrapped, run):
     run(steps.sync_batchnorm, wrapped)
+
+
+def test_sync_batchnorm_waits_for_no_other_process_in_eval_mode(run):
+    run(steps.sync_batchnorm_without_running_statistics)
+
+
+@pytest.mark.skipif(
+    "bias" not in inspect.signature(nn.BatchNorm2d).parameters, reason="this PyTorch's BatchNorm has always a bias"
+)
+def test_sync_batchnorm_without_bias(run):
+    run(steps.sync_batchnorm_without_bias)
 
 
 def test_without_a_process_group_sync_batchnorm_is_batchnorm():

@@ -50,6 +50,24 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_reduction_does_not_matter(reduction):
+    report = pal_fast.PALLoss(SmallNet(), ["stem", "middle"], reduction=reduction).check(batch(dtype=torch.float32)[0])
+    assert report.problems == []
+    assert report.layers[1].weights_above[0] >= 3
+    assert 0.5 < report.cost < 20
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_grad_mode_does_not_matter(mode):
+    pal = pal_fast.PALLoss(SmallNet(), "middle", target="label")
+    images, labels, landmarks = batch(dtype=torch.float32)
+    with mode():
+        assert pal.check(images * 1, labels * 1).problems == []
+        assert not torch.is_grad_enabled()
+    pal(pal.model(images), landmarks, labels=labels).backward()
+
+
 def test_tokens_are_seen_as_a_grid():
     report = pal_fast.PALLoss(Tokens(), "blocks.1").check(batch(dtype=torch.float32)[0])
     assert report.problems == []
