@@ -23,7 +23,8 @@ from torch.autograd.graph import get_gradient_edge
 from pal_fast import _checks, running_statistics
 from pal_fast.captured import Conditions
 from pal_fast.graph import nodes_between
-from pal_fast.kinks import Sides, kinks_among
+from pal_fast.kinks import Sides, hidden_among, kinks_among
+from pal_fast.model_run import eagerly
 from pal_fast.targets import Target, one_logit, per_sample
 
 #: r, by the layer's dtype: rounding of S grows as eps / r, the truncation as r^2.
@@ -42,8 +43,18 @@ def check_options(head: object, reduction: str) -> None:
 
 
 def refuse_kinks(moved: Tensor, root: Tensor) -> None:
-    """Raises RuntimeError if a kink is left between `root` and the logits `moved` of a repeated pass."""
-    found = kinks_among(nodes_between(get_gradient_edge(moved).node, [root]))
+    """Raises RuntimeError if a kink is left, or may be hidden, between `root` and the logits `moved` of a repeated
+    pass."""
+    nodes = nodes_between(get_gradient_edge(moved).node, [root])
+    hidden = hidden_among(nodes)
+    if hidden:
+        raise RuntimeError(
+            "second_order='finite_difference' is wrong for heads with kinks, and whether there are any inside "
+            f"{', '.join(hidden)} does not show: give a head= that runs without torch.jit.script; of a "
+            "torch.autograd.Function whose derivative does not jump say so, by YourFunction.smooth = True; otherwise "
+            "use second_order='exact'"
+        )
+    found = kinks_among(nodes)
     if found:
         raise RuntimeError(
             f"second_order='finite_difference' is wrong for heads with kinks, and {', '.join(found)} cannot be kept on "
@@ -110,7 +121,8 @@ def through_gradient(
     Raises: RuntimeError for such a kink, and for samples that depend on other processes'.
     """
     refuse_other_processes(nodes)
-    coupled = is_coupled(nodes)
+    hidden = hidden_among(nodes)
+    coupled = bool(hidden) or is_coupled(nodes)  # one step for all is right for all
     dims = tuple(range(f.ndim)) if coupled else tuple(range(1, f.ndim))
     # v grows as 1 / g, so that its square may leave float32.
     length = torch.linalg.vector_norm(v.detach(), dim=dims, keepdim=True, dtype=torch.float64)
@@ -121,7 +133,7 @@ def through_gradient(
     offset = (eps.to(dtype) * v.detach()).to(f.dtype)
     weight = torch.where(still, 0.0, 0.5 / eps.masked_fill(still, 1.0)).to(dtype).flatten()
     chosen = None if callable(target) or target == "sum" else one_logit(logits, target, labels)
-    sides = Sides() if kinks_among(nodes) else None
+    sides = Sides() if hidden or kinks_among(nodes) else None
     if sides is not None:
         with torch.no_grad(), _as_in_the_forward(model, conditions), sides.recording():
             head(f.detach())
@@ -145,13 +157,15 @@ def through_gradient(
 
 @contextlib.contextmanager
 def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[None]:
-    """The random numbers and autocast of the main pass; statistics and generators afterwards as before."""
+    """The random numbers and autocast of the main pass; statistics and generators afterwards as before. Compiled parts
+    run as they were written, so that their kinks are seen."""
     device = conditions.device
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
         running_statistics.kept(running_statistics.tracking(model)),
         torch.autocast(device.type, conditions.autocast_dtype, enabled=conditions.autocast),
+        eagerly(),
     ):
         torch.set_rng_state(conditions.cpu_state)
         if conditions.gpu_state is not None:

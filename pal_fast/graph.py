@@ -43,8 +43,8 @@ WITHOUT_SECOND_DERIVATIVE: dict[str, tuple[str, str]] = {
     "deform_conv": ("deform_conv2d", _FIRST_ORDER),
     "ROIAlign": ("roi_align", _FIRST_ORDER),
     "roi_align": ("roi_align", _FIRST_ORDER),
-    "ROIPool": ("roi_pool", _FIRST_ORDER),
-    "roi_pool": ("roi_pool", _FIRST_ORDER),
+    "ROIPool": ("roi_pool", "choose a layer above it"),  # a maximum: a kink
+    "roi_pool": ("roi_pool", "choose a layer above it"),
     "CudnnRnn": ("a cuDNN recurrent layer", "run it inside torch.backends.cudnn.flags(enabled=False)"),
 }
 

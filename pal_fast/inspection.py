@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +13,7 @@ from pal_fast.capture import Capture
 from pal_fast.functional import attribution_map
 from pal_fast.layer_names import find_layers
 from pal_fast.layouts import LAYOUTS, layout_of
-from pal_fast.model_run import Output, check_output, logits_of
+from pal_fast.model_run import Output, check_output, eagerly, logits_of
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
 
@@ -68,7 +66,7 @@ def attribute(
             torch.inference_mode(False),
             torch.enable_grad(),
             capture.forced(),
-            _eagerly(),
+            eagerly(),
             running_statistics.kept(in_train_mode),
         ):
             logits = logits_of(model, images, output)
@@ -107,11 +105,6 @@ def _outside_inference_mode(model: nn.Module, images: Any, labels: Tensor | None
             )
     with torch.inference_mode(False):
         return _copied(images), _copied(labels)
-
-
-def _eagerly() -> contextlib.AbstractContextManager[Any]:
-    """Inside, what torch.compile compiled runs as it was written. Does not import the compiler."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def _copied(given: Any) -> Any:

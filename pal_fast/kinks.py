@@ -56,7 +56,15 @@ _NODES = (
     "ModeBackward",
     "SortBackward",
     "TopkBackward",
+    "FakeQuantize",
+    "roi_pool",
+    "ROIPool",
 )
+
+#: Parts of the names of nodes that do not show what is inside: compiled and scripted parts, and operators of others.
+_CLOSED = ("CompiledFunction", "DifferentiableGraph", "GeneratedBackwardFor", "CppNode")
+#: Parts of the names of functions of others that are smooth: flash-attn's, xformers', torchvision's.
+_SMOOTH = ("FlashAttn", "fMHA", "roi_align", "ROIAlign", "deform_conv", "DeformConv")
 
 
 def kinks_among(nodes: Sequence[Any]) -> list[str]:
@@ -71,6 +79,23 @@ def _has_kink(node: Any) -> bool:
     if "batch_norm" in name:  # pal_fast.nn.BatchNorm2d with the ReLU inside
         return bool(getattr(node, "relu", False))
     return any(part in name for part in _NODES)
+
+
+def hidden_among(nodes: Sequence[Any]) -> list[str]:
+    """The names, sorted, of those autograd nodes that do not show whether there is a kink inside."""
+    return sorted({node.name() for node in nodes if _hides(node)})
+
+
+def _hides(node: Any) -> bool:
+    name = node.name()
+    if any(part in name for part in (*_SMOOTH, *_NODES)):
+        return False
+    if any(part in name for part in _CLOSED):
+        return True
+    function = getattr(type(node), "_forward_cls", None)  # the torch.autograd.Function, if it is one written in Python
+    if function is None or getattr(function, "smooth", False):
+        return False
+    return function.__module__.partition(".")[0] not in ("torch", "pal_fast")
 
 
 class Sides:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pal_fast import _checks
@@ -43,6 +46,11 @@ def values_of(inputs: Any) -> tuple[Any, ...]:
     if isinstance(inputs, Mapping):
         return tuple(inputs.values())
     return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Inside, what torch.compile compiled runs as it was written. Does not import the compiler."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def _only_logits(returned: Any) -> Tensor:
