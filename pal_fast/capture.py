@@ -23,6 +23,7 @@ from pal_fast.attention import MathAttention
 from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_tensor
 from pal_fast.channel_axis import signs_of
 from pal_fast.checkpointing import CheckpointedSegments
+from pal_fast.precision import casts_to_float16
 
 #: On each thread, the capture that is `forced`, while it is.
 _FORCED = threading.local()
@@ -219,6 +220,7 @@ class Capture:
                     "tensor is wanted"
                 )
                 return None
+            record.float16 = casts_to_float16(tensor)
             if not is_compiling() and self.running:
                 if self.math_attention:
                     self.attention.enter()

@@ -42,6 +42,8 @@ class Captured:
     signs: ChannelSigns  # no default: PyTorch 2.11 does not compile one that is an object
     output: Tensor | None = None
     version: int = 0
+    #: Whether autocast casts to float16 what runs above the layer.
+    float16: bool = False
     conditions: Conditions | None = None
     runs: int = 0
     problem: str = ""
@@ -51,7 +53,7 @@ class Captured:
 
     def released(self) -> Captured:
         """What was captured, for one who uses it up; nothing is left here."""
-        taken = Captured(self.name, self.signs, self.output, self.version, self.conditions, self.runs)
+        taken = Captured(self.name, self.signs, self.output, self.version, self.float16, self.conditions, self.runs)
         self.clear()
         return taken
 

@@ -27,7 +27,7 @@ from pal_fast.kinks import Sides, hidden_among, kinks_among
 from pal_fast.model_run import eagerly
 from pal_fast.targets import Target, one_logit, per_sample
 
-#: r, by the layer's dtype: rounding of S grows as eps / r, the truncation as r^2.
+#: r, by the coarsest type that the head computes in: rounding of S grows as eps / r, the truncation as r^2.
 STEP = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
@@ -76,7 +76,9 @@ def is_coupled(nodes: Sequence[Any]) -> bool:
     return any("BatchNorm" in node.name() or "batch_norm" in node.name() for node in nodes)
 
 
-def refuse_other_head(head: Callable[[Tensor], Tensor], model: nn.Module, f: Tensor, logits: Tensor, then: Any) -> None:
+def refuse_other_head(
+    head: Callable[[Tensor], Tensor], model: nn.Module, f: Tensor, logits: Tensor, then: Conditions
+) -> None:
     """Raises ValueError unless `head` takes the layer's output to the model's logits."""
     with torch.no_grad(), _as_in_the_forward(model, then):
         got = head(f.detach())
@@ -84,7 +86,7 @@ def refuse_other_head(head: Callable[[Tensor], Tensor], model: nn.Module, f: Ten
         given = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise ValueError(f"head must return the logits, shape {tuple(logits.shape)}, got {given}")
     error = (got.detach() - logits.detach()).float().norm() / logits.detach().float().norm().clamp_min(1e-30)
-    bound = 1e-3 if f.dtype in (torch.float32, torch.float64) else 5e-2
+    bound = 1e-3 if _coarsest(f, logits, then) in (torch.float32, torch.float64) else 5e-2
     if not bool(error <= bound):
         raise ValueError(
             f"head(output of the layer) differs from the logits by {error.item():.1e} (relative L2): pass everything "
@@ -128,7 +130,7 @@ def through_gradient(
     length = torch.linalg.vector_norm(v.detach(), dim=dims, keepdim=True, dtype=torch.float64)
     size = torch.linalg.vector_norm(f.detach(), dim=dims, keepdim=True, dtype=torch.float64)
     still = (length == 0) | (size == 0)
-    eps = torch.where(still, 0.0, STEP[f.dtype] * size / length.masked_fill(still, 1.0))
+    eps = torch.where(still, 0.0, STEP[_coarsest(f, logits, conditions)] * size / length.masked_fill(still, 1.0))
     dtype = torch.promote_types(f.dtype, torch.float32)
     offset = (eps.to(dtype) * v.detach()).to(f.dtype)
     weight = torch.where(still, 0.0, 0.5 / eps.masked_fill(still, 1.0)).to(dtype).flatten()
@@ -153,6 +155,14 @@ def through_gradient(
     if scale is not None:
         slope = slope * scale
     return slope - slope.detach()
+
+
+def _coarsest(f: Tensor, logits: Tensor, conditions: Conditions) -> torch.dtype:
+    """The type of the largest rounding in the head: under autocast a ViT's f is float32, and what follows it is not."""
+    dtypes = {f.dtype, logits.dtype}
+    if conditions.autocast and f.dtype != torch.float64:  # which autocast leaves alone
+        dtypes.add(conditions.autocast_dtype)
+    return max(dtypes, key=STEP.__getitem__)
 
 
 @contextlib.contextmanager
