@@ -225,7 +225,7 @@ class Capture:
                 if self.math_attention:
                     self.attention.enter()
                 if self.keep_conditions:
-                    record.conditions = Conditions.now(tensor.device)
+                    record.conditions = Conditions.now(tensor.device, self.model)
             if tensor.requires_grad:
                 record.output, record.version = tensor, tensor._version
                 return None

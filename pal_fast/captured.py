@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pal_fast.channel_axis import ChannelSigns
+from pal_fast.running_statistics import Buffers, used_in_training
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,18 @@ class Conditions:
     gpu_state: Tensor | None
     autocast: bool
     autocast_dtype: torch.dtype
+    #: Those on which what follows may depend.
+    buffers: dict[nn.Module, Buffers]
 
     @classmethod
-    def now(cls, device: torch.device) -> Conditions:
+    def now(cls, device: torch.device, model: nn.Module) -> Conditions:
         return cls(
             device,
             torch.get_rng_state(),
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             torch.is_autocast_enabled(device.type),
             torch.get_autocast_dtype(device.type),
+            used_in_training(model),
         )
 
 

@@ -262,6 +262,10 @@ class Engine:
         assert conditions is not None
         assert head is not None
         if first:
+            if record.changed_in_place:
+                raise RuntimeError(
+                    f"second_order='finite_difference' cannot repeat the head: {first_call.in_place(record.name)}"
+                )
             first_order.refuse_other_head(head, model, output, logits, conditions)
         (v,) = torch.autograd.grad(loss, gradient, retain_graph=True)
         return first_order.through_gradient(
@@ -274,7 +278,7 @@ class Engine:
             labels,
             nodes=first_order.head_nodes(logits, output),
             conditions=conditions,
-            check_kinks=first,
+            first=first,
             scale=self._scale.used if in_float16(logits, [record]) else None,
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from pal_fast.captured import Conditions
 from pal_fast.graph import nodes_between
 from pal_fast.kinks import Sides, hidden_among, kinks_among
 from pal_fast.model_run import eagerly
+from pal_fast.running_statistics import Buffers
 from pal_fast.targets import Target, one_logit, per_sample
 
 #: r, by the coarsest type that the head computes in: rounding of S grows as eps / r, the truncation as r^2.
@@ -42,9 +44,9 @@ def check_options(head: object, reduction: str) -> None:
         raise ValueError("second_order='finite_difference' needs reduction='mean' or 'sum', got 'none'")
 
 
-def refuse_kinks(moved: Tensor, root: Tensor) -> None:
-    """Raises RuntimeError if a kink is left, or may be hidden, between `root` and the logits `moved` of a repeated
-    pass."""
+def refuse_kinks(moved: Tensor, root: Any) -> None:
+    """Raises RuntimeError if a kink is left, or may be hidden, between the node `root` and the logits `moved` of a
+    repeated pass."""
     nodes = nodes_between(get_gradient_edge(moved).node, [root])
     hidden = hidden_among(nodes)
     if hidden:
@@ -81,17 +83,40 @@ def refuse_other_head(
 ) -> None:
     """Raises ValueError unless `head` takes the layer's output to the model's logits."""
     with torch.no_grad(), _as_in_the_forward(model, then):
-        got = head(f.detach())
+        got = head(f.detach().clone())  # it may begin in place
     if not isinstance(got, Tensor) or got.shape != logits.shape:
         given = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise ValueError(f"head must return the logits, shape {tuple(logits.shape)}, got {given}")
-    error = (got.detach() - logits.detach()).float().norm() / logits.detach().float().norm().clamp_min(1e-30)
+    error = _distance(got, logits)
     bound = 1e-3 if _coarsest(f, logits, then) in (torch.float32, torch.float64) else 5e-2
     if not bool(error <= bound):
         raise ValueError(
             f"head(output of the layer) differs from the logits by {error.item():.1e} (relative L2): pass everything "
             "above the layer, and nothing else"
         )
+
+
+def refuse_state(
+    head: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    f: Tensor,
+    logits: Tensor,
+    conditions: Conditions,
+    following: Sequence[str],
+) -> None:
+    """Raises RuntimeError if the buffers `following`, which follow f, enter the logits: a difference sees that way."""
+    with torch.no_grad(), _as_in_the_forward(model, replace(conditions, buffers={})):
+        again = head(f.detach().clone())
+    if bool(_distance(again, logits) > 1e-6):
+        raise RuntimeError(
+            f"second_order='finite_difference' sees through the buffers {', '.join(following)}, which follow the "
+            "activations and enter the logits, where the derivative takes them for constants: use second_order='exact'"
+        )
+
+
+def _distance(got: Tensor, wanted: Tensor) -> Tensor:
+    """0-dim, relative L2."""
+    return (got.detach() - wanted.detach()).float().norm() / wanted.detach().float().norm().clamp_min(1e-30)
 
 
 def through_gradient(
@@ -105,7 +130,7 @@ def through_gradient(
     *,
     nodes: Sequence[Any],
     conditions: Conditions,
-    check_kinks: bool,
+    first: bool,
     scale: Tensor | None = None,
 ) -> Tensor:
     """0-dim, of value 0 and with the gradient that the loss has through g.
@@ -117,10 +142,10 @@ def through_gradient(
         logits: of the main pass; "predicted" is decided there.
         nodes: of the head in the main pass.
         conditions: the random state and autocast of the main pass at the layer.
-        check_kinks: whether to look for kinks that are left in the repeated passes.
+        first: whether to look for what makes the repeated passes wrong: kinks that are left, and state.
         scale: by which S was multiplied for g.
 
-    Raises: RuntimeError for such a kink, and for samples that depend on other processes'.
+    Raises: RuntimeError for these, and for samples that depend on other processes'.
     """
     refuse_other_processes(nodes)
     hidden = hidden_among(nodes)
@@ -138,18 +163,23 @@ def through_gradient(
     sides = Sides() if hidden or kinks_among(nodes) else None
     if sides is not None:
         with torch.no_grad(), _as_in_the_forward(model, conditions), sides.recording():
-            head(f.detach())
+            head(f.detach().clone())
     ends = []
     for sign in (1.0, -1.0):
         start = f + sign * offset
-        with _as_in_the_forward(model, conditions), sides.replaying() if sides else contextlib.nullcontext():
+        root = get_gradient_edge(start).node
+        with _as_in_the_forward(model, conditions) as real, sides.replaying() if sides else contextlib.nullcontext():
             moved = head(start)
-        if check_kinks:
-            refuse_kinks(moved, start)
+            following = running_statistics.differing(model, real) if first else []
+        if first:
+            refuse_kinks(moved, root)
+            if following:
+                refuse_state(head, model, f, logits, conditions, following)
         if callable(target):
             scalars = per_sample(moved, target, labels)
         else:
-            scalars = (moved if chosen is None else moved * chosen).flatten(1).sum(1)
+            scalars = moved if chosen is None else moved * chosen
+            scalars = scalars.flatten(1).sum(1) if scalars.ndim > 1 else scalars
         ends.append(scalars.to(weight.dtype))
     slope = ((ends[0] - ends[1]) * weight).sum()
     if scale is not None:
@@ -166,21 +196,22 @@ def _coarsest(f: Tensor, logits: Tensor, conditions: Conditions) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[None]:
-    """The random numbers and autocast of the main pass; statistics and generators afterwards as before. Compiled parts
-    run as they were written, so that their kinks are seen."""
+def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[dict[nn.Module, Buffers]]:
+    """The random numbers, autocast and buffers of the main pass; buffers, which are yielded, and generators afterwards
+    as before. Compiled parts run as they were written, so that their kinks are seen."""
+    modules = [module for module in running_statistics.stateful(model) if module.training]
     device = conditions.device
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        running_statistics.kept(running_statistics.tracking(model)),
+        running_statistics.kept(modules, conditions.buffers) as real,
         torch.autocast(device.type, conditions.autocast_dtype, enabled=conditions.autocast),
         eagerly(),
     ):
         torch.set_rng_state(conditions.cpu_state)
         if conditions.gpu_state is not None:
             torch.cuda.set_rng_state(conditions.gpu_state, device)
-        yield
+        yield real
 
 
 def head_nodes(logits: Tensor, f: Tensor) -> list[Any]:

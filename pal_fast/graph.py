@@ -49,9 +49,9 @@ WITHOUT_SECOND_DERIVATIVE: dict[str, tuple[str, str]] = {
 }
 
 
-def nodes_between(root: Any, ends: Sequence[Tensor]) -> list[Any]:
-    """The autograd nodes on paths from `root` (a node) down to the tensors `ends`, ends' own nodes left out."""
-    last = {get_gradient_edge(tensor).node for tensor in ends}
+def nodes_between(root: Any, ends: Sequence[Any]) -> list[Any]:
+    """The autograd nodes on paths from `root` (a node) down to `ends` (tensors or nodes), ends' own nodes left out."""
+    last = {get_gradient_edge(end).node if isinstance(end, Tensor) else end for end in ends}
     parents: dict[Any, list[Any]] = {root: []}
     pending = [] if root in last else [root]
     while pending:

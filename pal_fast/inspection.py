@@ -34,7 +34,7 @@ def attribute(
 ) -> tuple[Tensor, Tensor]:
     """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
 
-    The model's mode, parameters' gradients, running statistics and hooks are left as they were; nothing is
+    The model's mode, parameters' gradients, buffers and hooks are left as they were; nothing is
     differentiable. It may be called under `torch.no_grad` and `torch.inference_mode`, and on a compiled model, which
     runs uncompiled.
 
@@ -60,7 +60,7 @@ def attribute(
     images, labels = _outside_inference_mode(model, images, labels)
     capture = Capture(model, layers)
     capture.attach()
-    in_train_mode = [module for module in running_statistics.tracking(model) if module.training]
+    in_train_mode = [module for module in running_statistics.stateful(model) if module.training]
     try:
         with (
             torch.inference_mode(False),

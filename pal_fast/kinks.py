@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pal_fast.checkpointing import in_checkpointed_segment
+
 #: Parts of the names of autograd nodes whose derivative, or whose value, jumps.
 _NODES = (
     "ReluBackward",
@@ -146,6 +148,12 @@ class _Rewriting(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func not in _REWRITINGS or kwargs.get("out") is not None or kwargs.get("return_indices"):
             return func(*args, **kwargs)
+        if in_checkpointed_segment():
+            raise RuntimeError(
+                "second_order='finite_difference' cannot keep a kink on its side in an activation checkpoint, which "
+                f"repeats {getattr(func, '__name__', func)} as it was written: give a head= that runs without "
+                "checkpointing, or use second_order='exact'"
+            )
         rewriting, in_place = _REWRITINGS[func]
         kwargs = {("input" if name == "self" else name): value for name, value in kwargs.items()}
         if not (in_place or kwargs.get("inplace")):

@@ -201,7 +201,7 @@ class PALLoss(nn.Module):
     def check(self, images: Any, labels: Tensor | None = None, *, output: Output | None = None) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.
 
-        Nothing of the model changes: gradients, running statistics, random state and mode are put back. Under
+        Nothing of the model changes: gradients, buffers, random state and mode are put back. Under
         DistributedDataParallel the network inside is tried, so that nothing is reduced; where it holds SyncBatchNorm,
         every process must call this.
 
