@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from pal_fast import _checks
@@ -61,6 +61,8 @@ class Capture:
     handles: list[Any] = field(default_factory=list)
     #: Whether a forward of the model with gradients is under way.
     running: bool = False
+    #: Whether it is `forced` on any thread: a GPU's backward pass, and what it recomputes, has one of its own.
+    forcing: bool = False
     attention: MathAttention = field(default_factory=MathAttention)
     segments: CheckpointedSegments | None = None
 
@@ -108,10 +110,12 @@ class Capture:
         """Captures in eval mode, too, and is the only one that captures on this thread: what others hold is for the
         loss that is still to come."""
         outer, _FORCED.capture = _forced(), self
+        before, self.forcing = self.forcing, True
         try:
             yield
         finally:
             _FORCED.capture = outer
+            self.forcing = before
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -132,6 +136,15 @@ class Capture:
             return False
         forced = _forced()
         return torch._C._current_graph_task_id() != -1 or (forced is not None and forced is not self)
+
+    def _beginning_again(self, output: Any) -> Any:
+        """In a checkpoint's recomputation, the copy with which the graph began there in the forward, which everything
+        after it in the segment is saved for; None where the output stays as it is."""
+        recomputed = torch._C._current_graph_task_id() != -1 and _forced() in (None, self)
+        if not recomputed or not (self.model.training or self.forcing) or not torch.is_grad_enabled():
+            return None
+        tensor = tensor_of(output)
+        return None if tensor is None or tensor.requires_grad else with_tensor(output, _beginning(tensor))
 
     def take(self) -> list[Captured]:
         """The layers' outputs of the latest forward, released here.
@@ -207,7 +220,7 @@ class Capture:
     def _on_layer(self, record: Captured) -> Callable[..., Any]:
         def on_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if self._stands_aside():
-                return None
+                return self._beginning_again(output)
             if not self.wanted:
                 if self.running:
                     record.problem = _without_gradients(record.name)
@@ -229,13 +242,28 @@ class Capture:
             if tensor.requires_grad:
                 record.output, record.version = tensor, tensor._version
                 return None
-            # Everything below is frozen: the attribution still needs a graph that starts here. The copy is neither a
-            # leaf nor a view of one, so that a later layer may overwrite it in place.
-            record.output = tensor.detach().requires_grad_().clone()
+            if not is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+                record.problem = _transformed(record.name)
+                return None
+            # Everything below is frozen: the attribution still needs a graph that starts here.
+            record.output = _beginning(tensor)
             record.version = record.output._version
             return with_tensor(output, record.output)
 
         return on_layer
+
+
+def _beginning(tensor: Tensor) -> Tensor:
+    """A copy with which a graph begins, neither a leaf nor a view of one, so that a later layer may overwrite it in
+    place."""
+    return tensor.detach().requires_grad_().clone()
+
+
+def _transformed(name: str) -> str:
+    return (
+        f"layer {name!r} ran inside a transform of torch.func (vmap, jvp, functionalize), in which no gradient can "
+        "begin at it: call the model outside, or take torch.func.grad of parameters below the layer inside"
+    )
 
 
 def _without_gradients(name: str) -> str:

@@ -122,4 +122,6 @@ def with_tensor(output: Any, tensor: Tensor) -> Any:
     """`output` with its tensor replaced."""
     if isinstance(output, Tensor):
         return tensor
+    if hasattr(output, "_fields"):  # a NamedTuple takes its values one by one
+        return type(output)(tensor, *output[1:])
     return type(output)([tensor, *output[1:]])

@@ -270,6 +270,8 @@ class PALLoss(nn.Module):
         twin._model = (model,)
         twin._engine = copy.deepcopy(self._engine, memo)
         twin._attach(find_layers(model, list(self.layers)))
+        if not self._capture.handles:
+            twin.remove()
         return twin
 
     def _unattached(self) -> PALLoss:
