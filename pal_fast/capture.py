@@ -144,7 +144,9 @@ class Capture:
         if not recomputed or not (self.model.training or self.forcing) or not torch.is_grad_enabled():
             return None
         tensor = tensor_of(output)
-        return None if tensor is None or tensor.requires_grad else with_tensor(output, _beginning(tensor))
+        if tensor is None or tensor.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        return with_tensor(output, _beginning(tensor))
 
     def take(self) -> list[Captured]:
         """The layers' outputs of the latest forward, released here.

@@ -44,10 +44,8 @@ def check_options(head: object, reduction: str) -> None:
         raise ValueError("second_order='finite_difference' needs reduction='mean' or 'sum', got 'none'")
 
 
-def refuse_kinks(moved: Tensor, root: Any) -> None:
-    """Raises RuntimeError if a kink is left, or may be hidden, between the node `root` and the logits `moved` of a
-    repeated pass."""
-    nodes = nodes_between(get_gradient_edge(moved).node, [root])
+def refuse_kinks(nodes: Sequence[Any]) -> None:
+    """Raises RuntimeError if a kink is left, or may be hidden, among the nodes of a repeated pass."""
     hidden = hidden_among(nodes)
     if hidden:
         raise RuntimeError(
@@ -105,6 +103,8 @@ def refuse_state(
     following: Sequence[str],
 ) -> None:
     """Raises RuntimeError if the buffers `following`, which follow f, enter the logits: a difference sees that way."""
+    if not following:
+        return
     with torch.no_grad(), _as_in_the_forward(model, replace(conditions, buffers={})):
         again = head(f.detach().clone())
     if bool(_distance(again, logits) > 1e-6):
@@ -164,23 +164,27 @@ def through_gradient(
     if sides is not None:
         with torch.no_grad(), _as_in_the_forward(model, conditions), sides.recording():
             head(f.detach().clone())
-    ends = []
+    ends: list[Tensor] = []
+    left: list[dict[nn.Module, Buffers]] = []
     for sign in (1.0, -1.0):
         start = f + sign * offset
         root = get_gradient_edge(start).node
-        with _as_in_the_forward(model, conditions) as real, sides.replaying() if sides else contextlib.nullcontext():
+        with _as_in_the_forward(model, conditions), sides.replaying() if sides else contextlib.nullcontext():
             moved = head(start)
-            following = running_statistics.differing(model, real) if first else []
+            if first:
+                left.append({module: running_statistics.held_by(module) for module in conditions.buffers})
         if first:
-            refuse_kinks(moved, root)
-            if following:
-                refuse_state(head, model, f, logits, conditions, following)
+            repeated = nodes_between(get_gradient_edge(moved).node, [root])
+            refuse_kinks(repeated)
+            refuse_other_processes(repeated)  # which a compiled part hid in the main pass
         if callable(target):
             scalars = per_sample(moved, target, labels)
         else:
             scalars = moved if chosen is None else moved * chosen
             scalars = scalars.flatten(1).sum(1) if scalars.ndim > 1 else scalars
         ends.append(scalars.to(weight.dtype))
+    if first:
+        refuse_state(head, model, f, logits, conditions, running_statistics.differing(model, *left))
     slope = ((ends[0] - ends[1]) * weight).sum()
     if scale is not None:
         slope = slope * scale
@@ -196,22 +200,22 @@ def _coarsest(f: Tensor, logits: Tensor, conditions: Conditions) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[dict[nn.Module, Buffers]]:
-    """The random numbers, autocast and buffers of the main pass; buffers, which are yielded, and generators afterwards
-    as before. Compiled parts run as they were written, so that their kinks are seen."""
+def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[None]:
+    """The random numbers, autocast and buffers of the main pass; buffers and generators afterwards as before. Compiled
+    parts run as they were written, so that their kinks are seen."""
     modules = [module for module in running_statistics.stateful(model) if module.training]
     device = conditions.device
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        running_statistics.kept(modules, conditions.buffers) as real,
+        running_statistics.kept(modules, conditions.buffers),
         torch.autocast(device.type, conditions.autocast_dtype, enabled=conditions.autocast),
         eagerly(),
     ):
         torch.set_rng_state(conditions.cpu_state)
         if conditions.gpu_state is not None:
             torch.cuda.set_rng_state(conditions.gpu_state, device)
-        yield real
+        yield
 
 
 def head_nodes(logits: Tensor, f: Tensor) -> list[Any]:

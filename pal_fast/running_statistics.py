@@ -32,14 +32,12 @@ def stateful(model: nn.Module) -> list[nn.Module]:
 
 def used_in_training(model: nn.Module) -> dict[nn.Module, Buffers]:
     """Copies of the buffers on which outputs in train mode may depend: not of running statistics."""
-    return {m: _copies(m) for m in stateful(model) if m.training and not _tracks(m)}
+    return {m: _copied(held_by(m)) for m in stateful(model) if m.training and not _tracks(m)}
 
 
 @contextlib.contextmanager
-def kept(
-    modules: Iterable[nn.Module], start: Mapping[nn.Module, Buffers] | None = None
-) -> Iterator[dict[nn.Module, Buffers]]:
-    """Inside, forwards of `modules` write to copies of their buffers, dropped at the end; yields the real ones.
+def kept(modules: Iterable[nn.Module], start: Mapping[nn.Module, Buffers] | None = None) -> Iterator[None]:
+    """Inside, forwards of `modules` write to copies of their buffers, dropped at the end.
 
     Args:
         start: of some modules, the values that the copies begin with instead of the present ones.
@@ -48,7 +46,7 @@ def kept(
     try:
         for module in modules:
             real[module] = swap_in_copies(module, (start or {}).get(module))
-        yield real
+        yield
     finally:
         for module, buffers in real.items():
             put_back(module, buffers)
@@ -56,7 +54,7 @@ def kept(
 
 def swap_in_copies(module: nn.Module, values: Buffers | None = None) -> Buffers:
     """Gives `module` copies of its buffers, or of `values`, to write to; returns the real ones, for `put_back`."""
-    buffers = dict(module._buffers.items())
+    buffers = held_by(module)
     put_back(module, _copied(buffers if values is None else values))
     return buffers
 
@@ -66,23 +64,25 @@ def put_back(module: nn.Module, buffers: Buffers) -> None:
         module._buffers[name] = buffer
 
 
-def differing(model: nn.Module, real: Mapping[nn.Module, Buffers]) -> list[str]:
-    """The names of the buffers, running statistics left out, that differ from the real ones, which `kept` yielded."""
+def held_by(module: nn.Module) -> Buffers:
+    return dict(module._buffers.items())
+
+
+def differing(model: nn.Module, one: Mapping[nn.Module, Buffers], other: Mapping[nn.Module, Buffers]) -> list[str]:
+    """The names of the buffers, of the same modules, that have not the same values."""
     return [
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()
-        if module in real and not _tracks(module)
-        for name, buffer in real[module].items()
-        if buffer is not None and not _equal(module._buffers.get(name), buffer)
+        if module in one
+        for name, buffer in one[module].items()
+        if not _equal(buffer, other[module].get(name))
     ]
 
 
-def _equal(one: Tensor | None, other: Tensor) -> bool:
-    return one is not None and one.shape == other.shape and torch.equal(one, other)
-
-
-def _copies(module: nn.Module) -> Buffers:
-    return _copied(dict(module._buffers.items()))
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _copied(buffers: Buffers) -> Buffers:
