@@ -266,6 +266,14 @@ def _heatmap_tensor(heatmap: Tensor, size: tuple[int, int], dtype: torch.dtype) 
     return heatmap.contiguous()
 
 
+def one_dtype(activation: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Both in the wider of their types."""
+    if activation is None or gradient is None or activation.dtype == gradient.dtype:
+        return activation, gradient
+    dtype = torch.promote_types(activation.dtype, gradient.dtype)
+    return activation.to(dtype), gradient.to(dtype)
+
+
 def _one_layout(activation: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Both contiguous, or both channels_last; the activation's layout decides, a copy only where it differs.
 
@@ -276,9 +284,7 @@ def _one_layout(activation: Tensor | None, gradient: Tensor | None) -> tuple[Ten
     assert first is not None
     channels_last = not first.is_contiguous() and first.stride(1) == 1
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    if activation is not None and gradient is not None and activation.dtype != gradient.dtype:
-        dtype = torch.promote_types(activation.dtype, gradient.dtype)
-        activation, gradient = activation.to(dtype), gradient.to(dtype)
+    activation, gradient = one_dtype(activation, gradient)
     return (
         None if activation is None else activation.contiguous(memory_format=layout),
         None if gradient is None else gradient.contiguous(memory_format=layout),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from pal_fast import _checks
@@ -23,6 +23,7 @@ from pal_fast.attention import MathAttention
 from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_tensor
 from pal_fast.channel_axis import signs_of
 from pal_fast.checkpointing import CheckpointedSegments
+from pal_fast.precision import casts_to_float16
 
 #: On each thread, the capture that is `forced`, while it is.
 _FORCED = threading.local()
@@ -60,6 +61,8 @@ class Capture:
     handles: list[Any] = field(default_factory=list)
     #: Whether a forward of the model with gradients is under way.
     running: bool = False
+    #: Whether it is `forced` on any thread: a GPU's backward pass, and what it recomputes, has one of its own.
+    forcing: bool = False
     attention: MathAttention = field(default_factory=MathAttention)
     segments: CheckpointedSegments | None = None
 
@@ -107,10 +110,12 @@ class Capture:
         """Captures in eval mode, too, and is the only one that captures on this thread: what others hold is for the
         loss that is still to come."""
         outer, _FORCED.capture = _forced(), self
+        before, self.forcing = self.forcing, True
         try:
             yield
         finally:
             _FORCED.capture = outer
+            self.forcing = before
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -131,6 +136,17 @@ class Capture:
             return False
         forced = _forced()
         return torch._C._current_graph_task_id() != -1 or (forced is not None and forced is not self)
+
+    def _beginning_again(self, output: Any) -> Any:
+        """In a checkpoint's recomputation, the copy with which the graph began there in the forward, which everything
+        after it in the segment is saved for; None where the output stays as it is."""
+        recomputed = torch._C._current_graph_task_id() != -1 and _forced() in (None, self)
+        if not recomputed or not (self.model.training or self.forcing) or not torch.is_grad_enabled():
+            return None
+        tensor = tensor_of(output)
+        if tensor is None or tensor.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        return with_tensor(output, _beginning(tensor))
 
     def take(self) -> list[Captured]:
         """The layers' outputs of the latest forward, released here.
@@ -206,7 +222,7 @@ class Capture:
     def _on_layer(self, record: Captured) -> Callable[..., Any]:
         def on_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if self._stands_aside():
-                return None
+                return self._beginning_again(output)
             if not self.wanted:
                 if self.running:
                     record.problem = _without_gradients(record.name)
@@ -219,21 +235,37 @@ class Capture:
                     "tensor is wanted"
                 )
                 return None
+            record.float16 = casts_to_float16(tensor)
             if not is_compiling() and self.running:
                 if self.math_attention:
                     self.attention.enter()
                 if self.keep_conditions:
-                    record.conditions = Conditions.now(tensor.device)
+                    record.conditions = Conditions.now(tensor.device, self.model)
             if tensor.requires_grad:
                 record.output, record.version = tensor, tensor._version
                 return None
-            # Everything below is frozen: the attribution still needs a graph that starts here. The copy is neither a
-            # leaf nor a view of one, so that a later layer may overwrite it in place.
-            record.output = tensor.detach().requires_grad_().clone()
+            if not is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+                record.problem = _transformed(record.name)
+                return None
+            # Everything below is frozen: the attribution still needs a graph that starts here.
+            record.output = _beginning(tensor)
             record.version = record.output._version
             return with_tensor(output, record.output)
 
         return on_layer
+
+
+def _beginning(tensor: Tensor) -> Tensor:
+    """A copy with which a graph begins, neither a leaf nor a view of one, so that a later layer may overwrite it in
+    place."""
+    return tensor.detach().requires_grad_().clone()
+
+
+def _transformed(name: str) -> str:
+    return (
+        f"layer {name!r} ran inside a transform of torch.func (vmap, jvp, functionalize), in which no gradient can "
+        "begin at it: call the model outside, or take torch.func.grad of parameters below the layer inside"
+    )
 
 
 def _without_gradients(name: str) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pal_fast.channel_axis import ChannelSigns
+from pal_fast.running_statistics import Buffers, used_in_training
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,18 @@ class Conditions:
     gpu_state: Tensor | None
     autocast: bool
     autocast_dtype: torch.dtype
+    #: Those on which what follows may depend.
+    buffers: dict[nn.Module, Buffers]
 
     @classmethod
-    def now(cls, device: torch.device) -> Conditions:
+    def now(cls, device: torch.device, model: nn.Module) -> Conditions:
         return cls(
             device,
             torch.get_rng_state(),
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             torch.is_autocast_enabled(device.type),
             torch.get_autocast_dtype(device.type),
+            used_in_training(model),
         )
 
 
@@ -42,6 +46,8 @@ class Captured:
     signs: ChannelSigns  # no default: PyTorch 2.11 does not compile one that is an object
     output: Tensor | None = None
     version: int = 0
+    #: Whether autocast casts to float16 what runs above the layer.
+    float16: bool = False
     conditions: Conditions | None = None
     runs: int = 0
     problem: str = ""
@@ -51,7 +57,7 @@ class Captured:
 
     def released(self) -> Captured:
         """What was captured, for one who uses it up; nothing is left here."""
-        taken = Captured(self.name, self.signs, self.output, self.version, self.conditions, self.runs)
+        taken = Captured(self.name, self.signs, self.output, self.version, self.float16, self.conditions, self.runs)
         self.clear()
         return taken
 
@@ -116,4 +122,6 @@ def with_tensor(output: Any, tensor: Tensor) -> Any:
     """`output` with its tensor replaced."""
     if isinstance(output, Tensor):
         return tensor
+    if hasattr(output, "_fields"):  # a NamedTuple takes its values one by one
+        return type(output)(tensor, *output[1:])
     return type(output)([tensor, *output[1:]])

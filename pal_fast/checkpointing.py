@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pal_fast.attention import MathAttention
-from pal_fast.running_statistics import swap_in_copies, tracking
+from pal_fast.running_statistics import Buffers, put_back, swap_in_copies, tracking
 
 
 class CheckpointedSegments:
@@ -50,7 +50,7 @@ class CheckpointedSegments:
         self._left = self.VAIN
         self._versions: list[int] = []
         self._with_math: dict[nn.Module, MathAttention] = {}
-        self._real: dict[nn.Module, dict[str, Tensor | None]] = {}
+        self._real: dict[nn.Module, Buffers] = {}
         self._guarded: set[nn.Module] = set()
         #: The modules that ran in the latest forward with gradients; None if it was not probed.
         self.ran: set[nn.Module] | None = None
@@ -102,7 +102,7 @@ class CheckpointedSegments:
             self.ran.add(module)
         if module in self._guarded:
             return
-        if not _in_checkpointed_segment():
+        if not in_checkpointed_segment():
             return
         keeps_statistics = module in self._tracking
         runs_with_math = self._above() and not self._lies_within_one_with_math(module)
@@ -131,9 +131,10 @@ class CheckpointedSegments:
             self._with_math[module].leave()
         buffers = self._real.pop(module, None)
         if buffers is not None:
-            module._buffers.update(buffers)
+            put_back(module, buffers)
 
 
-def _in_checkpointed_segment() -> bool:
+def in_checkpointed_segment() -> bool:
+    """Whether what runs is inside non-reentrant checkpointing, which recomputes it in the backward pass."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return bool(hooks) and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"

@@ -15,7 +15,7 @@ from pal_fast.calls import Call, Prior, check_call, checked_loss_of
 from pal_fast.captured import Captured
 from pal_fast.layouts import LAYOUTS, Layout, layout_of
 from pal_fast.options import LossOptions
-from pal_fast.precision import ScalarScale, autocasts
+from pal_fast.precision import ScalarScale, autocasts, in_float16
 from pal_fast.targets import Target, attributed_gradients, check_labels, check_target, counted
 
 SECOND_ORDER = ("exact", "finite_difference")
@@ -175,13 +175,12 @@ class Engine:
 
         Raises: NotReadyError if the logits do not depend on a layer's output.
         """
-        outputs = [_output(record) for record in taken]
         if in_group:
             with distributed.parameters_kept(model):
                 start = distributed.before_sink(logits)
-                found = self._scaled_gradients(logits, outputs, labels, create_graph, start)
+                found = self._scaled_gradients(logits, taken, labels, create_graph, start)
         else:
-            found = self._scaled_gradients(logits, outputs, labels, create_graph, None)
+            found = self._scaled_gradients(logits, taken, labels, create_graph, None)
         gradients = []
         for record, gradient in zip(taken, found, strict=True):
             if gradient is None:
@@ -190,19 +189,25 @@ class Engine:
         return gradients
 
     def _scaled_gradients(
-        self, logits: Tensor, outputs: Sequence[Tensor], labels: Tensor | None, create_graph: bool, start: Any
+        self, logits: Tensor, taken: Sequence[Captured], labels: Tensor | None, create_graph: bool, start: Any
     ) -> Sequence[Tensor | None]:
         """As `attributed_gradients`; for float16 with S scaled so that they neither overflow nor vanish."""
-        if torch.float16 not in [output.dtype for output in outputs]:
+        outputs = [_output(record) for record in taken]
+        if not in_float16(logits, taken):
             return attributed_gradients(logits, outputs, self.target, labels, create_graph=create_graph, start=start)
         found: Sequence[Tensor | None] = []
+        attributed = None
+        if self.target == "label":
+            check_labels(logits, "label", labels)
+            assert labels is not None
+            attributed = counted(logits, labels, None).any()
         # The first call finds its scale in three attempts; later ones follow the step before.
         for _ in range(1 if self._scale.ready else 3):
             scale = self._scale.value
             found = attributed_gradients(
                 logits, outputs, self.target, labels, create_graph=create_graph, scale=scale, start=start
             )
-            self._scale.follow([g for g in found if g is not None])
+            self._scale.follow([g for g in found if g is not None], attributed)
         return found
 
     def layout_of(self, record: Captured, image_size: tuple[int, int] | None) -> Layout:
@@ -257,6 +262,10 @@ class Engine:
         assert conditions is not None
         assert head is not None
         if first:
+            if record.changed_in_place:
+                raise RuntimeError(
+                    f"second_order='finite_difference' cannot repeat the head: {first_call.in_place(record.name)}"
+                )
             first_order.refuse_other_head(head, model, output, logits, conditions)
         (v,) = torch.autograd.grad(loss, gradient, retain_graph=True)
         return first_order.through_gradient(
@@ -269,8 +278,8 @@ class Engine:
             labels,
             nodes=first_order.head_nodes(logits, output),
             conditions=conditions,
-            check_kinks=first,
-            scale=self._scale.used if output.dtype == torch.float16 else None,
+            first=first,
+            scale=self._scale.used if in_float16(logits, [record]) else None,
         )
 
 

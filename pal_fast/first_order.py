@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from torch.autograd.graph import get_gradient_edge
 from pal_fast import _checks, running_statistics
 from pal_fast.captured import Conditions
 from pal_fast.graph import nodes_between
-from pal_fast.kinks import Sides, kinks_among
+from pal_fast.kinks import Sides, hidden_among, kinks_among
+from pal_fast.model_run import eagerly
+from pal_fast.running_statistics import Buffers
 from pal_fast.targets import Target, one_logit, per_sample
 
-#: r, by the layer's dtype: rounding of S grows as eps / r, the truncation as r^2.
+#: r, by the coarsest type that the head computes in: rounding of S grows as eps / r, the truncation as r^2.
 STEP = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
@@ -41,9 +44,17 @@ def check_options(head: object, reduction: str) -> None:
         raise ValueError("second_order='finite_difference' needs reduction='mean' or 'sum', got 'none'")
 
 
-def refuse_kinks(moved: Tensor, root: Tensor) -> None:
-    """Raises RuntimeError if a kink is left between `root` and the logits `moved` of a repeated pass."""
-    found = kinks_among(nodes_between(get_gradient_edge(moved).node, [root]))
+def refuse_kinks(nodes: Sequence[Any]) -> None:
+    """Raises RuntimeError if a kink is left, or may be hidden, among the nodes of a repeated pass."""
+    hidden = hidden_among(nodes)
+    if hidden:
+        raise RuntimeError(
+            "second_order='finite_difference' is wrong for heads with kinks, and whether there are any inside "
+            f"{', '.join(hidden)} does not show: give a head= that runs without torch.jit.script; of a "
+            "torch.autograd.Function whose derivative does not jump say so, by YourFunction.smooth = True; otherwise "
+            "use second_order='exact'"
+        )
+    found = kinks_among(nodes)
     if found:
         raise RuntimeError(
             f"second_order='finite_difference' is wrong for heads with kinks, and {', '.join(found)} cannot be kept on "
@@ -65,20 +76,47 @@ def is_coupled(nodes: Sequence[Any]) -> bool:
     return any("BatchNorm" in node.name() or "batch_norm" in node.name() for node in nodes)
 
 
-def refuse_other_head(head: Callable[[Tensor], Tensor], model: nn.Module, f: Tensor, logits: Tensor, then: Any) -> None:
+def refuse_other_head(
+    head: Callable[[Tensor], Tensor], model: nn.Module, f: Tensor, logits: Tensor, then: Conditions
+) -> None:
     """Raises ValueError unless `head` takes the layer's output to the model's logits."""
     with torch.no_grad(), _as_in_the_forward(model, then):
-        got = head(f.detach())
+        got = head(f.detach().clone())  # it may begin in place
     if not isinstance(got, Tensor) or got.shape != logits.shape:
         given = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise ValueError(f"head must return the logits, shape {tuple(logits.shape)}, got {given}")
-    error = (got.detach() - logits.detach()).float().norm() / logits.detach().float().norm().clamp_min(1e-30)
-    bound = 1e-3 if f.dtype in (torch.float32, torch.float64) else 5e-2
+    error = _distance(got, logits)
+    bound = 1e-3 if _coarsest(f, logits, then) in (torch.float32, torch.float64) else 5e-2
     if not bool(error <= bound):
         raise ValueError(
             f"head(output of the layer) differs from the logits by {error.item():.1e} (relative L2): pass everything "
             "above the layer, and nothing else"
         )
+
+
+def refuse_state(
+    head: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    f: Tensor,
+    logits: Tensor,
+    conditions: Conditions,
+    following: Sequence[str],
+) -> None:
+    """Raises RuntimeError if the buffers `following`, which follow f, enter the logits: a difference sees that way."""
+    if not following:
+        return
+    with torch.no_grad(), _as_in_the_forward(model, replace(conditions, buffers={})):
+        again = head(f.detach().clone())
+    if bool(_distance(again, logits) > 1e-6):
+        raise RuntimeError(
+            f"second_order='finite_difference' sees through the buffers {', '.join(following)}, which follow the "
+            "activations and enter the logits, where the derivative takes them for constants: use second_order='exact'"
+        )
+
+
+def _distance(got: Tensor, wanted: Tensor) -> Tensor:
+    """0-dim, relative L2."""
+    return (got.detach() - wanted.detach()).float().norm() / wanted.detach().float().norm().clamp_min(1e-30)
 
 
 def through_gradient(
@@ -92,7 +130,7 @@ def through_gradient(
     *,
     nodes: Sequence[Any],
     conditions: Conditions,
-    check_kinks: bool,
+    first: bool,
     scale: Tensor | None = None,
 ) -> Tensor:
     """0-dim, of value 0 and with the gradient that the loss has through g.
@@ -104,54 +142,75 @@ def through_gradient(
         logits: of the main pass; "predicted" is decided there.
         nodes: of the head in the main pass.
         conditions: the random state and autocast of the main pass at the layer.
-        check_kinks: whether to look for kinks that are left in the repeated passes.
+        first: whether to look for what makes the repeated passes wrong: kinks that are left, and state.
         scale: by which S was multiplied for g.
 
-    Raises: RuntimeError for such a kink, and for samples that depend on other processes'.
+    Raises: RuntimeError for these, and for samples that depend on other processes'.
     """
     refuse_other_processes(nodes)
-    coupled = is_coupled(nodes)
+    hidden = hidden_among(nodes)
+    coupled = bool(hidden) or is_coupled(nodes)  # one step for all is right for all
     dims = tuple(range(f.ndim)) if coupled else tuple(range(1, f.ndim))
     # v grows as 1 / g, so that its square may leave float32.
     length = torch.linalg.vector_norm(v.detach(), dim=dims, keepdim=True, dtype=torch.float64)
     size = torch.linalg.vector_norm(f.detach(), dim=dims, keepdim=True, dtype=torch.float64)
     still = (length == 0) | (size == 0)
-    eps = torch.where(still, 0.0, STEP[f.dtype] * size / length.masked_fill(still, 1.0))
+    eps = torch.where(still, 0.0, STEP[_coarsest(f, logits, conditions)] * size / length.masked_fill(still, 1.0))
     dtype = torch.promote_types(f.dtype, torch.float32)
     offset = (eps.to(dtype) * v.detach()).to(f.dtype)
     weight = torch.where(still, 0.0, 0.5 / eps.masked_fill(still, 1.0)).to(dtype).flatten()
     chosen = None if callable(target) or target == "sum" else one_logit(logits, target, labels)
-    sides = Sides() if kinks_among(nodes) else None
+    sides = Sides() if hidden or kinks_among(nodes) else None
     if sides is not None:
         with torch.no_grad(), _as_in_the_forward(model, conditions), sides.recording():
-            head(f.detach())
-    ends = []
+            head(f.detach().clone())
+    ends: list[Tensor] = []
+    left: list[dict[nn.Module, Buffers]] = []
     for sign in (1.0, -1.0):
         start = f + sign * offset
+        root = get_gradient_edge(start).node
         with _as_in_the_forward(model, conditions), sides.replaying() if sides else contextlib.nullcontext():
             moved = head(start)
-        if check_kinks:
-            refuse_kinks(moved, start)
+            if first:
+                left.append({module: running_statistics.held_by(module) for module in conditions.buffers})
+        if first:
+            repeated = nodes_between(get_gradient_edge(moved).node, [root])
+            refuse_kinks(repeated)
+            refuse_other_processes(repeated)  # which a compiled part hid in the main pass
         if callable(target):
             scalars = per_sample(moved, target, labels)
         else:
-            scalars = (moved if chosen is None else moved * chosen).flatten(1).sum(1)
+            scalars = moved if chosen is None else moved * chosen
+            scalars = scalars.flatten(1).sum(1) if scalars.ndim > 1 else scalars
         ends.append(scalars.to(weight.dtype))
+    if first:
+        refuse_state(head, model, f, logits, conditions, running_statistics.differing(model, *left))
     slope = ((ends[0] - ends[1]) * weight).sum()
     if scale is not None:
         slope = slope * scale
     return slope - slope.detach()
 
 
+def _coarsest(f: Tensor, logits: Tensor, conditions: Conditions) -> torch.dtype:
+    """The type of the largest rounding in the head: under autocast a ViT's f is float32, and what follows it is not."""
+    dtypes = {f.dtype, logits.dtype}
+    if conditions.autocast and f.dtype != torch.float64:  # which autocast leaves alone
+        dtypes.add(conditions.autocast_dtype)
+    return max(dtypes, key=STEP.__getitem__)
+
+
 @contextlib.contextmanager
 def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[None]:
-    """The random numbers and autocast of the main pass; statistics and generators afterwards as before."""
+    """The random numbers, autocast and buffers of the main pass; buffers and generators afterwards as before. Compiled
+    parts run as they were written, so that their kinks are seen."""
+    modules = [module for module in running_statistics.stateful(model) if module.training]
     device = conditions.device
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        running_statistics.kept(running_statistics.tracking(model)),
+        running_statistics.kept(modules, conditions.buffers),
         torch.autocast(device.type, conditions.autocast_dtype, enabled=conditions.autocast),
+        eagerly(),
     ):
         torch.set_rng_state(conditions.cpu_state)
         if conditions.gpu_state is not None:

@@ -12,6 +12,7 @@ from pal_fast.calls import (
     checked_loss_of,
     heatmap_of,
     layer_tensors,
+    one_dtype,
     refuse_landmark_options,
 )
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
@@ -147,5 +148,9 @@ def pal_loss(
     if heatmap is not None and landmarks is None:
         refuse_landmark_options(heatmap, size, options.heatmap)
     layer = layer_tensors(activation, gradient, options.attribution)
+    if options.attribution.needs_activation and options.attribution.needs_gradient:
+        activation, gradient = one_dtype(activation, gradient)
+        assert activation is not None
+        layer = activation
     prior = Prior(heatmap, landmarks, visible, weights, sample_weight, size)
     return checked_loss_of(activation, gradient, prior, options, backend, check_call(layer, prior, options, backend))

@@ -43,15 +43,15 @@ WITHOUT_SECOND_DERIVATIVE: dict[str, tuple[str, str]] = {
     "deform_conv": ("deform_conv2d", _FIRST_ORDER),
     "ROIAlign": ("roi_align", _FIRST_ORDER),
     "roi_align": ("roi_align", _FIRST_ORDER),
-    "ROIPool": ("roi_pool", _FIRST_ORDER),
-    "roi_pool": ("roi_pool", _FIRST_ORDER),
+    "ROIPool": ("roi_pool", "choose a layer above it"),  # a maximum: a kink
+    "roi_pool": ("roi_pool", "choose a layer above it"),
     "CudnnRnn": ("a cuDNN recurrent layer", "run it inside torch.backends.cudnn.flags(enabled=False)"),
 }
 
 
-def nodes_between(root: Any, ends: Sequence[Tensor]) -> list[Any]:
-    """The autograd nodes on paths from `root` (a node) down to the tensors `ends`, ends' own nodes left out."""
-    last = {get_gradient_edge(tensor).node for tensor in ends}
+def nodes_between(root: Any, ends: Sequence[Any]) -> list[Any]:
+    """The autograd nodes on paths from `root` (a node) down to `ends` (tensors or nodes), ends' own nodes left out."""
+    last = {get_gradient_edge(end).node if isinstance(end, Tensor) else end for end in ends}
     parents: dict[Any, list[Any]] = {root: []}
     pending = [] if root in last else [root]
     while pending:

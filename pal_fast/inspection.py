@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from pal_fast.capture import Capture
 from pal_fast.functional import attribution_map
 from pal_fast.layer_names import find_layers
 from pal_fast.layouts import LAYOUTS, layout_of
-from pal_fast.model_run import Output, check_output, logits_of, outside_inference_mode
+from pal_fast.model_run import Output, check_output, eagerly, logits_of, outside_inference_mode
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
 
@@ -35,7 +33,7 @@ def attribute(
 ) -> tuple[Tensor, Tensor]:
     """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
 
-    The model's mode, parameters' gradients, running statistics and hooks are left as they were; nothing is
+    The model's mode, parameters' gradients, buffers and hooks are left as they were; nothing is
     differentiable. It may be called under `torch.no_grad` and `torch.inference_mode`, and on a compiled model, which
     runs uncompiled. Under DistributedDataParallel the network inside runs, on images on its own device: one process may
     call this without the others, unless the network itself communicates (`fully_shard`; SyncBatchNorm in train mode).
@@ -62,13 +60,13 @@ def attribute(
     images, labels = outside_inference_mode(model, images, labels)
     capture = Capture(model, layers)
     capture.attach()
-    in_train_mode = [module for module in running_statistics.tracking(model) if module.training]
+    in_train_mode = [module for module in running_statistics.stateful(model) if module.training]
     try:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             capture.forced(),
-            _eagerly(),
+            eagerly(),
             distributed.reducers_aside(model),
             running_statistics.kept(in_train_mode),
         ):
@@ -93,8 +91,3 @@ def attribute(
         channel_count=channel_count,
     )
     return maps, logits.detach()
-
-
-def _eagerly() -> contextlib.AbstractContextManager[Any]:
-    """Inside, what torch.compile compiled runs as it was written. Does not import the compiler."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pal_fast.checkpointing import in_checkpointed_segment
+
 #: Parts of the names of autograd nodes whose derivative, or whose value, jumps.
 _NODES = (
     "ReluBackward",
@@ -56,7 +58,15 @@ _NODES = (
     "ModeBackward",
     "SortBackward",
     "TopkBackward",
+    "FakeQuantize",
+    "roi_pool",
+    "ROIPool",
 )
+
+#: Parts of the names of nodes that do not show what is inside: compiled and scripted parts, and operators of others.
+_CLOSED = ("CompiledFunction", "DifferentiableGraph", "GeneratedBackwardFor", "CppNode")
+#: Parts of the names of functions of others that are smooth: flash-attn's, xformers', torchvision's.
+_SMOOTH = ("FlashAttn", "fMHA", "roi_align", "ROIAlign", "deform_conv", "DeformConv")
 
 
 def kinks_among(nodes: Sequence[Any]) -> list[str]:
@@ -71,6 +81,23 @@ def _has_kink(node: Any) -> bool:
     if "batch_norm" in name:  # pal_fast.nn.BatchNorm2d with the ReLU inside
         return bool(getattr(node, "relu", False))
     return any(part in name for part in _NODES)
+
+
+def hidden_among(nodes: Sequence[Any]) -> list[str]:
+    """The names, sorted, of those autograd nodes that do not show whether there is a kink inside."""
+    return sorted({node.name() for node in nodes if _hides(node)})
+
+
+def _hides(node: Any) -> bool:
+    name = node.name()
+    if any(part in name for part in (*_SMOOTH, *_NODES)):
+        return False
+    if any(part in name for part in _CLOSED):
+        return True
+    function = getattr(type(node), "_forward_cls", None)  # the torch.autograd.Function, if it is one written in Python
+    if function is None or getattr(function, "smooth", False):
+        return False
+    return function.__module__.partition(".")[0] not in ("torch", "pal_fast")
 
 
 class Sides:
@@ -121,6 +148,12 @@ class _Rewriting(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func not in _REWRITINGS or kwargs.get("out") is not None or kwargs.get("return_indices"):
             return func(*args, **kwargs)
+        if in_checkpointed_segment():
+            raise RuntimeError(
+                "second_order='finite_difference' cannot keep a kink on its side in an activation checkpoint, which "
+                f"repeats {getattr(func, '__name__', func)} as it was written: give a head= that runs without "
+                "checkpointing, or use second_order='exact'"
+            )
         rewriting, in_place = _REWRITINGS[func]
         kwargs = {("input" if name == "self" else name): value for name, value in kwargs.items()}
         if not (in_place or kwargs.get("inplace")):

@@ -201,9 +201,9 @@ class PALLoss(nn.Module):
     def check(self, images: Any, labels: Tensor | None = None, *, output: Output | None = None) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.
 
-        Nothing of the model changes: gradients, running statistics, random state and mode are put back. It may be
-        called under `torch.no_grad` and `torch.inference_mode`. Under DistributedDataParallel the network inside is
-        tried, so that nothing is reduced; where it holds SyncBatchNorm, every process must call this.
+        Nothing of the model changes: gradients, buffers, random state and mode are put back. It may be called under
+        `torch.no_grad` and `torch.inference_mode`. Under DistributedDataParallel the network inside is tried, so that
+        nothing is reduced; where it holds SyncBatchNorm, every process must call this.
 
         Args:
             images: (B, 3, IH, IW), a tuple of the model's positional inputs, or a dict of its keyword arguments.
@@ -261,6 +261,8 @@ class PALLoss(nn.Module):
         twin._model = (model,)
         twin._engine = copy.deepcopy(self._engine, memo)
         twin._attach(find_layers(model, list(self.layers)))
+        if not self._capture.handles:
+            twin.remove()
         return twin
 
     def _unattached(self) -> PALLoss:

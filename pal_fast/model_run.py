@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,6 +69,11 @@ def _copied(given: Any) -> Any:
     if isinstance(given, tuple):
         return tuple(map(_copied, given))
     return given.clone() if isinstance(given, Tensor) and given.is_inference() else given
+
+
+def eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Inside, what torch.compile compiled runs as it was written. Does not import the compiler."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def _only_logits(returned: Any) -> Tensor:

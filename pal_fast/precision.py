@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pal_fast.captured import Captured
+
 #: Where the largest entry of g is kept, times the batch's positions (B * H * W). The second derivatives of BatchNorm
 #: sum g over them, and dP/dg is of order 1 / (positions * g): both then keep their distance to float16's 65504,
 #: whatever the size of the batch and of the map.
@@ -21,8 +23,21 @@ def autocasts(tensor: Tensor) -> bool:
     return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(tensor.device.type)
 
 
+def casts_to_float16(tensor: Tensor) -> bool:
+    """Whether operations on the device of `tensor` are cast to float16."""
+    return autocasts(tensor) and torch.get_autocast_dtype(tensor.device.type) == torch.float16
+
+
+def in_float16(logits: Tensor, layers: Sequence[Captured]) -> bool:
+    """Whether the way from the logits back to the layers leads through float16. The residual stream of a ViT is
+    float32 under autocast, and all that is added to it float16."""
+    return logits.dtype == torch.float16 or any(
+        layer.float16 or (layer.output is not None and layer.output.dtype == torch.float16) for layer in layers
+    )
+
+
 class ScalarScale:
-    """A power of two by which the attributed scalar is multiplied where the layer's output is float16.
+    """A power of two by which the attributed scalar is multiplied where its gradient is taken in float16.
 
     The loss does not depend on the scale of `g = dS/df` (DESIGN 1), but float16 does: entries under 6e-8 vanish,
     and dP/dg, of order 1/g, overflows for a small g. The scale follows the largest entry of the previous step's
@@ -43,14 +58,23 @@ class ScalarScale:
         """0-dim float32: the scale for the next gradient; None (a scale of 1) before the first."""
         return self._next
 
-    def follow(self, gradients: Sequence[Tensor]) -> None:
-        """Sets the next scale from `gradients`, taken at the present one."""
+    def follow(self, gradients: Sequence[Tensor], attributed: Tensor | None = None) -> None:
+        """Sets the next scale from `gradients`, taken at the present one.
+
+        Args:
+            attributed: 0-dim bool, whether any logit was: where none was, that g is 0 says nothing about the scale.
+                None for yes.
+        """
+        gradients = [g for g in gradients if g.numel()]
         if not gradients:
             return
         largest = torch.stack([g.detach().abs().amax().float() * _positions(g) for g in gradients]).amax()
         self.used = torch.ones_like(largest) if self._next is None else self._next
         step = torch.exp2(torch.log2(LARGEST_SUM / largest).round())
-        step = torch.where(torch.isfinite(largest), torch.where(largest == 0, 2.0**8, step), 2.0**-8)
+        larger = torch.full_like(largest, 2.0**8)
+        if attributed is not None:
+            larger = torch.where(attributed, larger, 1.0)
+        step = torch.where(torch.isfinite(largest), torch.where(largest == 0, larger, step), 2.0**-8)
         self._next = (self.used * step).clamp(1 / MOST, MOST)
 
 

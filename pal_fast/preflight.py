@@ -220,10 +220,10 @@ def _prior(logits: Tensor) -> Tensor:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """In train mode inside; mode, running statistics and random state afterwards as before."""
+    """In train mode inside; mode, buffers and random state afterwards as before."""
     modes = {module: module.training for module in model.modules()}
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), running_statistics.kept(running_statistics.tracking(model)):
+    with torch.random.fork_rng(devices=devices), running_statistics.kept(running_statistics.stateful(model)):
         model.train()
         try:
             yield

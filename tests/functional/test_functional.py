@@ -72,6 +72,21 @@ def test_any_strides_are_taken(generator, backend, kind):
     assert_close(got, wanted, torch.float32)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wide", ["activation", "gradient"])
+def test_of_two_types_the_wider_is_computed_in(generator, backend, wide):
+    f, g = layer(generator)
+    f, g = (f.double(), g) if wide == "activation" else (f, g.double())
+    f, g = f.requires_grad_(), g.requires_grad_()
+    h = torch.rand(3, 7, 7, generator=generator)
+    got = pal_fast.pal_loss(f, g, h, backend=backend)
+    assert got.dtype == torch.float64
+    assert_close(got, pal_fast.pal_loss(f.double(), g.double(), h, backend="reference"), torch.float64)
+    got.backward()
+    assert f.grad.dtype == f.dtype
+    assert g.grad.dtype == g.dtype
+
+
 def test_a_second_derivative_of_the_fused_loss_raises_rather_than_lies(generator):
     f, g = (t.requires_grad_() for t in layer(generator))
     loss = pal_fast.pal_loss(f, g, torch.rand(3, 7, 7), backend="cpu")

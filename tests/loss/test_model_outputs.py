@@ -160,3 +160,40 @@ def test_the_network_inside_a_wrapper_is_checked_by_keyword_and_output_too():
         {"pixel_values": batch(dtype=torch.float32)[0]}, output=lambda out: out["first"]
     )
     assert report.problems == []
+
+
+class Pair(NamedTuple):
+    features: Tensor
+    number: int
+
+
+class PairOf(nn.Module):
+    """A layer that returns more than its map, as `form` packs it."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.convolution, self.form = nn.Conv2d(3, 4, 3), form
+
+    def forward(self, x):
+        return self.form(self.convolution(x), 3)
+
+
+@pytest.mark.parametrize("form", [Pair, lambda *values: values, lambda *values: [*values]])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_that_returns_several_values_keeps_their_form(form, frozen):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.top = PairOf(form), nn.Conv2d(4, 5, 3)
+
+        def forward(self, images):
+            returned = self.layer(images)
+            assert type(returned) is type(form(images, 3))
+            features, number = returned
+            return self.top(features * number).tanh().mean((2, 3))
+
+    model = Net()
+    model.layer.requires_grad_(not frozen)
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal_fast.PALLoss(model, "layer")(model(images), landmarks).backward()
+    assert model.top.weight.grad.any()

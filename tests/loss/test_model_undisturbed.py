@@ -168,6 +168,14 @@ def test_remove_and_with_take_the_hooks_off(model, data):
     pal.remove()
 
 
+def test_a_copy_of_a_removed_loss_is_removed(model):
+    pal = pal_fast.PALLoss(model, "middle")
+    pal.remove()
+    for twin in (copy.deepcopy(pal), pickle.loads(pickle.dumps(pal))):
+        assert not twin._capture.handles
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.model.modules())
+
+
 def test_captured_tensors_are_freed_after_the_loss_and_by_the_next_forward(model, data):
     images, _, landmarks = data
     pal = pal_fast.PALLoss(model, "middle")

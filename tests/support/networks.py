@@ -51,6 +51,11 @@ class Tokens(nn.Module):
         x = self.norm(x)
         return self.classifier(x[:, 0] if self.pool == "class" else x.mean(1))
 
+    @staticmethod
+    def grid_of(tokens: Tensor) -> Tensor:
+        """(B, C, 4, 4), a block's output without the class token."""
+        return tokens[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
     def head_after(self, index: int) -> Callable[[Tensor], Tensor]:
         def head(x: Tensor) -> Tensor:
             for block in self.blocks[index + 1 :]:

@@ -101,6 +101,43 @@ def test_outside_checkpointed_segments_no_hook_remains():
     assert not model.top[1]._forward_hooks
 
 
+class OneSegment(SmallNet):
+    """The layer and what follows it in one checkpointed segment."""
+
+    on = True
+
+    def segment(self, x):
+        return self.top(self.middle(x))
+
+    def forward(self, images):
+        x = self.stem(images)
+        x = checkpoint(self.segment, x, use_reentrant=False) if self.on else self.segment(x)
+        return self.classifier(self.pool(x).flatten(1))
+
+
+@pytest.mark.parametrize("act", [nn.GELU, lambda: nn.ReLU(inplace=True)], ids=["GELU", "ReLU in place"])
+@pytest.mark.parametrize("frozen", [("stem", "middle"), ("stem", "middle", "top")])
+def test_a_frozen_body_in_a_segment_that_goes_on_above_the_layer(act, frozen):
+    """What is recomputed begins a graph at the layer, as the forward did, or else less would be saved for it."""
+    model = OneSegment(act=act).double()
+    for name in frozen:
+        model.get_submodule(name).requires_grad_(False)
+    images, labels, landmarks = batch()
+    plain = twin(model)
+    plain.on = False
+    losses = [(net, pal_fast.PALLoss(net, "middle")) for net in (plain, model)]
+    for _ in range(2):
+        for net, pal in losses:
+            net.zero_grad()
+            logits = net(images)
+            (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in plain.named_parameters()}
+        assert gradients["classifier.weight"].any()
+        assert gradient_error(model, gradients) < 1e-12
+    maps = [pal_fast.attribute(net.eval(), "middle", images)[0] for net in (plain, model)]
+    torch.testing.assert_close(maps[1], maps[0])
+
+
 def test_reentrant_above_the_layer_is_refused():
     model = Checkpointed()
     model.segments, model.use_reentrant = ("top",), True

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.compare import relative_error
-from support.networks import SmallNet, batch, by_hand, gradient_error, judged, twin
+from support.networks import SmallNet, Tokens, batch, by_hand, gradient_error, judged, twin
 from torch import nn
 
 import pal_fast
@@ -107,9 +107,60 @@ def test_float16_sums_over_a_large_batch_do_not_overflow(act):
 
 def test_without_the_scale_of_the_attributed_scalar_float16_fails(monkeypatch):
     set_up = setup(torch.float16)
-    monkeypatch.setattr(precision.ScalarScale, "follow", lambda self, gradients: None)
+    monkeypatch.setattr(precision.ScalarScale, "follow", lambda self, gradients, attributed: None)
     _, steps = float16_step(2**-13, set_up)
     assert not any(error < 1 for _, error in steps)  # NaN
+
+
+# A difference of two passes starts from the inverse of g, which must be a float16 itself.
+@pytest.mark.parametrize(("second_order", "shrink"), [("exact", 2**-13), ("finite_difference", 2**-3)])
+@pytest.mark.parametrize("cast", [False, True], ids=["logits", "logits in float32"])
+def test_float16_above_a_layer_whose_output_is_float32(second_order, shrink, cast):
+    """The residual stream of a ViT under autocast: what is added to it is float16, and so are the gradients there."""
+    model = Tokens()
+    images, _, landmarks = batch(8, dtype=torch.float32)
+    with torch.no_grad():
+        model.classifier.weight.mul_(2**11).round_().div_(2**11)
+    wanted, gradients = judged(twin(model), "blocks.0", images, None, landmarks, view=Tokens.grid_of)
+    with torch.no_grad():
+        model.classifier.weight.mul_(shrink)
+    outputs = []
+    model.blocks[0].register_forward_hook(lambda m, a, out: outputs.append(out.dtype))
+    head = model.head_after(0) if second_order == "finite_difference" else None
+    pal = pal_fast.PALLoss(model, "blocks.0", second_order=second_order, head=head)
+    for _ in range(2):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            logits = model(images)
+        loss = pal(logits.float() if cast else logits, landmarks)
+        (loss * 16).backward()
+        assert relative_error(loss, wanted) < 0.02
+        model.classifier.weight.grad.copy_(gradients["classifier.weight"] * 16)  # grows as the inverse of its weights
+        assert gradient_error(model, {name: gradient * 16 for name, gradient in gradients.items()}) < 0.2
+    assert outputs == [torch.float32] * 2
+
+
+def labels_of_no_class(images):
+    return torch.full((len(images),), -100)
+
+
+def test_batches_without_a_label_that_counts_leave_float16s_scale_where_it_was():
+    model, images, labels, landmarks = setup(torch.float16)
+    pal = pal_fast.PALLoss(model, "middle", target="label")
+    finite = []
+    for given in (labels, labels_of_no_class(images), labels_of_no_class(images), labels):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = pal(model(images), landmarks, labels=given)
+        (loss * 256).backward()
+        finite.append(all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None))
+    assert finite == [True] * 4
+
+
+def test_an_empty_batch_in_float16_is_a_loss_of_0():
+    model = SmallNet(norm=lambda c: nn.GroupNorm(1, c)).half()
+    pal = pal_fast.PALLoss(model, "middle")
+    assert pal(model(torch.zeros(0, 3, 16, 16).half()), torch.zeros(0, 5, 2)) == 0
 
 
 def test_a_half_precision_model_loses_no_more_than_the_rounding_of_activations():

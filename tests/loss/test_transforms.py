@@ -1,0 +1,69 @@
+"""A model under a PALLoss goes through the transforms of torch.func as it does without."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.networks import SmallNet, batch
+from torch import func, nn
+
+import pal_fast
+
+
+def network():
+    return SmallNet(act=nn.GELU, norm=lambda c: nn.GroupNorm(1, c)).double()
+
+
+TRANSFORMS = {
+    "vmap": lambda model, images: func.vmap(lambda image: model(image[None]))(images),
+    "jvp": lambda model, images: func.jvp(model, (images,), (images,))[1],
+    "jacfwd": lambda model, images: func.jacfwd(model)(images[:1]),
+    "jacrev": lambda model, images: func.jacrev(model)(images[:1]),
+    "grad": lambda model, images: func.grad(lambda x: model(x).sum())(images),
+    "functionalize": lambda model, images: func.functionalize(model)(images),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transformed_model(name, frozen):
+    model = network()
+    model.stem.requires_grad_(not frozen)
+    model.middle.requires_grad_(not frozen)
+    images, _, landmarks = batch()
+    wanted = TRANSFORMS[name](model, images)
+    pal = pal_fast.PALLoss(model, "middle")
+    torch.testing.assert_close(TRANSFORMS[name](model, images), wanted)
+    pal(model(images), landmarks).backward()  # and the next forward is captured as ever
+    assert model.top[0].weight.grad.any()
+
+
+def test_an_ensemble_of_stacked_parameters():
+    models = [network() for _ in range(3)]
+    images, _, _ = batch()
+    wanted = torch.stack([model(images) for model in models])
+    parameters, buffers = func.stack_module_state(models)
+    base = copy.deepcopy(models[0])
+    pal = pal_fast.PALLoss(base, "middle")
+    got = func.vmap(lambda p, b: func.functional_call(base, (p, b), (images,)))(parameters, buffers)
+    torch.testing.assert_close(got, wanted)
+    with pytest.raises(RuntimeError, match=r"inside a transform of torch\.func"):
+        pal(got[0], None)
+
+
+def test_the_loss_itself_inside_a_gradient_for_each_sample():
+    model = network()
+    images, _, landmarks = batch()
+    pal = pal_fast.PALLoss(model, "middle", backend="reference")
+    pal(model(images), landmarks).backward()
+
+    def loss(parameters, image, points):
+        return pal(func.functional_call(model, parameters, (image[None],)), points[None])
+
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    each = func.vmap(func.grad(loss), (None, 0, 0))(parameters, images, landmarks)
+    for name, parameter in model.named_parameters():
+        wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(each[name].mean(0), wanted)
