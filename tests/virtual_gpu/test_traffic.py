@@ -108,9 +108,9 @@ def test_batch_normalisation_reads_a_layer_once_a_pass_in_whole_vectors(
     call = torch.ops.pal_fast
     x, g, v = (torch.randn(shape, generator=generator).to(dtype=dtype, memory_format=layout).cuda() for _ in range(3))
     weight, bias = (torch.rand(shape[1], generator=generator).cuda() for _ in range(2))
-    # Once about the pivot; a derivative once for its sums and once for itself.
+    # The statistics: some of it for the pivot, and once about that. A derivative: once for its sums, once for itself.
     statistics, found = counts(lambda: call.batch_norm_statistics(x, None, None, True, 0.1, 1e-5))
-    assert_once(found, x, "read", 1.6)
+    assert_once(found, x, "read", 1.5 * SLACK_OF_RUNS)
     y, found = counts(lambda: call.batch_norm(x, weight, bias, statistics, True, True))
     assert_once(found, x, "read", SLACK_OF_RUNS)
     assert_once(found, y, "write", SLACK_OF_RUNS)
