@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pal_fast.buffers import Buffers, used_in_training
 from pal_fast.channel_axis import ChannelSigns
-from pal_fast.running_statistics import Buffers, used_in_training
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pal_fast.attention import MathAttention
-from pal_fast.running_statistics import Buffers, put_back, swap_in_copies, tracking
+from pal_fast.buffers import Buffers, put_back, swap_in_copies, tracking
 
 
 class CheckpointedSegments:

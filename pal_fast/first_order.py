@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from pal_fast import _checks, running_statistics
+from pal_fast import _checks, buffers
+from pal_fast.buffers import Buffers
 from pal_fast.captured import Conditions
 from pal_fast.graph import nodes_between
 from pal_fast.kinks import Sides, hidden_among, kinks_among
 from pal_fast.model_run import eagerly
-from pal_fast.running_statistics import Buffers
 from pal_fast.targets import Target, one_logit, per_sample
 
 #: r, by the coarsest type that the head computes in: rounding of S grows as eps / r, the truncation as r^2.
@@ -172,7 +172,7 @@ def through_gradient(
         with _as_in_the_forward(model, conditions), sides.replaying() if sides else contextlib.nullcontext():
             moved = head(start)
             if first:
-                left.append({module: running_statistics.held_by(module) for module in conditions.buffers})
+                left.append({module: buffers.held_by(module) for module in conditions.buffers})
         if first:
             repeated = nodes_between(get_gradient_edge(moved).node, [root])
             refuse_kinks(repeated)
@@ -184,7 +184,7 @@ def through_gradient(
             scalars = scalars.flatten(1).sum(1) if scalars.ndim > 1 else scalars
         ends.append(scalars.to(weight.dtype))
     if first:
-        refuse_state(head, model, f, logits, conditions, running_statistics.differing(model, *left))
+        refuse_state(head, model, f, logits, conditions, buffers.differing(model, *left))
     slope = ((ends[0] - ends[1]) * weight).sum()
     if scale is not None:
         slope = slope * scale
@@ -203,12 +203,12 @@ def _coarsest(f: Tensor, logits: Tensor, conditions: Conditions) -> torch.dtype:
 def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[None]:
     """The random numbers, autocast and buffers of the main pass; buffers and generators afterwards as before. Compiled
     parts run as they were written, so that their kinks are seen."""
-    modules = [module for module in running_statistics.stateful(model) if module.training]
+    modules = [module for module in buffers.stateful(model) if module.training]
     device = conditions.device
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        running_statistics.kept(modules, conditions.buffers),
+        buffers.kept(modules, conditions.buffers),
         torch.autocast(device.type, conditions.autocast_dtype, enabled=conditions.autocast),
         eagerly(),
     ):

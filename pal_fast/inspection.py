@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pal_fast import _checks, distributed, running_statistics
+from pal_fast import _checks, buffers, distributed
 from pal_fast.capture import Capture
 from pal_fast.functional import attribution_map
 from pal_fast.layer_names import find_layers
@@ -60,7 +60,7 @@ def attribute(
     images, labels = outside_inference_mode(model, images, labels)
     capture = Capture(model, layers)
     capture.attach()
-    in_train_mode = [module for module in running_statistics.stateful(model) if module.training]
+    in_train_mode = [module for module in buffers.stateful(model) if module.training]
     try:
         with (
             torch.inference_mode(False),
@@ -68,7 +68,7 @@ def attribute(
             capture.forced(),
             eagerly(),
             distributed.reducers_aside(model),
-            running_statistics.kept(in_train_mode),
+            buffers.kept(in_train_mode),
         ):
             logits = logits_of(model, images, output)
             check_logits(logits)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from pal_fast import _checks, graph, reference, running_statistics
+from pal_fast import _checks, buffers, graph, reference
 from pal_fast.capture import Capture
 from pal_fast.captured import Captured
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
@@ -223,7 +223,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     """In train mode inside; mode, buffers and random state afterwards as before."""
     modes = {module: module.training for module in model.modules()}
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), running_statistics.kept(running_statistics.stateful(model)):
+    with torch.random.fork_rng(devices=devices), buffers.kept(buffers.stateful(model)):
         model.train()
         try:
             yield
