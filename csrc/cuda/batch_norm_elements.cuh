@@ -57,9 +57,9 @@ struct Element {
   T xc[V], y[V], grad[V], grad_grad[V];
 };
 
-template <bool Relu, typename S, int V, int N, typename T, int W>
+template <typename S, int V, int N, typename T, int W>
 [[nodiscard]] __device__ __forceinline__ Element<T, V> elements_of(const Loaded<S, V, N>& loaded,
-                                                                   const Channels<T, W>& channels) {
+                                                                   const Channels<T, W>& channels, bool relu) {
   Element<T, V> e = {};
   loaded.tensor[0].widen(e.xc);
   if constexpr (N > 1) {
@@ -73,7 +73,7 @@ template <bool Relu, typename S, int V, int N, typename T, int W>
     const int w = W == 1 ? 0 : i;
     e.xc[i] -= channels.mean[w];
     e.y[i] = channels.weight[w] * channels.r[w] * e.xc[i] + channels.bias[w];
-    if (Relu && N > 1 && e.y[i] <= T(0)) {
+    if (N > 1 && relu && e.y[i] <= T(0)) {
       e.grad[i] = 0;
     }
   }

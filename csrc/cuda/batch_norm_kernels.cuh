@@ -9,7 +9,7 @@
 namespace pal_fast::cuda {
 
 // 1. y = weight * (x - mean) * r + bias, ReLU.
-template <typename S, bool Wide, Form F, bool Relu>
+template <typename S, bool Wide, Form F>
 __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(false, sizeof(S)))
     forward_kernel(const TypedPass<S> pass) {
   using T = typename Computing<S>::type;
@@ -17,17 +17,15 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(false
   constexpr int V = Block::V;
   const Block share(pass);
   const Channels<T, Block::W> channels(share);
-  share.template each<in_flight<S, Wide, 1>()>([&](int64_t at) { return load<1, V>(pass, at); },
-                                               [&](int64_t at, const Loaded<S, V, 1>& loaded) {
-                                                 Element<T, V> e = elements_of<Relu>(loaded, channels);
-                                                 if constexpr (Relu) {
+  const auto from = [&](int64_t at) { return load<1, V>(pass, at); };
+  share.template each<in_flight<S, Wide, 1>()>(from, [&](int64_t at, const Loaded<S, V, 1>& loaded) {
+    Element<T, V> e = elements_of(loaded, channels, pass.relu);
 #pragma unroll
-                                                   for (int i = 0; i < V; ++i) {
-                                                     e.y[i] = e.y[i] <= T(0) ? T(0) : e.y[i];
-                                                   }
-                                                 }
-                                                 store_vector<S>(pass.output + at, e.y);
-                                               });
+    for (int i = 0; i < V; ++i) {
+      e.y[i] = pass.relu && e.y[i] <= T(0) ? T(0) : e.y[i];
+    }
+    store_vector<S>(pass.output + at, e.y);
+  });
 }
 
 enum class Derivative { first, second };
@@ -40,29 +38,29 @@ template <Derivative D>
 inline constexpr int TENSORS = D == Derivative::first ? 2 : 3;
 
 // The sums of a derivative over the block's share.
-template <Derivative D, bool Relu, typename S, bool Wide, Form F, typename T, int W>
+template <Derivative D, typename S, bool Wide, Form F, typename T, int W>
 __device__ __forceinline__ void sums_over_share(const Share<S, Wide, F>& share, const Channels<T, W>& channels,
                                                 const BatchNormShared<S>& shared, T (&sum)[SUMS<D>][W]) {
   constexpr int V = Share<S, Wide, F>::V, N = TENSORS<D>;
-  share.template each<in_flight<S, Wide, N>()>([&](int64_t at) { return load<N, V>(share.pass, at); },
-                                               [&](int64_t, const Loaded<S, V, N>& loaded) {
-                                                 const Element<T, V> e = elements_of<Relu>(loaded, channels);
+  const auto from = [&](int64_t at) { return load<N, V>(share.pass, at); };
+  share.template each<in_flight<S, Wide, N>()>(from, [&](int64_t, const Loaded<S, V, N>& loaded) {
+    const Element<T, V> e = elements_of(loaded, channels, share.pass.relu);
 #pragma unroll
-                                                 for (int i = 0; i < V; ++i) {
-                                                   const int w = W == 1 ? 0 : i;
-                                                   const T factor = D == Derivative::first ? e.grad[i] : e.grad_grad[i];
-                                                   sum[0][w] += factor;
-                                                   sum[1][w] += factor * e.xc[i];
-                                                   if constexpr (D == Derivative::second) {
-                                                     sum[2][w] += factor * e.grad[i];
-                                                   }
-                                                 }
-                                               });
+    for (int i = 0; i < V; ++i) {
+      const int w = W == 1 ? 0 : i;
+      const T factor = D == Derivative::first ? e.grad[i] : e.grad_grad[i];
+      sum[0][w] += factor;
+      sum[1][w] += factor * e.xc[i];
+      if constexpr (D == Derivative::second) {
+        sum[2][w] += factor * e.grad[i];
+      }
+    }
+  });
   sum_elements<SUMS<D>>(sum, share, shared);
 }
 
 // 2. The sums where a tile is split.
-template <Derivative D, typename S, bool Wide, Form F, bool Relu>
+template <Derivative D, typename S, bool Wide, Form F>
 __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == Derivative::second, sizeof(S)))
     sums_kernel(const TypedPass<S> pass) {
   using T = typename Computing<S>::type;
@@ -72,7 +70,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == 
   {
     const Channels<T, W> channels(share);
     T sum[K][W] = {};
-    sums_over_share<D, Relu>(share, channels, shared, sum);
+    sums_over_share<D>(share, channels, shared, sum);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       store_channels(share, share.split, k, sum[k]);
@@ -106,7 +104,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == 
 
 // 3. dx, or d_grad and d_input; and, by the first block of each channel, what is of the channel. The sums are in
 // pass.partial where a tile is split; else the block sums itself, or, with reduces = false, nothing needs them.
-template <Derivative D, typename S, bool Wide, Form F, bool Relu>
+template <Derivative D, typename S, bool Wide, Form F>
 __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == Derivative::second, sizeof(S)))
     derivative_kernel(const TypedPass<S> pass, const bool reduces) {
   using T = typename Computing<S>::type;
@@ -122,7 +120,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == 
     }
   } else if (reduces) {
     const BatchNormShared<S> shared;
-    sums_over_share<D, Relu>(share, channels, shared, sum);
+    sums_over_share<D>(share, channels, shared, sum);
   }
 
   const T inverse_count = pass.inverse_count;
@@ -163,33 +161,30 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == 
     return;
   }
 
-  share.template each<in_flight<S, Wide, N>()>(
-      [&](int64_t at) { return load<N, V>(pass, at); },
-      [&](int64_t at, const Loaded<S, V, N>& loaded) {
-        const Element<T, V> e = elements_of<Relu>(loaded, channels);
-        T first[V], second[V];
+  const auto from = [&](int64_t at) { return load<N, V>(pass, at); };
+  share.template each<in_flight<S, Wide, N>()>(from, [&](int64_t at, const Loaded<S, V, N>& loaded) {
+    const Element<T, V> e = elements_of(loaded, channels, pass.relu);
+    T first[V], second[V];
 #pragma unroll
-        for (int i = 0; i < V; ++i) {
-          const int w = W == 1 ? 0 : i;
-          const BatchNormAffine<T>& a = of_first[w];
-          if constexpr (D == Derivative::first) {
-            first[i] = a.of_grad * e.grad[i] + a.of_input * e.xc[i] + a.constant;
-          } else {
-            first[i] = a.of_grad_grad * e.grad_grad[i] + a.of_input * e.xc[i] + a.constant;
-            const BatchNormAffine<T>& b = of_second[w];
-            second[i] = b.of_grad * e.grad[i] + b.of_grad_grad * e.grad_grad[i] + b.of_input * e.xc[i] + b.constant;
-            if (Relu && e.y[i] <= T(0)) {
-              first[i] = 0;
-            }
-          }
-        }
-        store_vector<S>(pass.output + at, first);
-        if constexpr (D == Derivative::second) {
-          if (pass.second_output) {
-            store_vector<S>(pass.second_output + at, second);
-          }
-        }
-      });
+    for (int i = 0; i < V; ++i) {
+      const int w = W == 1 ? 0 : i;
+      const BatchNormAffine<T>& a = of_first[w];
+      if constexpr (D == Derivative::first) {
+        first[i] = a.of_grad * e.grad[i] + a.of_input * e.xc[i] + a.constant;
+      } else {
+        const BatchNormAffine<T>& b = of_second[w];
+        first[i] = a.of_grad_grad * e.grad_grad[i] + a.of_input * e.xc[i] + a.constant;
+        first[i] = pass.relu && e.y[i] <= T(0) ? T(0) : first[i];
+        second[i] = b.of_grad * e.grad[i] + b.of_grad_grad * e.grad_grad[i] + b.of_input * e.xc[i] + b.constant;
+      }
+    }
+    store_vector<S>(pass.output + at, first);
+    if constexpr (D == Derivative::second) {
+      if (pass.second_output) {
+        store_vector<S>(pass.second_output + at, second);
+      }
+    }
+  });
 }
 
 }  // namespace pal_fast::cuda

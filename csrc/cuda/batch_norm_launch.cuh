@@ -17,6 +17,7 @@ template <typename S>
           channels,
           problem.length,
           problem.training,
+          problem.relu,
           static_cast<int>(plan.tiles),
           static_cast<int>(plan.group),
           static_cast<int>(plan.columns),
@@ -45,21 +46,18 @@ template <typename S>
           elements<unsigned>(pass.tickets, plan.tiles)};
 }
 
-// Calls run.operator()<S, Wide, F, Relu>() with what the pass asks for.
+// Calls run.operator()<S, Wide, F>() with what the pass asks for.
 template <typename S, typename Run>
 void with_form(const BatchNormPass& pass, const Run& run) {
-  const auto with_relu = [&]<bool Wide, Form F>() {
-    pass.problem.relu ? run.template operator()<S, Wide, F, true>() : run.template operator()<S, Wide, F, false>();
-  };
   switch (pass.plan.form) {
     case Form::planes:
-      return pass.plan.wide ? with_relu.template operator()<true, Form::planes>()
-                            : with_relu.template operator()<false, Form::planes>();
+      return pass.plan.wide ? run.template operator()<S, true, Form::planes>()
+                            : run.template operator()<S, false, Form::planes>();
     case Form::runs:
-      return with_relu.template operator()<true, Form::runs>();
+      return run.template operator()<S, true, Form::runs>();
     case Form::rows:
-      return pass.plan.wide ? with_relu.template operator()<true, Form::rows>()
-                            : with_relu.template operator()<false, Form::rows>();
+      return pass.plan.wide ? run.template operator()<S, true, Form::rows>()
+                            : run.template operator()<S, false, Form::rows>();
   }
 }
 
@@ -79,7 +77,7 @@ void with_batch_norm_types(const BatchNormPass& pass, const Run& run) {
 
 template <typename Launcher>
 void run_batch_norm_statistics(const BatchNormPass& pass, const Launcher& launch) {
-  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F, bool Relu>() {
+  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F>() {
     if (pass.problem.training) {
       launch(statistics_kernel<S, Wide, F>, pass.plan.tiles * pass.plan.splits(), pass.plan.threads,
              BatchNormShared<S>::bytes(), typed<S>(pass));
@@ -92,22 +90,21 @@ void run_batch_norm_statistics(const BatchNormPass& pass, const Launcher& launch
 
 template <typename Launcher>
 void run_batch_norm_forward(const BatchNormPass& pass, const Launcher& launch) {
-  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F, bool Relu>() {
-    launch(forward_kernel<S, Wide, F, Relu>, pass.plan.tiles * pass.plan.splits(), pass.plan.threads, 0,
-           typed<S>(pass));
+  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F>() {
+    launch(forward_kernel<S, Wide, F>, pass.plan.tiles * pass.plan.splits(), pass.plan.threads, 0, typed<S>(pass));
   });
 }
 
 // reduces: whether the sums are asked for.
 template <Derivative D, typename Launcher>
 void run_batch_norm_derivative(const BatchNormPass& pass, bool reduces, const Launcher& launch) {
-  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F, bool Relu>() {
+  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F>() {
     const int64_t blocks = pass.plan.tiles * pass.plan.splits(), shared = BatchNormShared<S>::bytes();
     const TypedPass<S> given = typed<S>(pass, D == Derivative::first ? 2 : 1);
     if (reduces && pass.plan.splits() > 1) {
-      launch(sums_kernel<D, S, Wide, F, Relu>, blocks, pass.plan.threads, shared, given);
+      launch(sums_kernel<D, S, Wide, F>, blocks, pass.plan.threads, shared, given);
     }
-    launch(derivative_kernel<D, S, Wide, F, Relu>, blocks, pass.plan.threads, shared, given, reduces);
+    launch(derivative_kernel<D, S, Wide, F>, blocks, pass.plan.threads, shared, given, reduces);
   });
 }
 

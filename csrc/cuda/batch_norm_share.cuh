@@ -16,7 +16,7 @@ struct TypedPass {
   using T = typename Computing<S>::type;
 
   int64_t batch, channels, length;  // B, C, L
-  bool training;
+  bool training, relu;
   // The plan.
   int tiles, group, columns, rows_at_once, splits, over_inner;
   int64_t outer_part, inner_part;

@@ -117,7 +117,7 @@ def test_batch_normalisation_has_vectors_of_several_places_in_flight(
                 assert machine_code.wide(counts, "STG", vector) == sum(
                     count for access, count in counts.items() if access.startswith("STG")
                 ), f"{kernel}: {dict(counts)}"
-    assert len(checked) == len(BITS) * 3 * (1 if name == "statistics_kernel" else 2)  # forms, with a ReLU or without
+    assert len(checked) == len(BITS) * 3  # forms
 
 
 def test_a_listings_accesses_are_read_by_kernel_and_width() -> None:
