@@ -1,130 +1,21 @@
-"""torch.compile: the body compiled, a whole step compiled, and everything else refused with the way out."""
+"""A whole step under torch.compile, and what cannot be compiled."""
 
 from __future__ import annotations
-
-import copy
-import inspect
-import io
 
 import pytest
 import torch
 from functorch.compile import make_boxed_func
 from support.compare import relative_error
+from support.compiling import compiled_step, of_a_step
 from support.networks import SmallNet, Tokens, batch, gradient_error, judged, twin
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.testing import CompileCounter
 
 import pal_fast
 import pal_fast.nn
-from pal_fast.compiled import can_compile_a_step, compile_body, compile_step
+from pal_fast.compiled import compile_body, compile_step
 
-of_a_step = pytest.mark.skipif(not can_compile_a_step(), reason="this PyTorch traces no gradient in a compiled step")
-
-
-def compiled_step(model, layer, compiler):
-    """Cross-entropy and the loss at `layer` in one compiled function."""
-    pal = pal_fast.PALLoss(model, layer)
-
-    @compile_step(backend=compiler)
-    def step(images, labels, landmarks):
-        logits = model(images)
-        return nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
-
-    return step
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def test_the_body_compiled_and_the_head_eager_is_right():
-    model = SmallNet().double()
-    images, labels, landmarks = batch()
-    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
-    statistics = model.stem[1].running_mean.clone()
-    pal = pal_fast.PALLoss(model, "middle")
-    assert compile_body(model, "middle", images, backend="aot_eager") == ("stem", "middle")
-    assert torch.equal(model.stem[1].running_mean, statistics)
-    for _ in range(2):
-        model.zero_grad()
-        logits = model(images)
-        loss = nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
-        loss.backward()
-        assert relative_error(loss, wanted) < 1e-10
-        assert gradient_error(model, gradients) < 1e-10
-
-
-def test_the_body_compiled_by_inductor_is_right():
-    model = SmallNet()
-    images, labels, landmarks = batch(dtype=torch.float32)
-    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
-    pal = pal_fast.PALLoss(model, "middle")
-    compile_body(model, "middle", images)
-    logits = model(images)
-    loss = nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)
-    loss.backward()
-    assert relative_error(loss, wanted) < 1e-5
-    assert gradient_error(model, gradients) < 1e-4
-
-
-@pytest.mark.parametrize("of_the_copy", [False, True], ids=["once", "a copy of a copy"])
-def test_a_copy_of_a_model_with_a_compiled_body_runs_and_trains_its_own(of_the_copy):
-    model = SmallNet().double()
-    images, labels, landmarks = batch()
-    _, gradients = judged(twin(model), "middle", images, labels, landmarks)
-    pal = pal_fast.PALLoss(model, "middle")
-    graphs = CompileCounter()
-    compile_body(model, "middle", images, backend=graphs)
-    other = copy.deepcopy(copy.deepcopy(pal) if of_the_copy else pal)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    logits = other.model(images)
-    (nn.functional.cross_entropy(logits, labels) + other(logits, landmarks)).backward()
-    assert gradient_error(other.model, gradients) < 1e-10
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert graphs.frame_count == 2, "stem and middle of the copy"
-
-
-def test_a_pickled_model_with_a_compiled_body_is_loaded_uncompiled():
-    model = SmallNet().double().eval()
-    images, _, _ = batch()
-    wanted = model(images)
-    graphs = CompileCounter()
-    compile_body(model, "middle", images, backend=lambda module, inputs: graphs(module, inputs))
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    for restored in (loaded, copy.deepcopy(loaded)):
-        torch.testing.assert_close(restored(images), wanted)
-    assert graphs.frame_count == 0
-
-
-def test_a_compiled_forward_has_the_signature_of_the_forward():
-    model = SmallNet()
-    wanted = inspect.signature(model.stem.forward)
-    compile_body(model, "middle", batch(dtype=torch.float32)[0], backend="eager")
-    assert inspect.signature(model.stem.forward) == wanted
-
-
-@of_a_step
-def test_a_step_compiles_over_a_compiled_body():
-    model = SmallNet().double()
-    images, labels, landmarks = batch()
-    wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
-    compile_body(model, "middle", images, backend="aot_eager")
-    loss = compiled_step(model, "middle", "aot_eager")(images, labels, landmarks)
-    loss.backward()
-    assert relative_error(loss, wanted) < 1e-10
-    assert gradient_error(model, gradients) < 1e-10
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @of_a_step
@@ -294,96 +185,3 @@ def test_a_step_over_a_frozen_body_is_refused_with_the_way_out_which_is_right():
 def test_what_else_cannot_be_compiled_is_pytorchs_error():
     with pytest.raises(torch._dynamo.exc.Unsupported):
         compile_step(torch._dynamo.graph_break, backend="eager")()
-
-
-def test_a_compiled_model_is_refused_with_the_way_out():
-    model = SmallNet()
-    images, _, landmarks = batch(dtype=torch.float32)
-    pal = pal_fast.PALLoss(model, "middle")
-    compiled = torch.compile(model, backend="aot_eager")
-    with pytest.raises(RuntimeError, match=r"compile_body.*compile_step"):
-        pal(compiled(images), landmarks)
-
-
-def test_a_compiled_head_is_refused_with_the_way_out():
-    model = SmallNet()
-    images, _, landmarks = batch(dtype=torch.float32)
-    pal = pal_fast.PALLoss(model, "middle")
-    model.top = torch.compile(model.top, backend="aot_eager")
-    with pytest.raises(RuntimeError, match=r"layer 'middle' cannot be attributed: .*compile_body"):
-        pal(model(images), landmarks)
-
-
-def test_a_step_that_is_compiled_without_compile_step_is_refused_with_the_way_out():
-    model = SmallNet()
-    images, labels, landmarks = batch(dtype=torch.float32)
-    pal = pal_fast.PALLoss(model, "middle")
-
-    def step():
-        logits = model(images)
-        (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
-
-    with pytest.raises(RuntimeError, match=r"layer 'middle' cannot be attributed: .*compile_step"):
-        torch.compile(step, backend="aot_eager")()
-
-
-def test_hooks_added_after_the_first_compiled_call_are_detected():
-    model = SmallNet()
-    images, _, landmarks = batch(dtype=torch.float32)
-    compiled = torch.compile(model, backend="aot_eager")
-    compiled(images)
-    pal = pal_fast.PALLoss(model, "middle")
-    with pytest.raises(RuntimeError, match=r"after the first compiled call.*compile_body"):
-        pal(compiled(images), landmarks)
-
-
-def test_hooks_added_after_the_first_call_of_a_model_compiled_in_place_are_detected_by_the_check():
-    model = SmallNet()
-    model.compile(backend="aot_eager")
-    images, _, _ = batch(dtype=torch.float32)
-    model(images)
-    with pytest.raises(RuntimeError, match=r"after the first compiled call.*compile_body"):
-        pal_fast.PALLoss(model, "middle").check(images)
-
-
-@pytest.mark.parametrize("options", [{}, {"attribution": "grad"}, {"second_order": "finite_difference", "head": abs}])
-def test_a_loss_on_the_compiled_model_is_refused_where_it_is_made_and_the_model_runs_on(options):
-    model = torch.compile(SmallNet(), backend="aot_eager")
-    images, _, _ = batch(dtype=torch.float32)
-    with pytest.raises(TypeError, match=r"model must not be what torch\.compile.*compile_body.*compile_step"):
-        pal_fast.PALLoss(model, "middle", **options)
-    assert model(images).shape == (4, 5)
-
-
-@pytest.mark.parametrize("layer", ["middle", "_orig_mod.middle"])
-def test_a_loss_of_activations_works_on_the_compiled_model(layer):
-    model = SmallNet()
-    compiled = torch.compile(model, backend="aot_eager")
-    images, _, landmarks = batch(dtype=torch.float32)
-    pal = pal_fast.PALLoss(compiled, layer, attribution="activation")
-    for mode in (compiled.eval, compiled.train):
-        mode()
-        with torch.no_grad():
-            compiled(images)
-    got = pal(compiled(images), landmarks)
-    pal.remove()
-    with pal_fast.PALLoss(model, "middle", attribution="activation") as eager:
-        wanted = eager(model(images), landmarks)
-    torch.testing.assert_close(got, wanted)
-    got.backward()
-
-
-@pytest.mark.parametrize("how", ["torch.compile(model)", "model.compile()"])
-def test_the_attribution_of_a_compiled_model_is_that_of_the_model_which_stays_compiled(how):
-    model = SmallNet().eval()
-    images, _, _ = batch(dtype=torch.float32)
-    wanted, _ = pal_fast.attribute(model, "middle", images)
-    graphs = CompileCounter()
-    if how == "model.compile()":
-        model.compile(backend=graphs)
-    else:
-        model = torch.compile(model, backend=graphs)
-    model(images)
-    torch.testing.assert_close(pal_fast.attribute(model, "middle", images)[0], wanted)
-    model(images)
-    assert graphs.frame_count == 1
