@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import results_csv
-from .growth import fit
+from .growth_fit import fit
 from .options import DIRECTORY
 
 Record = dict[str, str]

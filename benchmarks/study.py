@@ -18,7 +18,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from .study_runs import Condition, run
+from .study_runs import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER, Condition, run
 from .study_set_up import claim
 
 RESULTS: Final = Path(__file__).parent / "results" / "study.csv"
@@ -29,11 +29,6 @@ SEEDS: Final = (5, 6, 7, 8, 9)
 WEIGHTS: Final = (1.0, 3.0, 10.0)
 MEASURES: Final = ("accuracy", "accuracy_occluded", "follows_cue", "alignment", "alignment_of_sum")
 COLUMNS: Final = (*(field.name for field in fields(Condition)), *MEASURES)
-
-CROSS_ENTROPY: Final = Condition()
-PAL: Final = Condition(prior="landmarks")
-PAPER: Final = Condition(prior="landmarks", target="sum")
-ALIGNMENT: Final = Condition(prior="landmarks", attribution="activation")
 
 
 def weighted(condition: Condition, weights: Iterable[float] = WEIGHTS) -> list[Condition]:

@@ -65,6 +65,12 @@ class Condition:
         return {name: getattr(self, name) for name in names} | {"target": target, "backend": BACKEND}
 
 
+CROSS_ENTROPY: Final = Condition()
+PAL: Final = Condition(prior="landmarks")
+PAPER: Final = Condition(prior="landmarks", target="sum")
+ALIGNMENT: Final = Condition(prior="landmarks", attribution="activation")
+
+
 def margin(logits: Tensor, labels: Tensor | None) -> Tensor:
     """(B,): the label's logit less the mean of all, which is what a softmax can see of it."""
     assert labels is not None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.squares import CPU, Square, options_of, peer, subject, values
 
-from benchmarks import growth, harness, heatmap, loss, machine, results_csv
+from benchmarks import growth, growth_fit, harness, heatmap, loss, machine, results_csv
 from benchmarks.command import run_subject
 from benchmarks.harness import Call, Peer, Prepared, Subject
 
@@ -195,7 +195,7 @@ def test_the_line_of_growth_is_found_and_where_calls_stop_dominating() -> None:
         for size in sizes
         for mode in ("both", "forward")
     ]
-    (line,) = growth.fit([*records, {"axis": "B", "peer": "cuda", "mode": "both", "size": "1", "p50_ms": ""}])
+    (line,) = growth_fit.fit([*records, {"axis": "B", "peer": "cuda", "mode": "both", "size": "1", "p50_ms": ""}])
     assert line.fixed_ms == pytest.approx(0.5)
     assert line.slope_ms == pytest.approx(0.02)
     assert line.turning_point == pytest.approx(25)

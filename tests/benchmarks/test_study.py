@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("scipy", reason="the study's statistics need SciPy")
 
-from benchmarks import study, study_pictures, study_report, study_runs, study_set_up
+from benchmarks import study, study_pictures, study_report, study_runs, study_set_up, study_statistics
 from benchmarks.study_runs import BACKEND, Condition, FaceSet, epochs_for, margin, prior_landmarks, run
 from pal_fast import PALLoss, demo, landmark_heatmap
 from pal_fast.faces.experiment import BATCH, EPOCHS, SIZE, TRAINING_FACES, fresh_faces
@@ -96,7 +96,7 @@ def test_the_published_rows_are_of_the_set_up_in_this_tree() -> None:
 
 
 def test_interval_is_students() -> None:
-    mean, half = study_report.interval([1.0, 2.0, 3.0])
+    mean, half = study_statistics.interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert half == pytest.approx(4.302652 / math.sqrt(3), rel=1e-5)
 
@@ -174,7 +174,7 @@ def test_a_seed_without_its_baseline_is_not_paired() -> None:
 def test_the_pictures_are_drawn_from_whatever_runs_there_are(tmp_path: Path) -> None:
     rows = rows_with_gains(0.1, 0.2)
     rows |= {replace(c, images=50): measures(0.2) for c in list(rows)}
-    study_pictures.draw(study_report.by_condition(rows), tmp_path)
+    study_pictures.draw(study_statistics.by_condition(rows), tmp_path)
     study_pictures.draw({}, tmp_path / "empty")
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {path.name for path in (tmp_path / "empty").glob("*.png")}

@@ -1,0 +1,52 @@
+"""The lines through growing costs: what is fixed, what each element costs, and where the one outweighs the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The line through one peer's medians along one axis."""
+
+    axis: str
+    peer: str
+    fixed_ms: float
+    slope_ms: float
+    exponent: float
+
+    @property
+    def turning_point(self) -> float:
+        """The size at which the work costs as much as calls and launches."""
+        return self.fixed_ms / self.slope_ms if self.slope_ms > 0 else math.inf
+
+    def __str__(self) -> str:
+        turning = f"{self.turning_point:,.1f}" if math.isfinite(self.turning_point) else "beyond"
+        return (
+            f"  {self.axis:4}{self.peer:12} fixed {self.fixed_ms:8.3f} ms, {1e3 * self.slope_ms:9.3f} us each, "
+            f"calls dominate below {turning}, exponent at the end {self.exponent:.2f}"
+        )
+
+
+def fit(records: Sequence[dict[str, str]]) -> list[Growth]:
+    """The growth along every axis of every peer that was timed at three sizes or more (two: the line through them)."""
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for record in records:
+        if record["mode"] == "both" and record["p50_ms"]:
+            point = float(record["size"]), float(record["p50_ms"])
+            lines.setdefault((record["axis"], record["peer"]), []).append(point)
+    return [_line(axis, peer, sorted(points)) for (axis, peer), points in lines.items() if len(points) > 1]
+
+
+def _line(axis: str, peer: str, points: list[tuple[float, float]]) -> Growth:
+    """Least squares of relative errors, so that the small sizes count as much as the large ones."""
+    weights = [1 / y**2 for _, y in points]
+    total = sum(weights)
+    mean_x = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total
+    mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
+    spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
+    slope = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True)) / spread
+    (x1, y1), (x2, y2) = points[-2:]
+    return Growth(axis, peer, max(0.0, mean_y - slope * mean_x), slope, math.log(y2 / y1) / math.log(x2 / x1))
