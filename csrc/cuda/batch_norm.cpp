@@ -33,7 +33,7 @@ class Launch {
     bool all_aligned = true;
     for (const void* given : {pass.input, pass.grad, pass.grad_grad, pass.weight, pass.bias, pass.sums, pass.grad_sums,
                               static_cast<const void*>(pass.statistics)}) {
-      all_aligned = all_aligned && reinterpret_cast<uintptr_t>(given) % 16 == 0;
+      all_aligned = all_aligned && aligned(given);
     }
     pass.plan = plan_batch_norm(pass.problem, pass.storage, all_aligned, processors_of(device));
     stream = current_stream(device);

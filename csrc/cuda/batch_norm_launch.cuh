@@ -47,32 +47,20 @@ template <typename S>
 }
 
 // Calls run.operator()<S, Wide, F>() with what the pass asks for.
-template <typename S, typename Run>
-void with_form(const BatchNormPass& pass, const Run& run) {
-  switch (pass.plan.form) {
-    case Form::planes:
-      return pass.plan.wide ? run.template operator()<S, true, Form::planes>()
-                            : run.template operator()<S, false, Form::planes>();
-    case Form::runs:
-      return run.template operator()<S, true, Form::runs>();
-    case Form::rows:
-      return pass.plan.wide ? run.template operator()<S, true, Form::rows>()
-                            : run.template operator()<S, false, Form::rows>();
-  }
-}
-
 template <typename Run>
 void with_batch_norm_types(const BatchNormPass& pass, const Run& run) {
-  switch (pass.storage) {
-    case Storage::float16:
-      return with_form<__half>(pass, run);
-    case Storage::bfloat16:
-      return with_form<__nv_bfloat16>(pass, run);
-    case Storage::float32:
-      return with_form<float>(pass, run);
-    case Storage::float64:
-      return with_form<double>(pass, run);
-  }
+  with_storage(pass.storage, [&]<typename S>() {
+    switch (pass.plan.form) {
+      case Form::planes:
+        return pass.plan.wide ? run.template operator()<S, true, Form::planes>()
+                              : run.template operator()<S, false, Form::planes>();
+      case Form::runs:
+        return run.template operator()<S, true, Form::runs>();
+      case Form::rows:
+        return pass.plan.wide ? run.template operator()<S, true, Form::rows>()
+                              : run.template operator()<S, false, Form::rows>();
+    }
+  });
 }
 
 template <typename Launcher>

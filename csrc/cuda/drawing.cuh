@@ -94,7 +94,7 @@ __device__ void draw(const Gaussians<T>& of, bool max, int64_t sample, int begin
         for (int i = 0; i < ROWS; ++i) {
           const int cell = (top + row + i) * of.width + left + column;
           if (top + row + i <= last_row && cell >= begin && cell < end) {
-            out[cell - begin] = best[i] == static_cast<T>(-INFINITY) ? T(0) : best[i];
+            out[cell - begin] = max && best[i] == lowest ? T(0) : best[i];
             if (winner) {
               winner[cell - begin] = won[i];
             }

@@ -3,6 +3,7 @@
 
 #include "../problem.h"
 #include "block.cuh"
+#include "storage.h"
 
 namespace pal_fast::cuda {
 
@@ -35,8 +36,6 @@ struct Layer {
     }
   }
 };
-
-[[nodiscard]] inline bool aligned(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
 
 template <typename S>
 [[nodiscard]] Layer<S> layer_of(const LossProblem& problem, const void* activation, const void* gradient) {

@@ -95,20 +95,10 @@ void backward_loss(const LossBackwardPass& pass, int processors, const Launcher&
 // Calls function.operator()<S, ChannelsLast>() with what the pass asks for.
 template <typename Pass, typename Function>
 void with_types(const Pass& pass, const Function& function) {
-  const auto with_layout = [&]<typename S>() {
+  with_storage(pass.storage, [&]<typename S>() {
     pass.problem.layout == Layout::channels_last ? function.template operator()<S, true>()
                                                  : function.template operator()<S, false>();
-  };
-  switch (pass.storage) {
-    case Storage::float16:
-      return with_layout.template operator()<__half>();
-    case Storage::bfloat16:
-      return with_layout.template operator()<__nv_bfloat16>();
-    case Storage::float32:
-      return with_layout.template operator()<float>();
-    case Storage::float64:
-      return with_layout.template operator()<double>();
-  }
+  });
 }
 
 // The batch must not be empty.

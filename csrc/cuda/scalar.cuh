@@ -6,6 +6,8 @@
 
 #include <type_traits>
 
+#include "storage.h"
+
 namespace pal_fast::cuda {
 
 template <typename S>
@@ -30,6 +32,21 @@ __device__ __forceinline__ S narrowed(T value) {
     return __float2bfloat16_rn(value);
   } else {
     return value;
+  }
+}
+
+// function.operator()<S>() of the type that elements have in memory.
+template <typename Function>
+auto with_storage(Storage storage, const Function& function) {
+  switch (storage) {
+    case Storage::float16:
+      return function.template operator()<__half>();
+    case Storage::bfloat16:
+      return function.template operator()<__nv_bfloat16>();
+    case Storage::float64:
+      return function.template operator()<double>();
+    default:
+      return function.template operator()<float>();
   }
 }
 

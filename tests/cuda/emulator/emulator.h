@@ -222,8 +222,6 @@ inline void launch(Index grid, Index threads, int64_t shared, const std::functio
   }
 }
 
-inline void launch(Index grid, Index threads, const std::function<void()>& kernel) { launch(grid, threads, 0, kernel); }
-
 }  // namespace emulator
 
 namespace pal_fast::cuda {

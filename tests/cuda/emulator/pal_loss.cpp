@@ -134,17 +134,7 @@ int64_t most_shared_memory_of(Storage storage, bool channels_last) {
 
 int64_t most_shared_memory(const std::string& dtype, bool channels_last) {
   const Storage storage = emulator::storage_named(dtype);
-  switch (storage) {
-    case Storage::float16:
-      return most_shared_memory_of<__half>(storage, channels_last);
-    case Storage::bfloat16:
-      return most_shared_memory_of<__nv_bfloat16>(storage, channels_last);
-    case Storage::float32:
-      return most_shared_memory_of<float>(storage, channels_last);
-    case Storage::float64:
-      return most_shared_memory_of<double>(storage, channels_last);
-  }
-  throw std::logic_error("no such storage");
+  return with_storage(storage, [&]<typename S>() { return most_shared_memory_of<S>(storage, channels_last); });
 }
 
 }  // namespace
