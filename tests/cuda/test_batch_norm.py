@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support import emulated, emulated_batch_norm
-from support.batch_norm_triton import NAMES, outputs
-from support.kink import clear_of_the_kink
+from support.batch_norm_operators import NAMES, inputs, outputs
 from torch import Tensor
 
 from pal_fast import dispatch
@@ -32,15 +31,11 @@ CASES = {
 }
 
 
-def judged_inputs(shape: tuple[int, ...], last: bool, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """input, grad, v in `dtype`; weight, bias, running mean and variance."""
-    computing = torch.float64 if dtype == torch.float64 else torch.float32
-    vectors = [torch.rand(shape[1], dtype=computing) + shift for shift in (-0.5, -0.5, 0.0, 0.5)]
-    tensors = [(torch.randn(shape) + shift).to(dtype) for shift in (3, 0, 0)]
-    tensors[0] = clear_of_the_kink(tensors[0], vectors)
-    if last:
-        tensors = [tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors]
-    return tensors, vectors
+def inputs_of(case: str, dtype: torch.dtype, times: int = 1) -> tuple[list[Tensor], list[Tensor]]:
+    """Of a case, or of one with so many times the samples."""
+    shape, last, _, _ = CASES[case]
+    layout = torch.channels_last if last else torch.contiguous_format
+    return inputs((shape[0] * times, *shape[1:]), dtype, layout)
 
 
 def assert_agrees(
@@ -64,9 +59,9 @@ def assert_agrees(
 def test_agrees_with_the_cpu(
     namespace: str, build_directory: str, case: str, dtype: torch.dtype, processors: int
 ) -> None:
-    shape, last, form, wide = CASES[case]
+    shape, _, form, wide = CASES[case]
     emulated.machine["processors"] = processors
-    tensors, vectors = judged_inputs(shape, last, dtype)
+    tensors, vectors = inputs_of(case, dtype)
     found = emulated_batch_norm.plan(tensors[0], build_directory)
     if dtype != torch.float64:  # whose vectors have two elements
         assert found[:2] == (form, wide), found
@@ -79,9 +74,7 @@ def test_agrees_with_the_cpu(
 def test_a_split_channel_takes_two_launches_and_a_whole_one_one(
     namespace: str, build_directory: str, case: str
 ) -> None:
-    shape, last, _, _ = CASES[case]
-    shape = (shape[0] * 24, *shape[1:])
-    tensors, vectors = judged_inputs(shape, last, torch.float32)
+    tensors, vectors = inputs_of(case, torch.float32, 24)
     splits = set()
     for processors in (1, 40):
         emulated.machine["processors"] = processors
@@ -97,19 +90,17 @@ def test_a_split_channel_takes_two_launches_and_a_whole_one_one(
 def test_views_that_are_not_aligned_are_taken_element_by_element(
     namespace: str, build_directory: str, case: str
 ) -> None:
-    shape, last, _, _ = CASES[case]
-    tensors, vectors = judged_inputs(shape, last, torch.bfloat16)
+    tensors, vectors = inputs_of(case, torch.bfloat16)
     flat = torch.empty(tensors[1].numel() + 1, dtype=torch.bfloat16)[1:]
-    tensors[1] = flat.as_strided(shape, tensors[1].stride()).copy_(tensors[1])
+    tensors[1] = flat.as_strided(tensors[1].shape, tensors[1].stride()).copy_(tensors[1])
     assert not emulated_batch_norm.plan(tensors[0], build_directory, tensors[1])[1]
     assert_agrees(namespace, tensors, vectors, None, True, True)
 
 
 @pytest.mark.parametrize("case", ["large planes", "runs of 7 x 7", "rows"])
 def test_the_same_bits_whatever_the_order_of_blocks(namespace: str, case: str, seed: int) -> None:
-    shape, last, _, _ = CASES[case]
     emulated.machine["processors"] = 40
-    tensors, vectors = judged_inputs((shape[0] * 24, *shape[1:]), last, torch.float32)
+    tensors, vectors = inputs_of(case, torch.float32, 24)
     results = []
     for other in range(3):
         emulated.machine["seed"] = seed % 2**30 + other
@@ -122,8 +113,7 @@ def test_the_same_bits_whatever_the_order_of_blocks(namespace: str, case: str, s
 @pytest.mark.parametrize("mean", [1e3, -3e4])
 def test_the_variance_survives_a_large_mean_and_a_late_shift(namespace: str, case: str, mean: float) -> None:
     """The pivot comes of the first elements, which here are unlike the rest."""
-    shape, last, _, _ = CASES[case]
-    tensors, _ = judged_inputs((shape[0] * 24, *shape[1:]), last, torch.float32)
+    tensors, _ = inputs_of(case, torch.float32, 24)
     input = tensors[0] + mean
     input[: input.shape[0] // 4] = 0.0
     call = getattr(torch.ops, namespace).batch_norm_statistics

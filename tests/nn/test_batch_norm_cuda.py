@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.kink import clear_of_the_kink
+from support.batch_norm_operators import NAMES, inputs, outputs
 
 BOUNDS = {"float64": 1e-12, "float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
 
@@ -14,12 +14,7 @@ BOUNDS = {"float64": 1e-12, "float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(4, 5, 7, 7), (16, 256, 14, 14), (2, 3, 96, 97)], ids=str)
 def test_the_gpu_agrees_with_the_cpu(shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
-    from support.batch_norm_triton import NAMES, outputs
-
-    computing = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = [(torch.randn(shape) + shift).to(dtype).to(memory_format=layout) for shift in (3, 0, 0)]
-    vectors = [torch.rand(shape[1], dtype=computing) + shift for shift in (-0.5, -0.5, 0.0, 0.5)]
-    tensors[0] = clear_of_the_kink(tensors[0], vectors)
+    tensors, vectors = inputs(shape, dtype, layout)
     for training in (True, False):
         for relu in (False, True):
             wanted = outputs("pal_fast", tensors, vectors, None, training, relu)
@@ -33,8 +28,6 @@ def test_the_gpu_agrees_with_the_cpu(shape: tuple[int, ...], layout: torch.memor
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 def test_the_gpu_is_launched_twice_at_most(layout: torch.memory_format) -> None:
-    from support.batch_norm_triton import outputs
-
     launches: dict[str, int] = {}
     tensors = [torch.randn(64, 256, 14, 14, device="cuda").to(memory_format=layout) for _ in range(3)]
     vectors = [torch.rand(256, device="cuda") + 0.5 for _ in range(4)]

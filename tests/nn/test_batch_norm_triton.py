@@ -62,19 +62,15 @@ def test_a_gpu_agrees_with_the_compiled_operators(
     programs: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from support.batch_norm_triton import NAMES, outputs
-    from support.kink import clear_of_the_kink
+    from support.batch_norm_operators import NAMES, inputs, outputs
 
     if programs:
         plan = importlib.import_module("pal_fast.kernels.batch_norm_plan")
         monkeypatch.setattr(plan, "wanted_programs", lambda tensor: programs)
     ops.define_triton()
-    computing = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = [(torch.randn(shape) + shift).to(dtype).to(memory_format=layout) for shift in (3, 0, 0)]
-    vectors = [torch.rand(shape[1], dtype=computing) + shift for shift in (-0.5, -0.5, 0.0, 0.5)]
-    tensors[0] = clear_of_the_kink(tensors[0], vectors)
+    tensors, vectors = inputs(shape, dtype, layout)
     on_gpu = [tensor.cuda() for tensor in tensors], [vector.cuda() for vector in vectors]
-    grad_sums = torch.randn(2, shape[1], dtype=computing)
+    grad_sums = torch.randn(2, shape[1], dtype=vectors[0].dtype)
     for training, relu in ((True, False), (True, True), (False, True)):
         sums = grad_sums if training else None
         wanted = outputs("pal_fast", tensors, vectors, sums, training, relu)

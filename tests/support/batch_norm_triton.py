@@ -8,51 +8,15 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from pal_fast import dispatch
 from pal_fast.nn import ops
-from support.kink import clear_of_the_kink
-from support.triton_launches import counted_launches
+from support.batch_norm_operators import NAMES, inputs, outputs
 
 # The large ones, whose channels are split among programs, in float32 only: the interpreter is slow.
 SHAPES = {(6, 7): "all", (4, 5, 7, 7): "all", (3, 70, 33, 5): "float32", (2, 3, 64, 70): "float32"}
-NAMES = (
-    "statistics", "running_mean", "running_var", "output", "dx", "sums", "grad_grad", "grad_input", "grad_weight",
-)  # fmt: skip
-
-
-def outputs(
-    namespace: str,
-    tensors: list[Tensor],
-    vectors: list[Tensor],
-    grad_sums: Tensor | None,
-    training: bool,
-    relu: bool,
-    launches: dict[str, int] | None = None,
-) -> list[Tensor]:
-    """What the four operators return, in the order of NAMES; `launches` is told how many kernels each of them ran."""
-
-    def call(name: str, *arguments: object) -> Any:
-        operator = getattr(getattr(torch.ops, namespace), name)
-        if launches is None:
-            return operator(*arguments)
-        with counted_launches(tensors[0].device.type) as names:
-            result = operator(*arguments)
-        launches[name] = max(launches.get(name, 0), len(names))
-        return result
-
-    input, grad, v = tensors
-    weight, bias, mean, variance = (vector.clone() for vector in vectors)
-    statistics = call("batch_norm_statistics", input, mean, variance, training, 0.1, 1e-5)
-    output = call("batch_norm", input, weight, bias, statistics, training, relu)
-    arguments = (grad, input, weight, bias, statistics)
-    dx, sums = call("batch_norm_backward", *arguments, training, relu, True, True)
-    second = call("batch_norm_double_backward", v, grad_sums, *arguments, sums, training, relu, True)
-    return [statistics, mean, variance, output, dx, sums, *second]
 
 
 def compare(seed: int) -> tuple[list[dict[str, object]], dict[str, int]]:
@@ -70,11 +34,8 @@ def compare(seed: int) -> tuple[list[dict[str, object]], dict[str, int]]:
             continue
         if SHAPES[shape] != "all" and dtype != torch.float32:
             continue
-        computing = torch.float64 if dtype == torch.float64 else torch.float32
-        tensors = [(torch.randn(shape) + shift).to(dtype).to(memory_format=layout) for shift in (3, 0, 0)]
-        vectors = [torch.rand(shape[1], dtype=computing) + shift for shift in (-0.5, -0.5, 0.0, 0.5)]
-        tensors[0] = clear_of_the_kink(tensors[0], vectors)
-        grad_sums = torch.randn(2, shape[1], dtype=computing) if training else None
+        tensors, vectors = inputs(shape, dtype, layout)
+        grad_sums = torch.randn(2, shape[1], dtype=vectors[0].dtype) if training else None
         got = outputs("pal_fast_triton", tensors, vectors, grad_sums, training, relu, launches)
         wanted = outputs("pal_fast", tensors, vectors, grad_sums, training, relu)
         for name, value, judge in zip(NAMES, got, wanted, strict=True):
