@@ -105,6 +105,16 @@ def code_generation(architectures: list[str]) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
+#: The flags of *_sm90a.cu, which uses what only an H100 or H200 has. Its PTX, which serves no other GPU, is kept for
+#: tests/virtual_gpu.
+ONLY_SM90A = ["-gencode=arch=compute_90a,code=[sm_90a,compute_90a]"]
+
+
+def built_for(architectures: list[str]) -> str:
+    """What the extension says that it holds: the machine code, and the PTX for GPUs to come."""
+    return " ".join([*(f"sm_{a}" for a in architectures), "sm_90a", f"compute_{architectures[-1]}"])
+
+
 def cuda_home_from_pypi(directory: Path) -> Path:
     """Installs NVIDIA's compiler packages into `directory`, apart from those that PyTorch pins."""
     home = directory / "nvidia" / "cu13"
@@ -195,11 +205,12 @@ class BuildExtension(build_ext):
             device = [str(cuda_home / "bin" / "nvcc"), "-c", "-O3", "-cudart", "static", "-Xptxas", "-v"]
             device += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *common]
             # Every driver of CUDA 13 reads the smallest form, a tenth of the plain one.
-            device += [*code_generation(ARCHITECTURES), "--compress-mode=size"]
-            built_for = " ".join([*(f"sm_{a}" for a in ARCHITECTURES), f"compute_{ARCHITECTURES[-1]}"])
-            host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{built_for}"')
+            device.append("--compress-mode=size")
+            host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{built_for(ARCHITECTURES)}"')
             jobs += [(path, host) for path in sorted((CSRC / "cuda").glob("*.cpp"))]
-            jobs += [(path, device) for path in sorted((CSRC / "cuda").glob("*.cu"))]
+            for path in sorted((CSRC / "cuda").glob("*.cu")):
+                of_path = ONLY_SM90A if path.stem.endswith("_sm90a") else code_generation(ARCHITECTURES)
+                jobs.append((path, [*device, *of_path]))
             libraries = [os.environ.get("PAL_FAST_CUDART") or static_runtime(cuda_home), "-ldl", "-lpthread", "-lrt"]
         else:
             libraries = []

@@ -22,6 +22,12 @@ void check(cudaError_t error, const What&... what) {
   }
 }
 
+[[nodiscard]] int attribute(cudaDeviceAttr name, int32_t device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, device), "device ", device);
+  return value;
+}
+
 // Device memory outside PyTorch's allocator; null if PyTorch's cache, or another process, has left none. PyTorch, too,
 // relaxes the mode around cudaMalloc, so that a capture in another thread is not broken by it.
 [[nodiscard]] unsigned* allocate(int64_t count) {
@@ -90,10 +96,11 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-int processors_of(int32_t device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device ", device);
-  return count;
+int processors_of(int32_t device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
+
+bool has_warpgroup_products(int32_t device) {
+  return attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
+         attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
 }
 
 Storage storage_of(ScalarType dtype) {

@@ -25,6 +25,9 @@ class OnDevice {
 
 [[nodiscard]] int processors_of(int32_t device);
 
+// Whether kernels that were compiled for sm_90a run on it (warpgroup.cuh).
+[[nodiscard]] bool has_warpgroup_products(int32_t device);
+
 [[nodiscard]] Storage storage_of(ScalarType dtype);
 
 // `count` zeros for kernels that count blocks and leave the counts at zero; for launches on `stream` only. To be held

@@ -37,8 +37,9 @@ Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, 
   }
   HeatmapPass pass = pass_of(problem, landmarks, visible, weights);
   pass.heatmap = written(heatmap);
-  void* stream = current_stream(landmarks.get_device_index());
-  pass.tiles = plan_heatmap_tiles(problem, pass.storage, processors_of(landmarks.get_device_index()));
+  const int32_t device = landmarks.get_device_index();
+  void* stream = current_stream(device);
+  pass.tiles = plan_heatmap_tiles(problem, pass.storage, {processors_of(device), has_warpgroup_products(device)});
   Tickets counts;
   OptionalTensor divisors;
   if (heatmap_divides_tiles(problem, pass.storage, pass.tiles)) {
@@ -47,7 +48,7 @@ Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, 
     pass.tickets = counts.counts;
     pass.divisors = written(divisors);
   }
-  launch_landmark_heatmap(pass, stream);
+  pass.tiles.warpgroups ? launch_landmark_heatmap_by_warpgroups(pass, stream) : launch_landmark_heatmap(pass, stream);
   return heatmap;
 }
 

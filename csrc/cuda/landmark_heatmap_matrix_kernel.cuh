@@ -8,50 +8,10 @@
 // of a step, and of 16 columns the four 4t .. 4t + 3 of rows g and g + 8, which it writes at once.
 #pragma once
 
-#include "landmark_heatmap_division.cuh"
 #include "landmark_heatmap_matrix_factors.cuh"
 #include "landmark_heatmap_pass.h"
 
 namespace pal_fast::cuda {
-
-// Four neighbouring cells of a row, of which the first `there` are on the map, on top of what is there.
-__device__ __forceinline__ void write_four(Pointer<float> to, bool in_vectors, int there, bool add, float (&four)[4]) {
-  if (in_vectors) {
-    float before[4] = {};
-    if (add) {
-      load_vector<float>(to).widen(before);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      four[i] += before[i];
-    }
-    store_vector<float>(to, four);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i < there) {
-      to[i] = add ? to[i] + four[i] : four[i];
-    }
-  }
-}
-
-__device__ __forceinline__ void divide(const Gaussians<float>& of, Pointer<float> heatmap, Pointer<double> divisors,
-                                       Pointer<unsigned> tickets, bool peak, int rows, int columns, int tiles,
-                                       int tiles_along_columns, const MatrixShared& shared) {
-  const int64_t sample = shared.place[0];
-  const int tile = shared.place[1];
-  const int top = tile / tiles_along_columns * rows, left = tile % tiles_along_columns * columns;
-  const Pointer<float> map = heatmap + sample * of.height * of.width;
-  const double divisor = divisor_of_tile<float>(map + left, of.width, top, min(top + rows, of.height),
-                                                min(columns, of.width - left), peak, shared.doubles);
-  if (threadIdx.x == 0) {
-    divisors[sample * tiles + tile] = divisor;
-  }
-  if (last_block(tickets + sample, tiles, shared.flag)) {
-    divide_map<float>(map, of.height * of.width, divisors + sample * tiles, tiles, peak, shared.doubles);
-  }
-}
 
 // A template only so that it is compiled once, where it is used.
 template <typename T>
@@ -77,37 +37,33 @@ __global__ void __launch_bounds__(MATRIX_THREADS, MATRIX_RESIDENT_BLOCKS)
   const Pointer<float> of_lane =
       heatmap + (sample * height * width + static_cast<int64_t>(first_row + g) * width + 4 * t);
   const bool in_vectors = width % 4 == 0;
-  const float weights_unit = weight_unit(gaussians, sample, shared.floats);
-  if (threadIdx.x == 0) {
-    shared.place[0] = static_cast<int>(sample);
-    shared.place[1] = tile;
-    shared.unit[0] = weights_unit;
-  }
+  place_tile(gaussians, sample, tile, shared.tile);
 
   for (int first = 0; first == 0 || first < gaussians.count; first += MATRIX_LANDMARKS) {
     // 1. The factors of the warp's rows, weighed: of rows g and g + 8, of one pair of landmarks and of another.
     const int count = min(gaussians.count - first, MATRIX_LANDMARKS);
     const int steps = min((count + MATRIX_DEPTH - 1) / MATRIX_DEPTH, MATRIX_STEPS);
     const bool half_step = count > MATRIX_STEPS * MATRIX_DEPTH;
-    load_marks(gaussians, first, shared);
+    load_marks(gaussians, first, shared.tile);
+    const auto& marks = shared.tile;
     unsigned high[M][MATRIX_STEPS][4], low[M][MATRIX_STEPS][4], half_high[M][2], half_low[M][2];
 #pragma unroll
     for (int half = 0; half < 2 * M; ++half) {
       const float position = gaussians.y(first_row + half * 8 + g);
       const auto draw = [&](int k) {
-        return factors_of(shared.weight[k] * gaussian(gaussians.falloff, position - shared.y[k]),
-                          shared.weight[k + 1] * gaussian(gaussians.falloff, position - shared.y[k + 1]));
+        return halves_of(marks.weight[k] * scaled_gaussian(gaussians.falloff, position - marks.y[k]),
+                         marks.weight[k + 1] * scaled_gaussian(gaussians.falloff, position - marks.y[k + 1]));
       };
 #pragma unroll
       for (int step = 0; step < MATRIX_STEPS; ++step) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const PairOfFactors pair = draw(step * MATRIX_DEPTH + 4 * t + 2 * i);
+          const PairOfHalves pair = draw(step * MATRIX_DEPTH + 4 * t + 2 * i);
           high[half / 2][step][half % 2 + 2 * i] = pair.high;
           low[half / 2][step][half % 2 + 2 * i] = pair.low;
         }
       }
-      const PairOfFactors pair = draw(MATRIX_STEPS * MATRIX_DEPTH + 2 * t);
+      const PairOfHalves pair = draw(MATRIX_STEPS * MATRIX_DEPTH + 2 * t);
       half_high[half / 2][half % 2] = pair.high;
       half_low[half / 2][half % 2] = pair.low;
     }
@@ -129,6 +85,7 @@ __global__ void __launch_bounds__(MATRIX_THREADS, MATRIX_RESIDENT_BLOCKS)
         // 3. The product of the high parts, and what the low ones add: high * low and low * high. low * low is below
         // 2^-22. Four neighbouring columns of a row are the lane's.
         float four[2 * M][4];
+        const float scale = PRODUCT_SCALE * marks.unit[0];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           float product[M][4] = {}, correction[M][4] = {};
@@ -158,19 +115,8 @@ __global__ void __launch_bounds__(MATRIX_THREADS, MATRIX_RESIDENT_BLOCKS)
           for (int half = 0; half < 2 * M; ++half) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-              four[half][2 * n + i] =
-                  product[half / 2][half % 2 * 2 + i] + correction[half / 2][half % 2 * 2 + i] * (1.0f / LOW_SCALE);
-            }
-          }
-        }
-
-        if (gaussians.weights) {
-          const float unit = shared.unit[0];
-#pragma unroll
-          for (int half = 0; half < 2 * M; ++half) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              four[half][i] *= unit;
+              const int at = half % 2 * 2 + i;
+              four[half][2 * n + i] = (product[half / 2][at] + correction[half / 2][at]) * scale;
             }
           }
         }
@@ -198,7 +144,7 @@ __global__ void __launch_bounds__(MATRIX_THREADS, MATRIX_RESIDENT_BLOCKS)
   // 5. The tile's part of the divisor; the last tile of a map divides all of it.
   if (normalize != Normalize::none) {
     divide(gaussians, heatmap, divisors, tickets, normalize == Normalize::peak, row_warps * MATRIX_ROWS, columns, tiles,
-           tiles_along_columns, shared);
+           tiles_along_columns, shared.tile);
   }
 }
 

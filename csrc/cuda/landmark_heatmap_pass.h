@@ -26,6 +26,7 @@ struct HeatmapPass {
 
 // `stream` is a cudaStream_t. Launches: forward 1; backward 1, or 2 if heatmap_needs_raw.
 void launch_landmark_heatmap(const HeatmapPass& pass, void* stream);
+void launch_landmark_heatmap_by_warpgroups(const HeatmapPass& pass, void* stream);  // if the tiles are for them
 void launch_landmark_heatmap_backward(const HeatmapPass& pass, void* stream);
 
 }  // namespace pal_fast::cuda

@@ -25,9 +25,24 @@ inline constexpr int MATRIX_DEPTH = 16;  // landmarks of one instruction
 inline constexpr int MATRIX_STEPS = 4;   // instructions, and half a one, along the landmarks that are kept at once
 inline constexpr int MATRIX_LANDMARKS = MATRIX_STEPS * MATRIX_DEPTH + MATRIX_DEPTH / 2;
 
+// The same where warpgroups multiply: each keeps the factors of WARPGROUP_ROWS rows, of all landmarks.
+inline constexpr int WARPGROUPS = 2;
+inline constexpr int WARPGROUP_RESIDENT_BLOCKS = 2;
+inline constexpr int WARPGROUP_ROWS = 64;
+inline constexpr int WARPGROUP_COLUMNS = 64;
+inline constexpr int WARPGROUP_LANDMARKS = 80;
+inline constexpr int64_t WARPGROUP_WARPS = 4;
+
+// What a plan asks of a device.
+struct HeatmapDevice {
+  int64_t processors = 1;
+  bool warpgroups = false;  // whether they multiply matrices (wgmma)
+};
+
 struct HeatmapTiles {
+  bool warpgroups = false;
   int lanes = 0;              // threads along a tile's columns; 0 on tensor cores
-  int row_warps = 1;          // on tensor cores, warps along a tile's rows: 1, 2 or 4
+  int row_warps = 1;          // on tensor cores without warpgroups, warps along a tile's rows: 1, 2 or 4
   int rows = 0, columns = 0;  // of a tile
   int64_t along_rows = 1, along_columns = 1;
 
@@ -59,13 +74,34 @@ struct HeatmapTiles {
   return tiles;
 }
 
+// Whether warpgroups compute little more than there is to draw.
+[[nodiscard]] constexpr bool fits_warpgroups(const HeatmapProblem& problem) {
+  return problem.landmarks <= WARPGROUP_LANDMARKS && 3 * round_up(problem.height, WARPGROUP_ROWS) <= 4 * problem.height;
+}
+
+[[nodiscard]] inline HeatmapTiles plan_warpgroup_tiles(const HeatmapProblem& problem, int64_t processors) {
+  HeatmapTiles tiles;
+  tiles.warpgroups = true;
+  tiles.rows = WARPGROUPS * WARPGROUP_ROWS;
+  tiles.along_rows = ceil_div(problem.height, tiles.rows);
+  const int64_t groups = ceil_div(problem.width, WARPGROUP_COLUMNS);
+  constexpr int64_t THREADS = WARPGROUPS * WARPGROUP_WARPS * WARP_THREADS;
+  const int64_t splits = best_splits(problem.batch * tiles.along_rows, groups, THREADS, 1,
+                                     {processors, WARPGROUP_RESIDENT_BLOCKS * THREADS});
+  const int64_t groups_of_tile = ceil_div(groups, splits);
+  tiles.columns = static_cast<int>(groups_of_tile) * WARPGROUP_COLUMNS;
+  tiles.along_columns = ceil_div(groups, groups_of_tile);
+  return tiles;
+}
+
 [[nodiscard]] inline HeatmapTiles plan_heatmap_tiles(const HeatmapProblem& problem, Storage storage,
-                                                     int64_t processors) {
+                                                     const HeatmapDevice& device) {
   if (drawn_whole(problem)) {
     return {};
   }
   if (drawn_on_tensor_cores(problem, storage)) {
-    return plan_matrix_tiles(problem, processors);
+    return device.warpgroups && fits_warpgroups(problem) ? plan_warpgroup_tiles(problem, device.processors)
+                                                         : plan_matrix_tiles(problem, device.processors);
   }
   HeatmapTiles best;
   for (const int lanes : {32, 16, 8}) {  // the wider, the longer the runs that are written

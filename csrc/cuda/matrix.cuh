@@ -35,21 +35,27 @@ __device__ __forceinline__ void multiply_add(float (&product)[4], const unsigned
 
 #endif
 
-// A float of magnitude up to 1 as high + low / LOW_SCALE in float16. Each has 11 bits, and low is scaled so that it
-// does not underflow: together they are off by 2^-22 of the value, or by 2^-36.
-inline constexpr float LOW_SCALE = 2048.0f;
+// Factors of magnitude up to 1 are multiplied by this, so that float16 holds what is small of them.
+inline constexpr int HALF_EXPONENT = 15;
+inline constexpr float HALF_SCALE = 32768.0f;
 
-struct Halves {
-  __half high, low;
+// Two neighbours along k, each as high + low in float16, 11 bits both: a factor is off by 2^-22 of it, or by 2^-40.
+struct PairOfHalves {
+  unsigned high, low;
 };
-
-[[nodiscard]] __device__ __forceinline__ Halves halves_of(float value) {
-  const __half high = __float2half_rn(value);
-  return {high, __float2half_rn((value - __half2float(high)) * LOW_SCALE)};
-}
 
 [[nodiscard]] __device__ __forceinline__ unsigned pair_of(__half first, __half second) {
   return same_bits<unsigned short>(first) | static_cast<unsigned>(same_bits<unsigned short>(second)) << 16;
 }
+
+// Of HALF_SCALE times two factors.
+[[nodiscard]] __device__ __forceinline__ PairOfHalves halves_of(float first, float second) {
+  const __half high_first = __float2half_rn(first), high_second = __float2half_rn(second);
+  return {pair_of(high_first, high_second), pair_of(__float2half_rn(first - __half2float(high_first)),
+                                                    __float2half_rn(second - __half2float(high_second)))};
+}
+
+// What takes the scale of a product of two factors away.
+inline constexpr float PRODUCT_SCALE = 1.0f / (HALF_SCALE * HALF_SCALE);
 
 }  // namespace pal_fast::cuda

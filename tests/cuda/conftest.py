@@ -21,6 +21,7 @@ def namespace(build_directory: str, seed: int) -> str:
     """The namespace of the emulated operators, with blocks and threads shuffled anew."""
     emulated.machine["seed"] = seed % 2**31
     emulated.machine["processors"] = 1 + seed % 4
+    emulated.machine["warpgroups"] = False
     return emulated.operators(build_directory)
 
 

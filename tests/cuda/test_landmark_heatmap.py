@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -29,6 +30,13 @@ def faces(generator: torch.Generator, dtype: torch.dtype, batch: int = 3, count:
     visible = torch.rand(batch, count, generator=generator) < 0.8
     weights = torch.rand(batch, count, generator=generator, dtype=torch.float64) + 0.5
     return {"landmarks": landmarks.to(dtype), "visible": visible, "weights": weights.to(dtype)}
+
+
+@pytest.fixture(params=[False, True], ids=["warps", "warpgroups"])
+def warpgroups(request: pytest.FixtureRequest, namespace: str) -> bool:
+    """Whether the device's warpgroups multiply matrices (an H100's do)."""
+    emulated.machine["warpgroups"] = bool(request.param)
+    return bool(request.param)
 
 
 def options_of(combine: str, normalize: str) -> HeatmapOptions:
@@ -69,34 +77,54 @@ def test_heatmaps_agree(
             assert emulated.launches["landmark_heatmap"] == 1
 
 
-@pytest.mark.parametrize("factor", [1e-20, 1e-6, 1e6, 1e20])
+@pytest.mark.parametrize("factor", [1e-26, 1e-6, 1e6, 1e20])
 def test_products_on_tensor_cores_keep_the_accuracy_of_float32(
-    namespace: str, generator: torch.Generator, factor: float
+    namespace: str, generator: torch.Generator, warpgroups: bool, factor: float
 ) -> None:
+    size = (100, 131)
     tensors = faces(generator, torch.float32, count=68)
     options = options_of("sum", "none")
     tensors["weights"] = tensors["weights"] * factor
     tensors["weights"][0, 7] *= 1e-3
-    value, wanted = (f((70, 131), options, **tensors) for f in (partial(emulate, namespace), refer))
+    value, wanted = (f(size, options, **tensors) for f in (partial(emulate, namespace), refer))
+    assert emulated.planned["warpgroups"] == warpgroups
     assert relative_error(value, wanted) <= 1e-6
     # Far from every landmark, too, where the map is small.
     assert ((value - wanted).abs() <= 1e-5 * wanted.abs() + 1e-10 * factor).all()
     tensors["weights"] = tensors["weights"] - factor  # of either sign
-    value, wanted = (f((70, 131), options, **tensors) for f in (partial(emulate, namespace), refer))
+    value, wanted = (f(size, options, **tensors) for f in (partial(emulate, namespace), refer))
     assert relative_error(value, wanted) <= 1e-6
 
 
-@pytest.mark.parametrize("size", [(33, 40), (70, 131), (200, 66)], ids=str)  # 2, 3 and, in two tiles, 7 warps of rows
-@pytest.mark.parametrize("count", [1, 16, 17, 64, 65, 72, 73, 150])  # whole and half steps, and passes, of landmarks
+@pytest.mark.parametrize(
+    ("warpgroups", "size", "count"),
+    [
+        # 2, 3 and, in two tiles, 7 warps of rows; whole and half steps, and passes, of landmarks.
+        *product([False], [(33, 40), (70, 131), (200, 66)], [1, 16, 17, 64, 65, 72, 73, 150]),
+        # 2, 1 and, in two tiles, 4 warpgroups; few and many steps.
+        *product([True], [(97, 60), (64, 128), (250, 70)], [0, 1, 8, 32, 33, 68, 72, 73, 80]),
+    ],
+)
 def test_products_on_tensor_cores_take_any_number_of_landmarks_in_any_number_of_tiles(
-    namespace: str, generator: torch.Generator, count: int, size: tuple[int, int]
+    namespace: str, generator: torch.Generator, warpgroups: bool, size: tuple[int, int], count: int
 ) -> None:
+    emulated.machine["warpgroups"] = warpgroups
     landmarks = torch.rand(2, count, 2, generator=generator) * 150 - 20
     tensors = {"landmarks": landmarks, "weights": torch.rand(2, count, generator=generator) + 0.5}
     for processors, normalize in ((1, "none"), (2, "peak"), (16, "sum")):
         emulated.machine["processors"] = processors
         options = options_of("sum", normalize)
         assert_close(emulate(namespace, size, options, **tensors), refer(size, options, **tensors), torch.float32)
+        assert emulated.planned["warpgroups"] == warpgroups
+
+
+@pytest.mark.parametrize(("size", "count"), [((70, 131), 68), ((100, 70), 81)], ids=str)
+def test_warpgroups_draw_where_they_compute_little_more_than_there_is(
+    namespace: str, generator: torch.Generator, size: tuple[int, int], count: int
+) -> None:
+    emulated.machine["warpgroups"] = True
+    emulate(namespace, size, options_of("sum", "none"), landmarks=torch.rand(1, count, 2, generator=generator))
+    assert not emulated.planned["warpgroups"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -135,13 +163,13 @@ def test_only_what_is_needed_is_written(namespace: str, generator: torch.Generat
         assert not needed or torch.equal(value, wanted)
 
 
-def test_the_same_bits_in_any_order(namespace: str, generator: torch.Generator, seed: int) -> None:
+def test_the_same_bits_in_any_order(namespace: str, generator: torch.Generator, warpgroups: bool, seed: int) -> None:
     tensors = faces(generator, torch.float32)
     options = options_of("sum", "sum")
-    first = emulate(namespace, (70, 131), options, **tensors)
+    first = emulate(namespace, (100, 131), options, **tensors)
     for other in range(3):
         emulated.machine["seed"] = seed % 2**30 + other
-        assert torch.equal(emulate(namespace, (70, 131), options, **tensors), first)
+        assert torch.equal(emulate(namespace, (100, 131), options, **tensors), first)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 2), (2, 0, 2), (2, 1, 2)], ids=str)

@@ -72,7 +72,8 @@ def test_no_kernel_uses_local_memory(kernels: dict[str, Counter[str]]) -> None:
 
 def test_no_kernel_has_a_stack_on_any_architecture(disassembler: str, kernels: dict[str, Counter[str]]) -> None:
     stacks = machine_code.stacks(extension(), disassembler)
-    assert len(stacks) == len(kernels) * len(architectures())
+    of_sm90a = of(kernels, "warpgroup_heatmap_kernel")
+    assert len(stacks) == (len(kernels) - len(of_sm90a)) * len(architectures() - {"sm_90a"}) + len(of_sm90a)
     assert {architecture for _, architecture in stacks} == architectures()
     assert not {kernel: size for kernel, size in stacks.items() if size}
 
@@ -87,10 +88,20 @@ def test_the_losss_gradients_are_stored_16_bytes_at_once(kernels: dict[str, Coun
 
 
 def test_large_heatmaps_are_stored_16_bytes_at_once(kernels: dict[str, Counter[str]]) -> None:
-    drawing = of(kernels, "tiled_heatmap_kernel") | of(kernels, "matrix_heatmap_kernel")
-    assert len(drawing) == 4
+    names = ("tiled_heatmap_kernel", "matrix_heatmap_kernel", "warpgroup_heatmap_kernel")
+    drawing = {kernel: counts for name in names for kernel, counts in of(kernels, name).items()}
+    assert len(drawing) == 6
     for kernel, counts in drawing.items():
         assert machine_code.wide(counts, "STG", 128) >= 4, f"{kernel}: {dict(counts)}"
+
+
+def test_warpgroups_do_not_wait_between_products(disassembler: str) -> None:
+    products = machine_code.products(extension(), disassembler)
+    assert len(products) == 2
+    for kernel, order in products.items():
+        steps = int(re.search(r"<(\d+)>", kernel)[1])  # type: ignore[index]
+        # Of the high parts and twice of a high and a low one; then, whether or not there are columns left, a wait.
+        assert re.fullmatch("P" * (3 * steps) + "W+", order), f"{kernel}: {order}"
 
 
 @pytest.mark.parametrize("name", BATCH_NORM)
@@ -136,6 +147,17 @@ def test_a_listings_accesses_are_read_by_kernel_and_width() -> None:
     assert second == {"STL.64": 1}
     assert [machine_code.bits(access) for access in (*first, "LDG.E", "STG.E.64")] == [128, 16, 128, 32, 64]
     assert machine_code.wide(first, "STG", 128) == 1
+
+
+def test_products_that_are_waited_for_one_by_one_are_seen() -> None:
+    listing = """
+		Function : _Z1av
+        /*3c10*/                   HGMMA.64x64x16.F32 R24, R76, gdesc[UR8], RZ, !UPT, gsb0 ;
+        /*3c20*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*3cc0*/                   HGMMA.64x64x16.F32 R24, R56, gdesc[UR8], R24, gsb0 ;
+        /*4580*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+"""
+    assert machine_code.read_products(listing.splitlines()) == {"_Z1av": "PWPW"}
 
 
 def test_a_kernels_stack_is_read_by_architecture() -> None:

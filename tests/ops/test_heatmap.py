@@ -15,7 +15,7 @@ import pal_fast
 
 CASES = pairwise(
     {
-        "size": [(1, 1), (1, 4), (7, 7), (13, 17), (40, 33), (20, 70), (200, 66)],
+        "size": [(1, 1), (1, 4), (7, 7), (13, 17), (40, 33), (20, 70), (200, 66), (96, 70), (250, 128)],
         "landmarks": [1, 5, 68, 150],  # the last is more than are held at once
         "dtype": [torch.float32, torch.float64],
         "combine": CHOICES["combine"],

@@ -26,8 +26,11 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "tests/cuda/emulator"
 NAMESPACE = "pal_fast_emulated"
 
-#: What the next call shuffles blocks and threads with, and the multiprocessors it plans for.
-machine = {"seed": 0, "processors": 2}
+#: What the next call shuffles blocks and threads with, the multiprocessors that it plans for, and whether it plans for
+#: warpgroups that multiply matrices.
+machine = {"seed": 0, "processors": 2, "warpgroups": 0}
+#: Whether the last heatmap was drawn by them.
+planned = {"warpgroups": False}
 #: Kernels that each operator launched when it was last called.
 launches: dict[str, int] = {}
 
@@ -81,15 +84,19 @@ def operators(directory: str) -> str:
 def _heatmap_operators(directory: str) -> dict[str, Any]:
     kernels = module("landmark_heatmap", directory)
 
-    def workspace(landmarks: Tensor, height: int, width: int, options: Sequence[Any]) -> tuple[int, bool, bool]:
+    def device() -> tuple[int, bool]:
+        return machine["processors"], bool(machine["warpgroups"])
+
+    def workspace(landmarks: Tensor, height: int, width: int, options: Sequence[Any]) -> tuple[int, bool, bool, bool]:
         sizes = (*landmarks.shape[:2], str(landmarks.dtype), height, width)
-        return kernels.workspace(*sizes, *options[-2:], machine["processors"])  # type: ignore[no-any-return]
+        return kernels.workspace(*sizes, *options[-2:], *device())  # type: ignore[no-any-return]
 
     def landmark_heatmap(
         landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *options: Any
     ) -> Tensor:
         batch = landmarks.shape[0]
-        tiles, divides, _ = workspace(landmarks, height, width, options)
+        tiles, divides, _, by_warpgroups = workspace(landmarks, height, width, options)
+        planned["warpgroups"] = by_warpgroups
         heatmap = poisoned(landmarks, (batch, height, width))
         if batch == 0:
             return heatmap
@@ -98,7 +105,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
             tensors["divisors"] = poisoned(landmarks, (batch, tiles), torch.float64)
             tensors["tickets"] = torch.zeros(batch, dtype=torch.int32)
         launches["landmark_heatmap"] = kernels.run(
-            tensors, str(landmarks.dtype), height, width, *options, machine["processors"], False, machine["seed"]
+            tensors, str(landmarks.dtype), height, width, *options, *device(), False, machine["seed"]
         )
         assert not divides or not tensors["tickets"].any(), "the tickets are not back at zero"
         return heatmap
@@ -107,7 +114,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
         grad: Tensor, landmarks: Tensor, visible: Any, weights: Any, height: int, width: int, *rest: Any
     ) -> tuple[Tensor, Tensor]:
         *options, need_landmarks, need_weights = rest
-        _, _, needs_raw = workspace(landmarks, height, width, options)
+        _, _, needs_raw, _ = workspace(landmarks, height, width, options)
         d_landmarks = poisoned(landmarks, tuple(landmarks.shape) if need_landmarks else (0,))
         d_weights = poisoned(landmarks, tuple(landmarks.shape[:2]) if need_weights else (0,))
         if landmarks.numel() == 0:
@@ -118,7 +125,7 @@ def _heatmap_operators(directory: str) -> dict[str, Any]:
             tensors["raw"] = poisoned(grad, tuple(grad.shape))
             tensors["winner"] = poisoned(grad, tuple(grad.shape), torch.int32)
         launches["landmark_heatmap_backward"] = kernels.run(
-            tensors, str(landmarks.dtype), height, width, *options, machine["processors"], True, machine["seed"]
+            tensors, str(landmarks.dtype), height, width, *options, *device(), True, machine["seed"]
         )
         return d_landmarks, d_weights
 

@@ -36,6 +36,25 @@ def accesses(extension: Path, architecture: str, disassembler: str) -> dict[str,
     return dict(zip(readable(list(kernels)), kernels.values(), strict=True))
 
 
+def read_products(listing: Iterable[str]) -> dict[str, str]:
+    """Of each kernel (mangled) of a listing, how warpgroups' products (P) and waits for them (W) follow each other."""
+    kernels: dict[str, str] = {}
+    for line in listing:
+        if function := _FUNCTION.search(line):
+            kernels[name := function[1]] = ""
+        elif "HGMMA" in line or "WARPGROUP.DEPBAR" in line:
+            kernels[name] += "P" if "HGMMA" in line else "W"
+    return kernels
+
+
+def products(extension: Path, disassembler: str) -> dict[str, str]:
+    """The same of an extension's machine code, kernels that have products by their readable names."""
+    command = [disassembler, "-sass", "-arch", "sm_90a", str(extension)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    kernels = {name: order for name, order in read_products(done.stdout.splitlines()).items() if order}
+    return dict(zip(readable(list(kernels)), kernels.values(), strict=True))
+
+
 def read_stacks(report: Iterable[str]) -> dict[tuple[str, str], int]:
     """The bytes of local memory that each kernel (mangled) has on each architecture, of a report of resource usage."""
     stacks: dict[tuple[str, str], int] = {}

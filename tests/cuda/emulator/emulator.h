@@ -331,37 +331,4 @@ inline float power_of_two(float exponent) {
   return power < std::numeric_limits<float>::min() ? 0.0f : power;
 }
 
-// product += A B by all lanes of a warp, where the fragments lie as the PTX ISA has them for mma.m16n8k8 and m16n8k16:
-// two words of A and one of B for each 8 along k.
-template <size_t Words>
-void multiply_fragments(float (&product)[4], const std::array<unsigned, Words>& fragments) {
-  emulator::Machine& m = emulator::machine;
-  const int lane = m.current % emulator::LANES, warp = m.current - lane;
-  auto& given = m.fragments[m.exchanges[m.current] % 2];
-  std::copy(fragments.begin(), fragments.end(), given[m.current].begin());
-  emulator::wait_for(m.exchanges, warp, warp + emulator::LANES, true);
-  const auto half = [](unsigned pair, int index) {
-    const auto bits = static_cast<unsigned short>(index == 0 ? pair & 0xffffu : pair >> 16);
-    __half value;
-    std::memcpy(static_cast<void*>(&value), &bits, sizeof(bits));
-    return __half2float(value);
-  };
-  constexpr int EIGHTS = Words / 3;
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + (i >= 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
-    for (int k = 0; k < 8 * EIGHTS; ++k) {
-      const unsigned of_a = given[warp + row % 8 * 4 + k % 8 / 2][k / 8 * 2 + (row >= 8 ? 1 : 0)];
-      const unsigned of_b = given[warp + column * 4 + k % 8 / 2][2 * EIGHTS + k / 8];
-      product[i] += half(of_a, k % 2) * half(of_b, k % 2);
-    }
-  }
-}
-
-inline void multiply_add(float (&product)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  multiply_fragments<6>(product, {a[0], a[1], a[2], a[3], b[0], b[1]});
-}
-inline void multiply_add(float (&product)[4], const unsigned (&a)[2], unsigned b) {
-  multiply_fragments<3>(product, {a[0], a[1], b});
-}
-
 }  // namespace pal_fast::cuda

@@ -1,6 +1,9 @@
 // The heatmap's CUDA kernels, emulated, as a Python module.
 #include "bindings.h"
+#include "matrices.h"
+// The kernels come after what is emulated.
 #include "landmark_heatmap_launch.cuh"
+#include "landmark_heatmap_warpgroup_launch.cuh"
 
 namespace py = pybind11;
 using namespace pal_fast;
@@ -10,8 +13,8 @@ namespace {
 
 // tensors: by the names of HeatmapPass; returns how many kernels were launched.
 int run(const py::dict& tensors, const std::string& dtype, int64_t height, int64_t width, double image_height,
-        double image_width, double sigma, int64_t combine, int64_t normalize, int64_t processors, bool backward,
-        unsigned seed) {
+        double image_width, double sigma, int64_t combine, int64_t normalize, int64_t processors, bool warpgroups,
+        bool backward, unsigned seed) {
   emulator::lent.clear();
   emulator::seed(seed);
   emulator::launches = 0;
@@ -27,7 +30,7 @@ int run(const py::dict& tensors, const std::string& dtype, int64_t height, int64
                   static_cast<Combine>(combine),
                   static_cast<Normalize>(normalize)};
   pass.storage = emulator::storage_named(dtype);
-  pass.tiles = plan_heatmap_tiles(pass.problem, pass.storage, processors);
+  pass.tiles = plan_heatmap_tiles(pass.problem, pass.storage, {processors, warpgroups});
   const auto take = [&](const char* name) { return emulator::memory_of(tensors, name); };
   pass.landmarks = take("landmarks");
   pass.visible = take("visible");
@@ -40,14 +43,20 @@ int run(const py::dict& tensors, const std::string& dtype, int64_t height, int64
   pass.winner = take("winner");
   pass.d_landmarks = take("d_landmarks");
   pass.d_weights = take("d_weights");
-  backward ? run_landmark_heatmap_backward(pass, emulator::Launcher())
-           : run_landmark_heatmap(pass, emulator::Launcher());
+  if (backward) {
+    run_landmark_heatmap_backward(pass, emulator::Launcher());
+  } else if (pass.tiles.warpgroups) {
+    run_landmark_heatmap_by_warpgroups(pass, emulator::Launcher());
+  } else {
+    run_landmark_heatmap(pass, emulator::Launcher());
+  }
   return emulator::launches;
 }
 
-// (tiles of a map, whether the forward needs divisors and tickets, whether the backward needs raw)
+// (tiles of a map, whether the forward needs divisors and tickets, whether the backward needs raw, whether warpgroups
+// draw)
 py::tuple workspace(int64_t batch, int64_t landmarks, const std::string& dtype, int64_t height, int64_t width,
-                    int64_t combine, int64_t normalize, int64_t processors) {
+                    int64_t combine, int64_t normalize, int64_t processors, bool warpgroups) {
   HeatmapProblem problem;
   problem.batch = batch;
   problem.landmarks = landmarks;
@@ -56,8 +65,9 @@ py::tuple workspace(int64_t batch, int64_t landmarks, const std::string& dtype, 
   problem.combine = static_cast<Combine>(combine);
   problem.normalize = static_cast<Normalize>(normalize);
   const Storage storage = emulator::storage_named(dtype);
-  const HeatmapTiles tiles = plan_heatmap_tiles(problem, storage, processors);
-  return py::make_tuple(tiles.count(), heatmap_divides_tiles(problem, storage, tiles), heatmap_needs_raw(problem));
+  const HeatmapTiles tiles = plan_heatmap_tiles(problem, storage, {processors, warpgroups});
+  return py::make_tuple(tiles.count(), heatmap_divides_tiles(problem, storage, tiles), heatmap_needs_raw(problem),
+                        tiles.warpgroups);
 }
 
 }  // namespace

@@ -1,0 +1,83 @@
+// Products of matrices on the emulator: what csrc/cuda/matrix.cuh and warpgroup.cuh ask of tensor cores. They are made
+// at once; that nobody waits for a warpgroup's is for tests/virtual_gpu.
+#pragma once
+
+#include "emulator.h"
+
+namespace emulator {
+
+// What all lanes of the warp give, in the place of each thread of the block.
+template <size_t Words>
+const std::vector<std::array<unsigned, 6>>& exchange_fragments(const std::array<unsigned, Words>& mine) {
+  Machine& m = machine;
+  const int warp = m.current / LANES * LANES;
+  auto& given = m.fragments[m.exchanges[m.current] % 2];
+  std::copy(mine.begin(), mine.end(), given[m.current].begin());
+  wait_for(m.exchanges, warp, warp + LANES, true);
+  return given;
+}
+
+[[nodiscard]] inline float half_of(unsigned pair, int index) {
+  const auto bits = static_cast<unsigned short>(index == 0 ? pair & 0xffffu : pair >> 16);
+  __half value;
+  std::memcpy(static_cast<void*>(&value), &bits, sizeof(bits));
+  return __half2float(value);
+}
+
+// Element [row, k] of A, of whose fragments two words of each lane hold eight k.
+[[nodiscard]] inline float element_of_a(const std::vector<std::array<unsigned, 6>>& given, int warp, int row, int k) {
+  return half_of(given[warp + row % 8 * 4 + k % 8 / 2][k / 8 * 2 + (row >= 8 ? 1 : 0)], k % 2);
+}
+
+}  // namespace emulator
+
+namespace pal_fast::cuda {
+
+// product += A B by all lanes of a warp, where the fragments lie as the PTX ISA has them for mma.m16n8k8 and m16n8k16:
+// two words of A and one of B for each 8 along k.
+template <size_t Words>
+void multiply_fragments(float (&product)[4], const std::array<unsigned, Words>& fragments) {
+  const int lane = emulator::machine.current % emulator::LANES, warp = emulator::machine.current - lane;
+  const auto& given = emulator::exchange_fragments(fragments);
+  constexpr int EIGHTS = Words / 3;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + (i >= 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 8 * EIGHTS; ++k) {
+      const unsigned of_b = given[warp + column * 4 + k % 8 / 2][2 * EIGHTS + k / 8];
+      product[i] += emulator::element_of_a(given, warp, row, k) * emulator::half_of(of_b, k % 2);
+    }
+  }
+}
+
+inline void multiply_add(float (&product)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  multiply_fragments<6>(product, {a[0], a[1], a[2], a[3], b[0], b[1]});
+}
+inline void multiply_add(float (&product)[4], const unsigned (&a)[2], unsigned b) {
+  multiply_fragments<3>(product, {a[0], a[1], b});
+}
+
+// A warp's part of a warpgroup's product: A [16, 16] of its lanes times B [16, 64], in shared memory as [2][64][8].
+using MatrixPlace = Pointer<const uint4>;
+inline MatrixPlace place_of(const MatrixPlace& first) { return first; }
+
+inline void multiply_add(float (&product)[32], const unsigned (&a)[4], const MatrixPlace& b, bool add) {
+  const int lane = emulator::machine.current % emulator::LANES, warp = emulator::machine.current - lane;
+  const auto& given = emulator::exchange_fragments<4>({a[0], a[1], a[2], a[3]});
+  for (int i = 0; i < 32; ++i) {
+    const int row = lane / 4 + (i % 4 >= 2 ? 8 : 0), column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float sum = add ? product[i] : 0.0f;
+    for (int k = 0; k < 16; ++k) {
+      const uint4 eight = b[k / 8 * 64 + column];
+      const unsigned words[4] = {eight.x, eight.y, eight.z, eight.w};
+      sum += emulator::element_of_a(given, warp, row, k) * emulator::half_of(words[k % 8 / 2], k % 2);
+    }
+    product[i] = sum;
+  }
+}
+
+inline void show_to_products() {}
+inline void begin_products() {}
+inline void commit_products() {}
+inline void wait_for_products(float (&)[32]) {}
+
+}  // namespace pal_fast::cuda
