@@ -6,6 +6,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: What takes the scale of `add_product` away.
+PRODUCT_SCALE = tl.constexpr(2.0**-30)
+
 
 @triton.jit
 def exact(high, low, T: tl.constexpr):
@@ -66,6 +69,27 @@ def any_landmark(landmarks_ptr, visible_ptr, sample, count, T: tl.constexpr):
 
 
 @triton.jit
+def halves(values):
+    """Numbers of magnitude up to 1, times 2^15, as high + low in float16: off by 2^-22 of the value, or by 2^-40."""
+    values = values * 32768.0
+    high = values.to(tl.float16)
+    return high, (values - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def add_product(rows, columns, h):
+    """h [M, N] + 2^30 times the product of rows [M, K] and columns [N, K], float32, of magnitude up to 1.
+
+    In float16 halves: three products, low times low is below 2^-22. What is small is added first.
+    """
+    rows_high, rows_low = halves(rows)
+    columns_high, columns_low = halves(columns)
+    h = tl.dot(rows_low, tl.trans(columns_high), h)
+    h = tl.dot(rows_high, tl.trans(columns_low), h)
+    return tl.dot(rows_high, tl.trans(columns_high), h)
+
+
+@triton.jit
 def heatmap_tile(
     i,
     j,
@@ -78,7 +102,6 @@ def heatmap_tile(
     step_y,
     falloff,
     MAXIMUM: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     T: tl.constexpr,
@@ -86,8 +109,7 @@ def heatmap_tile(
     """The heatmap, not normalised, at rows i [BLOCK_H] and columns j [BLOCK_W] (each at least 16).
 
     A sum of Gaussians is a product of two thin matrices, [H, K] by [K, W]: a tile costs K (rows + columns)
-    exponentials rather than K rows columns, and the product runs on tensor cores in three TF32 passes, which keep
-    float32's accuracy.
+    exponentials rather than K rows columns, and the product runs on tensor cores.
     """
     x = (j.to(T) + 0.5) * step_x - 0.5  # [BLOCK_W]
     y = (i.to(T) + 0.5) * step_y - 0.5  # [BLOCK_H]
@@ -109,11 +131,18 @@ def heatmap_tile(
             k = first + tl.arange(0, 16)
             xk, yk, wk, _ = load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T)
             dy = y[:, None] - yk[None, :]
-            # Landmarks along the rows of both, as tensor cores take TF32 from shared memory.
             dx = x[:, None] - xk[None, :]
-            gy = wk[None, :] * tl.exp(falloff * (dy * dy))  # [BLOCK_H, 16]; the weight of what is dropped is 0
             gx = tl.exp(falloff * (dx * dx))  # [BLOCK_W, 16]
-            h = tl.dot(gy, tl.trans(gx), h, input_precision=PRECISION)
+            if weights_ptr is None:
+                gy = wk[None, :] * tl.exp(falloff * (dy * dy))  # [BLOCK_H, 16]; the weight of what is dropped is 0
+                h = add_product(gy, gx, h)
+            else:
+                unit = tl.max(tl.abs(wk), axis=0)
+                unit = tl.where(unit == 0.0, 1.0, unit)
+                gy = (wk / unit)[None, :] * tl.exp(falloff * (dy * dy))
+                h += add_product(gy, gx, tl.zeros([BLOCK_H, BLOCK_W], T)) * PRODUCT_SCALE * unit
+        if weights_ptr is None:
+            h = h * PRODUCT_SCALE
     return h
 
 
@@ -133,7 +162,6 @@ def write_heatmap(
     step_y,
     falloff,
     MAXIMUM: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     T: tl.constexpr,
@@ -147,7 +175,7 @@ def write_heatmap(
         j = tile % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
         h = heatmap_tile(
             i, j, landmarks_ptr, visible_ptr, weights_ptr, sample, count, step_x, step_y, falloff,
-            MAXIMUM, PRECISION, BLOCK_H, BLOCK_W, T,
+            MAXIMUM, BLOCK_H, BLOCK_W, T,
         )  # fmt: skip
         inside = (i < height)[:, None] & (j < width)[None, :]
         tl.store(plane_ptr + sample * hw + i[:, None] * width + j[None, :], h, mask=inside)

@@ -17,7 +17,6 @@ from .launch import (
     accumulator,
     ceil_div,
     high_and_low,
-    matrix_precision,
     on_device,
     power_of_two,
     tile_sides,
@@ -55,7 +54,7 @@ def landmark_heatmap(
     heatmap = landmarks.new_empty((batch, height, width))
     if heatmap.numel() == 0:
         return heatmap
-    block_h, block_w = tile_sides(height, width, 128)
+    block_h, block_w = tile_sides(height, width, 64, 128)
     tiles_h, tiles_w = ceil_div(height, block_h), ceil_div(width, block_w)
     divides = NORMALIZE[normalize] != "none" and tiles_h * tiles_w > 1
     vector = vector_width(landmarks.dtype, width)
@@ -75,7 +74,6 @@ def landmark_heatmap(
             **frame(image_height, image_width, (height, width), sigma),
             MAXIMUM=COMBINE[combine] == "max",
             NORMALIZE=normalize,
-            PRECISION=matrix_precision(),
             SEVERAL=tiles_h * tiles_w > 1,
             VECTOR=vector,
             BLOCK_H=block_h,

@@ -35,7 +35,6 @@ def landmark_heatmap_kernel(
     falloff_low,
     MAXIMUM: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
     SEVERAL: tl.constexpr,  # more than one tile in a map
     VECTOR: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -53,7 +52,7 @@ def landmark_heatmap_kernel(
     h = heatmap_tile(
         i, j, landmarks_ptr, visible_ptr, weights_ptr, sample, count,
         exact(step_x, step_x_low, T), exact(step_y, step_y_low, T), exact(falloff, falloff_low, T),
-        MAXIMUM, PRECISION, BLOCK_H, BLOCK_W, T,
+        MAXIMUM, BLOCK_H, BLOCK_W, T,
     )  # fmt: skip
     inside = (i < height)[:, None] & (j < width)[None, :]
     base = sample * height * width

@@ -68,20 +68,10 @@ def wanted_programs(tensor: Tensor) -> int:
     return processors * PROGRAMS_PER_PROCESSOR
 
 
-#: Rows of a tile of a heatmap. From 64 on Hopper multiplies by wgmma, which takes a TF32 factor from shared memory only
-#: along the landmarks: Triton turns it on its way, and 8 lanes meet in each bank.
-MOST_ROWS = 32
-
-
-def tile_sides(height: int, width: int, most: int) -> tuple[int, int]:
-    """Rows and columns of a tile of a heatmap: powers of two from 16, the least of a matrix product, to `most`."""
+def tile_sides(height: int, width: int, most_rows: int, most_columns: int) -> tuple[int, int]:
+    """Rows and columns of a tile of a heatmap: powers of two from 16, the least of a matrix product, to the most."""
     rows, columns = max(16, power_of_two(height)), max(16, power_of_two(width))
-    return min(rows, most, MOST_ROWS), min(columns, most)
-
-
-def matrix_precision() -> str:
-    """How tl.dot multiplies float32 matrices: in three TF32 passes on NVIDIA's tensor cores."""
-    return "ieee" if interpreting() or torch.version.hip else "tf32x3"
+    return min(rows, most_rows), min(columns, most_columns)
 
 
 def high_and_low(value: float) -> tuple[float, float]:

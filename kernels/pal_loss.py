@@ -19,7 +19,6 @@ from .launch import (
     accumulator,
     ceil_div,
     in_format_of,
-    matrix_precision,
     on_device,
     power_of_two,
     tile_sides,
@@ -85,7 +84,7 @@ def pal_loss(
     loss = layer.new_empty(() if whole else (batch,), dtype=dtype)
 
     # In tiles of 16 x 16 the programs of a sample share the work; with "each" every program does all of it.
-    block_h, block_w = tile_sides(height, width, 64 if each else 16)
+    block_h, block_w = tile_sides(height, width, *((32, 64) if each else (16, 16)))
     prior: dict[str, Any] = {
         "heatmap_ptr": heatmap,
         "landmarks_ptr": landmarks,
@@ -99,7 +98,6 @@ def pal_loss(
         "SCALE": scale,
         "MAXIMUM": COMBINE[combine] == "max",
         "NORMALIZE": normalize,
-        "PRECISION": matrix_precision(),
         "BLOCK_H": block_h,
         "BLOCK_W": block_w,
         "T": accumulator(layer.dtype),
@@ -109,12 +107,12 @@ def pal_loss(
         "activation_ptr": activation,
         "gradient_ptr": gradient,
         "scores_ptr": layer.new_empty((batch, 2), dtype=torch.float64) if whole else None,
-        "counters_ptr": zeroed_counters(batch + 1, layer),
         "KIND": attribution,
         "ABSOLUTE": absolute,
         "REDUCTION": reduction,
     }
     with on_device(layer):
+        shared["counters_ptr"] = zeroed_counters(batch + 1, layer)
         if each:
             _launch_each(layer, channel_count, prior, outputs, shared)
         else:

@@ -63,7 +63,6 @@ def each_forward_kernel(
     REDUCTION: tl.constexpr,
     MAXIMUM: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     VECTOR_C: tl.constexpr,
     VECTOR_HW: tl.constexpr,
@@ -87,7 +86,7 @@ def each_forward_kernel(
         write_heatmap(
             plane_ptr, landmarks_ptr, visible_ptr, weights_ptr, sample, hw, width, count, 0, 1,
             exact(step_x, step_x_low, T), exact(step_y, step_y_low, T), exact(falloff, falloff_low, T),
-            MAXIMUM, PRECISION, BLOCK_H, BLOCK_W, T,
+            MAXIMUM, BLOCK_H, BLOCK_W, T,
         )  # fmt: skip
         annotated = any_landmark(landmarks_ptr, visible_ptr, sample, count, T)
         tl.debug_barrier()

@@ -83,7 +83,6 @@ def pal_loss_forward_kernel(
     REDUCTION: tl.constexpr,
     MAXIMUM: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     EXACT: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -184,7 +183,7 @@ def pal_loss_forward_kernel(
         write_heatmap(
             plane_ptr, landmarks_ptr, visible_ptr, weights_ptr, sample, hw, width, count, part, programs,
             exact(step_x, step_x_low, T), exact(step_y, step_y_low, T), exact(falloff, falloff_low, T),
-            MAXIMUM, PRECISION, BLOCK_H, BLOCK_W, T,
+            MAXIMUM, BLOCK_H, BLOCK_W, T,
         )  # fmt: skip
 
     # 4. The last program of the sample goes on.

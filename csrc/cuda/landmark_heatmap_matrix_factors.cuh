@@ -45,8 +45,7 @@ __device__ __forceinline__ void draw_columns(const Gaussians<float>& of, int fir
   for (int n = warp; n < TILES_N && first_column + n / 2 * 16 < of.width; n += MATRIX_WARPS) {
     const float position = of.x(first_column + column_of(n, g));
     const auto draw = [&](int k) {
-      return halves_of(scaled_gaussian(of.falloff, position - shared.tile.x[k]),
-                       scaled_gaussian(of.falloff, position - shared.tile.x[k + 1]));
+      return column_factors(of.falloff, position - shared.tile.x[k], position - shared.tile.x[k + 1]);
     };
 #pragma unroll
     for (int step = 0; step < MATRIX_STEPS; ++step) {

@@ -50,10 +50,7 @@ __global__ void __launch_bounds__(MATRIX_THREADS, MATRIX_RESIDENT_BLOCKS)
 #pragma unroll
     for (int half = 0; half < 2 * M; ++half) {
       const float position = gaussians.y(first_row + half * 8 + g);
-      const auto draw = [&](int k) {
-        return halves_of(marks.weight[k] * scaled_gaussian(gaussians.falloff, position - marks.y[k]),
-                         marks.weight[k + 1] * scaled_gaussian(gaussians.falloff, position - marks.y[k + 1]));
-      };
+      const auto draw = [&](int k) { return row_factors(gaussians.falloff, position, k, marks); };
 #pragma unroll
       for (int step = 0; step < MATRIX_STEPS; ++step) {
 #pragma unroll

@@ -11,7 +11,7 @@ namespace pal_fast::cuda {
 // Shared memory of a block that draws a tile, from up to `Landmarks` landmarks at a time.
 template <int Landmarks>
 struct TileShared {
-  Pointer<float> x, y, weight;  // [Landmarks]; the weight in units, 0 for what is dropped
+  Pointer<float> x, y, weight;  // [Landmarks]; the weight in units and times HALF_SCALE, 0 for what is dropped
   Pointer<float> floats;        // [MOST_WARPS]
   Pointer<double> doubles;      // [MOST_WARPS]
   Pointer<unsigned> flag;
@@ -82,15 +82,23 @@ __device__ __forceinline__ void load_marks(const Gaussians<float>& of, int first
         first + k < of.count ? landmark(of, sample, first + k) : Landmark<float>{0.0f, 0.0f, 0.0f, false};
     shared.x[k] = mark.x;
     shared.y[k] = mark.y;
-    shared.weight[k] = mark.weight * inverse_unit;
+    shared.weight[k] = mark.weight * inverse_unit * HALF_SCALE;
   }
   __syncthreads();
 }
 
-// HALF_SCALE times a factor: `gaussian` with the scale in its exponent, where it costs nothing.
-[[nodiscard]] __device__ __forceinline__ float scaled_gaussian(float falloff, float distance) {
-  constexpr float LOG2_E = 1.44269504088896340736f;
-  return power_of_two(fmaf(falloff * LOG2_E, distance * distance, HALF_EXPONENT));
+// The halves of neighbouring landmarks' factors of a column, at `distance` and `next_distance`.
+[[nodiscard]] __device__ __forceinline__ PairOfHalves column_factors(float falloff, float distance,
+                                                                     float next_distance) {
+  return halves_of(HALF_SCALE * gaussian(falloff, distance), HALF_SCALE * gaussian(falloff, next_distance));
+}
+
+// The same of a row, of the landmarks k and k + 1, weighed.
+template <int Landmarks>
+[[nodiscard]] __device__ __forceinline__ PairOfHalves row_factors(float falloff, float position, int k,
+                                                                  const TileShared<Landmarks>& shared) {
+  return halves_of(shared.weight[k] * gaussian(falloff, position - shared.y[k]),
+                   shared.weight[k + 1] * gaussian(falloff, position - shared.y[k + 1]));
 }
 
 // Of a group of columns, which one is the g-th of the eight of instruction n: a lane, which has two of each

@@ -54,8 +54,7 @@ __device__ __forceinline__ void draw_columns(const Gaussians<float>& of, int fir
     unsigned high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const PairOfHalves pair = halves_of(scaled_gaussian(of.falloff, position - centres[2 * i]),
-                                          scaled_gaussian(of.falloff, position - centres[2 * i + 1]));
+      const PairOfHalves pair = column_factors(of.falloff, position - centres[2 * i], position - centres[2 * i + 1]);
       high[i] = pair.high;
       low[i] = pair.low;
     }
@@ -127,9 +126,7 @@ __global__ void __launch_bounds__(HEATMAP_WARPGROUP_THREADS, WARPGROUP_RESIDENT_
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int k = step * PRODUCT_DEPTH + i * 8 + 2 * t;
-        const PairOfHalves pair =
-            halves_of(shared.tile.weight[k] * scaled_gaussian(gaussians.falloff, position - shared.tile.y[k]),
-                      shared.tile.weight[k + 1] * scaled_gaussian(gaussians.falloff, position - shared.tile.y[k + 1]));
+        const PairOfHalves pair = row_factors(gaussians.falloff, position, k, shared.tile);
         high[step][half + 2 * i] = pair.high;
         low[step][half + 2 * i] = pair.low;
       }

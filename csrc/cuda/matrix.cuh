@@ -36,7 +36,6 @@ __device__ __forceinline__ void multiply_add(float (&product)[4], const unsigned
 #endif
 
 // Factors of magnitude up to 1 are multiplied by this, so that float16 holds what is small of them.
-inline constexpr int HALF_EXPONENT = 15;
 inline constexpr float HALF_SCALE = 32768.0f;
 
 // Two neighbours along k, each as high + low in float16, 11 bits both: a factor is off by 2^-22 of it, or by 2^-40.
