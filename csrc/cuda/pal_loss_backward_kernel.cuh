@@ -37,13 +37,13 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
   const int change = inner - first_inner;  // elements from this one on have the next outer index
   T plane[ChannelsLast ? 1 : V] = {};
   Coefficients<T> of_column[EACH && ChannelsLast ? V : 1];
-  int taking_part = 0;  // channels_last: how many of the column's elements
+  unsigned taking_part = 0;  // channels_last: a bit for each of the column's elements
   if (i < rows.stop && i < end) {
     int index = first_inner;
     if constexpr (ChannelsLast) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        taking_part += index < layer.count ? 1 : 0;
+        taking_part |= (index < layer.count ? 1u : 0u) << e;
         index = index + 1 == inner ? 0 : index + 1;
       }
       if constexpr (EACH) {
@@ -58,15 +58,15 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
   const int64_t live_end = !derivative.live ? begin
                            : ChannelsLast   ? (taking_part == 0 ? begin : end)
                                             : begin + static_cast<int64_t>(layer.count) * layer.cells;
-  // Whole vectors begin below `whole`. A column of which some channels take part goes element by element, and so does
-  // one in which the outer index changes more than once.
-  const bool by_vectors = layer.aligned && (!ChannelsLast || taking_part == 0 || taking_part == V) &&
-                          (inner >= V || (!ChannelsLast && !EACH));
+  // Whole vectors begin below `whole`. A column in which the outer index changes more than once goes element by
+  // element.
+  const bool by_vectors = layer.aligned && (inner >= V || (!ChannelsLast && !EACH));
   const int64_t whole = by_vectors ? min(rows.stop, end - V + 1) : i;
   int64_t boundary = end;  // the vector that the last channel taking part ends in
   int64_t rest = i;
 
-  const auto sweep_vectors = [&]<bool Changes>() {
+  // `Parts`: within a vector the outer index may change and, of channels_last, some channels take no part.
+  const auto sweep_vectors = [&]<bool Parts>() {
     for (; i < whole; i += U * rows.step) {
       // All loads go out before the first store.
       Vector<S> f[U], g[U];
@@ -82,10 +82,10 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
           [[maybe_unused]] const int index = outer + u * outer_step;
           if constexpr (ChannelsLast) {
             value[u] = derivative.plane_at(index);
-            next_value[u] = Changes && change < V ? derivative.plane_at(index + 1) : value[u];
+            next_value[u] = Parts && change < V ? derivative.plane_at(index + 1) : value[u];
           } else if constexpr (EACH) {
             group[u] = derivative.of_channel(index);
-            next_group[u] = Changes && change < V ? derivative.of_channel(index + 1) : group[u];
+            next_group[u] = Parts && change < V ? derivative.of_channel(index + 1) : group[u];
           }
           if (layer.activation) {
             f[u] = load_vector_for_the_last_time<S>(layer.activation + at);
@@ -109,14 +109,17 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
           if constexpr (ChannelsLast) {
 #pragma unroll
             for (int e = 0; e < V; ++e) {
-              derivative.gradients(df[e], dg[e], Changes && e >= change ? next_value[u] : value[u],
+              derivative.gradients(df[e], dg[e], Parts && e >= change ? next_value[u] : value[u],
                                    EACH ? of_column[EACH ? e : 0] : derivative.whole, df[e], dg[e]);
+              if (Parts && (taking_part >> e & 1u) == 0) {
+                df[e] = dg[e] = 0;
+              }
             }
           } else {
 #pragma unroll
             for (int e = 0; e < V; ++e) {
-              derivative.gradients(df[e], dg[e], plane[e], choose(Changes && e >= change, next_group[u], group[u]),
-                                   df[e], dg[e]);
+              derivative.gradients(df[e], dg[e], plane[e], choose(Parts && e >= change, next_group[u], group[u]), df[e],
+                                   dg[e]);
             }
           }
         } else if (at >= live_end) {
@@ -138,7 +141,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
       outer += U * outer_step;
     }
   };
-  if ((ChannelsLast || EACH) && inner % V != 0) {
+  if (((ChannelsLast || EACH) && inner % V != 0) || (ChannelsLast && layer.count % V != 0)) {
     sweep_vectors.template operator()<true>();
   } else {
     sweep_vectors.template operator()<false>();

@@ -5,7 +5,7 @@
 
 namespace pal_fast::cuda {
 
-// As kernels take it.
+// As kernels take it. What the forward has saved may come back anywhere: hooks on saved tensors may have moved it.
 template <typename S>
 struct LossDerivative {
   using T = typename Computing<S>::type;
@@ -70,7 +70,7 @@ struct SampleDerivative {
   // of the last that does.
   __device__ __forceinline__ void channels_from(int channel, Coefficients<T> (&of_vector)[VECTOR<S>]) const {
     constexpr int V = VECTOR<S>, P = VECTOR<T>;
-    if (layer.count % P == 0 && channel % P == 0 && channel + V <= layer.count) {
+    if (layer.count % P == 0 && channel % P == 0 && channel + V <= layer.count && starts_a_vector(of.coefficients)) {
       T flat[3 * V];
 #pragma unroll
       for (int e = 0; e < 3 * V; e += P) {
@@ -105,7 +105,7 @@ struct SampleDerivative {
   // As many cells as a vector of the layer has, from `cell` on and over the map's end.
   __device__ __forceinline__ void plane_from(int cell, T (&plane)[VECTOR<S>]) const {
     constexpr int P = VECTOR<T>;
-    if (layer.cells % P == 0 && cell % P == 0) {
+    if (layer.cells % P == 0 && cell % P == 0 && starts_a_vector(of.plane)) {
 #pragma unroll
       for (int e = 0; e < VECTOR<S>; e += P) {
         T some[P];

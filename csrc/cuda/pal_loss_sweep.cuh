@@ -208,9 +208,12 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
   constexpr int V = VECTOR<S>, CELLS = SWEEP_CELLS, DEEP = SWEEP_VECTORS, U = CELLS * DEEP;
   const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
   const int groups = static_cast<int>(blockDim.x) / lanes;
+  // Squares of whole vectors are counted, so `All` takes those only.
+  const bool reaches_on = !All && layer.aligned && layer.channels % V == 0;
   // All threads run the same rounds, because lanes of a warp exchange their sums.
   for (int round = first_cell; round < last_cell; round += CELLS * groups) {
-    // A cell's channels that take part begin at from; `lead` of them before the first whole vector, `whole` in vectors.
+    // A cell's channels that take part begin at from; `lead` of them before the first whole vector, `whole` in vectors,
+    // of which the last may reach on into other channels, of the same cell.
     int64_t from[CELLS];
     int lead[CELLS], whole[CELLS];
     T sum[CELLS] = {};
@@ -222,12 +225,14 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
       const int count = cell < last_cell ? layer.count : 0;
       lead[c] = static_cast<int>(-from[c] & (V - 1));
       whole[c] = (count - lead[c]) / V * V;
-      if (!layer.aligned || whole[c] <= 0) {
+      least = min(least, whole[c]);
+      if (reaches_on) {
+        whole[c] = (count + V - 1) / V * V;
+      } else if (!layer.aligned || whole[c] <= 0) {
         lead[c] = count;
-        whole[c] = 0;
+        whole[c] = least = 0;
       }
       most = max(most, whole[c]);
-      least = min(least, whole[c]);
     }
     const auto batch = [&]<bool Guarded>(int first) {
       int64_t at[U];
@@ -242,9 +247,10 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
       load_attribution<Guarded>(layer, at, there, a, pivot);
 #pragma unroll
       for (int u = 0; u < U; ++u) {
+        const int left = layer.count - lead[u % CELLS] - first - u / CELLS * lanes * V;
 #pragma unroll
         for (int e = 0; e < V; ++e) {
-          sum[u % CELLS] += a[u][e];
+          sum[u % CELLS] += All || !Guarded || e < left ? a[u][e] : T(0);
         }
       }
       if constexpr (All) {
@@ -262,7 +268,7 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
     for (int c = 0; c < CELLS; ++c) {
       const int cell = round + c * groups + group;
       // Before the first whole vector and behind the last one.
-      const int ends = (cell < last_cell ? layer.count : 0) - whole[c];
+      const int ends = (cell < last_cell ? layer.count : 0) - whole[c];  // below 0 if the last one reaches on
       for (int i = lane; i < ends; i += lanes) {
         const T a = layer.attribution(from[c] + (i < lead[c] ? i : i + whole[c])) - pivot;
         sum[c] += a;

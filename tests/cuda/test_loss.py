@@ -12,6 +12,7 @@ from support import emulated
 from support.compare import assert_close
 from support.loss_problems import CHOICES, check, make, name_of, same_bits
 from support.pairwise import pairwise
+from torch import Tensor
 
 CASES = pairwise(
     {
@@ -174,10 +175,16 @@ def test_a_flat_attribution_counts_nothing(
     assert not gradient.any()
 
 
+# Channels that are whole vectors in either type, or in float32, or in neither; a vector of the five is a part.
+@pytest.mark.parametrize("count", [24, 12, 11])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("channels", ["half", "all", "each"])
-def test_what_takes_no_part_is_not_read(emulated_backend: str, channels: str, layout: str, seed: int) -> None:
-    case = {"channels": channels, "layout": layout, "channel_count": 5, "shape": (2, 12, 9, 7), "trouble": "sample"}
+def test_what_takes_no_part_counts_for_nothing(
+    emulated_backend: str, channels: str, layout: str, dtype: torch.dtype, count: int, seed: int
+) -> None:
+    case = {"channels": channels, "layout": layout, "dtype": dtype, "channel_count": 5, "trouble": "sample"}
+    case["shape"] = (2, count, 9, 7)
     problem = make(case, seed)
     wanted = check(problem, emulated_backend)
     for tensor in (problem.activation, problem.gradient):
@@ -189,6 +196,20 @@ def test_what_takes_no_part_is_not_read(emulated_backend: str, channels: str, la
     for gradient in got[1]:
         assert not gradient[:, 5:].any()
         assert not gradient[0].any()
+
+
+@pytest.mark.parametrize("case", EVERY_KERNEL, ids=name_of)
+def test_saved_tensors_that_come_back_within_a_vector(emulated_backend: str, case: dict[str, Any], seed: int) -> None:
+    """As from a hook that packs them into one buffer."""
+    problem = make(case | {"shape": (3, 8, 8, 8)}, seed)
+    wanted = problem.solve(emulated_backend)
+
+    def moved(tensor: Tensor) -> Tensor:
+        memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+        return memory[1:].as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, moved):
+        assert same_bits(problem.solve(emulated_backend), wanted)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
