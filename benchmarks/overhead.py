@@ -46,7 +46,8 @@ def steps(backend: str) -> tuple[Callable[[], None], Callable[[], None]]:
             h = reference.landmark_heatmap(landmarks, (6, 6), image_size=(8, 8), sigma=0.5)
             annotated = reference.valid_landmarks(landmarks, None).any(1)
             return reference.pal_loss(f, g, h, annotated=annotated, channel_count=4)
-        return ops.pal_loss(dispatch.namespace(backend), f, g, None, landmarks, None, None, None, (8, 8), options, 4)
+        namespace = dispatch.namespace(backend, f.device)
+        return ops.pal_loss(namespace, f, g, None, landmarks, None, None, None, (8, 8), options, 4)
 
     def bare() -> None:
         plain.zero_grad()

@@ -38,6 +38,14 @@ SCHEMAS = {
 }
 
 
+def prepare(device: torch.device) -> None:
+    """Takes the memory that launches on `device` keep. A CUDA graph's warm-up would take it from the graph's pool."""
+    from .launch import prepare_counters
+
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        prepare_counters(device)
+
+
 @lru_cache(maxsize=1)
 def register() -> Library:
     """Defines the operators in `torch.ops.pal_fast_triton`, for CUDA tensors and, interpreted, for CPU tensors.
@@ -45,11 +53,9 @@ def register() -> Library:
     Raises: ImportError if triton is not installed.
     """
     from .landmark_heatmap import landmark_heatmap, landmark_heatmap_backward
-    from .launch import interpreting, prepare_counters
+    from .launch import interpreting
     from .pal_loss import pal_loss, pal_loss_backward
 
-    if torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing():
-        prepare_counters(torch.device("cuda", torch.cuda.current_device()))
     library = Library(NAMESPACE, "DEF")
     for implementation in (landmark_heatmap, landmark_heatmap_backward, pal_loss, pal_loss_backward):
         name = implementation.__name__

@@ -116,7 +116,7 @@ def checked_loss_of(
         )
     activation, gradient = _one_layout(activation, gradient)
     return ops.pal_loss(
-        dispatch.namespace(name),
+        dispatch.namespace(name, layer.device),
         activation,
         gradient,
         heatmap,
@@ -143,7 +143,9 @@ def heatmap_of(
     points, visible, weights = _landmark_tensors(landmarks, visible, weights)
     name = dispatch.choose(backend, points.device)
     if name != "reference":
-        return ops.landmark_heatmap(dispatch.namespace(name), points, visible, weights, size, image_size, options)
+        return ops.landmark_heatmap(
+            dispatch.namespace(name, points.device), points, visible, weights, size, image_size, options
+        )
     return reference.landmark_heatmap(
         points,
         size,

@@ -79,10 +79,10 @@ def why_not(name: str, device: torch.device) -> str:
 
 
 @_constant
-def namespace(name: str) -> str:
-    """The operator namespace of a compiled backend, registered and ready."""
+def namespace(name: str, device: torch.device) -> str:
+    """The operator namespace of a compiled backend, registered and ready for tensors on `device`."""
     if name == "triton":
-        _triton_kernels()
+        _triton_kernels(device)
     else:
         _compiled()
     return NAMESPACE[name]
@@ -179,9 +179,11 @@ def _triton_detail() -> str:
     return f"triton {triton.__version__}; {where}"
 
 
-@lru_cache(maxsize=1)
-def _triton_kernels() -> None:
-    importlib.import_module("pal_fast.kernels").register()
+@lru_cache(maxsize=64)
+def _triton_kernels(device: torch.device) -> None:
+    kernels = importlib.import_module("pal_fast.kernels")
+    kernels.register()
+    kernels.prepare(device)
     ops.register("pal_fast_triton")
 
 

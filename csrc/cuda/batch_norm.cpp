@@ -30,11 +30,7 @@ class Launch {
     pass.running_mean = written(tensors_.running_mean);
     pass.running_variance = written(tensors_.running_variance);
     // What is written is fresh, and aligned.
-    bool all_aligned = true;
-    for (const void* given : {pass.input, pass.grad, pass.grad_grad, pass.weight, pass.bias, pass.sums, pass.grad_sums,
-                              static_cast<const void*>(pass.statistics)}) {
-      all_aligned = all_aligned && aligned(given);
-    }
+    const bool all_aligned = aligned(pass.input) && aligned(pass.grad) && aligned(pass.grad_grad);
     pass.plan = plan_batch_norm(pass.problem, pass.storage, all_aligned, processors_of(device));
     stream = current_stream(device);
   }

@@ -89,10 +89,12 @@ void run_batch_norm_derivative(const BatchNormPass& pass, bool reduces, const La
   with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F>() {
     const int64_t blocks = pass.plan.tiles * pass.plan.splits(), shared = BatchNormShared<S>::bytes();
     const TypedPass<S> given = typed<S>(pass, D == Derivative::first ? 2 : 1);
-    if (reduces && pass.plan.splits() > 1) {
+    const bool reduces_apart = reduces && pass.plan.splits() > 1;
+    if (reduces_apart) {
       launch(sums_kernel<D, S, Wide, F>, blocks, pass.plan.threads, shared, given);
     }
-    launch(derivative_kernel<D, S, Wide, F>, blocks, pass.plan.threads, shared, given, reduces);
+    launch(derivative_kernel<D, S, Wide, F>, blocks, pass.plan.threads, reduces && !reduces_apart ? shared : 0, given,
+           reduces);
   });
 }
 

@@ -52,7 +52,7 @@ inline constexpr int64_t MOST_BATCH_NORM_SPLITS = 256;
 // Steps of a thread that are worth a block's beginning and end.
 inline constexpr int64_t BATCH_NORM_OVERHEAD = 8;
 
-// `aligned`: all that is read starts at a multiple of 16 bytes.
+// `aligned`: all tensors [B, C, L] that are read start at a multiple of 16 bytes.
 [[nodiscard]] inline BatchNormPlan plan_batch_norm(const BatchNormProblem& problem, Storage storage, bool aligned,
                                                    int64_t processors) {
   const int64_t size = size_of(storage), vector = batch_norm_vector(size);

@@ -171,22 +171,23 @@ struct Share {
   }
 };
 
-// What a vector [C] has of the thread's channels; zeros for those that do not exist.
+// What a vector [C] has of the thread's channels; zeros for those that do not exist. It may start anywhere: parameters
+// are views of one flat tensor in many an optimiser.
 template <typename S, bool Wide, Form F, typename T>
 __device__ __forceinline__ void load_channels(const Share<S, Wide, F>& share, Pointer<const T> from,
                                               T (&to)[Share<S, Wide, F>::W]) {
   constexpr int W = Share<S, Wide, F>::W;
-  if constexpr (F == Form::rows) {
+  if (F == Form::rows && starts_a_vector(from)) {
     Vector<T, W> loaded = Vector<T, W>::filled(T(0));
     if (share.channel(0) < share.pass.channels) {
       loaded = load_vector<T, W>(from + share.channel(0));
     }
     loaded.widen(to);
-  } else {
+    return;
+  }
 #pragma unroll
-    for (int w = 0; w < W; ++w) {
-      to[w] = share.channel(w) < share.pass.channels ? from[share.channel(w)] : T(0);
-    }
+  for (int w = 0; w < W; ++w) {
+    to[w] = share.channel(w) < share.pass.channels ? from[share.channel(w)] : T(0);
   }
 }
 

@@ -32,6 +32,12 @@ template <typename T>
   return reinterpret_cast<T*>(shared_memory() + offset);
 }
 
+// Whether 16 bytes can be loaded from there at once.
+template <typename T>
+[[nodiscard]] __device__ __forceinline__ bool starts_a_vector(const T* memory) {
+  return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
+}
+
 // 16 aligned bytes; they stay in L2 only, because no thread of the multiprocessor reads them again.
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes(const S* from) {

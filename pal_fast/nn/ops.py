@@ -37,7 +37,7 @@ def _find_namespace(device: torch.device) -> str:
     name = dispatch.choose(None, device)
     if name == "reference":
         return ""
-    namespace = dispatch.namespace(name)
+    namespace = dispatch.namespace(name, device)
     if name == "triton":
         define_triton()
     register(namespace)

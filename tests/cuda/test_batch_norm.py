@@ -43,10 +43,9 @@ def assert_agrees(
 ) -> None:
     got = outputs(namespace, tensors, vectors, grad_sums, training, relu)
     judges = [[value.double() for value in values] for values in (tensors, vectors)]
-    ops.register(dispatch.namespace("cpu"))
-    wanted = outputs(
-        dispatch.namespace("cpu"), *judges, None if grad_sums is None else grad_sums.double(), training, relu
-    )
+    on_cpu = dispatch.namespace("cpu", torch.device("cpu"))
+    ops.register(on_cpu)
+    wanted = outputs(on_cpu, *judges, None if grad_sums is None else grad_sums.double(), training, relu)
     for name, value, judge in zip(NAMES, got, wanted, strict=True):
         error = (value.double() - judge).norm() / (judge.norm() or 1.0)
         bound = BOUNDS[tensors[0].dtype]
@@ -95,6 +94,19 @@ def test_views_that_are_not_aligned_are_taken_element_by_element(
     tensors[1] = flat.as_strided(tensors[1].shape, tensors[1].stride()).copy_(tensors[1])
     assert not emulated_batch_norm.plan(tensors[0], build_directory, tensors[1])[1]
     assert_agrees(namespace, tensors, vectors, None, True, True)
+
+
+@pytest.mark.parametrize("case", ["planes of whole vectors", "runs of 7 x 7", "rows"])
+def test_parameters_that_are_views_of_one_flat_tensor_change_nothing(
+    namespace: str, build_directory: str, case: str
+) -> None:
+    tensors, vectors = inputs_of(case, torch.bfloat16)
+    assert emulated_batch_norm.plan(tensors[0], build_directory, tensors[1])[1]
+    wanted = outputs(namespace, tensors, vectors, None, True, True)
+    vectors = [torch.cat([vector.new_zeros(1), vector.flatten()])[1:].view_as(vector) for vector in vectors]
+    assert all(vector.data_ptr() % 16 for vector in vectors)
+    got = outputs(namespace, tensors, vectors, None, True, True)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize("case", ["large planes", "runs of 7 x 7", "rows"])

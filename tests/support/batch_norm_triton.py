@@ -57,8 +57,8 @@ if __name__ == "__main__":
         reason = dispatch.why_not(backend, cpu)
         if reason:
             sys.exit(f"{backend}: {reason}")
-    namespace = dispatch.namespace("triton")
+    namespace = dispatch.namespace("triton", cpu)
     ops.define_triton()
     ops.register(namespace)
-    ops.register(dispatch.namespace("cpu"))
+    ops.register(dispatch.namespace("cpu", cpu))
     print(json.dumps(compare(int(sys.argv[1]))))

@@ -34,9 +34,7 @@ def operators(directory: str) -> dict[str, Any]:
         name: str, input: Tensor, training: bool, relu: bool, tensors: dict[str, Any], *momentum_and_eps: float
     ) -> None:
         dtype = computing_dtype(input.dtype)
-        given = [
-            tensors.get(name) for name in ("grad", "grad_grad", "weight", "bias", "statistics", "sums", "grad_sums")
-        ]
+        given = [tensors.get("grad"), tensors.get("grad_grad")]
         _, _, splits, rows, tickets = plan(input, directory, *given)
         tensors = {"input": input} | tensors
         counts = torch.zeros(tickets, dtype=torch.int32)

@@ -61,7 +61,7 @@ def test_a_gradient_of_another_memory_format_than_the_activation_is_read_rightly
     for of_gradient in (of_activation, other):
         pair = f.to(memory_format=of_activation).requires_grad_(), g.to(memory_format=of_gradient).requires_grad_()
         loss = ops.pal_loss(
-            dispatch.namespace("triton"), *pair, None, points, None, None, None, (32, 32), options, f.shape[1]
+            dispatch.namespace("triton", f.device), *pair, None, points, None, None, None, (32, 32), options, f.shape[1]
         )
         found.append([loss, *torch.autograd.grad(loss, pair)])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

@@ -289,6 +289,10 @@ Pointer<T> shared_elements(int64_t offset, int64_t count) {
   return {begin, begin, begin + count};
 }
 
+template <typename T>
+bool starts_a_vector(const Pointer<T>& memory) {
+  return reinterpret_cast<uintptr_t>(memory.at()) % 16 == 0;
+}
 template <typename S>
 uint4 load_16_bytes(const Pointer<S>& from) {
   uint4 bits;
