@@ -105,8 +105,12 @@ def _sign(module: nn.Module) -> Sign | None:
     return None
 
 
+#: Where the forward is written that normalises the last axis: PyTorch's, and that of `prepare_head`'s twin.
+_OF_THE_LAST_AXIS = ("torch.nn.modules.normalization", "pal_fast.nn.layer_norm")
+
+
 def _axis_of_layer_norm(module: nn.LayerNorm | nn.RMSNorm) -> str:
     """torchvision's and timm's LayerNorm2d are LayerNorms that turn the channels last and back; others may be."""
     if type(module).__name__.lower().endswith("2d"):
         return "second"
-    return "last" if type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward) else ""
+    return "last" if type(module).forward.__module__ in _OF_THE_LAST_AXIS else ""

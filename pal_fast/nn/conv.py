@@ -21,21 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from pal_fast.nn import traced_conv
 from pal_fast.nn.plain_conv import Geometry, conv, gradients
-
-
-def _computed_now(ctx: Any, index: int) -> bool:
-    """Whether the running backward pass wants the gradient of input `index`.
-
-    `needs_input_grad` only says whether it could be wanted: in `torch.autograd.grad(.., inputs=[f])` it is True for
-    the weights, too, whose gradient nobody asked for. The engine answers for inner nodes only, see `_inner`.
-    """
-    node = ctx.next_functions[index][0]
-    return ctx.needs_input_grad[index] and (node is None or torch._C._will_engine_execute_node(node))
-
-
-def _inner(tensor: Tensor | None) -> Tensor | None:
-    """The tensor behind a node of its own in the graph, if it is a leaf of it."""
-    return tensor.view_as(tensor) if tensor is not None and tensor.is_leaf and tensor.requires_grad else tensor
+from pal_fast.nn.wanted import inner, wanted_of_three
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -53,9 +39,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        wanted = tuple(_computed_now(ctx, i) for i in range(len(ctx.next_functions)))
-        wanted += (False,) * (3 - len(wanted))
-        return *_ConvolutionBackward.apply(grad, input, weight, ctx.geometry, wanted), None
+        return *_ConvolutionBackward.apply(grad, input, weight, ctx.geometry, wanted_of_three(ctx)), None
 
 
 class _ConvolutionBackward(torch.autograd.Function):
@@ -111,5 +95,5 @@ class Conv2d(nn.Conv2d):
             bias = None if bias is None else _autocast(bias, dtype)
         if torch.compiler.is_compiling():
             return traced_conv.convolution(input, weight, bias, geometry)
-        output: Tensor = _Convolution.apply(_inner(input), _inner(weight), _inner(bias), geometry)
+        output: Tensor = _Convolution.apply(inner(input), inner(weight), inner(bias), geometry)
         return output

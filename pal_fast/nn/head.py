@@ -16,13 +16,27 @@ from pal_fast.layer_names import find_layers, plain_name
 from pal_fast.nn import ops
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
+from pal_fast.nn.gelu import GELU
+from pal_fast.nn.layer_norm import LayerNorm
 
 #: What takes the place of what. Exactly these types: a subclass may compute something else.
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.Conv2d: Conv2d,
+    nn.GELU: GELU,
+    nn.LayerNorm: LayerNorm,
 }
+
+
+def _twin_of(module: nn.Module) -> type[nn.Module] | None:
+    """What takes the module's place; None if nothing does."""
+    kind = type(module)
+    if (kind.__module__, kind.__name__) == ("timm.layers.norm", "LayerNorm") and not getattr(
+        module, "_fast_norm", True
+    ):
+        return LayerNorm  # timm's computes the same, unless it was told to be fast
+    return REPLACEMENTS.get(kind)
 
 
 class PreparedHead:
@@ -33,13 +47,14 @@ class PreparedHead:
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
         self._replaced: dict[str, nn.Module] = {}
+        self._originals: dict[str, type[nn.Module]] = {}
         self._handles: list[Any] = []
         self._passed = False
         names = {module: plain_name(name) for name, module in model.named_modules()}
         for layer in layers.values():
             self._handles.append(layer.register_forward_hook(Hook(self._on_layer)))
         for module, name in names.items():
-            if type(module) in REPLACEMENTS:
+            if _twin_of(module):
                 self._handles.append(module.register_forward_hook(Hook(self._on_candidate(name))))
         self._handles.append(model.register_forward_pre_hook(Hook(self._before_model)))
         self._handles.append(model.register_forward_hook(Hook(self._after_model)))
@@ -57,9 +72,11 @@ class PreparedHead:
     def restore(self) -> None:
         """Puts PyTorch's own layers back. Idempotent; parameters, buffers and hooks stay as they are."""
         self._stop_watching()
-        for module in self._replaced.values():
-            module.__class__ = _original_of(type(module))
+        for name, module in self._replaced.items():
+            if name in self._originals:
+                module.__class__ = _restored(type(module), self._originals[name])
         self._replaced.clear()
+        self._originals.clear()
 
     def __enter__(self) -> PreparedHead:
         return self
@@ -96,19 +113,22 @@ class PreparedHead:
         if not self._passed:  # This forward did not reach the layer.
             return
         self._stop_watching()
-        for replaced in self._replaced.values():
-            replaced.__class__ = REPLACEMENTS[type(replaced)]
+        for name, replaced in self._replaced.items():
+            twin = _twin_of(replaced)
+            if twin is None:  # parametrized in the forward
+                continue
+            self._originals[name] = type(replaced)
+            replaced.__class__ = twin
             for tensor in (*replaced.parameters(), *replaced.buffers()):
                 ops.namespace_on(tensor.device)  # Found now, so that torch.compile need not.
 
 
-def _original_of(kind: type[nn.Module]) -> type[nn.Module]:
-    """PyTorch's layer for its twin, and for what `torch.nn.utils.parametrize` has derived from the twin since."""
-    originals = {new: old for old, new in REPLACEMENTS.items()}
-    base = kind.__bases__[0]
-    if kind in originals:
-        return originals[kind]
-    return type(kind.__name__, (originals[base],), dict(vars(kind))) if base in originals else kind
+def _restored(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
+    """The original layer for its twin, and for what `torch.nn.utils.parametrize` has derived from the twin since."""
+    twins = REPLACEMENTS.values()
+    if kind in twins:
+        return original
+    return type(kind.__name__, (original,), dict(vars(kind))) if kind.__bases__[0] in twins else kind
 
 
 def prepare_head(
@@ -116,10 +136,11 @@ def prepare_head(
 ) -> PreparedHead:
     """Gives the layers above the attributed one derivatives that cost what they must, in place.
 
-    Every BatchNorm1d, BatchNorm2d and Conv2d that runs after `layer` in a forward of the model (with several
-    layers: after the first of them) becomes its twin of `pal_fast.nn`: the same object with the same parameters,
-    buffers, hooks and state_dict, and the same results; only its class changes. Layers below `layer` or inside it,
-    which no second derivative passes, stay as they are, and so do subclasses of those three.
+    Every BatchNorm1d, BatchNorm2d, Conv2d, LayerNorm and GELU that runs after `layer` in a forward of the model
+    (with several layers: after the first of them) becomes its twin of `pal_fast.nn`: the same object with the same
+    parameters, buffers, hooks and state_dict, and the same results; only its class changes. Layers below `layer` or
+    inside it, which no second derivative passes, stay as they are, and so do subclasses of those five, but for
+    timm's LayerNorm.
 
     What torch.export makes of a prepared model calls this package's operators: `restore()` first for one that runs
     without it.

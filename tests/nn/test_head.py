@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -222,3 +223,52 @@ def test_a_frozen_batch_norm_in_a_training_model_stays_frozen(training: bool, im
     before = model.head[1].running_mean.clone()
     model(images)
     assert torch.equal(before, model.head[1].running_mean) != training
+
+
+class Tokens(nn.Module):
+    """A block of a transformer above the attributed layer, whose norms are of the given kind."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], approximate: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 8)
+        self.norm = norm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(approximate), nn.Linear(16, 8))
+        self.last = norm(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.layer(tokens)
+        return self.head(self.last(x + self.mlp(self.norm(x))).mean(1))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("of_timm", [False, True], ids=["PyTorch's LayerNorm", "timm's LayerNorm"])
+def test_a_transformers_norms_and_gelus_are_replaced_and_restored(of_timm: bool, approximate: str) -> None:
+    norm = pytest.importorskip("timm.layers", reason="timm is not installed").LayerNorm if of_timm else nn.LayerNorm
+    model = Tokens(norm, approximate).double()
+    tokens = torch.randn(3, 16, 6, dtype=torch.float64)
+    landmarks, labels = torch.rand(3, 4, 2, dtype=torch.float64) * 16, torch.tensor([0, 1, 4])
+    before = [type(module) for module in model.modules()]
+    gradients = []
+    for prepared in (False, True):
+        model.zero_grad()
+        handle = prepare_head(model, "layer", tokens) if prepared else None
+        pal = PALLoss(model, "layer", image_size=16)
+        pal(model(tokens), landmarks, labels=labels).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        pal.remove()
+    assert handle is not None
+    assert handle.replaced == ("norm", "mlp.1", "last")
+    assert set(replaced_types(model).values()) == {pal_fast.nn.LayerNorm, pal_fast.nn.GELU}
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+    handle.restore()
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_timms_fast_layer_norm_is_left_alone() -> None:
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    model = Tokens(layers.LayerNorm, "none")
+    model.norm._fast_norm = True
+    handle = prepare_head(model, "layer", torch.randn(3, 16, 6))
+    assert handle.replaced == ("mlp.1", "last")

@@ -1,0 +1,49 @@
+"""The second derivatives of layers that Triton computes in one kernel, where it can run."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pal_fast import dispatch
+
+#: Elements of a row that one program takes at once.
+MOST_WIDTH = 4096
+
+
+@lru_cache(maxsize=64)
+def _module(device: torch.device, name: str) -> Any:
+    """A module of `pal_fast.kernels`; None where Triton cannot take tensors on `device`, or would interpret."""
+    if device.type != "cuda" or dispatch.why_not("triton", device):
+        return None
+    return importlib.import_module(f"pal_fast.kernels.{name}")
+
+
+def layer_norm_double_backward(
+    v: Tensor, grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """The gradients of <v, dx> with respect to g, x and w (`layer_norm`), or None: by operators, then.
+
+    v, grad, input (..., *shape); weight (*shape) or None; mean, rstd (..., 1, ...).
+    """
+    kernels = _module(input.device, "layer_norm")
+    width = weight.numel() if weight is not None else torch.Size(shape).numel()
+    if kernels is None or width > MOST_WIDTH or input.numel() == 0:
+        return None
+    found: tuple[Tensor, Tensor, Tensor | None] = kernels.layer_norm_double_backward(
+        v, grad, input, weight, mean, rstd, width
+    )
+    return found
+
+
+def gelu_double_backward(v: Tensor, grad: Tensor, input: Tensor, approximate: str) -> tuple[Tensor, Tensor] | None:
+    """The gradients of <v, g y'> with respect to g and x (`gelu`), or None: by operators, then."""
+    kernels = _module(input.device, "gelu")
+    if kernels is None or input.numel() == 0:
+        return None
+    found: tuple[Tensor, Tensor] = kernels.gelu_double_backward(v, grad, input, approximate)
+    return found

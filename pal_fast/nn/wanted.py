@@ -1,0 +1,30 @@
+"""Which gradients a running backward pass wants, so that none is computed which nobody asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def computed_now(ctx: Any, index: int) -> bool:
+    """Whether the running backward pass wants the gradient of input `index`.
+
+    `needs_input_grad` only says whether it could be wanted: in `torch.autograd.grad(.., inputs=[f])` it is True for
+    the weights, too, whose gradient nobody asked for. The engine answers for inner nodes only, see `inner`.
+    """
+    node = ctx.next_functions[index][0]
+    return ctx.needs_input_grad[index] and (node is None or torch._C._will_engine_execute_node(node))
+
+
+def wanted_of_three(ctx: Any) -> tuple[bool, bool, bool]:
+    """`computed_now` of an input, a weight and a bias, of which the last may be None."""
+    wanted = [computed_now(ctx, i) for i in range(min(3, len(ctx.next_functions)))]
+    first, second, third = [*wanted, False, False, False][:3]
+    return first, second, third
+
+
+def inner(tensor: Tensor | None) -> Tensor | None:
+    """The tensor behind a node of its own in the graph, if it is a leaf of it."""
+    return tensor.view_as(tensor) if tensor is not None and tensor.is_leaf and tensor.requires_grad else tensor
