@@ -3,9 +3,9 @@
 from pal_fast.nn.activations import Hardsigmoid, replace_hardsigmoid
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
-from pal_fast.nn.gelu import GELU
 from pal_fast.nn.head import PreparedHead, prepare_head
 from pal_fast.nn.layer_norm import LayerNorm
+from pal_fast.nn.smooth_activations import GELU, SiLU
 from pal_fast.nn.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Hardsigmoid",
     "LayerNorm",
     "PreparedHead",
+    "SiLU",
     "SyncBatchNorm",
     "convert_sync_batchnorm",
     "prepare_head",

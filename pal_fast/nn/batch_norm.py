@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pal_fast.nn import ops
 
 
-class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """The forward that both classes share. Adds no state of its own, so that `__class__` alone tells them apart."""
 
     #: Whether the ReLU that follows is computed here (set by `prepare_head` where it finds one).
@@ -18,7 +18,7 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         namespace = ops.namespace_on(input.device) if input.is_floating_point() and input.numel() else ""
         if not namespace:
-            output = super().forward(input)
+            output = nn.modules.batchnorm._BatchNorm.forward(self, input)
             return torch.relu(output) if self.fused_relu else output
         uses_batch = self.training or self.running_mean is None
         if uses_batch and input.numel() == input.shape[1]:
@@ -46,7 +46,7 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return 0.0 if self.momentum is None else self.momentum
 
 
-class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
+class BatchNorm1d(FusedBatchNorm, nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` over (B, C) or (B, C, L): same parameters, buffers and results, twice differentiable.
 
     Args: as `torch.nn.BatchNorm1d`.
@@ -56,7 +56,7 @@ class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
     """
 
 
-class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
+class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` over (B, C, H, W): same parameters, buffers and results, twice differentiable.
 
     Args: as `torch.nn.BatchNorm2d`.

@@ -40,10 +40,10 @@ def layer_norm_double_backward(
     return found
 
 
-def gelu_double_backward(v: Tensor, grad: Tensor, input: Tensor, approximate: str) -> tuple[Tensor, Tensor] | None:
-    """The gradients of <v, g y'> with respect to g and x (`gelu`), or None: by operators, then."""
-    kernels = _module(input.device, "gelu")
+def activation_double_backward(v: Tensor, grad: Tensor, input: Tensor, kind: str) -> tuple[Tensor, Tensor] | None:
+    """The gradients of <v, g y'> with respect to g and x (`smooth_activations`), or None: by operators, then."""
+    kernels = _module(input.device, "smooth_activations")
     if kernels is None or input.numel() == 0:
         return None
-    found: tuple[Tensor, Tensor] = kernels.gelu_double_backward(v, grad, input, approximate)
+    found: tuple[Tensor, Tensor] = kernels.activation_double_backward(v, grad, input, kind)
     return found

@@ -16,8 +16,8 @@ from pal_fast.layer_names import find_layers, plain_name
 from pal_fast.nn import ops
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
-from pal_fast.nn.gelu import GELU
 from pal_fast.nn.layer_norm import LayerNorm
+from pal_fast.nn.smooth_activations import GELU, SiLU
 
 #: What takes the place of what. Exactly these types: a subclass may compute something else.
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -26,16 +26,20 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: Conv2d,
     nn.GELU: GELU,
     nn.LayerNorm: LayerNorm,
+    nn.SiLU: SiLU,
 }
 
 
 def _twin_of(module: nn.Module) -> type[nn.Module] | None:
     """What takes the module's place; None if nothing does."""
     kind = type(module)
-    if (kind.__module__, kind.__name__) == ("timm.layers.norm", "LayerNorm") and not getattr(
-        module, "_fast_norm", True
-    ):
-        return LayerNorm  # timm's computes the same, unless it was told to be fast
+    match kind.__module__, kind.__name__:
+        case "timm.layers.norm", "LayerNorm":  # It computes the same, unless it was told to be fast.
+            return None if getattr(module, "_fast_norm", True) else LayerNorm
+        case "timm.layers.norm_act", "BatchNormAct2d":
+            from pal_fast.nn.timm_layers import BatchNormAct2d
+
+            return BatchNormAct2d
     return REPLACEMENTS.get(kind)
 
 
@@ -47,7 +51,7 @@ class PreparedHead:
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
         self._replaced: dict[str, nn.Module] = {}
-        self._originals: dict[str, type[nn.Module]] = {}
+        self._classes: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {}  # the original and its twin
         self._handles: list[Any] = []
         self._passed = False
         names = {module: plain_name(name) for name, module in model.named_modules()}
@@ -73,10 +77,10 @@ class PreparedHead:
         """Puts PyTorch's own layers back. Idempotent; parameters, buffers and hooks stay as they are."""
         self._stop_watching()
         for name, module in self._replaced.items():
-            if name in self._originals:
-                module.__class__ = _restored(type(module), self._originals[name])
+            if name in self._classes:
+                module.__class__ = _restored(type(module), *self._classes[name])
         self._replaced.clear()
-        self._originals.clear()
+        self._classes.clear()
 
     def __enter__(self) -> PreparedHead:
         return self
@@ -117,18 +121,17 @@ class PreparedHead:
             twin = _twin_of(replaced)
             if twin is None:  # parametrized in the forward
                 continue
-            self._originals[name] = type(replaced)
+            self._classes[name] = type(replaced), twin
             replaced.__class__ = twin
             for tensor in (*replaced.parameters(), *replaced.buffers()):
                 ops.namespace_on(tensor.device)  # Found now, so that torch.compile need not.
 
 
-def _restored(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
+def _restored(kind: type[nn.Module], original: type[nn.Module], twin: type[nn.Module]) -> type[nn.Module]:
     """The original layer for its twin, and for what `torch.nn.utils.parametrize` has derived from the twin since."""
-    twins = REPLACEMENTS.values()
-    if kind in twins:
+    if kind is twin:
         return original
-    return type(kind.__name__, (original,), dict(vars(kind))) if kind.__bases__[0] in twins else kind
+    return type(kind.__name__, (original,), dict(vars(kind))) if kind.__bases__[0] is twin else kind
 
 
 def prepare_head(
@@ -136,11 +139,11 @@ def prepare_head(
 ) -> PreparedHead:
     """Gives the layers above the attributed one derivatives that cost what they must, in place.
 
-    Every BatchNorm1d, BatchNorm2d, Conv2d, LayerNorm and GELU that runs after `layer` in a forward of the model
-    (with several layers: after the first of them) becomes its twin of `pal_fast.nn`: the same object with the same
-    parameters, buffers, hooks and state_dict, and the same results; only its class changes. Layers below `layer` or
-    inside it, which no second derivative passes, stay as they are, and so do subclasses of those five, but for
-    timm's LayerNorm.
+    Every BatchNorm1d, BatchNorm2d, Conv2d, LayerNorm, GELU and SiLU that runs after `layer` in a forward of the
+    model (with several layers: after the first of them) becomes its twin of `pal_fast.nn`: the same object with the
+    same parameters, buffers, hooks and state_dict, and the same results; only its class changes. Layers below
+    `layer` or inside it, which no second derivative passes, stay as they are, and so do subclasses of those six,
+    but for timm's LayerNorm and BatchNormAct2d.
 
     What torch.export makes of a prepared model calls this package's operators: `restore()` first for one that runs
     without it.

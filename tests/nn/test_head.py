@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -262,6 +263,36 @@ def test_a_transformers_norms_and_gelus_are_replaced_and_restored(of_timm: bool,
     assert set(replaced_types(model).values()) == {pal_fast.nn.LayerNorm, pal_fast.nn.GELU}
     for got, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+    handle.restore()
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_timms_batch_norm_with_an_activation_is_replaced_and_restored() -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    model = timm.create_model("tf_efficientnet_b0", num_classes=5, drop_rate=0.0).double().train()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    landmarks, labels = torch.rand(2, 4, 2, dtype=torch.float64) * 64, torch.tensor([0, 4])
+    before, state = [type(module) for module in model.modules()], copy.deepcopy(model.state_dict())
+    results, calls = [], []
+    for prepared in (False, True):
+        model.load_state_dict(state)
+        model.zero_grad()
+        handle = prepare_head(model, "blocks.5", images) if prepared else None
+        pal = PALLoss(model, "blocks.5")
+        with Operators() as operators:
+            pal(model(images), landmarks, labels=labels).backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results.append([*gradients, *(buffer.clone() for buffer in model.buffers())])
+        calls.append(sum(operators.count.values()))
+        pal.remove()
+    assert handle is not None
+    assert "blocks.6.0.bn1" in handle.replaced
+    assert "bn2.act" in handle.replaced
+    assert calls[1] < calls[0] - 300
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-10)
+    copy.deepcopy(model)
+    io.BytesIO().write(pickle.dumps(model))
     handle.restore()
     assert [type(module) for module in model.modules()] == before
 

@@ -103,16 +103,16 @@ def test_the_heatmap_and_its_gradient_compile(matrix: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("width", [384, 768, 1000, 4096])
 def test_the_second_derivatives_of_layers_compile_in_whole_vectors(width: int, dtype: torch.dtype) -> None:
-    from pal_fast.kernels.gelu import gelu_double_backward
     from pal_fast.kernels.layer_norm import layer_norm_double_backward
+    from pal_fast.kernels.smooth_activations import activation_double_backward
 
     rows, weight = torch.empty(64 * 197, width, dtype=dtype), torch.empty(width, dtype=dtype)
     of_row = torch.empty(64 * 197, 1)
     with compiling() as compiled:
         layer_norm_double_backward(rows, rows, rows, weight, of_row, of_row, width)
-        gelu_double_backward(rows, rows, rows, "none")
-        gelu_double_backward(rows, rows, rows, "tanh")
-    assert len(compiled) == 3
+        for kind in ("gelu", "gelu_tanh", "silu"):
+            activation_double_backward(rows, rows, rows, kind)
+    assert len(compiled) == 4
     for kernel in compiled:
         assert not kernel.spilled_bytes, kernel.name
         assert width % 16 or (WIDE_LOAD in kernel.ptx and WIDE_STORE in kernel.ptx), kernel.name

@@ -1,4 +1,4 @@
-"""The Triton second derivatives of LayerNorm and GELU against their operators in float64."""
+"""The Triton second derivatives of LayerNorm, GELU and SiLU against their operators in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from support.compare import assert_close
 from torch import Tensor
 
-from pal_fast.nn import gelu, layer_norm
+from pal_fast.nn import layer_norm, smooth_activations
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -49,15 +49,19 @@ def test_layer_norm_agrees_with_its_operators(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_gelu_agrees_with_its_operators(device: str, approximate: str, dtype: torch.dtype, seed: int) -> None:
-    from pal_fast.kernels.gelu import gelu_double_backward
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_activations_agree_with_their_operators(
+    device: str, layout: torch.memory_format, kind: str, dtype: torch.dtype, seed: int
+) -> None:
+    from pal_fast.kernels.smooth_activations import activation_double_backward
 
     generator = torch.Generator().manual_seed(seed)
-    v, grad, input = (3 * normal(generator, device, dtype, 5, 700) for _ in range(3))
-    input[0, :4] = torch.tensor([0.0, -0.0, 300.0, -300.0])
-    got = gelu_double_backward(v, grad, input, approximate)
-    judge = gelu._by_operators(v.double(), grad.double(), input.double(), approximate)
+    v, grad, input = (3 * normal(generator, device, dtype, 5, 7, 10, 10) for _ in range(3))
+    input = input.contiguous(memory_format=layout)
+    input[0, 0, 0, :4] = torch.tensor([0.0, -0.0, 300.0, -300.0])
+    got = activation_double_backward(v, grad, input, kind)
+    judge = smooth_activations._by_operators(v.double(), grad.double(), input.double(), kind)
     for name, value, wanted in zip(("d_grad", "d_input"), got, judge, strict=True):
         assert value.dtype == dtype
         assert_close(value, wanted, dtype, name)

@@ -1,5 +1,8 @@
 # mypy: allow-untyped-defs
-"""Triton: the second derivative of GELU, in one launch. The formulas are those of `pal_fast.nn.gelu`."""
+"""Triton: the second derivatives of GELU and SiLU, in one launch.
+
+The formulas are those of `pal_fast.nn.smooth_activations`.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OPTIONS, accumulator, ceil_div, on_device
+from .launch import OPTIONS, accumulator, ceil_div, in_format_of, on_device
 
 #: Elements of a program: 8 a thread.
 BLOCK = 1024
 
 
 @triton.jit
-def gelu_double_backward_kernel(
+def activation_double_backward_kernel(
     v_ptr,  # [N], as all
     grad_ptr,
     input_ptr,
     d_grad_ptr,
     d_input_ptr,
     size,  # N
-    TANH: tl.constexpr,
+    KIND: tl.constexpr,  # gelu, gelu_tanh or silu
     BLOCK: tl.constexpr,
     T: tl.constexpr,
 ):
@@ -30,7 +33,13 @@ def gelu_double_backward_kernel(
     v = tl.load(v_ptr + at, mask=at < size, other=0.0).to(T)
     grad = tl.load(grad_ptr + at, mask=at < size, other=0.0).to(T)
     x = tl.load(input_ptr + at, mask=at < size, other=0.0).to(T)
-    if TANH:
+    if KIND == "silu":
+        small = tl.exp(-tl.abs(x))
+        sigmoid = tl.where(x < 0.0, small, 1.0) / (1.0 + small)
+        flank = small / ((1.0 + small) * (1.0 + small))
+        first = sigmoid + x * flank
+        second = flank * (2.0 + x * (1.0 - 2.0 * sigmoid))
+    elif KIND == "gelu_tanh":
         square = x * x
         inner = 0.7978845608028654 * x * (1.0 + 0.044715 * square)
         slope = 0.7978845608028654 * (1.0 + 0.134145 * square)
@@ -48,19 +57,20 @@ def gelu_double_backward_kernel(
     tl.store(d_input_ptr + at, v * grad * second, mask=at < size)
 
 
-def gelu_double_backward(v: Tensor, grad: Tensor, input: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+def activation_double_backward(v: Tensor, grad: Tensor, input: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """The gradients of <v, g y'> with respect to g and x, of any shape."""
-    v, grad, input = v.contiguous(), grad.contiguous(), input.contiguous()
-    d_grad, d_input = torch.empty_like(grad), torch.empty_like(input)
+    if not input.is_contiguous(memory_format=torch.channels_last if input.dim() == 4 else torch.contiguous_format):
+        input = input.contiguous()
+    d_grad, d_input = torch.empty_like(input, dtype=grad.dtype), torch.empty_like(input)
     with on_device(input):
-        gelu_double_backward_kernel[(ceil_div(input.numel(), BLOCK),)](
-            v_ptr=v,
-            grad_ptr=grad,
+        activation_double_backward_kernel[(ceil_div(input.numel(), BLOCK),)](
+            v_ptr=in_format_of(input, v),
+            grad_ptr=in_format_of(input, grad),
             input_ptr=input,
             d_grad_ptr=d_grad,
             d_input_ptr=d_input,
             size=input.numel(),
-            TANH=approximate == "tanh",
+            KIND=kind,
             BLOCK=BLOCK,
             T=accumulator(input.dtype),
             **OPTIONS,
