@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -165,6 +168,17 @@ def _why_not_triton(device: torch.device | None) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and major < 8:
         return f"it needs a GPU of compute capability 8.0 or newer, and {device} has {major}.{minor}"
+    return _why_no_launcher()
+
+
+@lru_cache(maxsize=1)
+def _why_no_launcher() -> str:
+    """Triton compiles, at its first launch, what calls the driver; "" if this machine lets it."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "it compiles its launcher and finds no C compiler: put gcc or clang on PATH, or its name into CC"
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").exists():
+        return f"it compiles its launcher and finds no Python.h in {headers}: install Python's headers (python3-dev)"
     return ""
 
 

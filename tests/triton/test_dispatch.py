@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sysconfig
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ hide()
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What dispatch remembers of this machine, forgotten before and after."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    caches = (dispatch._fastest, dispatch._why_not_cuda, dispatch._warn_slow)
+    caches = (dispatch._fastest, dispatch._why_not_cuda, dispatch._warn_slow, dispatch._why_no_launcher)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -31,7 +33,7 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """A machine with a GPU, as far as dispatch can see; its keys may be changed."""
     machine = {"capability": (9, 0), "status": "", "triton": True}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -51,6 +53,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(dispatch, "_triton_detail", lambda: "triton")
+    monkeypatch.setenv("CC", "cc")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     return machine
 
 
@@ -86,6 +91,19 @@ def test_a_driver_or_an_architecture_that_will_not_do_leaves_triton(gpu: dict[st
     with pytest.raises(RuntimeError, match="backend='cuda' cannot run on cuda: ") as refused:
         dispatch.choose("cuda", CUDA)
     assert status in str(refused.value)
+
+
+def test_a_machine_without_a_compiler_has_no_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run on cuda: .* no C compiler"):
+        dispatch.choose("triton", CUDA)
+
+
+def test_a_machine_without_pythons_headers_has_no_triton(gpu: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "Python.h").unlink()
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run on cuda: .* no Python.h in "):
+        dispatch.choose("triton", CUDA)
 
 
 def test_an_extension_without_cuda_leaves_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
