@@ -219,8 +219,10 @@ class PALLoss(nn.Module):
         distributed.refuse_sharded(self.model)
         with self._capture.kept(), self._capture.forced(), distributed.reducers_aside(self.model):
             try:
-                target = self._engine.target
-                return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
+                target, attribution = self._engine.target, self._engine.options.attribution
+                return preflight.check(
+                    self.model, images, labels, output, self._capture, target, attribution, self._trial
+                )
             finally:
                 self._capture.probe_checkpoints()
 
