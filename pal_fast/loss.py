@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils.checkpoint import CheckpointError
 
-from pal_fast import _checks, distributed, preflight
+from pal_fast import _checks, distributed, latest_run, preflight
 from pal_fast.calls import Prior
 from pal_fast.capture import Capture
 from pal_fast.captured import Captured
@@ -196,7 +196,7 @@ class PALLoss(nn.Module):
     def _take(self, logits: Tensor) -> list[Captured]:
         if is_compiling():
             return self._capture.take()
-        return preflight.take(self.model, logits, self._capture)
+        return latest_run.take(self.model, logits, self._capture)
 
     def check(self, images: Any, labels: Tensor | None = None, *, output: Output | None = None) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.

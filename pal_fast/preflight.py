@@ -1,4 +1,4 @@
-"""What goes wrong silently, found before it costs a training run: `pal.check`, and why nothing was captured."""
+"""What goes wrong silently, found before it costs a training run: `pal.check`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from pal_fast import _checks, buffers, graph, reference
+from pal_fast import buffers, graph, reference
 from pal_fast.capture import Capture
 from pal_fast.captured import Captured
 from pal_fast.constants import FLAT_TOLERANCE, GROUPING_OF
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
-from pal_fast.layer_names import is_compiled
+from pal_fast.latest_run import take
 from pal_fast.model_run import Output, check_output, logits_of, outside_inference_mode, values_of
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, check_logits, labels_to_try
@@ -40,33 +40,6 @@ _LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_SECONDS = 3, 30, 0.5
 
 #: Tries one layer from the logits, what was captured of it, labels, and a prior (B, h, w).
 Try = Callable[[Tensor, Captured, Tensor | None, Tensor], Trial]
-
-
-def take(model: nn.Module, logits: Any, capture: Capture) -> list[Captured]:
-    """`capture.take()`, with a better reason where torch.compile is why nothing was captured."""
-    try:
-        return capture.take()
-    except RuntimeError:
-        reason = why_hooks_are_silent(model, logits)
-        if reason:
-            raise _checks.NotReadyError(reason) from None
-        raise
-
-
-def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
-    """Why the layer's hook did not fire, if that is torch.compile's doing; "" otherwise."""
-    compiled = any(
-        is_compiled(module) or getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
-    )
-    if isinstance(logits, Tensor) and logits.grad_fn is not None:
-        compiled = compiled or graph.holds(logits.grad_fn, "CompiledFunction")
-    if not compiled or not model.training:
-        return ""
-    return (
-        "the layer's hook has not fired, because torch.compile does not see hooks that are added after the first "
-        "compiled call: make the PALLoss before that call and compile only the layers below it "
-        "(pal_fast.compiled.compile_body), or compile the whole step (pal_fast.compiled.compile_step)"
-    )
 
 
 @dataclass
