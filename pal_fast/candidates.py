@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pal_fast.channel_axis import ChannelSigns, signs_of
 from pal_fast.layouts import layout_of
+from pal_fast.model_run import in_mode
 
 #: A map with fewer cells along a side holds no attribution worth aligning.
 LEAST_CELLS = 3
@@ -55,10 +56,8 @@ def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
         for name, module in model.named_modules()
         if name and (name.count(".") < 2 or (name.count(".") == 2 and any(module.children())))
     ]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), in_mode(model, training=False):
             model(images)
             found.clear()
             runs.clear()
@@ -68,8 +67,6 @@ def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     size = (images.shape[-2], images.shape[-1])
     named = dict(model.named_modules())
     made = [

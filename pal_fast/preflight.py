@@ -20,7 +20,7 @@ from pal_fast.captured import Captured
 from pal_fast.constants import FLAT_TOLERANCE, GROUPING_OF
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
 from pal_fast.latest_run import take
-from pal_fast.model_run import Output, check_output, logits_of, outside_inference_mode, values_of
+from pal_fast.model_run import Output, check_output, in_mode, logits_of, outside_inference_mode, values_of
 from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, check_logits, labels_to_try
 
@@ -221,15 +221,13 @@ def _prior(logits: Tensor) -> Tensor:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """In train mode inside; mode, buffers and random state afterwards as before."""
-    modes = {module: module.training for module in model.modules()}
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), buffers.kept(buffers.stateful(model)):
-        model.train()
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+    with (
+        torch.random.fork_rng(devices=devices),
+        buffers.kept(buffers.stateful(model)),
+        in_mode(model, training=True),
+    ):
+        yield
 
 
 class _Timer:
