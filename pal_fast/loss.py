@@ -148,9 +148,10 @@ class PALLoss(nn.Module):
             landmarks: (B, K, 2), (x, y) in pixels of the model's input image, integer = pixel centre.
             heatmap: (B, h, w), any prior instead of landmarks; resized to the layer.
             labels: (B,) integers, for target="label" and callables. With "label", a sample whose label is none of
-                the classes is left out, as by sample_weight=0.
+                the classes has weight 0, and none of its logits is attributed.
             visible: (B, K) bool, False drops a landmark.
-            sample_weight: (B,), finite, 0 leaves a sample out.
+            sample_weight: (B,), finite, of the samples' scores. 0 leaves a sample's score out; its logits stay in what
+                is attributed, which a BatchNorm above the layer shows to the others.
 
         Returns: 0-dim, or (B,) for reduction="none"; float32 (float64 for a float64 model).
 
