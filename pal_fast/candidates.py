@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pal_fast.captured import tensor_of
 from pal_fast.channel_axis import ChannelSigns, signs_of
-from pal_fast.layouts import layout_of
+from pal_fast.layouts import Layout, layout_of
+from pal_fast.model_run import in_mode, logits_of
 
 #: A map with fewer cells along a side holds no attribution worth aligning.
 LEAST_CELLS = 3
@@ -25,6 +28,8 @@ class Candidate:
     shape: tuple[int, int, int, int]  # (B, C, H, W)
     layout: str
     share_above: float  # of the forward's time: a step with the loss costs about 1 + this, in plain steps
+    #: Whether the gradient of the logits is anything but exactly zero in the map; true where that cannot be told.
+    reached: bool = True
 
     def __str__(self) -> str:
         return f"{self.name:<32} {', '.join(map(str, self.shape)):<20} {self.layout:<20} {self.share_above:4.0%}"
@@ -34,16 +39,17 @@ def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
     """The modules that return a map of at least 3 x 3 cells, in running order, down to a network's blocks.
 
     That is modules one or two names deep ("features.22"), and blocks three deep ("encoder.layers.encoder_layer_5").
-    Found in two forwards without gradients (the first warms up), in eval mode.
+    Found in two forwards without gradients (the first warms up) and one with the gradient of the logits, in eval mode.
 
     Args: images (B, 3, IH, IW).
     """
     found: dict[str, tuple[Tensor, float]] = {}
     runs: dict[str, int] = {}
+    logits: Tensor | None = None
 
     def on_end(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, (tuple, list)) and output else output
+            tensor = tensor_of(output)
             runs[name] = runs.get(name, 0) + 1
             if isinstance(tensor, Tensor) and tensor.ndim in (3, 4) and tensor.is_floating_point():
                 found[name] = (tensor, time.perf_counter())
@@ -55,39 +61,53 @@ def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
         for name, module in model.named_modules()
         if name and (name.count(".") < 2 or (name.count(".") == 2 and any(module.children())))
     ]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
-            model(images)
+        with in_mode(model, training=False):
+            with torch.no_grad():
+                model(images)
+                found.clear()
+                runs.clear()
+                start = time.perf_counter()
+                model(images)
+                end = time.perf_counter()
+            named = dict(model.named_modules())
+            made: dict[str, tuple[Candidate, Layout]] = {}
+            for name, (tensor, at) in found.items():
+                layout = _layout(name, tensor, images, signs_of(model, named[name]))
+                if layout is not None and runs[name] == 1:
+                    batch, channels, height, width = layout.view(tensor).shape
+                    shape, share = (batch, channels, height, width), (end - at) / (end - start)
+                    made[name] = Candidate(name, shape, str(layout), share), layout
             found.clear()
-            runs.clear()
-            start = time.perf_counter()
-            model(images)
-            end = time.perf_counter()
+            with torch.enable_grad(), contextlib.suppress(TypeError):  # of a model without one tensor of logits
+                # Not a leaf, so that the first layer may work in place; with it a graph begins below frozen layers.
+                logits = logits_of(model, images.detach().requires_grad_().clone(), None)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    size = (images.shape[-2], images.shape[-1])
-    named = dict(model.named_modules())
-    made = [
-        _candidate(name, tensor, size, signs_of(model, named[name]), (end - at) / (end - start))
-        for name, (tensor, at) in found.items()
-    ]
-    return [candidate for candidate in made if candidate is not None and runs[candidate.name] == 1]
+    if logits is None:
+        return [candidate for candidate, _ in made.values()]
+    unreached = _unreached(logits, {name: (found[name][0], layout) for name, (_, layout) in made.items()})
+    return [replace(candidate, reached=name not in unreached) for name, (candidate, _) in made.items()]
 
 
-def _candidate(
-    name: str, tensor: Tensor, image_size: tuple[int, int], signs: ChannelSigns, share: float
-) -> Candidate | None:
+def _layout(name: str, tensor: Tensor, images: Tensor, signs: ChannelSigns) -> Layout | None:
+    """The layout of a map with enough cells; None of anything else."""
     try:
-        layout = layout_of("auto", name, tensor, image_size, signs)
+        layout = layout_of("auto", name, tensor, (images.shape[-2], images.shape[-1]), signs)
     except ValueError:
         return None
-    view = layout.view(tensor)
-    if min(view.shape[2:]) < LEAST_CELLS:
-        return None
-    batch, channels, height, width = view.shape
-    return Candidate(name, (batch, channels, height, width), str(layout), share)
+    return layout if min(layout.view(tensor).shape[2:]) >= LEAST_CELLS else None
+
+
+def _unreached(logits: Tensor, outputs: dict[str, tuple[Tensor, Layout]]) -> set[str]:
+    """The layers in whose map the gradient of the logits' sum is exactly zero."""
+    names = [name for name, (tensor, _) in outputs.items() if tensor.requires_grad]
+    if not names or not logits.requires_grad:
+        return set()
+    gradients = torch.autograd.grad(logits.sum(), [outputs[name][0] for name in names], allow_unused=True)
+    return {
+        name
+        for name, gradient in zip(names, gradients, strict=True)
+        if gradient is None or not bool((outputs[name][1].view(gradient) != 0).any())
+    }

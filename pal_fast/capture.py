@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.compiler import is_compiling
 
 from pal_fast import _checks
@@ -24,6 +26,9 @@ from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_
 from pal_fast.channel_axis import signs_of
 from pal_fast.checkpointing import CheckpointedSegments
 from pal_fast.precision import casts_to_float16
+
+#: A number for each layer that is captured.
+_MARKS = itertools.count()
 
 #: On each thread, the capture that is `forced`, while it is.
 _FORCED = threading.local()
@@ -46,7 +51,8 @@ class Capture:
     """The hooks of one `PALLoss` on one model, and what they caught.
 
     An output is caught while the model trains with gradients enabled (or inside `forced()`), and is held
-    until `take` or the next forward of the model. What is caught is the layer's output tensor: if a later layer
+    until `take` or the next forward of the model. Where only parts of the model are called, the latest run of the layer
+    takes the place of the one before. What is caught is the layer's output tensor: if a later layer
     overwrites it in place, it holds what that layer wrote.
     """
 
@@ -68,7 +74,10 @@ class Capture:
 
     def attach(self) -> None:
         """Puts the hooks on: one per layer, two on the model."""
-        self.captured = [Captured(name, signs_of(self.model, layer)) for name, layer in self.layers.items()]
+        self.captured = [
+            Captured(name, signs_of(self.model, layer), mark=f"pal_fast {next(_MARKS)}")
+            for name, layer in self.layers.items()
+        ]
         for record, layer in zip(self.captured, self.layers.values(), strict=True):
             self.handles.append(layer.register_forward_hook(Hook(self._on_layer(record))))
         before, after = Hook(self._before_model), Hook(self._after_model)
@@ -228,6 +237,10 @@ class Capture:
                     record.problem = _without_gradients(record.name)
                 return None
             tensor = tensor_of(output)
+            if not is_compiling():
+                record.supersede()
+                if record.runs and not self.running:  # Where no forward begins, none tells how many runs are of one.
+                    record.runs, record.superseded = 0, True
             record.runs += 1
             if tensor is None:
                 record.problem = (
@@ -243,6 +256,8 @@ class Capture:
                     record.conditions = Conditions.now(tensor.device, self.model)
             if tensor.requires_grad:
                 record.output, record.version = tensor, tensor._version
+                if not is_compiling():
+                    record.node = get_gradient_edge(tensor).node
                 return None
             if not is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
                 record.problem = _transformed(record.name)
@@ -250,6 +265,8 @@ class Capture:
             # Everything below is frozen: the attribution still needs a graph that starts here.
             record.output = _beginning(tensor)
             record.version = record.output._version
+            if not is_compiling():
+                record.node = record.output.grad_fn
             return with_tensor(output, record.output)
 
         return on_layer

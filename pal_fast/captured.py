@@ -51,13 +51,27 @@ class Captured:
     conditions: Conditions | None = None
     runs: int = 0
     problem: str = ""
+    #: Where the graph of the output begins, as the layer made it; None where torch.compile traces.
+    node: Any = None
+    #: What marks, in their metadata, the nodes of runs whose place a later run has taken.
+    mark: str = ""
+    #: Whether the latest run has taken the place of another outside a forward of the model: the graph of the logits
+    #: tells whether they depend on that one, too.
+    superseded: bool = False
 
     def clear(self) -> None:
         self.output, self.conditions, self.runs, self.problem = None, None, 0, ""
+        self.node, self.superseded = None, False
+
+    def supersede(self) -> None:
+        """Marks the run before this one, which is held no longer."""
+        if self.node is not None:
+            self.node.metadata[self.mark] = True
 
     def released(self) -> Captured:
         """What was captured, for one who uses it up; nothing is left here."""
         taken = Captured(self.name, self.signs, self.output, self.version, self.float16, self.conditions, self.runs)
+        taken.mark, taken.superseded = self.mark, self.superseded
         self.clear()
         return taken
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from pal_fast._version import __version__
 from pal_fast.layer_names import find_layers
+from pal_fast.model_run import in_mode
 
 __all__ = ["can_compile_a_step", "compile_body", "compile_step"]
 
@@ -167,14 +168,10 @@ def _finished_before(model: nn.Module, layers: set[nn.Module], inputs: tuple[Any
         return hook
 
     handles = [m.register_forward_hook(on_end(n, m)) for n, m in model.named_modules() if n]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), in_mode(model, training=False):
             model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return [name for name in dict.fromkeys(finished) if name not in later] if reached else []

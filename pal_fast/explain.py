@@ -14,6 +14,7 @@ from pal_fast import visualize
 from pal_fast.functional import landmark_heatmap
 from pal_fast.inspection import attribute
 from pal_fast.landmarks.face_crops import Window, crop_face
+from pal_fast.model_run import in_mode
 from pal_fast.reference import standardise
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def explain(
     attribution: str = "grad_input",
     sigma: float | None = None,
 ) -> Explanation:
-    """Runs the network, in eval mode, on one photograph.
+    """Runs the network, in eval mode, on one photograph; each module's mode is put back.
 
     Args:
         image: (3, H, W) uint8.
@@ -104,12 +105,8 @@ def explain(
     points = into_window(landmarks, window, size)
     shape = (-1, 1, 1)
     normalised = (picture - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
-    was_training = network.training
-    network.eval()
-    try:
+    with in_mode(network, training=False):
         maps, logits = attribute(network, layer, normalised[None], attribution=attribution, target=target)
-    finally:
-        network.train(was_training)
     heatmap = landmark_heatmap(points[None], (maps.shape[1], maps.shape[2]), image_size=size, sigma=sigma)
     z, flat = standardise(maps.double(), (1, 2))
     zh, flat_heatmap = standardise(heatmap.double(), (1, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -86,16 +86,19 @@ def refusal(nodes: Sequence[Any]) -> str:
 
 def holds(root: Any, part: str) -> bool:
     """Whether any node at or below `root` has `part` in its name."""
+    return any(part in node.name() for node in nodes_from(root))
+
+
+def nodes_from(root: Any) -> Iterator[Any]:
+    """The node `root` and all below it."""
     seen, pending = {root}, [root]
     while pending:
         node = pending.pop()
-        if part in node.name():
-            return True
+        yield node
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)
                 pending.append(child)
-    return False
 
 
 def takes_norm_of_zero(nodes: Sequence[Any]) -> bool:

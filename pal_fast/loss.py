@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils.checkpoint import CheckpointError
 
-from pal_fast import _checks, distributed, preflight
+from pal_fast import _checks, distributed, latest_run, preflight
 from pal_fast.calls import Prior
 from pal_fast.capture import Capture
 from pal_fast.captured import Captured
@@ -148,9 +148,10 @@ class PALLoss(nn.Module):
             landmarks: (B, K, 2), (x, y) in pixels of the model's input image, integer = pixel centre.
             heatmap: (B, h, w), any prior instead of landmarks; resized to the layer.
             labels: (B,) integers, for target="label" and callables. With "label", a sample whose label is none of
-                the classes is left out, as by sample_weight=0.
+                the classes has weight 0, and none of its logits is attributed.
             visible: (B, K) bool, False drops a landmark.
-            sample_weight: (B,), finite, 0 leaves a sample out.
+            sample_weight: (B,), finite, of the samples' scores. 0 leaves a sample's score out; its logits stay in what
+                is attributed, which a BatchNorm above the layer shows to the others.
 
         Returns: 0-dim, or (B,) for reduction="none"; float32 (float64 for a float64 model).
 
@@ -196,7 +197,7 @@ class PALLoss(nn.Module):
     def _take(self, logits: Tensor) -> list[Captured]:
         if is_compiling():
             return self._capture.take()
-        return preflight.take(self.model, logits, self._capture)
+        return latest_run.take(self.model, logits, self._capture)
 
     def check(self, images: Any, labels: Tensor | None = None, *, output: Output | None = None) -> preflight.Report:
         """Tries the loss on one small batch and reports, per layer, whether it can do its work.
@@ -219,8 +220,10 @@ class PALLoss(nn.Module):
         distributed.refuse_sharded(self.model)
         with self._capture.kept(), self._capture.forced(), distributed.reducers_aside(self.model):
             try:
-                target = self._engine.target
-                return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)
+                target, attribution = self._engine.target, self._engine.options.attribution
+                return preflight.check(
+                    self.model, images, labels, output, self._capture, target, attribution, self._trial
+                )
             finally:
                 self._capture.probe_checkpoints()
 

@@ -1,10 +1,10 @@
-"""One forward of a model for its logits, for those who run the model themselves, whatever it takes and returns."""
+"""Forwards of a model for those who run it themselves: in which mode, and its logits, whatever it takes and returns."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +69,19 @@ def _copied(given: Any) -> Any:
     if isinstance(given, tuple):
         return tuple(map(_copied, given))
     return given.clone() if isinstance(given, Tensor) and given.is_inference() else given
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Inside, the whole model is in train mode, or in eval mode; afterwards each module is in its own mode again, so
+    that what was frozen in a model that trains stays so."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, before in modes.items():
+            module.training = before
 
 
 def eagerly() -> contextlib.AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""What goes wrong silently, found before it costs a training run: `pal.check`, and why nothing was captured."""
+"""What goes wrong silently, found before it costs a training run: `pal.check`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from pal_fast import _checks, buffers, graph, reference
+from pal_fast import buffers, graph, reference
 from pal_fast.capture import Capture
 from pal_fast.captured import Captured
+from pal_fast.constants import FLAT_TOLERANCE, GROUPING_OF
 from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
-from pal_fast.layer_names import is_compiled
-from pal_fast.model_run import Output, check_output, logits_of, outside_inference_mode, values_of
+from pal_fast.latest_run import take
+from pal_fast.model_run import Output, check_output, in_mode, logits_of, outside_inference_mode, values_of
+from pal_fast.options import AttributionOptions
 from pal_fast.targets import Target, check_logits, labels_to_try
 
 
@@ -40,33 +42,6 @@ _LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_SECONDS = 3, 30, 0.5
 Try = Callable[[Tensor, Captured, Tensor | None, Tensor], Trial]
 
 
-def take(model: nn.Module, logits: Any, capture: Capture) -> list[Captured]:
-    """`capture.take()`, with a better reason where torch.compile is why nothing was captured."""
-    try:
-        return capture.take()
-    except RuntimeError:
-        reason = why_hooks_are_silent(model, logits)
-        if reason:
-            raise _checks.NotReadyError(reason) from None
-        raise
-
-
-def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
-    """Why the layer's hook did not fire, if that is torch.compile's doing; "" otherwise."""
-    compiled = any(
-        is_compiled(module) or getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
-    )
-    if isinstance(logits, Tensor) and logits.grad_fn is not None:
-        compiled = compiled or graph.holds(logits.grad_fn, "CompiledFunction")
-    if not compiled or not model.training:
-        return ""
-    return (
-        "the layer's hook has not fired, because torch.compile does not see hooks that are added after the first "
-        "compiled call: make the PALLoss before that call and compile only the layers below it "
-        "(pal_fast.compiled.compile_body), or compile the whole step (pal_fast.compiled.compile_step)"
-    )
-
-
 @dataclass
 class LayerReport:
     """What `pal.check` found at one layer. Shapes as the loss sees them."""
@@ -76,7 +51,8 @@ class LayerReport:
     layout: str = ""
     weights_above: tuple[int, int] = (0, 0)  # parameters that the loss moves, and all there are, above the layer
     weights_below: tuple[int, int] = (0, 0)
-    flat_share: float = 0.0  # samples whose attribution map is constant in space
+    flat_share: float = 0.0  # of the samples (for channels="each": of their channels), attribution constant in space
+    flat_of: str = "samples"
     problems: list[str] = field(default_factory=list)
     slow: list[str] = field(default_factory=list)
 
@@ -85,7 +61,7 @@ class LayerReport:
         if self.shape:
             below, above = (f"{part[0]} of {part[1]}" for part in (self.weights_below, self.weights_above))
             lines.append(f"  the loss moves {below} parameters below, {above} above")
-            lines.append(f"  attribution constant in space: {self.flat_share:.0%} of the samples")
+            lines.append(f"  attribution constant in space: {self.flat_share:.0%} of the {self.flat_of}")
         lines += [f"  slow: {note}" for note in self.slow]
         lines += [f"  PROBLEM: {problem}" for problem in self.problems]
         return "\n".join(lines)
@@ -122,6 +98,7 @@ def check(
     output: Output | None,
     capture: Capture,
     target: Target,
+    options: AttributionOptions,
     trial: Try,
 ) -> Report:
     """See `PALLoss.check`."""
@@ -141,7 +118,7 @@ def check(
         logits, taken = run()
         labels = labels_to_try(logits, target, labels)
         for record in taken:
-            _examine(reports[record.name], model, logits, record, labels, parameters, trial)
+            _examine(reports[record.name], model, logits, record, labels, parameters, options, trial)
         del logits, taken
         plain = loss = math.inf
         if not any(report.problems for report in reports.values()):
@@ -167,6 +144,7 @@ def _examine(
     record: Captured,
     labels: Tensor | None,
     parameters: dict[str, Tensor],
+    options: AttributionOptions,
     trial: Try,
 ) -> None:
     """Fills in one layer's report."""
@@ -191,16 +169,38 @@ def _examine(
             f"the second derivative is not finite, first at parameter {broken[0]!r} ({len(broken)} in all): "
             + NORM_OF_ZERO
         )
+    report.flat_share = _constant_share(activation, gradient, options)
+    report.flat_of = "samples' channels" if options.channels == "each" else "samples"
     if gradient is not None and not bool((gradient != 0).any()):
         report.problems.append(unreached(model, record.name))
+    elif report.flat_share == 1:
+        report.problems.append(
+            "the attribution is constant in space: there is nothing to align; choose another layer, another "
+            "attribution or other channels"
+        )
     elif not alive:
         report.problems.append("the loss moves no parameter: all weights that it could move are frozen, or it is flat")
-    a = activation if gradient is None else activation * gradient.abs()
-    _, flat = reference.standardise(a.detach().double().mean(1), (1, 2))
-    report.flat_share = flat.double().mean().item()
-    if report.flat_share == 1 and not report.problems:
-        report.problems.append("the attribution is constant in space: there is nothing to align; choose another layer")
     report.slow += graph.slow_parts(graph.nodes_between(get_gradient_edge(logits).node, [record.output]))
+
+
+def _constant_share(activation: Tensor, gradient: Tensor | None, options: AttributionOptions) -> float:
+    """The share of the loss's own attribution that is constant in space, so that it agrees with no heatmap.
+
+    Of the samples: with "mean" and "half" those whose map is flat, with "all" those whose elements together deviate
+    from their channel's mean by no more than a flat group's. With "each", of the samples' channels.
+    """
+    f, g = activation.detach().double(), None if gradient is None else gradient.double()
+    a = reference.attribution(f, g, options.attribution, options.absolute)
+    count = options.count(a.shape[1])
+    a, grouping = a[:, :count], GROUPING_OF[options.channels]
+    if grouping == "map":
+        _, flat = reference.standardise(reference.attribution_map(a, count), (1, 2))
+    elif grouping == "each":
+        _, flat = reference.standardise(a, (2, 3))
+    else:
+        deviation = a - a.mean((2, 3), keepdim=True)
+        flat = deviation.square().mean((1, 2, 3)) <= FLAT_TOLERANCE**2 * a.square().mean((1, 2, 3))
+    return flat.double().mean().item()
 
 
 def _gradients(scalar: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor | None]:
@@ -221,15 +221,13 @@ def _prior(logits: Tensor) -> Tensor:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """In train mode inside; mode, buffers and random state afterwards as before."""
-    modes = {module: module.training for module in model.modules()}
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), buffers.kept(buffers.stateful(model)):
-        model.train()
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+    with (
+        torch.random.fork_rng(devices=devices),
+        buffers.kept(buffers.stateful(model)),
+        in_mode(model, training=True),
+    ):
+        yield
 
 
 class _Timer:

@@ -50,8 +50,20 @@ def run(args: argparse.Namespace) -> int:
         side = f"{args.image_size} x {args.image_size}"
         print(f"{args.model}: layers with a map, in the order in which they run (images {side})")
         print(f"  {'layer':<32} {'B, C, H, W':<20} {'layout':<20} time above")
-        for candidate in found:
+        reached = [candidate for candidate in found if candidate.reached]
+        for candidate in reached or found:
             print(f"  {candidate}")
+        if not reached and found:
+            print(
+                "PROBLEM: the gradient of the logits is exactly zero in all of these maps, as it is while the "
+                "classifier's weights are all zero (torchvision's ViT starts like that): initialise them"
+            )
+        elif len(reached) < len(found):
+            names = ", ".join(candidate.name for candidate in found if not candidate.reached)
+            print(
+                f"Left out, since the gradient of the logits is exactly zero in their maps: {names} (after the last "
+                "attention of a ViT that pools its class token, the patches lead nowhere)"
+            )
         print("Choose one past the middle whose map still has some 7 x 7 cells, then run again with --layer.")
         return 0
     with PALLoss(model, args.layer) as pal, _checks.running(args.model, args.image_size, "--image-size"):

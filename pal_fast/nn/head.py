@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from pal_fast import _checks
 from pal_fast.capture import Hook
 from pal_fast.layer_names import find_layers, plain_name
+from pal_fast.model_run import in_mode
 from pal_fast.nn import ops
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
@@ -166,7 +166,7 @@ def prepare_head(
     head = PreparedHead(model, layers)
     if example is not None:
         try:
-            with torch.no_grad(), _in_eval_mode(model):
+            with torch.no_grad(), in_mode(model, training=False):
                 model(*(example if isinstance(example, tuple) else (example,)))
             if not head.ready:
                 raise RuntimeError(f"the forward of example did not run layer {', '.join(map(repr, layers))}")
@@ -174,14 +174,3 @@ def prepare_head(
             head.restore()
             raise
     return head
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

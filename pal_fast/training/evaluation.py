@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pal_fast import attribute, landmark_heatmap
+from pal_fast.model_run import in_mode
 
 #: What alignment is measured on, whatever a network was trained with: one yardstick for all.
 YARDSTICK = {"attribution": "grad_input", "absolute": True, "channels": "mean"}
@@ -106,7 +107,7 @@ def evaluate_network(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> Evaluation:
-    """Runs the network in eval mode over the batches; the mode is put back.
+    """Runs the network in eval mode over the batches; each module's mode is put back.
 
     Args:
         batches: dicts with "image", "label", "index" and, for an alignment, "landmarks".
@@ -117,10 +118,8 @@ def evaluate_network(
 
     Raises: ValueError, RuntimeError naming what is wrong with the network, a layer or the labels.
     """
-    was_training = network.training
-    network.eval()
     rows, metrics = _Rows(), {}
-    try:
+    with in_mode(network, training=False):
         for batch in batches:
             images = batch["image"].to(device, non_blocking=True)
             labels = batch["label"].to(device, non_blocking=True)
@@ -151,8 +150,6 @@ def evaluate_network(
             rows.label.append(batch["label"])
             rows.prediction.append(logits.argmax(1).cpu())
             rows.loss.append(F.cross_entropy(logits, labels, reduction="none").double().cpu())
-    finally:
-        network.train(was_training)
     return _gathered(rows, metrics, classes, gather)
 
 

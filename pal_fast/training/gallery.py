@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pal_fast import attribute, landmark_heatmap
+from pal_fast.model_run import in_mode
 from pal_fast.training.evaluation import YARDSTICK, image_alignment
 from pal_fast.training.files import RunFolder, write_arrays
 
@@ -94,10 +95,8 @@ class Gallery:
 
         Returns: "maps" (G, h, w) float32; "alignment" (G,) float32, NaN where undefined; "probabilities" (G, classes).
         """
-        was_training = network.training
-        network.eval()
         parts: list[tuple[Any, ...]] = []
-        try:
+        with in_mode(network, training=False):
             for start in range(0, len(self.indices), batch):
                 images = self.images[start : start + batch].to(device)
                 landmarks = self.landmarks[start : start + batch].to(device)
@@ -111,7 +110,5 @@ class Gallery:
                 )
                 aligned = image_alignment(maps, heatmap) if landmarks.shape[1] else torch.full((len(maps),), torch.nan)
                 parts.append((maps.float().cpu(), aligned, logits.float().softmax(1).cpu()))
-        finally:
-            network.train(was_training)
         names = ("maps", "alignment", "probabilities")
         return {name: torch.cat(values).numpy() for name, values in zip(names, zip(*parts, strict=True), strict=True)}

@@ -43,6 +43,29 @@ def test_a_label_outside_the_classes_is_a_sample_of_weight_zero(mode, reduction)
     assert (zero[inside] != 0).all()
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_logits_of_an_ignored_sample_are_not_attributed_those_of_weight_zero_are(mode):
+    """Which shows where the samples are coupled, by a BatchNorm above the layer in train mode, and nowhere else."""
+    model = SmallNet(act=nn.SiLU).double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.train(mode == "train")
+    images, _, landmarks = batch()
+    given = {"images": images, "landmarks": landmarks}
+    inside = (IGNORED >= 0) & (IGNORED < 5)
+    ignored, gradients = step(model, **given, labels=IGNORED)
+    weighed, others = step(model, **given, labels=IGNORED.clamp(0, 4), sample_weight=inside.double())
+    alike = torch.allclose(ignored, weighed) and all(map(torch.allclose, gradients, others))
+    assert alike == (mode == "eval")
+
+    def attributed(logits, labels):
+        return (logits * nn.functional.one_hot(labels.clamp(0, 4), 5)).sum(1) * inside
+
+    with pal_fast.PALLoss(model, "middle", target=attributed) as pal:
+        wanted = pal(model(images), landmarks, labels=IGNORED, sample_weight=inside.double())
+    torch.testing.assert_close(ignored, wanted.detach())
+
+
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_weight_of_other_samples_is_kept(backend, dtype):

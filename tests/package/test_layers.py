@@ -18,7 +18,7 @@ ORDER = [
     {"attention", "captured", "buffers", "checkpointing", "graph", "inner_gradient", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
     {"first_call"},
-    {"first_values"},
+    {"first_values", "latest_run"},
     {"inspection", "first_order", "preflight", "compiled", "candidates"},
     {"engine"},
     {"loss"},

@@ -189,3 +189,80 @@ def test_every_layer_that_the_doctor_lists_can_be_attributed():
     for candidate in candidates(model, images):
         with pal_fast.PALLoss(model, candidate.name) as pal:
             assert pal.check(images).problems == []
+
+
+def listed(capsys, *arguments):
+    """The layers in the doctor's list, and what it says of them."""
+    assert main(["doctor", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return [line.split()[0] for line in lines if line.startswith("  ")][1:], "\n".join(lines)
+
+
+def test_layers_whose_map_no_gradient_reaches_are_left_out_by_name(monkeypatch, capsys):
+    """Behind the last attention of a ViT that pools its class token, the patches lead nowhere."""
+    monkeypatch.setattr(sys.modules["some_networks"], "small", Tokens)
+    names, text = listed(capsys, "some_networks:small", "--image-size", "16")
+    assert {"patches", "blocks.0", "blocks.1"} <= set(names)
+    left_out = re.search(r"exactly zero in their maps: (.*) \(", text)[1].split(", ")
+    assert {"blocks.2", "norm"} <= set(left_out)
+    assert not set(left_out) & set(names)
+    model, images = Tokens(), torch.randn(2, 3, 16, 16)
+    for name in left_out + names:
+        with pal_fast.PALLoss(model, name) as pal:
+            refused = any("is zero everywhere" in problem for problem in pal.check(images).problems)
+        assert refused == (name in left_out), name
+
+
+def test_mean_pooling_leaves_no_layer_out(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["some_networks"], "small", lambda: Tokens(pool="mean"))
+    names, text = listed(capsys, "some_networks:small", "--image-size", "16")
+    assert {"blocks.2", "norm"} <= set(names)
+    assert "Left out" not in text
+
+
+def test_a_branch_that_does_not_lead_to_the_logits_is_left_out(monkeypatch, capsys):
+    class Branching(SmallNet):
+        def forward(self, images):
+            x = self.middle(self.stem(images))
+            self.top(x)
+            return self.classifier(nn.functional.pad(x.mean((2, 3)), (0, 2)))
+
+    monkeypatch.setattr(sys.modules["some_networks"], "small", Branching)
+    names, text = listed(capsys, "some_networks:small", "--image-size", "32")
+    assert "middle" in names
+    assert "in their maps: top.0, top.1, top.2, top (" in text
+
+
+def test_where_no_gradient_reaches_any_layer_all_are_listed_and_it_is_told_why(monkeypatch, capsys):
+    def untrained():
+        model = SmallNet()
+        nn.init.zeros_(model.classifier.weight)
+        return model
+
+    monkeypatch.setattr(sys.modules["some_networks"], "small", untrained)
+    names, text = listed(capsys, "some_networks:small", "--image-size", "32")
+    assert {"stem", "middle", "top"} <= set(names)
+    assert "the gradient of the logits is exactly zero in all of these maps" in text
+
+
+@pytest.mark.parametrize("returned", [lambda logits: {"out": logits, "aux": logits * 2}, lambda logits: [{"a": 1}]])
+def test_where_there_are_no_logits_to_differentiate_all_layers_are_listed(returned, monkeypatch, capsys):
+    class Other(Tokens):
+        def forward(self, images):
+            return returned(super().forward(images))
+
+    monkeypatch.setattr(sys.modules["some_networks"], "small", Other)
+    names, text = listed(capsys, "some_networks:small", "--image-size", "16")
+    assert {"blocks.1", "blocks.2", "norm"} <= set(names)
+    assert "Left out" not in text
+
+
+def test_frozen_models_and_first_layers_that_work_in_place_are_listed():
+    model = nn.Sequential(nn.ReLU(inplace=True), SmallNet()).requires_grad_(False)
+    images = torch.randn(2, 3, 32, 32)
+    kept = images.clone()
+    found = candidates(model, images.relu())
+    assert all(candidate.reached for candidate in found)
+    assert {"1.stem", "1.middle", "1.top"} <= {candidate.name for candidate in found}
+    assert torch.equal(images, kept)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -74,6 +74,65 @@ def test_the_plain_loop(network, data):
     assert not network.middle._forward_hooks
 
 
+def on_the_parameters(network):
+    """The gradients that they hold."""
+    return {n: torch.zeros(()) if p.grad is None else p.grad.clone() for n, p in network.named_parameters()}
+
+
+def gradients_at_each_step(network, optimizer):
+    """What is on the parameters at each step from now on."""
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(on_the_parameters(network)))
+    return seen
+
+
+def of_three_batches(network):
+    """Three batches of four, and each one's gradients by the judge."""
+    data = TensorDataset(*batch(12, dtype=torch.float32))
+    parts = [slice(0, 4), slice(4, 8), slice(8, 12)]
+    return DataLoader(data, 4), [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in parts]
+
+
+def assert_steps(seen, wanted):
+    assert len(seen) == len(wanted)
+    for got, of in zip(seen, wanted, strict=True):
+        assert relative_error(*(torch.cat([g[n].flatten().double() for n in of]) for g in (got, of))) < 1e-3
+
+
+class Stream:
+    """A loader without a length."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+@pytest.mark.parametrize("kind", [lambda loader: loader, Stream], ids=["sized", "stream"])
+def test_the_plain_loop_steps_on_what_is_left_at_an_epochs_end(network, kind):
+    """Three batches an epoch, two a step: the mean of two, then the third alone, in each epoch anew."""
+    loader, parts = of_three_batches(network)
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    seen = gradients_at_each_step(network, optimizer)
+    example("plain_loop").train(network, kind(loader), optimizer, "middle", epochs=2, accumulate=2)
+    mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+    assert_steps(seen, [mean, parts[2], mean, parts[2]])
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_accelerate_steps_on_what_is_left_at_an_epochs_end_by_the_weight_of_a_batch_among_all(network):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    loader, parts = of_three_batches(network)
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    seen = gradients_at_each_step(network, optimizer)
+    example("accelerate").train(network, loader, optimizer, "middle", 2, cpu=True, gradient_accumulation_steps=2)
+    mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+    rest = {name: parts[2][name] / 2 for name in parts[2]}
+    assert_steps(seen, [mean, rest, mean, rest])
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
 def test_accelerate(network, data):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
@@ -100,6 +159,28 @@ def test_lightning(network, data, tmp_path):
     assert trainer.callback_metrics["train_loss"].item() == pytest.approx(total, abs=1e-5)
     saved = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=False)["state_dict"]
     assert list(saved) == [f"model.{key}" for key in network.state_dict()]
+
+
+def test_lightning_steps_on_what_is_left_at_an_epochs_end_by_the_weight_of_a_batch_among_all(network, tmp_path):
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+    loader, parts = of_three_batches(network)
+    module = example("lightning").Classifier(network, "middle", learning_rate=0.0)
+    seen = []
+    # Lightning's last backward pass of a step runs inside the optimiser's step.
+    module.on_before_optimizer_step = lambda optimizer: seen.append(on_the_parameters(network))
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, loader)
+    mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+    rest = {name: parts[2][name] / 2 for name in parts[2]}
+    assert_steps(seen, [mean, rest, mean, rest])
 
 
 @pytest.fixture
@@ -176,23 +257,41 @@ def test_hugging_face_trainer_follows_the_model_that_model_init_makes(pal_traine
     assert all(pal_values)
 
 
-def test_hugging_face_trainer_accumulates_gradients_to_those_of_the_whole_batch(pal_trainer, pal_values):
-    gradients = []
-    for size, accumulated in ((8, 1), (4, 2), (2, 4)):
+@pytest.fixture
+def steps_of_trainer(pal_trainer):
+    """Trains on batches of a given size, and returns the gradients of each step."""
+
+    def steps(size, accumulated, **arguments):
         trainer = pal_trainer(
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulated,
             max_grad_norm=0.0,
             optim="sgd",
+            **arguments,
         )
         trainer.create_optimizer()
+        gradients = []
         trainer.optimizer.register_step_pre_hook(
             lambda optimizer, *_: gradients.append(
                 torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]])
             )
         )
         trainer.train()
+        return gradients
+
+    return steps
+
+
+def test_hugging_face_trainer_accumulates_gradients_to_those_of_the_whole_batch(steps_of_trainer, pal_values):
+    (whole,), *parts = (steps_of_trainer(size, accumulated) for size, accumulated in ((8, 1), (4, 2), (2, 4)))
     assert len(pal_values) == 1 + 2 + 4
-    whole, *parts = gradients
-    for part in parts:
+    for (part,) in parts:
         assert relative_error(part, whole) < 1e-4
+
+
+def test_hugging_face_trainer_steps_on_what_is_left_at_an_epochs_end(steps_of_trainer):
+    """Four batches an epoch, three a step: the last one alone is a step, as it is without accumulation."""
+    alone = steps_of_trainer(2, 1, learning_rate=0.0, seed=3)
+    three, last = steps_of_trainer(2, 3, learning_rate=0.0, seed=3)
+    assert relative_error(three, sum(alone[:3]) / 3) < 1e-4
+    assert relative_error(last, alone[3]) < 1e-4

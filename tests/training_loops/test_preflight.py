@@ -120,12 +120,43 @@ def test_the_look_at_norms_recomputes_no_checkpoint():
     assert calls[1] != -1
 
 
-@pytest.mark.parametrize("attribution", ["grad", "grad_input"])
-def test_a_gradient_that_is_constant_in_space_is_told(attribution):
-    model = SmallNet()
-    report = pal_fast.PALLoss(model, "top", attribution=attribution).check(batch(dtype=torch.float32)[0])
-    constant = any("constant in space" in problem or "moves no parameter" in problem for problem in report.problems)
-    assert constant == (attribution == "grad")
+@pytest.mark.parametrize("channels", ["mean", "half", "all", "each"])
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("attribution", ["grad", "grad_input", "activation"])
+def test_an_attribution_that_is_constant_in_space_is_told(attribution, absolute, channels):
+    """The gradient behind a global average pool and one linear layer is; times the activation it is not."""
+    pal = pal_fast.PALLoss(SmallNet(), "top", attribution=attribution, absolute=absolute, channels=channels)
+    report = pal.check(batch(dtype=torch.float32)[0])
+    assert report.layers[0].flat_share == (attribution == "grad")
+    wanted = ["layer 'top': the attribution is constant in space"] if attribution == "grad" else []
+    assert [problem[: problem.find(":", 13)] for problem in report.problems] == wanted
+
+
+class DeadHalf(nn.Module):
+    """Puts as many channels of zeros before those that it is given."""
+
+    def forward(self, x):
+        return torch.cat([x * 0, x], 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "share", "words"),
+    [
+        ({"channels": "mean"}, 0, "0% of the samples"),
+        ({"channels": "all"}, 0, "0% of the samples"),
+        ({"channels": "half"}, 1, "100% of the samples"),
+        ({"channels": "mean", "channel_count": 4}, 1, "100% of the samples"),
+        ({"channels": "each"}, 0.5, "50% of the samples' channels"),
+        ({"channels": "each", "channel_count": 5}, 0.8, "80% of the samples' channels"),
+    ],
+)
+def test_the_share_that_is_constant_in_space_is_that_of_the_channels_which_take_part(options, share, words):
+    body = [nn.Conv2d(3, 4, 3), DeadHalf(), nn.Conv2d(8, 4, 3), nn.SiLU()]
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(4 * 12 * 12, 5))
+    report = pal_fast.PALLoss(model, "1", **options).check(batch(dtype=torch.float32)[0])
+    assert report.layers[0].flat_share == pytest.approx(share)
+    assert f"attribution constant in space: {words}" in str(report)
+    assert any("constant in space" in problem for problem in report.problems) == (share == 1)
 
 
 def test_a_layer_without_second_derivative_above_is_told():

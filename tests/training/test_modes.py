@@ -1,0 +1,90 @@
+"""Who looks at a network leaves each of its modules in the mode it had, whole model in one mode or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.networks import SmallNet, batch
+from torch import nn
+
+import pal_fast
+from pal_fast.candidates import candidates
+from pal_fast.compiled import compile_body
+from pal_fast.explain import explain
+from pal_fast.model_run import in_mode
+from pal_fast.nn import prepare_head
+from pal_fast.training.evaluation import evaluate_network
+from pal_fast.training.gallery import Gallery
+
+CPU = torch.device("cpu")
+
+
+def evaluated(network, images, labels, landmarks):
+    batches = [{"image": images, "label": labels, "index": torch.arange(4), "landmarks": landmarks}]
+    evaluate_network(network, batches, "abcde", device=CPU, layers=["middle"])
+
+
+def shown_in_the_gallery(network, images, labels, landmarks):
+    gallery = Gallery(images, landmarks, labels, list(range(4)), list("abcd"))
+    gallery.look(network, "middle", device=CPU, batch=2, sigma=None)
+
+
+LOOKS = {
+    "explain": lambda network, images, labels, landmarks: explain(
+        torch.randint(0, 255, (3, 20, 20), dtype=torch.uint8), landmarks[0], network, "middle", size=16, crop="whole"
+    ),
+    "evaluate": evaluated,
+    "gallery": shown_in_the_gallery,
+    "check": lambda network, images, labels, landmarks: pal_fast.PALLoss(network, "middle").check(images),
+    "attribute": lambda network, images, labels, landmarks: pal_fast.attribute(network, "middle", images),
+    "candidates": lambda network, images, labels, landmarks: candidates(network, images),
+    "prepare_head": lambda network, images, labels, landmarks: prepare_head(network, "middle", images),
+    "compile_body": lambda network, images, labels, landmarks: compile_body(network, "middle", images),
+}
+
+
+@pytest.fixture(params=["one is frozen", "one trains", "all train", "none trains"])
+def network(request):
+    network = SmallNet().train(request.param in ("one is frozen", "all train"))
+    if request.param.startswith("one"):
+        network.middle.train(request.param == "one trains")
+    return network
+
+
+def modes(network):
+    return {name: module.training for name, module in network.named_modules()}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_each_module_is_left_in_its_own_mode(look, network):
+    before = modes(network)
+    look(network, *batch(dtype=torch.float32))
+    assert modes(network) == before
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inside_the_whole_model_is_in_one_mode_and_an_error_changes_nothing(training, network):
+    before, inside = modes(network), []
+
+    def fails():
+        inside.extend(modes(network).values())
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), in_mode(network, training=training):
+        fails()
+    assert set(inside) == {training}
+    assert modes(network) == before
+
+
+def test_a_model_that_keeps_a_part_frozen_by_itself_is_left_so():
+    class Frozen(SmallNet):
+        def train(self, mode: bool = True) -> nn.Module:
+            super().train(mode)
+            self.stem.eval()
+            return self
+
+    network = Frozen().train()
+    before = modes(network)
+    for look in LOOKS.values():
+        look(network, *batch(dtype=torch.float32))
+        assert modes(network) == before
