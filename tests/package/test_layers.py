@@ -15,7 +15,7 @@ ORDER = [
     {"dispatch"},
     {"calls"},
     {"functional", "channel_axis", "layer_names", "model_run"},
-    {"attention", "captured", "buffers", "checkpointing", "graph", "inner_gradient", "kinks", "regions"},
+    {"attention", "captured", "buffers", "checkpointing", "graph", "hook", "inner_gradient", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
     {"first_call"},
     {"first_values"},
