@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils.checkpoint import CheckpointError
 
-from pal_fast import _checks, distributed, preflight
+from pal_fast import _checks, distributed, fabric, preflight
 from pal_fast.calls import Prior
 from pal_fast.capture import Capture
 from pal_fast.captured import Captured
@@ -217,7 +217,12 @@ class PALLoss(nn.Module):
             before.
         """
         distributed.refuse_sharded(self.model)
-        with self._capture.kept(), self._capture.forced(), distributed.reducers_aside(self.model):
+        with (
+            self._capture.kept(),
+            self._capture.forced(),
+            distributed.reducers_aside(self.model),
+            fabric.inner_gradients(),
+        ):
             try:
                 target = self._engine.target
                 return preflight.check(self.model, images, labels, output, self._capture, target, self._trial)

@@ -14,7 +14,7 @@ ORDER = [
     {"_extension", "_derivative", "ops", "kernels"},
     {"dispatch"},
     {"calls"},
-    {"functional", "channel_axis", "layer_names", "model_run"},
+    {"functional", "channel_axis", "fabric", "layer_names", "model_run"},
     {"attention", "captured", "buffers", "checkpointing", "graph", "hook", "inner_gradient", "kinks", "regions"},
     {"capture", "targets", "layouts", "nn", "distributed", "precision"},
     {"first_call"},
