@@ -1,14 +1,13 @@
 """Captures a layer's output, and the size of the model's input, during the model's own forward.
 
-Hooks live in the model's modules but leave no trace in copies of it: copied or pickled, a hook becomes a
-no-op of the standard library, so that `deepcopy`, `pickle` and `state_dict` of the model are not disturbed.
+Hooks live in the model's modules, but a deep copy of it has none of them, and in a pickle they are no-ops of the
+standard library (see `hook`), so that `deepcopy`, `pickle` and `state_dict` of the model are not disturbed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from pal_fast.attention import MathAttention
 from pal_fast.captured import Captured, Conditions, InputImage, tensor_of, with_tensor
 from pal_fast.channel_axis import signs_of
 from pal_fast.checkpointing import CheckpointedSegments
+from pal_fast.hook import Hook
 from pal_fast.precision import casts_to_float16
 
 #: A number for each layer that is captured.
@@ -36,14 +36,6 @@ _FORCED = threading.local()
 
 def _forced() -> Capture | None:
     return None if is_compiling() else getattr(_FORCED, "capture", None)
-
-
-class Hook(functools.partial[Any]):
-    """A callable for `register_forward_hook` that a copy or a pickle turns into a no-op."""
-
-    def __reduce__(self) -> Any:
-        # nullcontext.__exit__ takes what a hook is given and returns None; unpickling it needs no pal_fast.
-        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 @dataclass
@@ -84,7 +76,7 @@ class Capture:
         self.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
         # Also after an exception, so that the attention kernels are never left switched.
         self.handles.append(self.model.register_forward_hook(after, always_call=True))
-        self.segments = CheckpointedSegments(self.model, Hook, lambda: self.running, lambda: self.attention.entered)
+        self.segments = CheckpointedSegments(self.model, lambda: self.running, lambda: self.attention.entered)
 
     def remove(self) -> None:
         """Takes the hooks off and drops what they hold. Idempotent."""

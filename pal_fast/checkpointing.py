@@ -16,12 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pal_fast.attention import MathAttention
 from pal_fast.buffers import Buffers, put_back, swap_in_copies, tracking
+from pal_fast.hook import Hook
 
 
 class CheckpointedSegments:
     """Finds, in one forward, the modules that run in checkpointed segments, and guards their recomputations.
 
-    The modules outside such segments lose their probes after that forward, so that they cost nothing. Where running
+    All modules have probes during that forward, and none before or after it, so that they cost nothing. Where running
     statistics change between two forwards, checkpointing may have been switched on since: the next forward is probed
     again.
     """
@@ -29,16 +30,13 @@ class CheckpointedSegments:
     #: How many probed forwards in a row may find nothing new: DDP, for one, writes statistics between forwards.
     VAIN = 8
 
-    def __init__(
-        self, model: nn.Module, hook: Callable[..., Any], running: Callable[[], bool], above: Callable[[], bool]
-    ) -> None:
+    def __init__(self, model: nn.Module, running: Callable[[], bool], above: Callable[[], bool]) -> None:
         """
         Args:
-            hook: wraps a callable for `register_forward_hook` (see `capture.Hook`).
             running: whether a forward of the model with gradients is under way.
             above: whether it is past the attributed layer, with attention switched.
         """
-        self._hook, self._running, self._above = hook, running, above
+        self._model, self._running, self._above = model, running, above
         self._names = {module: name for name, module in model.named_modules()}
         self._tracking = dict.fromkeys(tracking(model))
         # BatchNorm's own kernel writes running_mean unseen, InstanceNorm does not count batches.
@@ -47,6 +45,8 @@ class CheckpointedSegments:
         ]
         self._probes: list[Any] = []
         self._guards: list[Any] = []
+        #: Whether the next forward is to be probed.
+        self._due = True
         self._left = self.VAIN
         self._versions: list[int] = []
         self._with_math: dict[nn.Module, MathAttention] = {}
@@ -54,33 +54,38 @@ class CheckpointedSegments:
         self._guarded: set[nn.Module] = set()
         #: The modules that ran in the latest forward with gradients; None if it was not probed.
         self.ran: set[nn.Module] | None = None
-        self.probe()
 
     def probe(self) -> None:
         """Looks for segments in the next forward. Idempotent."""
-        if not self._probes:
-            # Scripted modules take no hooks; what is called inside them cannot be a checkpoint.
-            self._probes = [
-                m.register_forward_pre_hook(self._hook(self._probe))
-                for m in self._names
-                if not isinstance(m, torch.jit.ScriptModule)
-            ]
+        self._due = True
 
     def begin(self) -> None:
-        """Before a forward with gradients."""
-        if self._left and not self._probes and self._tracking and self._versions != self._versions_now():
+        """Before a forward with gradients, in a hook of the model's own."""
+        if self._probes:  # The forward before this one was interrupted.
+            self._stop_probing()
+            self._due = True
+        if self._left and not self._due and self._tracking and self._versions != self._versions_now():
             self._left -= 1
-            self.probe()
-        self.ran = set() if self._probes else None
+            self._due = True
+        self.ran = set() if self._due else None
+        if self._due:
+            self._due = False
+            # Scripted modules take no hooks; what is called inside them cannot be a checkpoint.
+            self._probes = [
+                m.register_forward_pre_hook(Hook(self._probe))
+                for m in self._names
+                if m is not self._model and not isinstance(m, torch.jit.ScriptModule)
+            ]
+            # Of the model's hooks this forward runs those that it began with.
+            self._probe(self._model, ())
 
     def end(self) -> None:
         """After a forward with gradients."""
-        self.stop_probing()
+        self._stop_probing()
         if self._left and self._tracking:
             self._versions = self._versions_now()
 
-    def stop_probing(self) -> None:
-        """Idempotent."""
+    def _stop_probing(self) -> None:
         for handle in self._probes:
             handle.remove()
         self._probes = []
@@ -90,7 +95,7 @@ class CheckpointedSegments:
         return [-1 if (b := buffers.get(name)) is None else b._version for buffers, name in self._watched]
 
     def remove(self) -> None:
-        self.stop_probing()
+        self._stop_probing()
         for handle in self._guards:
             handle.remove()
         self._guards = []
@@ -111,8 +116,8 @@ class CheckpointedSegments:
         if keeps_statistics or runs_with_math:
             self._guarded.add(module)
             self._left = self.VAIN
-            self._guards.append(module.register_forward_pre_hook(self._hook(self._before)))
-            self._guards.append(module.register_forward_hook(self._hook(self._after), always_call=True))
+            self._guards.append(module.register_forward_pre_hook(Hook(self._before)))
+            self._guards.append(module.register_forward_hook(Hook(self._after), always_call=True))
 
     def _lies_within_one_with_math(self, module: nn.Module) -> bool:
         name = self._names[module]

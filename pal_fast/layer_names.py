@@ -10,8 +10,10 @@ from torch import nn
 
 from pal_fast import _checks
 
-#: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper) put into a module's dotted name.
-_WRAPPER_NAMES = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+#: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper, Fabric) put into a module's dotted name.
+_WRAPPER_NAMES = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+)
 
 #: The name of the model itself, where it is the layer.
 WHOLE = "(model)"

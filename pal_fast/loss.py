@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils.checkpoint import CheckpointError
 
-from pal_fast import _checks, distributed, latest_run, preflight
+from pal_fast import _checks, distributed, fabric, latest_run, preflight
 from pal_fast.calls import Prior
 from pal_fast.capture import Capture
 from pal_fast.captured import Captured
@@ -218,7 +218,12 @@ class PALLoss(nn.Module):
             before.
         """
         distributed.refuse_sharded(self.model)
-        with self._capture.kept(), self._capture.forced(), distributed.reducers_aside(self.model):
+        with (
+            self._capture.kept(),
+            self._capture.forced(),
+            distributed.reducers_aside(self.model),
+            fabric.inner_gradients(),
+        ):
             try:
                 target, attribution = self._engine.target, self._engine.options.attribution
                 return preflight.check(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.compiler import is_compiling
 
-from pal_fast import _checks
+from pal_fast import _checks, fabric
 from pal_fast.inner_gradient import inner_gradient
 
 TARGETS = ("sum", "label", "predicted")
@@ -89,6 +89,21 @@ def attributed_gradients(
 
     Returns: as many gradients as outputs; None where the logits do not depend on that output.
     """
+    if is_compiling() or not fabric.in_play():
+        return _attributed_gradients(logits, outputs, target, labels, create_graph, scale, start)
+    with fabric.inner_gradients():
+        return _attributed_gradients(logits, outputs, target, labels, create_graph, scale, start)
+
+
+def _attributed_gradients(
+    logits: Tensor,
+    outputs: Sequence[Tensor],
+    target: Target,
+    labels: Tensor | None,
+    create_graph: bool,
+    scale: Tensor | None,
+    start: Tensor | GradientEdge | None,
+) -> tuple[Tensor | None, ...]:
     scalars: Tensor | GradientEdge
     if callable(target):
         scalars = per_sample(logits, target, labels)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pal_fast import _checks
-from pal_fast.capture import Hook
+from pal_fast.hook import Hook
 from pal_fast.layer_names import find_layers, plain_name
 from pal_fast.model_run import in_mode
 from pal_fast.nn import ops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -109,6 +110,30 @@ def test_a_spot_and_its_landmark_stay_together(functional: str, generator: torch
         arguments = (5, 8, 50, 64, [100, 90])
     image, landmarks = (getattr(F, functional)(given[key], *arguments) for key in ("image", "landmarks"))
     torch.testing.assert_close(centroid(image[0] ** 4), landmarks[0].as_subclass(Tensor), rtol=0, atol=0.15)
+
+
+def test_a_centre_crop_of_any_size_keeps_a_pixel_and_its_landmark_together() -> None:
+    """Also one that is larger than the image, in one side or both, and so pads it."""
+    sides = range(1, 10)
+    for old, new in itertools.product(itertools.product(sides, sides), repeat=2):
+        y, x = old[0] // 2, old[1] // 2
+        image = torch.zeros(1, *old)
+        image[0, y, x] = 1
+        moved = F.center_crop(image, list(new))
+        landmarks = F.center_crop(Landmarks(torch.tensor([[float(x), float(y)]]), canvas_size=old), list(new))
+        assert landmarks.canvas_size == new == tuple(moved.shape[-2:])
+        left, top = landmarks[0].tolist()
+        seen = [[top, left]] if 0 <= top < new[0] and 0 <= left < new[1] else []
+        assert moved[0].nonzero().tolist() == seen, (old, new)
+
+
+def test_a_centre_crop_takes_its_size_as_torchvision_does(points: Tensor) -> None:
+    given = Landmarks(points.clone(), canvas_size=(HEIGHT, WIDTH))
+    wanted = F.center_crop(given, [83, 83])
+    for size in (83, [83], (83, 83)):
+        moved = F.center_crop(given, size)
+        assert moved.canvas_size == (83, 83)
+        assert torch.equal(moved, wanted)
 
 
 def test_train_transform_keeps_a_spot_and_its_landmark_together(generator: torch.Generator) -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from support.networks import SmallNet, batch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 import pal_fast
 
@@ -63,6 +65,117 @@ def test_copies_and_pickles_of_the_model_carry_no_live_hook(model, data):
         with pytest.raises(RuntimeError, match="has not run"):
             pal(twin(images), landmarks)
     pal(model(images), landmarks).backward()
+
+
+def hooks(model):
+    """The modules' hooks, and what the modules remember of how to call them."""
+    return [
+        entry
+        for module in model.modules()
+        for name, entries in vars(module).items()
+        if name.startswith(("_forward_hooks", "_forward_pre_hooks"))
+        for entry in entries.items()
+    ]
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda model: AveragedModel(model).module, lambda model: copy.deepcopy(copy.deepcopy([model]))[0]],
+    ids=["deepcopy", "AveragedModel", "deepcopy of a deepcopy"],
+)
+def test_a_deep_copy_of_the_model_has_none_of_the_hooks(model, data, steps, copied):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, ["stem", "middle"])
+    for _ in range(steps):
+        pal(model(images), landmarks).backward()
+    before = hooks(model)
+    twin = copied(model)
+    assert not hooks(twin)
+    assert hooks(model) == before
+    assert twin.training == model.training
+    pal(model(images), landmarks).backward()
+    torch.testing.assert_close(twin(images), model(images))
+
+
+def test_a_deep_copy_of_a_checkpointed_model_has_none_of_the_hooks(data):
+    class Checkpointed(SmallNet):
+        def forward(self, images):
+            return self.head(checkpoint(self.middle, self.stem(images), use_reentrant=False))
+
+    images, _, landmarks = data
+    model = Checkpointed()
+    pal = pal_fast.PALLoss(model, "middle")
+    pal(model(images), landmarks).backward()
+    assert hooks(model.middle[1]), "its recomputation is guarded"
+    assert not hooks(copy.deepcopy(model))
+
+
+def test_a_deep_copy_of_a_model_whose_head_waits_to_be_prepared_has_none_of_the_hooks(model):
+    head = pal_fast.nn.prepare_head(model, "middle")
+    assert not hooks(copy.deepcopy(model))
+    assert not head.ready
+
+
+def test_a_deep_copy_keeps_the_user_s_own_hooks(model, data):
+    pal = pal_fast.PALLoss(model, "middle")
+    seen = []
+    model.middle.register_forward_hook(lambda module, args, kwargs, output: seen.append(module), with_kwargs=True)
+    model.middle.register_forward_pre_hook(lambda module, args: None)
+    twin = copy.deepcopy(model)
+    pal.remove()
+    assert len(hooks(twin)) == len(hooks(model)) == 3
+    twin(data[0])
+    assert seen == [twin.middle]
+
+
+def test_a_deep_copy_of_a_model_and_its_loss_has_the_hooks_of_the_copied_loss_alone(model, data):
+    pal = pal_fast.PALLoss(model, "middle")
+    twin = copy.deepcopy(nn.ModuleDict({"model": model, "pal": pal}))
+    assert len(hooks(twin["model"])) == len(hooks(model))
+    twin["pal"].remove()
+    assert not hooks(twin["model"])
+
+
+def test_between_forwards_a_model_has_hooks_at_the_layer_and_on_itself_only(model, data):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, "middle")
+    for _ in range(2):
+        for module in model.modules():
+            assert bool(hooks(module)) == (module is model or module is model.middle)
+        pal(model(images), landmarks).backward()
+
+
+class Scriptable(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 5))
+
+
+def test_a_deep_copy_can_be_scripted_before_it_has_run(data):
+    model = Scriptable()
+    pal = pal_fast.PALLoss(model, "2")
+    twin = copy.deepcopy(model).eval()
+    torch.testing.assert_close(torch.jit.script(twin)(data[0]), twin(data[0]))
+    pal.remove()
+    torch.jit.script(model)
+
+
+@pytest.mark.parametrize("export", ["trace", "export"])
+def test_a_model_under_a_loss_can_be_traced_and_exported(export, data):
+    model, images = Scriptable().eval(), data[0]
+    pal = pal_fast.PALLoss(model, "2")
+    made = torch.jit.trace(model, images) if export == "trace" else torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(made(images), model(images))
+    pal.remove()
+
+
+def test_scripting_a_model_under_a_loss_says_what_to_do(data):
+    model = Scriptable()
+    pal = pal_fast.PALLoss(model, "2")
+    with pytest.raises(AttributeError, match=r"pal\.remove\(\)"):
+        torch.jit.script(model)
+    assert not any(hasattr(hook, "__name__") for _, hook in hooks(model) if callable(hook))
+    pal(model(data[0]), data[2]).backward()
 
 
 def test_a_pickled_model_opens_without_pal_fast(tmp_path):

@@ -141,6 +141,15 @@ def test_accelerate(network, data):
     stepped(network, data, lambda: train(network, loader, optimizer, "middle", **options))
 
 
+def test_fabric(network, data):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
+    train = example("fabric").train
+    options = {"accelerator": "cpu", "devices": 1}
+    stepped(network, data, lambda: train(network, loader, optimizer, "middle", accumulate=2, **options))
+    trained(network, lambda: train(network, loader, optimizer, "middle", precision="bf16-mixed", **options))
+
+
 def test_lightning(network, data, tmp_path):
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")
     loader = DataLoader(data, 4)

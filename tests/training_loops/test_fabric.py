@@ -1,0 +1,139 @@
+"""Lightning Fabric guards the model's output against gradients taken outside of `fabric.backward`: the inner gradient
+passes, and nothing else does."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from support.networks import SmallNet, batch, gradient_error, judged, twin
+from torch.nn.functional import cross_entropy
+
+import pal_fast
+
+fabric_package = pytest.importorskip("lightning.fabric", reason="lightning is not installed")
+
+GUARD = r"requires you to call `fabric\.backward\(loss\)`"
+
+
+def fabric_of(precision):
+    if precision != "16-mixed":
+        return fabric_package.Fabric(accelerator="cpu", devices=1, precision=precision)
+    # On a CPU Fabric itself takes bfloat16 in its place.
+    from lightning.fabric.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=256)
+    return fabric_package.Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision(precision, "cpu", scaler))
+
+
+@pytest.fixture
+def mixed():
+    """Fabric with mixed precision, and a network set up by it."""
+    fabric = fabric_of("bf16-mixed")
+    return fabric, fabric.setup(SmallNet())
+
+
+@pytest.fixture
+def data():
+    return batch(dtype=torch.float32)
+
+
+def test_the_step_is_the_exact_one(data):
+    images, labels, landmarks = data
+    fabric, network = fabric_of("32-true"), SmallNet()
+    _, wanted = judged(twin(network), "middle", images, labels, landmarks)
+    model = fabric.setup(network)
+    pal = pal_fast.PALLoss(model, "middle")
+    logits = model(images)
+    fabric.backward(cross_entropy(logits, labels) + pal(logits, landmarks))
+    assert gradient_error(network, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("on", ["wrapper", "network"])
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)])
+def test_a_step_in_mixed_precision_is_that_of_plain_pytorch(precision, dtype, on, data):
+    images, labels, landmarks = data
+    fabric, network = fabric_of(precision), SmallNet()
+    plain = twin(network).float()
+    pal = pal_fast.PALLoss(plain, "middle")
+    # Fabric gives the network its input in the lower precision and returns its output in float32.
+    with torch.autocast("cpu", dtype):
+        logits = plain(images.to(dtype)).float()
+    (cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), 0.1))
+    pal = pal_fast.PALLoss(model if on == "wrapper" else network, "middle")
+    logits = model(images)
+    fabric.backward(cross_entropy(logits, labels) + pal(logits, landmarks))
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if scaler is not None:
+        scaler.unscale_(optimizer.optimizer)
+    assert gradient_error(network, {name: parameter.grad for name, parameter in plain.named_parameters()}) < 0.01
+
+
+@pytest.mark.parametrize("compute", ["check", "attribute"])
+def test_a_layer_can_be_inspected(compute, mixed, data):
+    _, model = mixed
+    if compute == "check":
+        assert pal_fast.PALLoss(model, "middle").check(data[0]).problems == []
+    else:
+        maps, _ = pal_fast.attribute(model, "middle", data[0])
+        assert maps.isfinite().all()
+
+
+def test_layers_have_the_network_s_own_names(mixed):
+    _, model = mixed
+    assert pal_fast.PALLoss(model, "middle.0").layers == ("middle.0",)
+    assert pal_fast.PALLoss(model, model.module.middle).layers == ("middle",)
+    with pytest.raises(ValueError, match=r"'midle' is not a module .*'middle'"):
+        pal_fast.PALLoss(model, "midle")
+
+
+@pytest.mark.parametrize("target", ["sum", "label", lambda logits, labels: logits.sum(1)], ids=["sum", "label", "own"])
+def test_fabric_still_refuses_a_backward_pass_past_its_own(target, mixed, data):
+    images, labels, landmarks = data
+    _, model = mixed
+    pal = pal_fast.PALLoss(model, "middle", target=target)
+    logits = model(images)
+    loss = cross_entropy(logits, labels) + pal(logits, landmarks, labels=labels)
+    with pytest.raises(RuntimeError, match=GUARD):
+        loss.backward()
+
+
+def test_fabric_s_guard_is_back_after_an_error(mixed, data):
+    images, _, landmarks = data
+    _, model = mixed
+
+    def target(logits, labels):
+        raise ValueError("not today")
+
+    pal = pal_fast.PALLoss(model, "middle", target=target)
+    logits = model(images)
+    with pytest.raises(ValueError, match="not today"):
+        pal(logits, landmarks)
+    with pytest.raises(RuntimeError, match=GUARD):
+        logits.sum().backward()
+
+
+def test_the_user_s_own_hooks_on_the_output_are_run(mixed, data):
+    """One that drops the gradient of all logits but the first makes of their sum the first."""
+    images, labels, _ = data
+    _, model = mixed
+    wanted, _ = pal_fast.attribute(model, "middle", images, target="label", labels=torch.zeros_like(labels))
+
+    def drop(module, args, logits):
+        logits.register_hook(lambda g: g * (torch.arange(g.shape[1]) == 0))
+
+    model.register_forward_hook(drop)
+    maps, _ = pal_fast.attribute(model, "middle", images)
+    torch.testing.assert_close(maps, wanted)
+
+
+def test_with_deepspeed_the_refusal_is_told_by_name(mixed, data, monkeypatch):
+    images, _, landmarks = data
+    _, model = mixed
+    monkeypatch.setitem(sys.modules, "deepspeed.runtime.engine", ModuleType("deepspeed.runtime.engine"))
+    pal = pal_fast.PALLoss(model, "middle")
+    with pytest.raises(RuntimeError, match="strategy that is not DeepSpeed"):
+        pal(model(images), landmarks)
