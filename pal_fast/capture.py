@@ -241,8 +241,8 @@ class Capture:
                 )
                 return None
             record.float16 = casts_to_float16(tensor)
-            if not is_compiling() and self.running:
-                if self.math_attention:
+            if not is_compiling():
+                if self.running and self.math_attention:
                     self.attention.enter()
                 if self.keep_conditions:
                     record.conditions = Conditions.now(tensor.device, self.model)

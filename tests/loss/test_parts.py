@@ -153,3 +153,15 @@ def test_in_a_forward_of_the_model_itself_a_layer_runs_once(data):
     model(images)
     with pytest.raises(RuntimeError, match="layer 'layer' ran 2 times in one forward"):
         pal(model(images), landmarks)
+
+
+def test_finite_differences_repeat_the_head_of_parts(model, data):
+    images, landmarks = data
+    found = []
+    for call in (model, lambda images: in_parts(model, images)):
+        pal = loss_on(model, second_order="finite_difference", head=model.head)
+        found.append(gradients(model, pal(call(images), landmarks)))
+        pal.remove()
+    assert any(gradient.any() for gradient in found[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
