@@ -144,12 +144,12 @@ def errors_above_a_float32_layer(second_order, shrink, cast):
 @pytest.mark.parametrize("cast", [False, True], ids=["logits", "logits in float32"])
 def test_float16_above_a_layer_whose_output_is_float32(second_order, shrink, cast):
     """The residual stream of a ViT under autocast: what is added to it is float16, and so are the gradients there."""
-    # Of three, because a nearly flat attribution, whose inverse spread magnifies what float16 rounds, is drawn by chance.
+    # Of three, since now and then an attribution is nearly flat, and its inverse spread magnifies what float16 rounds.
     found = [errors_above_a_float32_layer(second_order, shrink, cast) for _ in range(3)]
     of_losses, of_gradients = (sorted(errors) for errors in zip(*found, strict=True))
     assert of_losses[1] < 0.02, found
     assert of_gradients[1] < 0.2, found
-    assert of_gradients[2] < 1, found  # NaN fails, too
+    assert all(error < 1 for error in of_gradients), found  # NaN fails, too
 
 
 def labels_of_no_class(images):
