@@ -54,23 +54,28 @@ struct HeatmapTiles {
   return !drawn_whole(problem) && storage == Storage::float32 && problem.combine == Combine::sum;
 }
 
+// Cuts a map into tiles of `tiles.rows` rows and of as many groups of columns as keep all blocks busy, one at least and
+// `most` at most. Drawing the factors of a tile's rows takes about as long as a group of columns.
+inline void cut_into_tiles(HeatmapTiles& tiles, const HeatmapProblem& problem, int group, int64_t most, int64_t threads,
+                           int64_t resident_blocks, int64_t processors) {
+  tiles.along_rows = ceil_div(problem.height, tiles.rows);
+  const int64_t groups = ceil_div(problem.width, group);
+  const int64_t splits =
+      best_splits(problem.batch * tiles.along_rows, groups, threads, 1, {processors, resident_blocks * threads});
+  const int64_t groups_of_tile = std::min(ceil_div(groups, splits), most);
+  tiles.columns = static_cast<int>(groups_of_tile) * group;
+  tiles.along_columns = ceil_div(groups, groups_of_tile);
+}
+
 [[nodiscard]] inline HeatmapTiles plan_matrix_tiles(const HeatmapProblem& problem, int64_t processors) {
   HeatmapTiles tiles;
   while (tiles.row_warps < MATRIX_WARPS && tiles.row_warps * MATRIX_ROWS < problem.height) {
     tiles.row_warps *= 2;
   }
   tiles.rows = tiles.row_warps * MATRIX_ROWS;
-  tiles.along_rows = ceil_div(problem.height, tiles.rows);
-  const int64_t groups = ceil_div(problem.width, MATRIX_COLUMNS);
-  // Drawing the factors of a warp's rows takes about as long as a group of columns.
-  const int64_t splits = best_splits(problem.batch * tiles.along_rows, groups, MATRIX_WARPS * WARP_THREADS, 1,
-                                     {processors, MATRIX_RESIDENT_BLOCKS * MATRIX_WARPS * WARP_THREADS});
-  int64_t groups_of_tile = ceil_div(groups, splits);
-  if (problem.landmarks > MATRIX_LANDMARKS) {
-    groups_of_tile = 1;  // it is read and written once for each MATRIX_LANDMARKS of them, and stays in L2 meanwhile
-  }
-  tiles.columns = static_cast<int>(groups_of_tile) * MATRIX_COLUMNS;
-  tiles.along_columns = ceil_div(groups, groups_of_tile);
+  // A tile that is read and written once for each MATRIX_LANDMARKS of more landmarks is to stay in L2 meanwhile.
+  const int64_t most = problem.landmarks > MATRIX_LANDMARKS ? 1 : problem.width;
+  cut_into_tiles(tiles, problem, MATRIX_COLUMNS, most, MATRIX_WARPS * WARP_THREADS, MATRIX_RESIDENT_BLOCKS, processors);
   return tiles;
 }
 
@@ -83,14 +88,8 @@ struct HeatmapTiles {
   HeatmapTiles tiles;
   tiles.warpgroups = true;
   tiles.rows = WARPGROUPS * WARPGROUP_ROWS;
-  tiles.along_rows = ceil_div(problem.height, tiles.rows);
-  const int64_t groups = ceil_div(problem.width, WARPGROUP_COLUMNS);
-  constexpr int64_t THREADS = WARPGROUPS * WARPGROUP_WARPS * WARP_THREADS;
-  const int64_t splits = best_splits(problem.batch * tiles.along_rows, groups, THREADS, 1,
-                                     {processors, WARPGROUP_RESIDENT_BLOCKS * THREADS});
-  const int64_t groups_of_tile = ceil_div(groups, splits);
-  tiles.columns = static_cast<int>(groups_of_tile) * WARPGROUP_COLUMNS;
-  tiles.along_columns = ceil_div(groups, groups_of_tile);
+  cut_into_tiles(tiles, problem, WARPGROUP_COLUMNS, problem.width, WARPGROUPS * WARPGROUP_WARPS * WARP_THREADS,
+                 WARPGROUP_RESIDENT_BLOCKS, processors);
   return tiles;
 }
 

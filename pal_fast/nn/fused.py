@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -31,7 +32,7 @@ def layer_norm_double_backward(
     v, grad, input (..., *shape); weight (*shape) or None; mean, rstd (..., 1, ...).
     """
     kernels = _module(input.device, "layer_norm")
-    width = weight.numel() if weight is not None else torch.Size(shape).numel()
+    width = math.prod(shape)
     if kernels is None or width > MOST_WIDTH or input.numel() == 0:
         return None
     found: tuple[Tensor, Tensor, Tensor | None] = kernels.layer_norm_double_backward(

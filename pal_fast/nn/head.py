@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -50,8 +51,8 @@ class PreparedHead:
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
-        self._replaced: dict[str, nn.Module] = {}
-        self._classes: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {}  # the original and its twin
+        self._above: dict[str, nn.Module] = {}  # what ran after the layer and has a twin
+        self._replaced: dict[str, _Replaced] = {}
         self._handles: list[Any] = []
         self._passed = False
         names = {module: plain_name(name) for name, module in model.named_modules()}
@@ -76,11 +77,10 @@ class PreparedHead:
     def restore(self) -> None:
         """Puts PyTorch's own layers back. Idempotent; parameters, buffers and hooks stay as they are."""
         self._stop_watching()
-        for name, module in self._replaced.items():
-            if name in self._classes:
-                module.__class__ = _restored(type(module), *self._classes[name])
+        for replaced in self._replaced.values():
+            replaced.restore()
+        self._above.clear()
         self._replaced.clear()
-        self._classes.clear()
 
     def __enter__(self) -> PreparedHead:
         return self
@@ -109,7 +109,7 @@ class PreparedHead:
     def _on_candidate(self, name: str) -> Any:
         def on_candidate(module: nn.Module, args: Any, output: Any) -> None:
             if self._passed and torch._C._current_graph_task_id() == -1:
-                self._replaced.setdefault(name, module)
+                self._above.setdefault(name, module)
 
         return on_candidate
 
@@ -117,21 +117,28 @@ class PreparedHead:
         if not self._passed:  # This forward did not reach the layer.
             return
         self._stop_watching()
-        for name, replaced in self._replaced.items():
-            twin = _twin_of(replaced)
-            if twin is None:  # parametrized in the forward
-                continue
-            self._classes[name] = type(replaced), twin
-            replaced.__class__ = twin
-            for tensor in (*replaced.parameters(), *replaced.buffers()):
+        for name, module in self._above.items():
+            if twin := _twin_of(module):
+                self._replaced[name] = _Replaced(module, type(module), twin)
+                module.__class__ = twin
+            for tensor in (*module.parameters(), *module.buffers()):
                 ops.namespace_on(tensor.device)  # Found now, so that torch.compile need not.
+        self._above.clear()
 
 
-def _restored(kind: type[nn.Module], original: type[nn.Module], twin: type[nn.Module]) -> type[nn.Module]:
-    """The original layer for its twin, and for what `torch.nn.utils.parametrize` has derived from the twin since."""
-    if kind is twin:
-        return original
-    return type(kind.__name__, (original,), dict(vars(kind))) if kind.__bases__[0] is twin else kind
+@dataclass
+class _Replaced:
+    module: nn.Module
+    original: type[nn.Module]
+    twin: type[nn.Module]
+
+    def restore(self) -> None:
+        """The original for its twin, and for what `torch.nn.utils.parametrize` has derived from the twin since."""
+        kind = type(self.module)
+        if kind is self.twin:
+            self.module.__class__ = self.original
+        elif kind.__bases__[0] is self.twin:
+            self.module.__class__ = type(kind.__name__, (self.original,), dict(vars(kind)))
 
 
 def prepare_head(

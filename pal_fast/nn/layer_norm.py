@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from pal_fast.nn import fused
 from pal_fast.nn.wanted import inner, wanted_of_three
+from pal_fast.reference import computing_dtype
 
 
 def _projected(y: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -33,8 +34,8 @@ def _projected(y: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, shape: tupl
     return result[0]
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(computing_dtype(tensor.dtype))
 
 
 def _by_operators(
@@ -124,8 +125,8 @@ class LayerNorm(nn.LayerNorm):
         bias: Tensor | None = self.bias
         if input.device.type != "cpu" and torch.is_autocast_enabled(input.device.type):
             # As autocast does: to float32, but on a CPU.
-            input = _at_least_float32(input)
-            weight, bias = (None if t is None else _at_least_float32(t) for t in (weight, bias))
+            input = _widened(input)
+            weight, bias = (None if t is None else _widened(t) for t in (weight, bias))
         shape = tuple(self.normalized_shape)
         output: Tensor = _LayerNorm.apply(inner(input), inner(weight), inner(bias), shape, self.eps)
         return output

@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pal_fast.nn import fused
+from pal_fast.reference import computing_dtype
 
+#: GELU's `approximate` of each kind.
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+_KINDS = {approximate: kind for kind, approximate in _APPROXIMATE.items()}
 _K, _C = math.sqrt(2 / math.pi), 0.044715
 
 
@@ -31,8 +35,7 @@ def _first(grad: Tensor, input: Tensor, kind: str) -> Tensor:
     if kind == "silu":
         result = torch.ops.aten.silu_backward.default(grad, input)
     else:
-        approximate = "tanh" if kind == "gelu_tanh" else "none"
-        result = torch.ops.aten.gelu_backward.default(grad, input, approximate=approximate)
+        result = torch.ops.aten.gelu_backward.default(grad, input, approximate=_APPROXIMATE[kind])
     return result
 
 
@@ -51,8 +54,7 @@ def _second(x: Tensor, kind: str) -> Tensor:
 
 def _by_operators(v: Tensor, grad: Tensor, input: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """The gradients of <v, g y'> with respect to g and x. In float32 at least: 1 - tanh^2 is a small difference."""
-    wide = torch.float32 if input.element_size() < 4 else input.dtype
-    second = _second(input.to(wide), kind).mul_(v).mul_(grad)
+    second = _second(input.to(computing_dtype(input.dtype)), kind).mul_(v).mul_(grad)
     return _first(v, input, kind), second.to(input.dtype)
 
 
@@ -63,7 +65,7 @@ class _Activation(torch.autograd.Function):
         ctx.kind = kind
         if kind == "silu":
             return nn.functional.silu(input)
-        return nn.functional.gelu(input, approximate="tanh" if kind == "gelu_tanh" else "none")
+        return nn.functional.gelu(input, approximate=_APPROXIMATE[kind])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -99,7 +101,7 @@ class GELU(nn.GELU):
     def forward(self, input: Tensor) -> Tensor:
         if _is_plain(input):
             return super().forward(input)
-        output: Tensor = _Activation.apply(input, "gelu_tanh" if self.approximate == "tanh" else "gelu")
+        output: Tensor = _Activation.apply(input, _KINDS[self.approximate])
         return output
 
 

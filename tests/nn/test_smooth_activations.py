@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.operator_calls import OperatorCalls
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pal_fast.nn
 
@@ -19,16 +19,6 @@ def layers(kind: str) -> tuple[nn.Module, nn.Module]:
         return pal_fast.nn.SiLU(), nn.SiLU()
     approximate = "tanh" if "tanh" in kind else "none"
     return pal_fast.nn.GELU(approximate), nn.GELU(approximate)
-
-
-class Calls(TorchDispatchMode):
-    """How many operators compute something."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.count += "detach" not in str(func)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +57,7 @@ def test_both_derivatives_take_fewer_operators_than_pytorchs(kind: str, most: in
     counts = []
     for layer in layers(kind):
         input, upstream = (torch.randn(4, 6, requires_grad=True) for _ in range(2))
-        with Calls() as calls:
+        with OperatorCalls() as calls:
             (g,) = torch.autograd.grad(layer(input), input, upstream, create_graph=True)
             torch.autograd.grad(g, (input, upstream), torch.ones_like(g))
         counts.append(calls.count)
