@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import distributed, graph
 from pal_fast.captured import Captured
 from pal_fast.layer_names import plain_name
-from pal_fast.targets import refuse_probabilities
+from pal_fast.targets import attributed_gradients, normalised_by_values
 from pal_fast.warn import warn
 
+#: A gradient of rows that always sum to one is rounding, in bfloat16 up to a few 2^-8 of one class's.
+VANISHES = 0.05
 NORM_OF_ZERO = (
     "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
     "does that), and choose a later layer"
@@ -21,7 +24,7 @@ NORM_OF_ZERO = (
 
 def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differentiates: bool, exact: bool) -> None:
     """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph and a look
-    at the vector norms in it.
+    at the vector norms in it and at the logits.
 
     Args:
         differentiates: whether the logits are differentiated with respect to the layers.
@@ -30,7 +33,6 @@ def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differ
     Raises: ValueError for probabilities; TypeError for DataParallel and FSDP1; RuntimeError for parts above the
         layer without a second derivative, naming the way out.
     """
-    refuse_probabilities(logits)
     distributed.refuse_unsound(model)
     for record in taken:
         if record.changed_in_place:
@@ -40,6 +42,34 @@ def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differ
     for record in taken:
         assert record.output is not None
         refuse_unsound_way(logits, record.name, record.output, exact=exact)
+    refuse_probabilities(model, logits, taken)
+
+
+def refuse_probabilities(model: nn.Module, logits: Tensor, taken: Sequence[Captured]) -> None:
+    """Raises ValueError for the output of a softmax, or of its logarithm, behind whatever operation.
+
+    Told by the values, and, where those are such, by what makes such an output no target: the gradient of its rows'
+    sums is zero at the layers (of its logarithm's rows, weighted by their exponentials), that of one class is not.
+    """
+    suspect = normalised_by_values(logits)
+    if suspect is None:
+        return
+    outputs = [record.output for record in taken if record.output is not None]
+    first_class = torch.zeros_like(suspect.weights)
+    first_class[:, 0] = suspect.weights[:, 0]
+    start = distributed.before_sink(logits) if distributed.in_play() else None
+
+    def largest(weights: Tensor) -> float:
+        def weighted(logits: Tensor, _: Tensor | None) -> Tensor:
+            return (logits * weights).sum(1)
+
+        found = attributed_gradients(logits, outputs, weighted, None, create_graph=False, start=start)
+        return max((float(g.abs().max()) for g in found if g is not None and g.numel()), default=0.0)
+
+    with distributed.parameters_kept(model):
+        of_one = largest(first_class)
+        if of_one > 0 and largest(suspect.weights) < VANISHES * of_one:
+            raise ValueError(suspect.message)
 
 
 def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,18 +40,31 @@ def check_logits(logits: object) -> None:
         raise ValueError(_NORMALISED[type(logits.grad_fn).__name__])
 
 
-def refuse_probabilities(logits: Tensor) -> None:
-    """Looks at the values (one synchronisation on a GPU): rows in [0, 1] that sum to one are a softmax, rows whose
-    exponentials do are its logarithm."""
+class Normalised(NamedTuple):
+    """Values that may be those of a softmax or of its logarithm."""
+
+    #: (B, classes): with these weights the gradient of such a function's output vanishes.
+    weights: Tensor
+    #: Why its output is no target.
+    message: str
+
+
+def normalised_by_values(logits: Tensor) -> Normalised | None:
+    """Looks at the values (one synchronisation on a GPU): rows in [0, 1] that sum to one may be a softmax, rows whose
+    exponentials do its logarithm. Logits can be such by chance, most easily where all samples have nearly the same."""
     if logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
-        return
+        return None
     values = logits.detach().float()
     tolerance = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 2e-2
     sum_to_one = ((values.sum(1) - 1).abs() < tolerance).all() & (values >= 0).all()
     are_logs = (values.logsumexp(1).abs() < tolerance).all()
-    for found, message in zip(torch.stack([sum_to_one, are_logs]).tolist(), _NORMALISED.values(), strict=True):
+    each = (torch.ones_like(values), values.exp())
+    for found, weights, message in zip(
+        torch.stack([sum_to_one, are_logs]).tolist(), each, _NORMALISED.values(), strict=True
+    ):
         if found:
-            raise ValueError(message)
+            return Normalised(weights.to(logits.dtype), message)
+    return None
 
 
 #: The node that a softmax, or its logarithm, leaves in the graph -> why its output is no target.

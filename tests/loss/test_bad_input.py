@@ -9,7 +9,7 @@ from support.networks import SmallNet, batch
 from torch import nn
 
 import pal_fast
-from pal_fast import _checks, engine, ops, reference
+from pal_fast import _checks, engine, ops, reference, targets
 from pal_fast.options import AttributionOptions
 
 
@@ -116,16 +116,37 @@ def logits_and(model, options=None):
     return pal, model(images), landmarks
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", ["softmax", "softmax of something", "log of nothing"])
-def test_softmax_outputs_are_refused(model, how):
-    pal, logits, landmarks = logits_and(model)
-    probabilities = logits.softmax(1)
+@pytest.mark.parametrize("samples", [1, 4])
+def test_softmax_outputs_are_refused(model, how, samples, dtype):
+    images, _, landmarks = batch(samples, dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        probabilities = model(images).to(dtype).softmax(1, dtype)
     if how == "softmax of something":
         probabilities = probabilities * 1.0
     if how == "log of nothing":
         probabilities = probabilities + 0.0
     with pytest.raises(ValueError, match="before the softmax"):
         pal(probabilities, landmarks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["probabilities", "log-probabilities"])
+def test_logits_that_are_normalised_by_chance_are_not_refused(model, kind, dtype):
+    """A classifier whose weights are small still has its bias, which may sum to one: nothing else makes it so."""
+    images, _, landmarks = batch(dtype=torch.float32)
+    with torch.no_grad():
+        bias = torch.rand(5).softmax(0)
+        model.classifier.bias.copy_(bias if kind == "probabilities" else bias.log())
+        model.classifier.weight.mul_(1e-4)
+    pal = pal_fast.PALLoss(model, "middle")
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = model(images)
+    assert logits.dtype == dtype
+    assert targets.normalised_by_values(logits) is not None
+    assert pal(logits, landmarks).isfinite()
 
 
 @pytest.mark.parametrize("target", ["sum", "label", "predicted"])
