@@ -1,6 +1,7 @@
 """Layers whose second derivative is fused: what a training step with an attribution loss spends its time on."""
 
 from pal_fast.nn.activations import Hardsigmoid, replace_hardsigmoid
+from pal_fast.nn.attention_layers import MultiheadAttention
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
 from pal_fast.nn.head import PreparedHead, prepare_head
@@ -15,6 +16,7 @@ __all__ = [
     "Conv2d",
     "Hardsigmoid",
     "LayerNorm",
+    "MultiheadAttention",
     "PreparedHead",
     "SiLU",
     "SyncBatchNorm",

@@ -1,4 +1,4 @@
-"""The second derivatives of layers that Triton computes in one kernel, where it can run."""
+"""What of the layers' derivatives is computed by Triton in one kernel, where it can run."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def _module(device: torch.device, name: str) -> Any:
     if device.type != "cuda" or dispatch.why_not("triton", device):
         return None
     return importlib.import_module(f"pal_fast.kernels.{name}")
+
+
+def attention_kernels(device: torch.device, keys: int) -> Any:
+    """`pal_fast.kernels.attention` where it can take rows of `keys` elements on `device`; else None."""
+    return _module(device, "attention") if keys <= MOST_WIDTH else None
 
 
 def layer_norm_double_backward(

@@ -15,6 +15,7 @@ from pal_fast.hook import Hook
 from pal_fast.layer_names import find_layers, plain_name
 from pal_fast.model_run import in_mode
 from pal_fast.nn import ops
+from pal_fast.nn.attention_layers import MultiheadAttention, attends, attention_twin
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
 from pal_fast.nn.layer_norm import LayerNorm
@@ -27,6 +28,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: Conv2d,
     nn.GELU: GELU,
     nn.LayerNorm: LayerNorm,
+    nn.MultiheadAttention: MultiheadAttention,
     nn.SiLU: SiLU,
 }
 
@@ -41,7 +43,7 @@ def _twin_of(module: nn.Module) -> type[nn.Module] | None:
             from pal_fast.nn.timm_layers import BatchNormAct2d
 
             return BatchNormAct2d
-    return REPLACEMENTS.get(kind)
+    return REPLACEMENTS.get(kind) or (attention_twin(kind) if attends(module) else None)
 
 
 class PreparedHead:
@@ -55,11 +57,13 @@ class PreparedHead:
         self._replaced: dict[str, _Replaced] = {}
         self._handles: list[Any] = []
         self._passed = False
+        self._began_above: dict[str, bool] = {}  # of each candidate's latest forward
         names = {module: plain_name(name) for name, module in model.named_modules()}
         for layer in layers.values():
             self._handles.append(layer.register_forward_hook(Hook(self._on_layer)))
         for module, name in names.items():
             if _twin_of(module):
+                self._handles.append(module.register_forward_pre_hook(Hook(self._before_candidate(name))))
                 self._handles.append(module.register_forward_hook(Hook(self._on_candidate(name))))
         self._handles.append(model.register_forward_pre_hook(Hook(self._before_model)))
         self._handles.append(model.register_forward_hook(Hook(self._after_model)))
@@ -106,9 +110,15 @@ class PreparedHead:
     def _on_layer(self, module: nn.Module, args: Any, output: Any) -> None:
         self._passed = True
 
+    def _before_candidate(self, name: str) -> Any:
+        def before_candidate(module: nn.Module, args: Any) -> None:
+            self._began_above[name] = self._passed
+
+        return before_candidate
+
     def _on_candidate(self, name: str) -> Any:
         def on_candidate(module: nn.Module, args: Any, output: Any) -> None:
-            if self._passed and torch._C._current_graph_task_id() == -1:
+            if self._began_above.get(name) and torch._C._current_graph_task_id() == -1:
                 self._above.setdefault(name, module)
 
         return on_candidate
@@ -146,11 +156,12 @@ def prepare_head(
 ) -> PreparedHead:
     """Gives the layers above the attributed one derivatives that cost what they must, in place.
 
-    Every BatchNorm1d, BatchNorm2d, Conv2d, LayerNorm, GELU and SiLU that runs after `layer` in a forward of the
-    model (with several layers: after the first of them) becomes its twin of `pal_fast.nn`: the same object with the
-    same parameters, buffers, hooks and state_dict, and the same results; only its class changes. Layers below
-    `layer` or inside it, which no second derivative passes, stay as they are, and so do subclasses of those six,
-    but for timm's LayerNorm and BatchNormAct2d.
+    Every BatchNorm1d, BatchNorm2d, Conv2d, LayerNorm, MultiheadAttention, GELU and SiLU that runs after `layer` in a
+    forward of the model (with several layers: after the first of them) becomes its twin of `pal_fast.nn`: the same
+    object with the same parameters, buffers, hooks and state_dict, and the same results; only its class changes. So
+    does every layer whose own forward calls `scaled_dot_product_attention` (timm's, transformers', yours). Layers
+    below `layer`, inside or around it, stay as they are, and so do subclasses of those seven, but for timm's LayerNorm
+    and BatchNormAct2d.
 
     What torch.export makes of a prepared model calls this package's operators: `restore()` first for one that runs
     without it.

@@ -116,3 +116,20 @@ def test_the_second_derivatives_of_layers_compile_in_whole_vectors(width: int, d
     for kernel in compiled:
         assert not kernel.spilled_bytes, kernel.name
         assert width % 16 or (WIDE_LOAD in kernel.ptx and WIDE_STORE in kernel.ptx), kernel.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("columns", [64, 208, 784, 1376, 4096])
+def test_the_kernels_of_attention_compile_in_whole_vectors(columns: int, dtype: torch.dtype) -> None:
+    from pal_fast.kernels.attention import attention_backward, attention_double_backward, attention_weights
+
+    weights, wide = torch.empty(6, 197, columns, dtype=dtype), torch.empty(6, 197, columns)
+    with compiling() as compiled:
+        attention_weights(wide, 0.125, columns - 3, dtype)
+        attention_backward(weights, wide, 0.125)
+        attention_double_backward(weights, torch.empty(6, 197, 2 * columns), wide, 0.125)
+    assert len(compiled) == 3
+    for kernel in compiled:
+        assert not kernel.spilled_bytes, kernel.name
+        assert WIDE_LOAD in kernel.ptx, kernel.name
+        assert WIDE_STORE in kernel.ptx, kernel.name

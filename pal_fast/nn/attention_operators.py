@@ -1,0 +1,43 @@
+"""What `pal_fast.kernels.attention` does, by PyTorch's operators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _centred(y: Tensor, weights: Tensor) -> Tensor:
+    """P (y - sum of P y over a row)."""
+    centred: Tensor = torch.ops.aten._softmax_backward_data.default(y, weights, -1, weights.dtype)
+    return centred
+
+
+def attention_weights(scores: Tensor, scale: float, keys: int, dtype: torch.dtype) -> Tensor:
+    """P = softmax of `scale` times `scores` (..., keys), which are written over; 0 in rows that are masked whole."""
+    assert scores.shape[-1] == keys
+    assert scores.dtype == dtype
+    weights: Tensor = torch.ops.aten._safe_softmax.default(scores.mul_(scale), -1)
+    return weights
+
+
+def attention_backward(weights: Tensor, d_weights: Tensor, scale: float) -> Tensor:
+    """dS times `scale`."""
+    return _centred(d_weights, weights).mul_(scale)
+
+
+def attention_double_backward(weights: Tensor, both: Tensor, u: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The gradient of dP (..., keys), and (..., 2 keys) that of S and dS, both times `scale`.
+
+    Args:
+        weights: P (..., keys).
+        both: (..., 2 keys), dP and what the gradient of v adds to that of P.
+        u: (..., keys), the gradient of dS over `scale`; written over.
+    """
+    d_weights, of_weights = both.split(weights.shape[-1], -1)
+    d_weights = d_weights - torch.linalg.vecdot(weights, d_weights).unsqueeze(-1)
+    u = u.mul_(scale)
+    u -= torch.linalg.vecdot(weights, u).unsqueeze(-1)
+    # Less what is constant in a row, of which nothing is left.
+    of_weights = torch.addcmul(of_weights, u, d_weights)
+    of_scores = torch.cat([_centred(of_weights, weights), d_weights.mul_(weights)], -1).mul_(scale)
+    return u.mul_(weights), of_scores

@@ -1,0 +1,199 @@
+"""pal_fast.nn.attention and the layers that use it against PyTorch's own: values, both derivatives, and what it leaves
+to PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.compare import relative_error
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+import pal_fast.nn
+from pal_fast.nn.attention import attention
+
+DOUBLE = torch.float64
+
+
+def given(*shapes: tuple[int, ...], dtype: torch.dtype = DOUBLE, device: str = "cpu") -> list[Tensor]:
+    return [torch.randn(shape, dtype=DOUBLE).to(device, dtype).requires_grad_() for shape in shapes]
+
+
+#: query, key, value: as many queries as keys, another number, other features of the value, no heads.
+SHAPES = {
+    "self": ((2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 4)),
+    "cross": ((2, 1, 3, 4), (2, 1, 6, 4), (2, 1, 6, 2)),
+    "three dimensions": ((3, 4, 2), (3, 4, 2), (3, 4, 2)),
+    "one key": ((2, 2, 3, 4), (2, 2, 1, 4), (2, 2, 1, 4)),
+}
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_gradcheck_and_gradgradcheck(shapes: tuple[tuple[int, ...], ...], scale: float | None) -> None:
+    def call(*tensors: Tensor) -> Tensor:
+        return attention(*tensors, scale=scale)
+
+    tensors = given(*shapes)
+    torch.testing.assert_close(call(*tensors), scaled_dot_product_attention(*tensors, scale=scale))
+    assert gradcheck(call, tensors)
+    assert gradgradcheck(call, tensors)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 4, 5), (3, 1, 5), (4, 5), (1, 5)], ids=str)
+def test_a_mask_that_is_learned_is_differentiated_twice(shape: tuple[int, ...]) -> None:
+    tensors = given((2, 3, 4, 2), (2, 3, 5, 2), (2, 3, 5, 2), shape)
+    torch.testing.assert_close(attention(*tensors), scaled_dot_product_attention(*tensors))
+    assert gradcheck(attention, tensors)
+    assert gradgradcheck(attention, tensors)
+
+
+def test_a_mask_of_truth_values_leaves_keys_out_and_rows_of_nothing_are_zero() -> None:
+    tensors, mask = given(*SHAPES["self"]), torch.rand(2, 1, 5, 5) < 0.6
+    mask[:, :, 0], mask[:, :, 1] = False, True
+    output = attention(*tensors, mask)
+    torch.testing.assert_close(output, scaled_dot_product_attention(*tensors, mask))
+    assert not output[:, :, 0].any()
+    assert gradgradcheck(lambda q, k, v: attention(q, k, v, mask), tensors)
+
+
+def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:
+    """The output, its derivatives, and the derivatives of those."""
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = call(*tensors)
+    wide = torch.promote_types(output.dtype, torch.float32)
+    first = torch.autograd.grad(output.to(wide).pow(3).sum(), tensors, create_graph=True)
+    second = torch.autograd.grad(sum(g.to(wide).square().sum() for g in first), tensors)
+    return [output.detach(), *(g.detach() for g in first), *second]
+
+
+def by_math(*tensors: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return scaled_dot_product_attention(*tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types_err_no_more_than_pytorchs(dtype: torch.dtype) -> None:
+    tensors = given((2, 3, 17, 8), (2, 3, 17, 8), (2, 3, 17, 8), dtype=dtype)
+    judge = step(by_math, [tensor.double() for tensor in tensors])
+    errors = []
+    for call in (attention, by_math):
+        got = step(call, tensors)
+        assert all(value.dtype == dtype for value in got)
+        errors.append([relative_error(value, wanted) for value, wanted in zip(got, judge, strict=True)])
+    assert all(own <= 3 * other + 1e-3 for own, other in zip(*errors, strict=True)), errors
+
+
+def test_a_value_that_needs_no_gradient_and_a_derivative_that_does_not_reach_the_keys() -> None:
+    query, key, value = given(*SHAPES["cross"])
+    results = []
+    for call in (attention, by_math):
+        (g,) = torch.autograd.grad(call(query * 1, key, value.detach()).pow(3).sum(), query, create_graph=True)
+        results.append(torch.autograd.grad(g.square().sum(), (query, key)))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dropout_p": 1.0}, {"is_causal": True}, {"scale": 0.0}, {"enable_gqa": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_it_does_not_compute_is_left_to_pytorch(options: dict[str, Any]) -> None:
+    tensors = given(*SHAPES["self"])
+    output = attention(*tensors, **options)
+    assert "ScaledDotProduct" in output.grad_fn.name() or "_Attention" not in _names(output.grad_fn)
+    torch.testing.assert_close(output, scaled_dot_product_attention(*tensors, **options))
+
+
+def _names(node: Any) -> str:
+    return " ".join([node.name(), *(_names(child) for child, _ in node.next_functions if child is not None)])
+
+
+def test_passes_without_gradients_and_empty_batches_are_pytorchs() -> None:
+    with torch.no_grad():
+        assert not attention(*given(*SHAPES["self"])).requires_grad
+    assert attention(*given((0, 2, 3, 4), (0, 2, 3, 4), (0, 2, 3, 4))).shape == (0, 2, 3, 4)
+
+
+def test_autocast_casts_as_it_does_for_pytorchs() -> None:
+    tensors = given(*SHAPES["self"], dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        own, theirs = attention(*tensors), scaled_dot_product_attention(*tensors)
+    assert own.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(own, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_a_third_derivative_raises() -> None:
+    tensors = given(*SHAPES["self"])
+    (first,) = torch.autograd.grad(attention(*tensors).pow(3).sum(), tensors[0], create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(3).sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second.sum().backward()
+
+
+MODULES: dict[str, dict[str, Any]] = {
+    "batch first": {"batch_first": True},
+    "sequence first": {},
+    "without biases": {"bias": False, "batch_first": True},
+    "other keys and values": {"kdim": 3, "vdim": 5, "batch_first": True},
+}
+
+
+@pytest.mark.parametrize("mask", [None, "of all heads", "of each head"])
+@pytest.mark.parametrize("options", MODULES.values(), ids=MODULES)
+def test_multihead_attention_is_pytorchs(options: dict[str, Any], mask: str | None) -> None:
+    theirs = nn.MultiheadAttention(8, 2, dtype=DOUBLE, **options)
+    own = pal_fast.nn.MultiheadAttention(8, 2, dtype=DOUBLE, **options)
+    own.load_state_dict(theirs.state_dict())
+    query, key, value = given((3, 3, 8), (3, 3, options.get("kdim", 8)), (3, 3, options.get("vdim", 8)))
+    shape = {"of all heads": (3, 3), "of each head": (6, 3, 3)}
+    bias = torch.randn(shape[mask], dtype=DOUBLE) if mask else None
+    for inputs in ((query, key, value), *([] if "kdim" in options else [(query,) * 3])):
+        results = []
+        for module in (own, theirs):
+            parameters = list(module.parameters())
+
+            def call(*tensors: Tensor, module: nn.Module = module) -> Tensor:
+                output, weights = module(*tensors, need_weights=False, attn_mask=bias)
+                assert weights is None
+                return output
+
+            with sdpa_kernel(SDPBackend.MATH):
+                output = call(*inputs)
+                (g,) = torch.autograd.grad(output.pow(3).sum(), query, create_graph=True)
+                results.append([output, g, *torch.autograd.grad(g.square().sum(), [query, *parameters])])
+        for got, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"need_weights": False, "key_padding_mask": torch.tensor([[False, True, False]] * 2)}],
+    ids=["weights asked for", "padding"],
+)
+def test_multihead_attention_leaves_the_rest_to_pytorch(arguments: dict[str, Any]) -> None:
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True)
+    own = pal_fast.nn.MultiheadAttention(8, 2, batch_first=True)
+    own.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    for got, wanted in zip(own(x, x, x, **arguments), theirs(x, x, x, **arguments), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("keys", [7, 64, 197])
+def test_a_gpu_agrees_with_the_cpu(keys: int, masked: bool, dtype: torch.dtype) -> None:
+    shapes = [(1, 2, 9, 8), (1, 2, keys, 8), (1, 2, keys, 4), (1, 2, 1, keys)]
+    tensors = given(*shapes[: 4 if masked else 3], dtype=dtype)
+    judge = step(by_math, [tensor.double() for tensor in tensors])
+    bound = {DOUBLE: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+    for got, wanted in zip(step(attention, [tensor.cuda() for tensor in tensors]), judge, strict=True):
+        assert got.dtype == dtype
+        assert relative_error(got.cpu(), wanted) <= bound

@@ -1,0 +1,152 @@
+"""The Triton kernels of attention against their operators in float64, and the attention that they make up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from support.compare import assert_close, relative_error
+from support.operator_calls import OperatorCalls
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pal_fast.nn import attention, attention_operators, fused
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("keys", "padding"), [(1, 0), (5, 3), (64, 0), (197, 3), (1200, 0)])
+def test_the_kernels_agree_with_their_operators(
+    device: str, keys: int, padding: int, dtype: torch.dtype, seed: int
+) -> None:
+    from pal_fast.kernels import attention as kernels
+
+    generator = torch.Generator().manual_seed(seed)
+    rows, scale = 11, 0.37
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*widths: int) -> list[Tensor]:
+        """Matrices whose padding must not matter, side by side, in float32 at least."""
+        return [torch.randn(2, rows, width, generator=generator, dtype=torch.float64).to(wide) for width in widths]
+
+    def padded(*matrices: Tensor) -> Tensor:
+        filler = torch.full((2, rows, padding), 7.0, dtype=wide)
+        return torch.cat([part for matrix in matrices for part in (matrix, filler)], -1).to(device)
+
+    scores, d_weights, of_weights, u = normal(*(keys,) * 4)
+    scores[0, 0] = float("-inf")  # a row that is masked as a whole
+    weights = kernels.attention_weights(padded(scores), scale, keys, dtype)
+    assert weights.dtype == dtype
+    assert not weights[..., keys:].any()
+    exact = attention_operators.attention_weights(scores.double(), scale, keys, torch.float64)
+    assert_close(weights[..., :keys], exact, dtype, "P")
+
+    exact = weights[..., :keys].double().cpu()  # The derivatives are those at the P that was rounded.
+    got = kernels.attention_backward(weights, padded(d_weights), scale)
+    assert got.dtype == dtype
+    judge = attention_operators.attention_backward(exact, d_weights.double(), scale)
+    of_d_weights, of_scores = kernels.attention_double_backward(
+        weights, padded(d_weights, of_weights), padded(u), scale
+    )
+    both = torch.cat([d_weights, of_weights], -1).double()
+    judges = attention_operators.attention_double_backward(exact, both, u.double(), scale)
+    named = {
+        "dS": (got, judge),
+        "of dP": (of_d_weights, judges[0]),
+        "of S": (of_scores[..., : keys + padding], judges[1][..., :keys]),
+        "dS once more": (of_scores[..., keys + padding :], judges[1][..., keys:]),
+    }
+    for name, (value, wanted) in named.items():
+        assert not value[..., keys:].any(), name
+        if keys == 1:
+            assert value.abs().max() <= 1e-2, name  # of one key nothing is left but rounding
+        else:
+            assert_close(value[..., :keys], wanted, dtype, name)
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Inside, attention runs by the kernels, and products of half types come in float32, as PyTorch has them on a GPU
+    alone."""
+    from pal_fast.kernels import attention as kernels
+
+    def wide(a: Tensor, b: Tensor) -> Tensor:
+        return torch.bmm(a.float(), b.float()) if a.dtype.itemsize == 2 else torch.bmm(a, b)
+
+    with (
+        mock.patch.object(attention, "_wide", wide),
+        mock.patch.object(attention, "_multiplies_into_float32", return_value=True),
+        mock.patch.object(fused, "attention_kernels", return_value=kernels),
+    ):
+        yield
+
+
+def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:
+    """The output, its derivatives, and the derivatives of those, each by random numbers of float64."""
+    generator = torch.Generator().manual_seed(1)
+
+    def upstream(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = call(*tensors)
+    d_output = upstream(output).requires_grad_()
+    first = torch.autograd.grad(output, tensors, d_output, create_graph=True)
+    second = torch.autograd.grad(first, [d_output, *tensors], [upstream(g) for g in first])
+    return [t.detach() for t in (output, *first, *second)]
+
+
+def by_math(*tensors: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.nn.functional.scaled_dot_product_attention(*tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+def test_attention_errs_by_the_rounding_of_its_type(device: str, masked: bool, dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(2, 2, 17, 8), (2, 2, 13, 8), (2, 2, 13, 4), (2, 1, 17, 13)][: 4 if masked else 3]
+    exact = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).double() for shape in shapes]
+    with as_on_a_gpu():
+        got = step(attention.attention, [tensor.to(device, dtype) for tensor in exact])
+    bound = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+    for index, (value, wanted) in enumerate(zip(got, step(by_math, exact), strict=True)):
+        assert value.dtype == dtype
+        assert relative_error(value, wanted) <= bound, index
+
+
+class Matrices(OperatorCalls):
+    """Also the operators that read or write a matrix of queries and keys, by name."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.names = size, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.count
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        tensors = [t for t in (*args, result) if isinstance(t, Tensor)]
+        if self.count > before and "transpose" not in str(func) and any(t.numel() >= self.size for t in tensors):
+            self.names.append(func.name())
+        return result
+
+
+def test_the_second_derivative_is_one_kernel_and_eight_products(device: str) -> None:
+    tensors = [torch.randn(1, 2, 64, 8, device=device, requires_grad=True) for _ in "qkv"]
+    with as_on_a_gpu():
+        output = attention.attention(*(tensor * 1 for tensor in tensors))
+        first = torch.autograd.grad(output, tensors, torch.randn_like(output).requires_grad_(), create_graph=True)
+        with Matrices(2 * 64 * 64) as calls:
+            torch.autograd.grad(first, tensors, [torch.randn_like(g) for g in first])
+    products = [name for name in calls.names if "bmm" in name]
+    assert len(products) == 8
+    # Nothing else is computed of a matrix; the interpreter copies what it launches with.
+    copies = ("aten::empty_like", "aten::new_empty", "aten::set_", "aten::copy_", "aten::split")
+    assert all(name.startswith(copies) for name in calls.names if name not in products), calls.names
