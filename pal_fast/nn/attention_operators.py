@@ -30,14 +30,15 @@ def attention_double_backward(weights: Tensor, both: Tensor, u: Tensor, scale: f
 
     Args:
         weights: P (..., keys).
-        both: (..., 2 keys), dP and what the gradient of v adds to that of P.
+        both: (..., 2 keys), dP and what the gradient of v adds to that of P; written over.
         u: (..., keys), the gradient of dS over `scale`; written over.
     """
     d_weights, of_weights = both.split(weights.shape[-1], -1)
-    d_weights = d_weights - torch.linalg.vecdot(weights, d_weights).unsqueeze(-1)
+    d_weights -= torch.linalg.vecdot(weights, d_weights).unsqueeze(-1)
     u = u.mul_(scale)
     u -= torch.linalg.vecdot(weights, u).unsqueeze(-1)
-    # Less what is constant in a row, of which nothing is left.
-    of_weights = torch.addcmul(of_weights, u, d_weights)
-    of_scores = torch.cat([_centred(of_weights, weights), d_weights.mul_(weights)], -1).mul_(scale)
-    return u.mul_(weights), of_scores
+    of_weights.addcmul_(u, d_weights)  # less what is constant in a row, of which nothing is left
+    of_scores = _centred(of_weights, weights)
+    torch.mul(d_weights, weights, out=of_weights)
+    d_weights.copy_(of_scores)
+    return u.mul_(weights), both.mul_(scale)

@@ -15,6 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import pal_fast.nn
 from pal_fast.nn.attention import attention
+from pal_fast.nn.attention_matrices import Matrices
+from pal_fast.nn.flash_attention import flash_attention
 
 DOUBLE = torch.float64
 
@@ -59,6 +61,38 @@ def test_a_mask_of_truth_values_leaves_keys_out_and_rows_of_nothing_are_zero() -
     torch.testing.assert_close(output, scaled_dot_product_attention(*tensors, mask))
     assert not output[:, :, 0].any()
     assert gradgradcheck(lambda q, k, v: attention(q, k, v, mask), tensors)
+
+
+@pytest.mark.parametrize("keys", [5, 3])
+def test_flash_attention_is_differentiated_twice(keys: int) -> None:
+    """By its kernel for CPUs, which serves only here: on a GPU its like does."""
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return flash_attention(query, key, value, Matrices.of(query, key, 0.4))
+
+    tensors = given((2, 3, 5, 4), (2, 3, keys, 4), (2, 3, keys, 4))
+    torch.testing.assert_close(call(*tensors), scaled_dot_product_attention(*tensors, scale=0.4))
+    assert gradcheck(call, tensors)
+    assert gradgradcheck(call, tensors)
+    (first,) = torch.autograd.grad(call(*tensors).pow(3).sum(), tensors[0], create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(3).sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second.sum().backward()
+
+
+def test_flash_attention_keeps_no_matrix_of_queries_and_keys() -> None:
+    query, key, value = given((1, 1, 32, 2), (1, 1, 32, 2), (1, 1, 32, 2), dtype=torch.float32)
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = flash_attention(query, key, value, Matrices.of(query, key, 0.5))
+        torch.autograd.grad(output.sum(), query, create_graph=True)
+    assert kept
+    assert max(kept) == 64
 
 
 def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -14,7 +14,7 @@ from support.operator_calls import OperatorCalls
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pal_fast.nn import attention, attention_operators, fused
+from pal_fast.nn import attention, attention_matrices, attention_operators, fused
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -71,7 +71,7 @@ def test_the_kernels_agree_with_their_operators(
             assert_close(value[..., :keys], wanted, dtype, name)
 
 
-@contextlib.contextmanager
+@contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Inside, attention runs by the kernels, and products of half types come in float32, as PyTorch has them on a GPU
     alone."""
@@ -81,8 +81,9 @@ def as_on_a_gpu() -> Iterator[None]:
         return torch.bmm(a.float(), b.float()) if a.dtype.itemsize == 2 else torch.bmm(a, b)
 
     with (
-        mock.patch.object(attention, "_wide", wide),
-        mock.patch.object(attention, "_multiplies_into_float32", return_value=True),
+        mock.patch.object(attention_matrices, "wide_product", wide),
+        mock.patch.object(attention, "wide_product", wide),
+        mock.patch.object(attention_matrices, "_multiplies_into_float32", return_value=True),
         mock.patch.object(fused, "attention_kernels", return_value=kernels),
     ):
         yield
@@ -109,12 +110,20 @@ def by_math(*tensors: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-def test_attention_errs_by_the_rounding_of_its_type(device: str, masked: bool, dtype: torch.dtype, seed: int) -> None:
+@pytest.mark.parametrize("kind", ["", "masked", "flash attention", "keys and values with an offset"])
+def test_attention_errs_by_the_rounding_of_its_type(device: str, kind: str, dtype: torch.dtype, seed: int) -> None:
+    """An offset common to all keys or values changes no derivative, and rounding must not make one of it."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(2, 2, 17, 8), (2, 2, 13, 8), (2, 2, 13, 4), (2, 1, 17, 13)][: 4 if masked else 3]
-    exact = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).double() for shape in shapes]
-    with as_on_a_gpu():
+    features = 8 if kind == "flash attention" else 4
+    shapes = [(2, 2, 17, 8), (2, 2, 13, 8), (2, 2, 13, features), (2, 1, 17, 13)][: 4 if kind == "masked" else 3]
+    exact = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    if "offset" in kind:
+        exact[1:] = [tensor + 4.0 for tensor in exact[1:]]
+    exact = [tensor.to(dtype).double() for tensor in exact]
+    if kind == "flash attention" and device == "cuda":
+        pytest.skip("by the kernel for CPUs; tests/nn/test_attention.py has a GPU's")
+    flash = mock.patch.object(attention, "serves", return_value=True) if kind == "flash attention" else nullcontext()
+    with as_on_a_gpu(), flash:
         got = step(attention.attention, [tensor.to(device, dtype) for tensor in exact])
     bound = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
     for index, (value, wanted) in enumerate(zip(got, step(by_math, exact), strict=True)):

@@ -1,0 +1,133 @@
+"""The matrices of queries and keys that attention's derivatives are made of: in which type they are, who computes their
+rows, and the second derivative by them. The formulas are those of `pal_fast.nn.attention`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pal_fast.nn import attention_operators, fused
+from pal_fast.reference import computing_dtype
+
+#: Rows are filled up with zeros to a multiple of it: products of matrices want rows that start at vectors of 16 bytes,
+#: and Triton reads rows in whole vectors whose length is a multiple of 16.
+_COLUMNS = 16
+
+
+class Matrices(NamedTuple):
+    """How the matrices of one call are computed. R below are samples times heads, M the keys and padding."""
+
+    #: `pal_fast.kernels.attention`, or `attention_operators`, which do the same to rows.
+    rows: Any
+    #: Of q, k, v and P.
+    dtype: torch.dtype
+    #: Of those of k and v; the rest are padding.
+    keys: int
+    scale: float
+    #: (..., heads), whose product R is.
+    leading: torch.Size
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, scale: float) -> Matrices:
+        """For query (..., N, D) and key (..., M, D)."""
+        keys, device, dtype = key.shape[-2], query.device, query.dtype
+        kernels = fused.attention_kernels(device, keys)
+        if dtype.itemsize == 2 and not (kernels and _multiplies_into_float32(device, dtype)):
+            kernels, dtype = None, torch.float32
+        return cls(kernels or attention_operators, dtype, keys, scale, query.shape[:-2])
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """(R, N, D) of (..., N, D)."""
+        return tensor.reshape(-1, *tensor.shape[-2:]).to(self.dtype)
+
+    def padded(self, tensor: Tensor) -> Tensor:
+        """(R, M, D) of (..., keys, D)."""
+        padding = 0 if self.rows is attention_operators else -self.keys % _COLUMNS
+        flat = self.flat(tensor)
+        return torch.nn.functional.pad(flat, (0, 0, 0, padding)) if padding else flat
+
+    def unpadded(self, matrix: Tensor) -> Tensor:
+        """(..., N, keys), a view of `matrix` (R, N, M)."""
+        return matrix.view(*self.leading, *matrix.shape[1:])[..., : self.keys]
+
+    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+        """P (R, N, M) of q (R, N, D) and k (R, M, D)."""
+        scores, scale = wide_product(q, k.transpose(1, 2)), self.scale
+        if mask is not None:
+            self.unpadded(scores.mul_(scale)).add_(mask)
+            scale = 1.0
+        weights: Tensor = self.rows.attention_weights(scores, scale, self.keys, self.dtype)
+        return weights
+
+    def of_mask(self, of_scores: Tensor, mask: Tensor) -> Tensor:
+        """The mask's gradient, of that of S times the scale."""
+        whole = self.unpadded(of_scores.contiguous())
+        return (whole.to(computing_dtype(whole.dtype)) / self.scale).sum_to_size(mask.shape).to(mask.dtype)
+
+    def centred(self, tensor: Tensor) -> Tensor:
+        """`tensor` (R, M, D) of a half type less its mean over keys, which leaves less to round: as good a factor where
+        a constant added to the product's rows does not count, or the other factor's rows sum to zero."""
+        if tensor.dtype.itemsize > 2:
+            return tensor
+        return tensor - tensor.sum(1, keepdim=True).div_(self.keys)
+
+    def double_backward(
+        self,
+        d_output: Tensor,  # (R, N, E)
+        q: Tensor,  # (R, N, D)
+        k: Tensor,  # (R, M, D)
+        v: Tensor,  # (R, M, E)
+        weights: Tensor,  # P, (R, N, M)
+        of_q: Tensor | None,  # the gradients of dq, dk, dv and dM: U, W, Z and N
+        of_k: Tensor | None,
+        of_v: Tensor | None,
+        of_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The gradients of do, q, k and v, and s R, (R, N, M)."""
+        of_q, of_k, of_v = (
+            torch.zeros_like(of) if grad is None else grad for grad, of in ((of_q, q), (of_k, k), (of_v, v))
+        )
+        # 1. Products over features: dP and do Z^T at once; G over the scale.
+        k, v, of_k = self.centred(k), self.centred(v), self.centred(of_k)
+        both = _product(d_output, torch.cat([v, self.centred(of_v)], 1).transpose(1, 2))
+        u = _product(torch.cat([of_q, q], 2), torch.cat([k, of_k], 2).transpose(1, 2))
+        if of_mask is not None:
+            self.unpadded(u).add_(of_mask, alpha=1 / self.scale)
+        # 2. Rows.
+        of_d_weights, of_scores = self.rows.attention_double_backward(weights, both, u, self.scale)
+        of_s, d_scores = of_scores.split(k.shape[1], 2)
+        # 3. Products over keys and queries.
+        return (
+            torch.bmm(weights, of_v).baddbmm_(of_d_weights, v),
+            torch.bmm(of_scores, torch.cat([k, of_k], 1)),
+            torch.bmm(of_s.transpose(1, 2), q).baddbmm_(d_scores.transpose(1, 2), of_q),
+            torch.bmm(of_d_weights.transpose(1, 2), d_output),
+            of_s,
+        )
+
+
+def wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b, (R, N, M), in float32 at least."""
+    if a.dtype.itemsize == 2:
+        product: Tensor = torch.bmm(a, b, out_dtype=torch.float32)
+        return product
+    return torch.bmm(a, b)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b, (R, N, M), where bfloat16 will do; what float16 could not hold is in float32."""
+    return wide_product(a, b) if a.dtype == torch.float16 else torch.bmm(a, b)
+
+
+@lru_cache(maxsize=16)
+def _multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of matrices of `dtype` can leave the device's units in float32."""
+    ones = torch.ones(1, 8, 8, dtype=dtype, device=device)
+    try:
+        found: Tensor = torch.bmm(ones, ones * 0.125, out_dtype=torch.float32)
+    except Exception:  # not on this device, or not in this release: whatever it says
+        return False
+    return found.dtype == torch.float32 and bool((found == 1).all())

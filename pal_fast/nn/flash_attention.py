@@ -1,0 +1,134 @@
+"""PyTorch's flash attention, with the second derivative of `pal_fast.nn.attention`.
+
+Forward and backward keep no matrix of queries and keys; the second derivative makes it anew. Which operators those are
+is PyTorch's own affair, so on a GPU they are tried out once per process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pal_fast.nn.attention_matrices import Matrices
+from pal_fast.nn.wanted import inner
+
+aten: Any = torch.ops.aten
+
+
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, matrices: Matrices) -> Tensor:
+    """softmax(scale q k^T) v of query (B, heads, N, D), key and value (B, heads, M, D), which PyTorch `serves`."""
+    output: Tensor = _Flash.apply(inner(query), inner(key), inner(value), matrices)
+    return output
+
+
+def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether PyTorch has such a kernel for these and is the quicker for it: for half types, on a GPU."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if query.dim() != 4 or not query.dtype == key.dtype == value.dtype or query.shape[-1] != value.shape[-1]:
+        return False
+    if any(t.stride(-1) != 1 for t in (query, key, value)):
+        return False
+    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    return fits and _tried_out(query.device, query.dtype)
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Sequence[Any]:
+    """The output, and what `_backward` wants to know of it."""
+    found: Sequence[Any]
+    if query.device.type == "cpu":
+        found = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, scale=scale)
+    else:
+        found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False, scale=scale)[:8]
+    return found
+
+
+def _backward(d_output: Tensor, query: Tensor, key: Tensor, value: Tensor, found: Sequence[Any], scale: float) -> Any:
+    """The gradients of query, key and value."""
+    if d_output.stride(-1) != 1:
+        d_output = d_output.contiguous()
+    if query.device.type == "cpu":
+        backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return backward(d_output, query, key, value, *found, 0.0, False, scale=scale)
+    backward = aten._scaled_dot_product_flash_attention_backward
+    *found, seed, offset = found
+    return backward(d_output, query, key, value, *found, 0.0, False, seed, offset, scale=scale)
+
+
+@lru_cache(maxsize=16)
+def _tried_out(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the operators compute on this device, in this release, what they are to."""
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(1, 2, 9, 16, generator=generator).to(dtype) for _ in range(4)]
+    try:
+        q, k, v, d_output = (tensor.to(device) for tensor in exact)
+        found = _forward(q, k, v, 0.25)
+        got = [found[0], *_backward(d_output, q, k, v, found, 0.25)]
+    except Exception:  # whatever another release says
+        return False
+    with torch.enable_grad():
+        leaves = [tensor.double().requires_grad_() for tensor in exact[:3]]
+        output = (leaves[0] @ leaves[1].transpose(-1, -2) * 0.25).softmax(-1) @ leaves[2]
+        wanted = [output.detach(), *torch.autograd.grad(output, leaves, exact[3].double())]
+    errors = [(a.double().cpu() - b).norm() / b.norm() for a, b in zip(got, wanted, strict=True)]
+    return bool(torch.stack(errors).max() < 0.03)
+
+
+class _Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, matrices: Matrices) -> Tensor:
+        found = _forward(query, key, value, matrices.scale)
+        ctx.save_for_backward(query, key, value, *(part for part in found if isinstance(part, Tensor)))
+        #: Of `found` by place, what is no tensor.
+        ctx.rest = {place: part for place, part in enumerate(found) if not isinstance(part, Tensor)}
+        ctx.matrices = matrices
+        output: Tensor = found[0]
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *tensors = ctx.saved_tensors
+        left = (tensor.detach() for tensor in tensors)
+        found = [ctx.rest[i] if i in ctx.rest else next(left) for i in range(len(tensors) + len(ctx.rest))]
+        return *_FlashBackward.apply(d_output, query, key, value, found, ctx.matrices), None
+
+
+class _FlashBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        d_output: Tensor,  # (B, heads, N, D)
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        found: Sequence[Any],
+        matrices: Matrices,
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(d_output, query, key, value)
+        ctx.matrices = matrices
+        ctx.set_materialize_grads(False)
+        gradients: tuple[Tensor, ...] = _backward(d_output, query, key, value, found, matrices.scale)
+        return gradients
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        matrices: Matrices = ctx.matrices
+        shapes = (matrices.flat, matrices.flat, matrices.padded, matrices.padded)
+        d_output, q, k, v = (shape(tensor) for shape, tensor in zip(shapes, tensors, strict=True))
+        of = (None if grad is None else shape(grad) for shape, grad in zip(shapes[1:], grads, strict=True))
+        *found, _ = matrices.double_backward(d_output, q, k, v, matrices.weights(q, k), *of)
+        return (
+            *(
+                gradient[:, : tensor.shape[2]].reshape(tensor.shape).to(tensor.dtype)
+                for gradient, tensor in zip(found, tensors, strict=True)
+            ),
+            None,
+            None,
+        )
