@@ -112,6 +112,10 @@ def takes_norm_of_zero(nodes: Sequence[Any]) -> bool:
     return any(bool((norm == 0).any()) for norm in norms if isinstance(norm, Tensor))
 
 
+#: What `prepare_head` has twins of -> a part of the name of PyTorch's node for it; of attention, of its MATH kernel's.
+_PREPARED = {"BatchNorm": "BatchNorm", "LayerNorm": "NativeLayerNorm", "attention": "SafeSoftmax"}
+
+
 def slow_parts(nodes: Sequence[Any]) -> list[str]:
     """What among `nodes` has a second derivative that is slow for its size, and what to do about it."""
     convolutions = [node for node in nodes if node.name() == "ConvolutionBackward0"]
@@ -119,7 +123,11 @@ def slow_parts(nodes: Sequence[Any]) -> list[str]:
     notes = []
     if grouped:
         notes.append(f"{grouped} grouped convolutions above the layer, whose second derivative runs group by group")
-    norms = sum("BatchNorm" in node.name() for node in nodes)
-    if norms:
-        notes.append(f"{norms} BatchNorms above the layer: pal_fast.nn.prepare_head(model, layer) fuses them")
+    names = [node.name() for node in nodes]
+    counts = {what: sum(part in name for name in names) for what, part in _PREPARED.items()}
+    found = [f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count]
+    if found:
+        listed = " and ".join([", ".join(found[:-1]), found[-1]] if found[1:] else found)
+        way_out = "pal_fast.nn.prepare_head(model, layer) makes their second derivative cheaper"
+        notes.append(f"{listed} above the layer: {way_out}")
     return notes

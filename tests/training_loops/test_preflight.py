@@ -36,6 +36,18 @@ def test_a_good_layer_has_no_problem_and_a_cost():
     assert "no problem found" in text
 
 
+@pytest.mark.parametrize(
+    ("make", "layer", "note"),
+    [(SmallNet, "middle", "1 BatchNorm above"), (Tokens, "blocks.0", "5 LayerNorms and 2 attentions above")],
+)
+def test_what_prepare_head_would_make_cheaper_is_told_until_it_has(make, layer, note):
+    model, (images, _, _) = make(), batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, layer)
+    assert any(note in told and "prepare_head" in told for told in pal.check(images).layers[0].slow)
+    pal_fast.nn.prepare_head(model, layer, images)
+    assert not any("prepare_head" in told for told in pal.check(images).layers[0].slow)
+
+
 def test_the_model_is_left_as_it_was():
     model = SmallNet().eval()
     model.top.train()
