@@ -50,8 +50,7 @@ def attention_weights_kernel(
     i, j, there = _rows(rows, columns, ROWS, BLOCK)
     at = i * columns + j
     scores = tl.load(scores_ptr + at, mask=there, other=0.0).to(T)
-    scores = tl.where(j < keys, scores, float("-inf"))
-    scores *= _scale(scale, scale_rest, T)
+    scores = tl.where(j < keys, scores * _scale(scale, scale_rest, T), float("-inf"))
     highest = tl.max(scores, axis=1)[:, None]
     highest = tl.where(highest == float("-inf"), 0.0, highest)  # of a row that is masked as a whole
     weights = tl.exp(scores - highest)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pal_fast.nn.attention_matrices import Matrices, wide_product
+from pal_fast.nn.attention_matrices import Matrices, outside_autocast, wide_product, without_autocast
 from pal_fast.nn.flash_attention import flash_attention, serves
 from pal_fast.nn.wanted import computed_now, inner
 
@@ -45,31 +45,44 @@ def attention(
 ) -> Tensor:
     """As `torch.nn.functional.scaled_dot_product_attention`, which it calls where it has nothing to offer: where no
     gradient is wanted, with dropout, causal or grouped, on nested, sharded or empty tensors."""
-    if scale is None and query.dim() and query.shape[-1]:
-        scale = 1 / math.sqrt(query.shape[-1])
-    types = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-    if (
-        dropout_p
-        or is_causal
-        or enable_gqa
-        or not scale
-        or not torch.is_grad_enabled()
-        or not any(t.requires_grad for t in types)
-        or any(type(t) not in (Tensor, torch.nn.Parameter) for t in types)
-        or query.dim() < 3
-        or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
-        or not query.device == key.device == value.device
-        or not all(t.numel() for t in types)
-    ):
+    if not torch.is_grad_enabled() or dropout_p or is_causal or enable_gqa or scale == 0:
+        computes = False
+    else:
+        query, key, value, attn_mask = (_cast(t) for t in (query, key, value, attn_mask))
+        computes = _computes(query, key, value, attn_mask)
+    if not computes:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
-    with torch.autocast(device, enabled=False):
-        return _attention(query, key, value, attn_mask, scale)
+    with outside_autocast(query.device.type):
+        return _attention(query, key, value, attn_mask, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+
+
+def _cast(tensor: Any) -> Any:
+    """As autocast does what it is given, if it is on."""
+    if not isinstance(tensor, Tensor) or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
+def _computes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether these can be differentiated, and are such as PyTorch takes: what it refuses it shall refuse itself."""
+    tensors = (query, key, value) if mask is None else (query, key, value, mask)
+    return (
+        all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+        and query.dim() > 2
+        and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+        and query.shape[-1] == key.shape[-1]
+        and key.shape[-2] == value.shape[-2]
+        and query.device == key.device == value.device
+        and query.is_floating_point()
+        and query.dtype == key.dtype == value.dtype
+        and all(t.numel() for t in tensors)
+        and any(t.requires_grad for t in tensors)
+        and (mask is None or (mask.dtype in (torch.bool, query.dtype) and mask.dim() <= query.dim()))
+    )
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -107,6 +120,7 @@ class _Attention(torch.autograd.Function):
 
 class _AttentionBackward(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any,
         d_output: Tensor,  # (R, N, E)
@@ -134,6 +148,7 @@ class _AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         d_output, q, k, v, mask, weights = ctx.saved_tensors
         *found, of_s = ctx.matrices.double_backward(d_output, q, k, v, weights, *grads)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from pal_fast.nn.attention import attention
@@ -29,42 +31,61 @@ class _OwnAttention(TorchFunctionMode):
 
 
 def attends(module: nn.Module) -> bool:
-    """Whether the forward of the module's type, as written, calls `scaled_dot_product_attention`, and timm's
-    `fused_attn` does not keep it from that."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and not _CALLS.isdisjoint(code.co_names) and getattr(module, "fused_attn", True)
+    """Whether the module's forward, as its class has it, calls `scaled_dot_product_attention`.
 
-
-_twins: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def attention_twin(kind: type[nn.Module]) -> type[nn.Module]:
-    """The one subclass of `kind` with the same results, whose attention is differentiated twice at its floor.
-
-    Its objects are copied as they are, and pickled: the other process makes the type anew.
+    Not told of those that timm's `fused_attn` keeps from it, whose forward is their own or checkpoints a part of itself
+    (which would be repeated out of the twin's sight), and whose class was made for them alone.
     """
+    if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule) or "forward" in vars(module):
+        return False
+    if not getattr(module, "fused_attn", True) or is_parametrized(module):
+        return False
+    forward = inspect.getattr_static(type(module), "forward", None)
+    code = getattr(inspect.unwrap(forward) if callable(forward) else None, "__code__", None)
+    return code is not None and not _CALLS.isdisjoint(code.co_names) and "checkpoint" not in code.co_names
 
-    if kind in _twins:
-        return _twins[kind]
 
+_twins: dict[type[nn.Module], type[nn.Module] | None] = {}
+
+
+def attention_twin(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The one subclass of `kind` with the same results, whose attention is differentiated twice at its floor. None
+    where the class allows no such subclass, by its `__init_subclass__` or metaclass.
+
+    Its objects are copied and pickled as those of `kind`; another process makes the type anew.
+    """
+    if kind not in _twins:
+        try:
+            _twins[kind] = _new_twin(kind)
+        except Exception:  # whatever the class says
+            _twins[kind] = None
+    return _twins[kind]
+
+
+def _new_twin(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
             return kind.forward(self, *args, **kwargs)
         with _OwnAttention():
             return kind.forward(self, *args, **kwargs)
 
-    def reduce(self: nn.Module) -> Any:
-        return _empty, (kind,), self.__dict__
+    def reduce_ex(self: nn.Module, protocol: Any) -> Any:
+        made = kind.__reduce_ex__(self, protocol)
+        if isinstance(made, str) or type(self) not in made[1]:
+            return made
+        function, args, *rest = made
+        place = args.index(type(self))
+        return _made, (function, kind, args[:place], args[place + 1 :]), *rest
 
-    members = {"forward": forward, "__reduce__": reduce, "__module__": kind.__module__}
-    return _twins.setdefault(kind, type(kind.__name__, (kind,), members))
+    forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members = {"forward": forward, "__reduce_ex__": reduce_ex, **names}
+    return types.new_class(kind.__name__, (kind,), exec_body=lambda space: space.update(members))
 
 
-def _empty(kind: type[nn.Module]) -> nn.Module:
-    """An object of the twin of `kind`, whose attributes are still to come."""
-    twin = attention_twin(kind)
-    module: nn.Module = twin.__new__(twin)
-    return module
+def _made(function: Callable[..., Any], kind: type[nn.Module], before: tuple[Any, ...], after: tuple[Any, ...]) -> Any:
+    """What `function` makes of the twin of `kind`."""
+    return function(*before, attention_twin(kind) or kind, *after)
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -72,8 +93,9 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     Args: as `torch.nn.MultiheadAttention`.
 
-    Where the weights are asked for, with dropout, `bias_kv`, `add_zero_attn`, `is_causal` or `key_padding_mask`, and
-    under torch.compile it is PyTorch's own. A third derivative raises RuntimeError.
+    Without a batch, where the weights are asked for, with dropout, `bias_kv`, `add_zero_attn`, `is_causal` or
+    `key_padding_mask`, where nothing is differentiated, and under torch.compile and torch.jit.trace it is PyTorch's.
+    A third derivative raises RuntimeError.
     """
 
     def forward(
@@ -88,25 +110,31 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As `torch.nn.MultiheadAttention.forward`; shapes (B, N, D) with `batch_first`, else (N, B, D)."""
-        if (
-            need_weights
-            or is_causal
-            or key_padding_mask is not None
-            or query.dim() != 3
-            or torch.compiler.is_compiling()
-            or not torch.is_grad_enabled()
-            or (self.training and self.dropout)
-            or self.bias_k is not None
-            or self.add_zero_attn
-        ):
-            options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            return super().forward(query, key, value, *options)
+        options = need_weights or is_causal or key_padding_mask is not None or (self.training and self.dropout)
+        if options or not self._computes(query, key, value, attn_mask):
+            rest = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            return super().forward(query, key, value, *rest)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = attn_mask.logical_not()  # here True says what must not be looked at
         if attn_mask is not None and attn_mask.dim() == 3:
-            attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         q, k, v = (self._heads(t) for t in self._projected(query, key, value))
         output = attention(q, k, v, attn_mask).transpose(1, 2).flatten(2)  # (B, N, D)
         output = nn.functional.linear(output, self.out_proj.weight, self.out_proj.bias)
         return output if self.batch_first else output.transpose(0, 1), None
+
+    def _computes(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+        """Whether these are differentiated here, and such as PyTorch takes: what it refuses it shall refuse itself."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
+            return False
+        if self.bias_k is not None or self.add_zero_attn or query.dim() != 3 or key.shape[:2] != value.shape[:2]:
+            return False
+        batch, sequence = (0, 1) if self.batch_first else (1, 0)
+        if query.shape[batch] != key.shape[batch]:
+            return False
+        shape = query.shape[sequence], key.shape[sequence]
+        shapes = shape, (query.shape[batch] * self.num_heads, *shape)
+        return mask is None or (mask.dtype in (torch.bool, query.dtype) and mask.shape in shapes)
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
         if self._qkv_same_embed_dim and query is key and key is value:

@@ -3,8 +3,10 @@ rows, and the second derivative by them. The formulas are those of `pal_fast.nn.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -72,7 +74,7 @@ class Matrices(NamedTuple):
         a constant added to the product's rows does not count, or the other factor's rows sum to zero."""
         if tensor.dtype.itemsize > 2:
             return tensor
-        return tensor - tensor.sum(1, keepdim=True).div_(self.keys)
+        return tensor - tensor.sum(1, keepdim=True, dtype=tensor.dtype).div_(self.keys)
 
     def double_backward(
         self,
@@ -109,6 +111,26 @@ class Matrices(NamedTuple):
         )
 
 
+def outside_autocast(device: str) -> AbstractContextManager[object]:
+    """Switches autocast off where it is on: not every kind of device has it."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def without_autocast(method: Method) -> Method:
+    """A forward or backward of an autograd function, out of the reach of autocast, under which a backward may run."""
+
+    @functools.wraps(method)
+    def outside(ctx: Any, *args: Any) -> Any:
+        device = next(tensor.device.type for tensor in (*args, *ctx.saved_tensors) if isinstance(tensor, Tensor))
+        with outside_autocast(device):
+            return method(ctx, *args)
+
+    return cast(Method, outside)
+
+
 def wide_product(a: Tensor, b: Tensor) -> Tensor:
     """a b, (R, N, M), in float32 at least."""
     if a.dtype.itemsize == 2:
@@ -122,12 +144,33 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return wide_product(a, b) if a.dtype == torch.float16 else torch.bmm(a, b)
 
 
-@lru_cache(maxsize=16)
 def _multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products of matrices of `dtype` can leave the device's units in float32."""
-    ones = torch.ones(1, 8, 8, dtype=dtype, device=device)
-    try:
+
+    def trial() -> bool:
+        ones = torch.ones(1, 8, 8, dtype=dtype, device=device)
         found: Tensor = torch.bmm(ones, ones * 0.125, out_dtype=torch.float32)
-    except Exception:  # not on this device, or not in this release: whatever it says
-        return False
-    return found.dtype == torch.float32 and bool((found == 1).all())
+        return found.dtype == torch.float32 and bool((found == 1).all())
+
+    return tried_out(("bmm", device, dtype), trial)
+
+
+_found: dict[Hashable, bool] = {}
+
+
+def tried_out(what: Hashable, trial: Callable[[], bool]) -> bool:
+    """What `trial` has returned, or False if it raised: of this device or release it is not known what they can do.
+
+    Once per process; but False for now while a CUDA graph is captured, which a trial would break.
+    """
+    if what not in _found:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return False
+        try:
+            with torch.no_grad():
+                _found[what] = trial()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever another release says
+            _found[what] = False
+    return _found[what]

@@ -39,6 +39,6 @@ def attention_double_backward(weights: Tensor, both: Tensor, u: Tensor, scale: f
     u -= torch.linalg.vecdot(weights, u).unsqueeze(-1)
     of_weights.addcmul_(u, d_weights)  # less what is constant in a row, of which nothing is left
     of_scores = _centred(of_weights, weights)
-    torch.mul(d_weights, weights, out=of_weights)
+    of_weights.copy_(d_weights).mul_(weights)
     d_weights.copy_(of_scores)
     return u.mul_(weights), both.mul_(scale)

@@ -1,20 +1,19 @@
 """PyTorch's flash attention, with the second derivative of `pal_fast.nn.attention`.
 
 Forward and backward keep no matrix of queries and keys; the second derivative makes it anew. Which operators those are
-is PyTorch's own affair, so on a GPU they are tried out once per process.
+is PyTorch's own affair, so on a GPU they are tried out once per process and number of features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pal_fast.nn.attention_matrices import Matrices
+from pal_fast.nn.attention_matrices import Matrices, tried_out, without_autocast
 from pal_fast.nn.wanted import inner
 
 aten: Any = torch.ops.aten
@@ -35,7 +34,7 @@ def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if any(t.stride(-1) != 1 for t in (query, key, value)):
         return False
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
-    return fits and _tried_out(query.device, query.dtype)
+    return fits and _tried_out(query.device, query.dtype, query.shape[-1])
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Sequence[Any]:
@@ -60,23 +59,24 @@ def _backward(d_output: Tensor, query: Tensor, key: Tensor, value: Tensor, found
     return backward(d_output, query, key, value, *found, 0.0, False, seed, offset, scale=scale)
 
 
-@lru_cache(maxsize=16)
-def _tried_out(device: torch.device, dtype: torch.dtype) -> bool:
+def _tried_out(device: torch.device, dtype: torch.dtype, features: int) -> bool:
     """Whether the operators compute on this device, in this release, what they are to."""
-    generator = torch.Generator().manual_seed(0)
-    exact = [torch.randn(1, 2, 9, 16, generator=generator).to(dtype) for _ in range(4)]
-    try:
+
+    def trial() -> bool:
+        generator = torch.Generator("cpu").manual_seed(0)
+        exact = [torch.randn(1, 2, 9, features, generator=generator, device="cpu").to(dtype) for _ in range(4)]
+        scale = features**-0.5
         q, k, v, d_output = (tensor.to(device) for tensor in exact)
-        found = _forward(q, k, v, 0.25)
-        got = [found[0], *_backward(d_output, q, k, v, found, 0.25)]
-    except Exception:  # whatever another release says
-        return False
-    with torch.enable_grad():
-        leaves = [tensor.double().requires_grad_() for tensor in exact[:3]]
-        output = (leaves[0] @ leaves[1].transpose(-1, -2) * 0.25).softmax(-1) @ leaves[2]
-        wanted = [output.detach(), *torch.autograd.grad(output, leaves, exact[3].double())]
-    errors = [(a.double().cpu() - b).norm() / b.norm() for a, b in zip(got, wanted, strict=True)]
-    return bool(torch.stack(errors).max() < 0.03)
+        found = _forward(q, k, v, scale)
+        got = [found[0], *_backward(d_output, q, k, v, found, scale)]
+        with torch.enable_grad():
+            leaves = [tensor.double().requires_grad_() for tensor in exact[:3]]
+            output = (leaves[0] @ leaves[1].transpose(-1, -2) * scale).softmax(-1) @ leaves[2]
+            wanted = [output.detach(), *torch.autograd.grad(output, leaves, exact[3].double())]
+        errors = [(a.double().cpu() - b).norm() / b.norm() for a, b in zip(got, wanted, strict=True)]
+        return bool(torch.stack(errors).max() < 0.03)
+
+    return tried_out(("flash attention", device, dtype, features), trial)
 
 
 class _Flash(torch.autograd.Function):
@@ -117,6 +117,7 @@ class _FlashBackward(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         matrices: Matrices = ctx.matrices

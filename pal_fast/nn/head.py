@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -46,6 +47,11 @@ def _twin_of(module: nn.Module) -> type[nn.Module] | None:
     return REPLACEMENTS.get(kind) or (attention_twin(kind) if attends(module) else None)
 
 
+def _may_have_twin(module: nn.Module) -> bool:
+    """Without making a class for it: most of a model's layers lie below the attributed one."""
+    return attends(module) or _twin_of(module) is not None
+
+
 class PreparedHead:
     """What `prepare_head` returns: the layers it replaced, and the way back.
 
@@ -62,7 +68,7 @@ class PreparedHead:
         for layer in layers.values():
             self._handles.append(layer.register_forward_hook(Hook(self._on_layer)))
         for module, name in names.items():
-            if _twin_of(module):
+            if _may_have_twin(module):
                 self._handles.append(module.register_forward_pre_hook(Hook(self._before_candidate(name))))
                 self._handles.append(module.register_forward_hook(Hook(self._on_candidate(name))))
         self._handles.append(model.register_forward_pre_hook(Hook(self._before_model)))
@@ -143,12 +149,14 @@ class _Replaced:
     twin: type[nn.Module]
 
     def restore(self) -> None:
-        """The original for its twin, and for what `torch.nn.utils.parametrize` has derived from the twin since."""
+        """The original for its twin, and for what `torch.nn.utils.parametrize` or FSDP2 has made of the twin since."""
         kind = type(self.module)
         if kind is self.twin:
             self.module.__class__ = self.original
-        elif kind.__bases__[0] is self.twin:
-            self.module.__class__ = type(kind.__name__, (self.original,), dict(vars(kind)))
+        elif self.twin in kind.__bases__:
+            bases = tuple(self.original if base is self.twin else base for base in kind.__bases__)
+            members = dict(vars(kind))
+            self.module.__class__ = types.new_class(kind.__name__, bases, exec_body=lambda space: space.update(members))
 
 
 def prepare_head(

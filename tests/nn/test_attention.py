@@ -3,6 +3,7 @@ to PyTorch."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import pal_fast.nn
+from pal_fast.nn import attention_operators
 from pal_fast.nn.attention import attention
 from pal_fast.nn.attention_matrices import Matrices
 from pal_fast.nn.flash_attention import flash_attention
@@ -78,6 +80,19 @@ def test_flash_attention_is_differentiated_twice(keys: int) -> None:
     (second,) = torch.autograd.grad(first.pow(3).sum(), tensors[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         second.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_operators_of_a_gpu_are_called_as_they_want_to_be(dtype: torch.dtype) -> None:
+    """Their signatures and shapes, which the meta device has, too; what they compute only a GPU can tell."""
+    leaves = [torch.randn(2, 3, count, 16, dtype=dtype, device="meta", requires_grad=True) for count in (9, 7, 7)]
+    matrices = Matrices(attention_operators, torch.float32, 7, 0.25, torch.Size((2, 3)))
+    output = flash_attention(*leaves, matrices)
+    first = torch.autograd.grad(output.float().sum(), leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.float().square().sum() for g in first), leaves)
+    assert output.shape == leaves[0].shape
+    for found in (first, second):
+        assert [(g.shape, g.dtype) for g in found] == [(leaf.shape, dtype) for leaf in leaves]
 
 
 def test_flash_attention_keeps_no_matrix_of_queries_and_keys() -> None:
@@ -162,6 +177,48 @@ def test_autocast_casts_as_it_does_for_pytorchs() -> None:
     torch.testing.assert_close(own, theirs, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("kind", ["", "masked", "flash attention"])
+@pytest.mark.parametrize("given_in", [torch.float32, torch.bfloat16], ids=str)
+def test_a_backward_may_run_under_autocast(kind: str, given_in: torch.dtype) -> None:
+    tensors = given(*SHAPES["self"], dtype=given_in)
+    mask = torch.zeros(5, 5) if kind == "masked" else None
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if kind == "flash attention":
+            return flash_attention(query, key, value, Matrices.of(query, key, 0.5))
+        return attention(query, key, value, mask, scale=0.5)
+
+    results = []
+    for inside in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = call(*tensors).float()
+            if inside:
+                results.append(twice(output, tensors))
+        if not inside:
+            results.append(twice(output, tensors))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0.05 * wanted.abs().max().item())
+
+
+def twice(output: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    first = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
+    return torch.autograd.grad(sum(g.float().square().sum() for g in first), tensors)
+
+
+def test_what_pytorch_refuses_is_refused() -> None:
+    query, key, value = given(*SHAPES["self"], dtype=torch.float32)
+    for arguments in (
+        (query, key.double(), value),
+        (query, key, value, torch.zeros(5, 5, dtype=DOUBLE)),
+        (query, key, value, torch.zeros(5, 5, dtype=torch.int64)),
+        (query, key[..., :3], value),
+    ):
+        with pytest.raises(RuntimeError):
+            scaled_dot_product_attention(*arguments)
+        with pytest.raises(RuntimeError):
+            attention(*arguments)
+
+
 def test_a_third_derivative_raises() -> None:
     tensors = given(*SHAPES["self"])
     (first,) = torch.autograd.grad(attention(*tensors).pow(3).sum(), tensors[0], create_graph=True)
@@ -178,15 +235,20 @@ MODULES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("mask", [None, "of all heads", "of each head"])
+@pytest.mark.parametrize(
+    "mask", [None, "of all heads", "of each head", "left out by all heads", "left out by each head"]
+)
 @pytest.mark.parametrize("options", MODULES.values(), ids=MODULES)
 def test_multihead_attention_is_pytorchs(options: dict[str, Any], mask: str | None) -> None:
     theirs = nn.MultiheadAttention(8, 2, dtype=DOUBLE, **options)
     own = pal_fast.nn.MultiheadAttention(8, 2, dtype=DOUBLE, **options)
     own.load_state_dict(theirs.state_dict())
     query, key, value = given((3, 3, 8), (3, 3, options.get("kdim", 8)), (3, 3, options.get("vdim", 8)))
-    shape = {"of all heads": (3, 3), "of each head": (6, 3, 3)}
-    bias = torch.randn(shape[mask], dtype=DOUBLE) if mask else None
+    shape = (3, 3) if mask and "all" in mask else (6, 3, 3)
+    bias = torch.randn(shape, dtype=DOUBLE) if mask else None
+    if mask and "left out" in mask:
+        bias = torch.rand(shape) < 0.4
+        bias[..., 0] = False
     for inputs in ((query, key, value), *([] if "kdim" in options else [(query,) * 3])):
         results = []
         for module in (own, theirs):
@@ -217,6 +279,36 @@ def test_multihead_attention_leaves_the_rest_to_pytorch(arguments: dict[str, Any
     x = torch.randn(2, 3, 8, requires_grad=True)
     for got, wanted in zip(own(x, x, x, **arguments), theirs(x, x, x, **arguments), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+def test_a_decoder_layer_may_not_look_ahead() -> None:
+    theirs = nn.TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True, dtype=DOUBLE)
+    own = copy.deepcopy(theirs)
+    for module in (own.self_attn, own.multihead_attn):
+        module.__class__ = pal_fast.nn.MultiheadAttention
+    target, memory = given((2, 4, 8), (2, 3, 8))
+    ahead, unseen = torch.ones(4, 4, dtype=torch.bool).triu(1), torch.rand(4, 3) < 0.4
+    unseen[:, 0] = False
+    results = []
+    for layer in (own, theirs):
+        with sdpa_kernel(SDPBackend.MATH):
+            output = layer(target, memory, ahead, unseen)
+            (g,) = torch.autograd.grad(output.pow(3).sum(), target, create_graph=True)
+            results.append([output, g, *torch.autograd.grad(g.square().sum(), [target, memory])])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.zeros(3, 3, dtype=torch.int64), torch.zeros(1, 3), torch.zeros(2, 3, 3), torch.zeros(3)],
+    ids=["whole numbers", "one row", "too few heads", "one dimension"],
+)
+def test_multihead_attention_refuses_the_masks_that_pytorch_does(mask: Tensor) -> None:
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    for kind in (nn.MultiheadAttention, pal_fast.nn.MultiheadAttention):
+        with pytest.raises((RuntimeError, AssertionError)):
+            kind(8, 2, batch_first=True)(x, x, x, need_weights=False, attn_mask=mask)
 
 
 @pytest.mark.gpu
