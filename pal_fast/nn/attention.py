@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from pal_fast.nn.attention_matrices import Matrices, outside_autocast, wide_product, without_autocast
 from pal_fast.nn.flash_attention import flash_attention, serves
 from pal_fast.nn.wanted import computed_now, inner
+from pal_fast.precision import autocasts
 
 
 def attention(
@@ -54,13 +55,13 @@ def attention(
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    with outside_autocast(query.device.type):
+    with outside_autocast(query):
         return _attention(query, key, value, attn_mask, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
 
 
 def _cast(tensor: Any) -> Any:
     """As autocast does what it is given, if it is on."""
-    if not isinstance(tensor, Tensor) or not torch.is_autocast_enabled(tensor.device.type):
+    if not isinstance(tensor, Tensor) or not autocasts(tensor):
         return tensor
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return tensor

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pal_fast.nn import attention_operators, fused
+from pal_fast.precision import autocasts
 from pal_fast.reference import computing_dtype
 
 #: Rows are filled up with zeros to a multiple of it: products of matrices want rows that start at vectors of 16 bytes,
@@ -111,9 +112,9 @@ class Matrices(NamedTuple):
         )
 
 
-def outside_autocast(device: str) -> AbstractContextManager[object]:
+def outside_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Switches autocast off where it is on: not every kind of device has it."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -124,8 +125,7 @@ def without_autocast(method: Method) -> Method:
 
     @functools.wraps(method)
     def outside(ctx: Any, *args: Any) -> Any:
-        device = next(tensor.device.type for tensor in (*args, *ctx.saved_tensors) if isinstance(tensor, Tensor))
-        with outside_autocast(device):
+        with outside_autocast(next(arg for arg in args if isinstance(arg, Tensor))):
             return method(ctx, *args)
 
     return cast(Method, outside)
