@@ -151,6 +151,8 @@ class _AttentionBackward(torch.autograd.Function):
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in grads):
+            return (None,) * 8
         d_output, q, k, v, mask, weights = ctx.saved_tensors
         *found, of_s = ctx.matrices.double_backward(d_output, q, k, v, weights, *grads)
         of_mask = ctx.matrices.of_mask(of_s, mask) if mask is not None and ctx.needs_input_grad[4] else None

@@ -125,7 +125,9 @@ def without_autocast(method: Method) -> Method:
 
     @functools.wraps(method)
     def outside(ctx: Any, *args: Any) -> Any:
-        with outside_autocast(next(arg for arg in args if isinstance(arg, Tensor))):
+        # Not from what is saved: of a checkpointed segment that may be asked for only once.
+        tensor = next((arg for arg in args if isinstance(arg, Tensor)), None)
+        with nullcontext() if tensor is None else outside_autocast(tensor):
             return method(ctx, *args)
 
     return cast(Method, outside)

@@ -119,6 +119,8 @@ class _FlashBackward(torch.autograd.Function):
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in grads):
+            return (None,) * 6
         tensors = ctx.saved_tensors
         matrices: Matrices = ctx.matrices
         shapes = (matrices.flat, matrices.flat, matrices.padded, matrices.padded)
