@@ -75,7 +75,7 @@ class Matrices(NamedTuple):
         a constant added to the product's rows does not count, or the other factor's rows sum to zero."""
         if tensor.dtype.itemsize > 2:
             return tensor
-        return tensor - tensor.sum(1, keepdim=True, dtype=tensor.dtype).div_(self.keys)
+        return tensor - tensor.mean(1, keepdim=True).mul_(tensor.shape[1] / self.keys)
 
     def double_backward(
         self,

@@ -95,6 +95,15 @@ def test_the_operators_of_a_gpu_are_called_as_they_want_to_be(dtype: torch.dtype
         assert [(g.shape, g.dtype) for g in found] == [(leaf.shape, dtype) for leaf in leaves]
 
 
+@pytest.mark.parametrize("padding", [0, 8])
+def test_means_over_many_keys_do_not_overflow(padding: int) -> None:
+    """float16 ends at 65504."""
+    tensor = torch.full((2, 200, 3), 1000.0, dtype=torch.float16)
+    matrices = Matrices(attention_operators, torch.float16, 200, 1.0, torch.Size((2,)))
+    padded = nn.functional.pad(tensor, (0, 0, 0, padding))
+    assert matrices.centred(padded)[:, :200].abs().max() <= 1
+
+
 def test_flash_attention_keeps_no_matrix_of_queries_and_keys() -> None:
     query, key, value = given((1, 1, 32, 2), (1, 1, 32, 2), (1, 1, 32, 2), dtype=torch.float32)
     kept: list[int] = []
