@@ -15,7 +15,7 @@ from pal_fast.calls import Call, Prior, check_call, checked_loss_of
 from pal_fast.captured import Captured
 from pal_fast.layouts import LAYOUTS, Layout, layout_of
 from pal_fast.options import LossOptions
-from pal_fast.precision import ScalarScale, autocasts, in_float16
+from pal_fast.precision import ScalarScale, in_float16, outside_autocast
 from pal_fast.targets import Target, attributed_gradients, check_labels, check_target, counted
 
 SECOND_ORDER = ("exact", "finite_difference")
@@ -109,10 +109,7 @@ class Engine:
         look = not compiling and not self._looked and first_values.can_tell(prior)
         told = look and first_values.warn_of_prior(prior, self.options.heatmap, logits, labels if by_label else None)
         given = model, logits, taken, labels, prior, layers, first, look and not told, in_group
-        if autocasts(logits):
-            with torch.autocast(logits.device.type, enabled=False):
-                total = self._total(*given)
-        else:
+        with outside_autocast(logits):
             total = self._total(*given)
         if first:
             self._begun = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ MOST = 2.0**15
 def autocasts(tensor: Tensor) -> bool:
     """Whether operations on the device of `tensor` are cast."""
     return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(tensor.device.type)
+
+
+def outside_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Switches autocast off where it is on: not every kind of device has it."""
+    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
 
 
 def casts_to_float16(tensor: Tensor) -> bool:

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pal_fast.nn.attention_matrices import Matrices, outside_autocast, wide_product, without_autocast
+from pal_fast.nn.attention_matrices import Matrices, wide_product, without_autocast
 from pal_fast.nn.flash_attention import flash_attention, serves
 from pal_fast.nn.wanted import computed_now, inner
-from pal_fast.precision import autocasts
+from pal_fast.precision import autocasts, outside_autocast
 
 
 def attention(

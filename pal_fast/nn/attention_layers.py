@@ -45,6 +45,11 @@ def attends(module: nn.Module) -> bool:
     return code is not None and not _CALLS.isdisjoint(code.co_names) and "checkpoint" not in code.co_names
 
 
+def _is_plain() -> bool:
+    """Whether PyTorch's own serves: under torch.compile and torch.jit.trace, and where nothing is differentiated."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
+
+
 _twins: dict[type[nn.Module], type[nn.Module] | None] = {}
 
 
@@ -64,7 +69,7 @@ def attention_twin(kind: type[nn.Module]) -> type[nn.Module] | None:
 
 def _new_twin(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
+        if _is_plain():
             return kind.forward(self, *args, **kwargs)
         with _OwnAttention():
             return kind.forward(self, *args, **kwargs)
@@ -125,9 +130,9 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _computes(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
         """Whether these are differentiated here, and such as PyTorch takes: what it refuses it shall refuse itself."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
+        if _is_plain() or self.bias_k is not None or self.add_zero_attn:
             return False
-        if self.bias_k is not None or self.add_zero_attn or query.dim() != 3 or key.shape[:2] != value.shape[:2]:
+        if query.dim() != 3 or key.shape[:2] != value.shape[:2]:
             return False
         batch, sequence = (0, 1) if self.batch_first else (1, 0)
         if query.shape[batch] != key.shape[batch]:

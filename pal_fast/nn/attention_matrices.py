@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from pal_fast.nn import attention_operators, fused
-from pal_fast.precision import autocasts
+from pal_fast.precision import outside_autocast
 from pal_fast.reference import computing_dtype
 
 #: Rows are filled up with zeros to a multiple of it: products of matrices want rows that start at vectors of 16 bytes,
@@ -110,11 +110,6 @@ class Matrices(NamedTuple):
             torch.bmm(of_d_weights.transpose(1, 2), d_output),
             of_s,
         )
-
-
-def outside_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Switches autocast off where it is on: not every kind of device has it."""
-    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])

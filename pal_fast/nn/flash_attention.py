@@ -37,26 +37,32 @@ def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return fits and _tried_out(query.device, query.dtype, query.shape[-1])
 
 
-def _forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Sequence[Any]:
+def _forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Sequence[Tensor | None]:
     """The output, and what `_backward` wants to know of it."""
-    found: Sequence[Any]
     if query.device.type == "cpu":
-        found = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, scale=scale)
-    else:
-        found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False, scale=scale)[:8]
-    return found
+        output, sums = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, scale=scale)
+        return output, sums
+    found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False, scale=scale)
+    output, sums, starts, key_starts, _, _, seed, offset, _ = found
+    return output, sums, starts, key_starts, seed, offset
 
 
-def _backward(d_output: Tensor, query: Tensor, key: Tensor, value: Tensor, found: Sequence[Any], scale: float) -> Any:
+def _backward(
+    d_output: Tensor, query: Tensor, key: Tensor, value: Tensor, found: Sequence[Tensor | None], scale: float
+) -> tuple[Tensor, ...]:
     """The gradients of query, key and value."""
+    gradients: tuple[Tensor, ...]
     if d_output.stride(-1) != 1:
         d_output = d_output.contiguous()
     if query.device.type == "cpu":
         backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return backward(d_output, query, key, value, *found, 0.0, False, scale=scale)
+        gradients = backward(d_output, query, key, value, *found, 0.0, False, scale=scale)
+        return gradients
     backward = aten._scaled_dot_product_flash_attention_backward
     *found, seed, offset = found
-    return backward(d_output, query, key, value, *found, 0.0, False, seed, offset, scale=scale)
+    lengths = query.shape[2], key.shape[2]
+    gradients = backward(d_output, query, key, value, *found, *lengths, 0.0, False, seed, offset, scale=scale)
+    return gradients
 
 
 def _tried_out(device: torch.device, dtype: torch.dtype, features: int) -> bool:
@@ -68,11 +74,13 @@ def _tried_out(device: torch.device, dtype: torch.dtype, features: int) -> bool:
         scale = features**-0.5
         q, k, v, d_output = (tensor.to(device) for tensor in exact)
         found = _forward(q, k, v, scale)
-        got = [found[0], *_backward(d_output, q, k, v, found, scale)]
+        output, *_ = found
+        assert output is not None
+        got = [output, *_backward(d_output, q, k, v, found, scale)]
         with torch.enable_grad():
             leaves = [tensor.double().requires_grad_() for tensor in exact[:3]]
-            output = (leaves[0] @ leaves[1].transpose(-1, -2) * scale).softmax(-1) @ leaves[2]
-            wanted = [output.detach(), *torch.autograd.grad(output, leaves, exact[3].double())]
+            judge = (leaves[0] @ leaves[1].transpose(-1, -2) * scale).softmax(-1) @ leaves[2]
+            wanted = [judge.detach(), *torch.autograd.grad(judge, leaves, exact[3].double())]
         errors = [(a.double().cpu() - b).norm() / b.norm() for a, b in zip(got, wanted, strict=True)]
         return bool(torch.stack(errors).max() < 0.03)
 
@@ -83,18 +91,16 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, matrices: Matrices) -> Tensor:
         found = _forward(query, key, value, matrices.scale)
-        ctx.save_for_backward(query, key, value, *(part for part in found if isinstance(part, Tensor)))
-        #: Of `found` by place, what is no tensor.
-        ctx.rest = {place: part for place, part in enumerate(found) if not isinstance(part, Tensor)}
+        ctx.save_for_backward(query, key, value, *found)
         ctx.matrices = matrices
-        output: Tensor = found[0]
+        output = found[0]
+        assert output is not None
         return output
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *tensors = ctx.saved_tensors
-        left = (tensor.detach() for tensor in tensors)
-        found = [ctx.rest[i] if i in ctx.rest else next(left) for i in range(len(tensors) + len(ctx.rest))]
+        query, key, value, *found = ctx.saved_tensors
+        found = [None if tensor is None else tensor.detach() for tensor in found]
         return *_FlashBackward.apply(d_output, query, key, value, found, ctx.matrices), None
 
 
@@ -106,14 +112,13 @@ class _FlashBackward(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        found: Sequence[Any],
+        found: Sequence[Tensor | None],
         matrices: Matrices,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(d_output, query, key, value)
         ctx.matrices = matrices
         ctx.set_materialize_grads(False)
-        gradients: tuple[Tensor, ...] = _backward(d_output, query, key, value, found, matrices.scale)
-        return gradients
+        return _backward(d_output, query, key, value, found, matrices.scale)
 
     @staticmethod
     @once_differentiable

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import relative_error
+from support.networks import by_math
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -127,11 +128,6 @@ def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:
     first = torch.autograd.grad(output.to(wide).pow(3).sum(), tensors, create_graph=True)
     second = torch.autograd.grad(sum(g.to(wide).square().sum() for g in first), tensors)
     return [output.detach(), *(g.detach() for g in first), *second]
-
-
-def by_math(*tensors: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.MATH):
-        return scaled_dot_product_attention(*tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -128,6 +128,12 @@ def judged(
     }
 
 
+def by_math(*tensors: Tensor) -> Tensor:
+    """Attention by PyTorch's MATH kernel, which can be differentiated twice."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return nn.functional.scaled_dot_product_attention(*tensors)
+
+
 def by_hand(model: nn.Module, images: Tensor, labels: Tensor | None, landmarks: Tensor) -> Tensor:
     """A SmallNet's step on 16x16 images under the present autocast with the loss in float32: what rounding the
     activations costs."""

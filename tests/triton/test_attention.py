@@ -11,9 +11,9 @@ from unittest import mock
 import pytest
 import torch
 from support.compare import assert_close, relative_error
+from support.networks import by_math
 from support.operator_calls import OperatorCalls
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pal_fast.nn import attention, attention_matrices, attention_operators, fused
 
@@ -103,11 +103,6 @@ def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:
     first = torch.autograd.grad(output, tensors, d_output, create_graph=True)
     second = torch.autograd.grad(first, [d_output, *tensors], [upstream(g) for g in first])
     return [t.detach() for t in (output, *first, *second)]
-
-
-def by_math(*tensors: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.nn.functional.scaled_dot_product_attention(*tensors)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
