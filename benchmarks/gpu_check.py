@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from pal_fast.landmarks.atomic import write_text
+from pal_fast.files import write_text
 
 from . import machine, targets
 from .gpu_steps import Step, steps

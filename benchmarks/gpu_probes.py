@@ -21,6 +21,7 @@ from torch import Tensor
 import pal_fast
 from pal_fast import dispatch
 from pal_fast.constants import CHANNELS
+from pal_fast.messages import first_line
 
 from .step_memory import NO_WORK
 
@@ -100,7 +101,7 @@ def launches(device: torch.device) -> Iterator[Finding]:
             one()
             waited = ""
         except RuntimeError as error:
-            waited = str(error).splitlines()[0]
+            waited = first_line(error)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         prior = "heatmap" if dense else "landmarks"
@@ -156,7 +157,7 @@ def graph(device: torch.device) -> Iterator[Finding]:
             with torch.cuda.graph(captured):
                 results = one()
         except RuntimeError as error:
-            yield Finding(claim, False, str(error).splitlines()[0])
+            yield Finding(claim, False, first_line(error))
             continue
         wrong = 0
         for _ in range(10):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import pal_fast
 from pal_fast import dispatch, reference
+from pal_fast.messages import first_line
 
 from . import heatmap_peers as peers
 from .command import main_of, run_subject
@@ -92,7 +93,7 @@ def compiled(case: HeatmapCase, device: torch.device) -> Prepared:
     try:
         run(points, case.size, case.sigma)
     except Exception as error:  # the compiler's own failure: it has no time, and the others go on
-        raise UnavailableError(f"torch.compile failed: {str(error).splitlines()[0][:80]}") from error
+        raise UnavailableError(f"torch.compile failed: {first_line(error)[:80]}") from error
     return Prepared(lambda: run(points, case.size, case.sigma), (points,))
 
 

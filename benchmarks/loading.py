@@ -30,8 +30,8 @@ from torchvision import tv_tensors
 
 from pal_fast.data import open_dataset, train_transform
 from pal_fast.faces import make_faces
+from pal_fast.image_files import read_image
 from pal_fast.landmarks import LandmarkSet
-from pal_fast.landmarks.image_files import read_image
 
 from . import machine
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import pal_fast
 from pal_fast import dispatch, reference
+from pal_fast.messages import first_line
 
 from .command import main_of, run_subject
 from .harness import BOUNDS, Peer, Prepared, Subject, UnavailableError
@@ -138,7 +139,7 @@ def compiled(case: LossCase, device: torch.device) -> Prepared:
     try:
         run(activation, gradient, points)
     except Exception as error:  # the compiler's own failure: it has no time, and the others go on
-        raise UnavailableError(f"torch.compile failed: {str(error).splitlines()[0][:80]}") from error
+        raise UnavailableError(f"torch.compile failed: {first_line(error)[:80]}") from error
     return Prepared(lambda: run(activation, gradient, points), (activation, gradient))
 
 

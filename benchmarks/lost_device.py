@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from pal_fast.messages import first_line
+
 #: The status of a command that ended so.
 LOST = 3
 
@@ -20,7 +22,7 @@ class LostDeviceError(Exception):
 
 def note_of(error: Exception) -> str:
     """What a row says of a peer that failed."""
-    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+    return f"failed: {type(error).__name__}: {first_line(error)[:100]}"
 
 
 def recover(peer: str, error: Exception, device: torch.device) -> None:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pal_fast.landmarks.atomic import atomic_write
+from pal_fast.files import atomic_write
 
 from . import machine
 from .harness import Row

@@ -30,6 +30,7 @@ from torch._inductor.exc import InductorError
 
 import pal_fast
 from pal_fast.constants import BACKENDS
+from pal_fast.messages import first_line
 
 from . import results_csv
 from .command import broken_of
@@ -122,7 +123,7 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
         except UnavailableError as reason:
             row.note = str(reason)
         except InductorError as error:  # unchecked, so no time is shown
-            row.note = f"the compiler failed: {str(error).splitlines()[0][:80]}"
+            row.note = f"the compiler failed: {first_line(error)[:80]}"
         except Exception as error:
             note_failure(row, error, device)
         else:

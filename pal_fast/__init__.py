@@ -13,11 +13,14 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pal_fast._checks import NotReadyError
 from pal_fast._version import __version__
 from pal_fast.dispatch import BackendStatus, backends
 from pal_fast.functional import attribution_map, landmark_heatmap, pal_loss
 from pal_fast.inspection import attribute
 from pal_fast.loss import PALLoss
+from pal_fast.preflight import LayerReport, Report
+from pal_fast.warn import FlatLossWarning
 
 if TYPE_CHECKING:
     from pal_fast import compiled as compiled
@@ -35,7 +38,11 @@ _ROOMS = ("compiled", "data", "faces", "landmarks", "metrics", "nn", "visualize"
 
 __all__ = [
     "BackendStatus",
+    "FlatLossWarning",
+    "LayerReport",
+    "NotReadyError",
     "PALLoss",
+    "Report",
     "__version__",
     "attribute",
     "attribution_map",

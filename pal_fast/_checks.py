@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pal_fast.messages import describe, near
+
 #: The longest side of an image or a map: the operators take sizes as 32-bit numbers.
 MOST_PIXELS = 2**31 - 1
-
-
-#: See `look_normalised`, in pixels.
-CORNER = 3
-LEAST_SIDE = 16
-
-#: How to put normalised landmarks right.
-IN_PIXELS = "multiply normalised ones by (width, height), after (p + 1) / 2 where they go from -1 to 1"
 
 
 class NotReadyError(RuntimeError, ValueError):
@@ -30,23 +22,6 @@ class NotReadyError(RuntimeError, ValueError):
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def near(name: str, known: Iterable[str], count: int = 5, likeness: float = 0.4) -> str:
-    """ "; did you mean ...?" with the known names nearest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(str(name), list(dict.fromkeys(known)), n=count, cutoff=likeness)
-    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
-
-
-def near_layer(name: str, modules: Iterable[str], most: int = 12) -> str:
-    """`near` among the dotted names of a model's modules; where nothing is near, the names at the top."""
-    named = [module for module in modules if module]
-    hint = near(name, named, likeness=0.55)
-    if hint or not named:
-        return hint
-    top = [module for module in named if "." not in module]
-    more = f" and {len(top) - most} more" if len(top) > most else ""
-    return f"; at its top are {', '.join(map(repr, top[:most]))}{more} (`pal-fast doctor` lists what can be attributed)"
 
 
 def choice(name: str, given: object, known: Sequence[str]) -> None:
@@ -184,30 +159,6 @@ def per_landmark(name: str, given: Any, points: Tensor, *, boolean: bool) -> Non
         _finite_values(name, given)
 
 
-def look_normalised(points: Tensor, known: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """(B,) bool: samples whose landmarks all lie within `CORNER` pixels of the image's first pixel, which those of no
-    face do and normalised ones always; none where the image is too small to tell.
-
-    Args: points (B, K, 2); known (B, K) bool, at least one for a sample that is to be judged.
-    """
-    if min(image_size) < LEAST_SIDE:
-        return torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    return known.any(1) & ((points.abs() < CORNER).all(-1) | ~known).all(1)
-
-
-def coincide(points: Tensor, known: Tensor) -> Tensor:
-    """(B,) bool: samples with two or more landmarks, all in one point, as those of a face that was not found.
-
-    Args: points (B, K, 2); known (B, K) bool.
-    """
-    if points.shape[1] < 2:
-        return torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    points = points.float()
-    low = points.masked_fill(~known[..., None], math.inf).amin(1)
-    high = points.masked_fill(~known[..., None], -math.inf).amax(1)
-    return (known.sum(1) > 1) & (low == high).all(-1)
-
-
 def sample_weight(given: Any, batch: int, device: torch.device) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"sample_weight must be a tensor of shape ({batch},), got {describe(given)}")
@@ -224,23 +175,3 @@ def _finite_values(name: str, given: Tensor) -> None:
     """Looks at values where that costs nothing: on a GPU it would stall the queue."""
     if given.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(given).all()):
         raise ValueError(f"{name} must be finite, got {given.tolist()}")
-
-
-@contextlib.contextmanager
-def running(model: str, side: int, argument: str) -> Iterator[None]:
-    """What a model raises where it is given square images that it does not take, as a ValueError of one line."""
-    try:
-        yield
-    except ValueError:
-        raise  # Ours, or says enough by itself.
-    except (AssertionError, RuntimeError, IndexError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{model} does not run on images of {side} x {side} ({argument}): {first}") from error
-
-
-def describe(given: object) -> str:
-    """A short account of a value of the wrong type."""
-    if isinstance(given, Tensor):
-        return f"a tensor of shape {tuple(given.shape)} and {given.dtype}"
-    text = repr(given)
-    return f"{type(given).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pal_fast import _checks, dispatch, ops, reference
+from pal_fast.messages import describe
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
 
@@ -247,7 +248,7 @@ def _landmark_tensors(
 
 def _check_heatmap(heatmap: Any, batch: int, device: torch.device) -> None:
     if not isinstance(heatmap, Tensor):
-        raise TypeError(f"heatmap must be a tensor of shape (B, h, w), got {_checks.describe(heatmap)}")
+        raise TypeError(f"heatmap must be a tensor of shape (B, h, w), got {describe(heatmap)}")
     size = heatmap.shape[2:] if heatmap.ndim == 4 and heatmap.shape[1] == 1 else heatmap.shape[1:]
     if len(size) != 2 or heatmap.shape[0] != batch or 0 in size:
         raise ValueError(f"heatmap must have shape ({batch}, h, w), got {tuple(heatmap.shape)}")

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from pal_fast._version import __version__
-from pal_fast.layer_names import find_layers
-from pal_fast.model_run import in_mode
+from pal_fast.capture.layer_names import find_layers
+from pal_fast.capture.model_run import in_mode
 
 __all__ = ["can_compile_a_step", "compile_body", "compile_step"]
 

@@ -6,16 +6,7 @@ Operators take a choice as its index in these tuples, so their order is part of 
 
 from __future__ import annotations
 
-from typing import Final, Literal
-
-Attribution = Literal["grad_input", "grad", "activation"]
-Channels = Literal["mean", "half", "all", "each"]
-Score = Literal["pearson", "cross_correlation"]
-Scale = Literal["sum", "mean", "unit"]
-Reduction = Literal["mean", "sum", "none"]
-Combine = Literal["sum", "max"]
-Normalize = Literal["none", "peak", "sum"]
-Backend = Literal["cuda", "cpu", "triton", "reference"]
+from typing import Final
 
 ATTRIBUTION: Final[tuple[str, ...]] = ("grad_input", "grad", "activation")
 CHANNELS: Final[tuple[str, ...]] = ("mean", "half", "all", "each")

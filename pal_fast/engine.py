@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from pal_fast import _checks, distributed, first_call, first_order, first_values, preflight
+from pal_fast import _checks, batch_checks, preflight
+from pal_fast.attribution import distributed, finite_difference, graph_checks
+from pal_fast.attribution.scalar_scale import ScalarScale, in_float16
+from pal_fast.attribution.targets import Target, attributed_gradients, check_labels, check_target, counted
+from pal_fast.autocast import outside_autocast
 from pal_fast.calls import Call, Prior, check_call, checked_loss_of
-from pal_fast.captured import Captured
-from pal_fast.layouts import LAYOUTS, Layout, layout_of
+from pal_fast.capture.captured import Captured
+from pal_fast.capture.layouts import LAYOUTS, Layout, layout_of
 from pal_fast.options import LossOptions
-from pal_fast.precision import ScalarScale, in_float16, outside_autocast
-from pal_fast.targets import Target, attributed_gradients, check_labels, check_target, counted
 
 SECOND_ORDER = ("exact", "finite_difference")
 
@@ -39,7 +41,7 @@ class Engine:
         _checks.choice("second_order", second_order, SECOND_ORDER)
         _checks.choice("layout", layout, LAYOUTS)
         if second_order == "finite_difference":
-            first_order.check_options(head, options.reduction)
+            finite_difference.check_options(head, options.reduction)
         elif head is not None:
             raise ValueError("head belongs to second_order='finite_difference'; leave it out")
         self.options = options
@@ -57,7 +59,7 @@ class Engine:
         self._scale = ScalarScale()
         #: Whether the first call, with its checks, is over.
         self._begun = False
-        #: Whether the values of a batch were looked at: of the first in which any sample counts.
+        #: Whether the checks of values have run, which they do once: on the first batch in which a sample counts.
         self._looked = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
@@ -93,8 +95,8 @@ class Engine:
         compiling = is_compiling()
         first = not compiling and not self._begun
         if first:
-            first_call.check(model, logits, taken, differentiates=self.differentiates, exact=self.exact)
-        in_group = not compiling and distributed.in_play()
+            graph_checks.check(model, logits, taken, differentiates=self.differentiates, exact=self.exact)
+        in_group = not compiling and distributed.in_process_group()
         layers = []
         for record in taken:
             output = _output(record)
@@ -106,8 +108,8 @@ class Engine:
             check_labels(logits, "label", labels)
             assert labels is not None
             prior = prior._replace(sample_weight=counted(logits, labels, prior.sample_weight))
-        look = not compiling and not self._looked and first_values.can_tell(prior)
-        told = look and first_values.warn_of_prior(prior, self.options.heatmap, logits, labels if by_label else None)
+        look = not compiling and not self._looked and batch_checks.can_tell(prior)
+        told = look and batch_checks.warn_of_prior(prior, self.options.heatmap, logits, labels if by_label else None)
         given = model, logits, taken, labels, prior, layers, first, look and not told, in_group
         with outside_autocast(logits):
             total = self._total(*given)
@@ -144,7 +146,7 @@ class Engine:
             g = None if gradient is None else layout.view(gradient)
             part = checked_loss_of(f, g, prior, self.options, self.backend, call)
             if look:
-                first_values.warn_if_useless(model, record.name, f, g, part, prior, self.options.reduction)
+                batch_checks.warn_if_useless(model, record.name, f, g, part, prior, self.options.reduction)
             total = part if total is None else total + part
         assert total is not None
         if self.by_differences:
@@ -181,7 +183,7 @@ class Engine:
         gradients = []
         for record, gradient in zip(taken, found, strict=True):
             if gradient is None:
-                raise _checks.NotReadyError(first_call.without_path(logits, record.name, _output(record)))
+                raise _checks.NotReadyError(graph_checks.without_path(logits, record.name, _output(record)))
             gradients.append(gradient if create_graph else gradient.detach().requires_grad_())
         return gradients
 
@@ -238,7 +240,7 @@ class Engine:
         gradient = None
         if self.differentiates:
             (gradient,) = fresh.gradients(
-                model, logits, [record], labels, create_graph=False, in_group=distributed.in_play()
+                model, logits, [record], labels, create_graph=False, in_group=distributed.in_process_group()
             )
             gradient = layout.view(gradient.detach())
         return preflight.Trial(str(layout), layout.view(output), gradient, loss)
@@ -253,7 +255,7 @@ class Engine:
         labels: Tensor | None,
         first: bool,
     ) -> Tensor:
-        """The loss's gradient through g by the first-order engine, on a value of 0."""
+        """The loss's gradient through g by finite differences, on a value of 0."""
         output, conditions, head = _output(record), record.conditions, self.head
         assert gradient is not None
         assert conditions is not None
@@ -261,11 +263,11 @@ class Engine:
         if first:
             if record.changed_in_place:
                 raise RuntimeError(
-                    f"second_order='finite_difference' cannot repeat the head: {first_call.in_place(record.name)}"
+                    f"second_order='finite_difference' cannot repeat the head: {graph_checks.in_place(record.name)}"
                 )
-            first_order.refuse_other_head(head, model, output, logits, conditions)
+            finite_difference.refuse_other_head(head, model, output, logits, conditions)
         (v,) = torch.autograd.grad(loss, gradient, retain_graph=True)
-        return first_order.through_gradient(
+        return finite_difference.through_gradient(
             head,
             model,
             output,
@@ -273,7 +275,7 @@ class Engine:
             logits,
             self.target,
             labels,
-            nodes=first_order.head_nodes(logits, output),
+            nodes=finite_difference.head_nodes(logits, output),
             conditions=conditions,
             first=first,
             scale=self._scale.used if in_float16(logits, [record]) else None,

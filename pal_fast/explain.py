@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pal_fast import visualize
+from pal_fast.capture.model_run import in_mode
+from pal_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pal_fast.functional import landmark_heatmap
 from pal_fast.inspection import attribute
-from pal_fast.landmarks.face_crops import Window, crop_face
-from pal_fast.model_run import in_mode
+from pal_fast.landmarks.crop_geometry import Window, crop_face
 from pal_fast.reference import standardise
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def explain(
     *,
     size: int = 224,
     crop: str = "face",
-    mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     target: str = "predicted",
     attribution: str = "grad_input",
     sigma: float | None = None,

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pal_fast import _checks, buffers, distributed
-from pal_fast.capture import Capture
+from pal_fast import _checks
+from pal_fast.attribution import distributed
+from pal_fast.attribution.targets import Target, attributed_gradients, check_logits, check_target
+from pal_fast.capture import buffers
+from pal_fast.capture.capture import Capture
+from pal_fast.capture.layer_names import find_layers
+from pal_fast.capture.layouts import LAYOUTS, layout_of
+from pal_fast.capture.model_run import Output, check_output, eagerly, logits_of, outside_inference_mode
 from pal_fast.functional import attribution_map
-from pal_fast.layer_names import find_layers
-from pal_fast.layouts import LAYOUTS, layout_of
-from pal_fast.model_run import Output, check_output, eagerly, logits_of, outside_inference_mode
 from pal_fast.options import AttributionOptions
-from pal_fast.targets import Target, attributed_gradients, check_logits, check_target
 
 
 def attribute(

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils.checkpoint import CheckpointError
 
-from pal_fast import _checks, distributed, fabric, latest_run, preflight
+from pal_fast import _checks, preflight
+from pal_fast.attribution import distributed, fabric, latest_run
+from pal_fast.attribution.targets import Target, check_logits
 from pal_fast.calls import Prior
-from pal_fast.capture import Capture
-from pal_fast.captured import Captured
+from pal_fast.capture.capture import Capture
+from pal_fast.capture.captured import Captured
+from pal_fast.capture.layer_names import find_layers, within_compiled
+from pal_fast.capture.model_run import Output
 from pal_fast.constants import BACKENDS
 from pal_fast.engine import Engine
-from pal_fast.layer_names import find_layers, within_compiled
-from pal_fast.model_run import Output
+from pal_fast.messages import describe
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import Regions
-from pal_fast.targets import Target, check_logits
 
 
 class PALLoss(nn.Module):
@@ -52,7 +54,7 @@ class PALLoss(nn.Module):
         weight: factor of the loss.
         reduction: over the batch: "mean", "sum" or "none".
         second_order: "exact" differentiates the gradient itself; "finite_difference" replaces that by two more
-            passes of the head, for smooth heads without a second derivative (see `first_order`).
+            passes of the head, for heads with operators that have no second derivative.
         head: for "finite_difference": a callable from the layer's output to the logits.
         layout: "auto" (by shape and modules), or how the layer's output is laid out: "NCHW", "NHWC" (Swin) or "tokens"
             (ViT: (B, N, C), class and register tokens first).
@@ -87,7 +89,7 @@ class PALLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {_checks.describe(model)}")
+            raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
         distributed.refuse_unsound(model)
         options = LossOptions(
             AttributionOptions(attribution, absolute, channels, channel_count),

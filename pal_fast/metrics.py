@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pal_fast import _checks
+from pal_fast.messages import describe
 from pal_fast.reference import computing_dtype, standardise
 
 try:
@@ -84,7 +85,7 @@ class AlignmentMetric(Metric):
         """
         for name, given in (("attribution", attribution), ("heatmap", heatmap)):
             if not isinstance(given, Tensor):
-                raise TypeError(f"{name} must be a tensor of shape (B, H, W), got {_checks.describe(given)}")
+                raise TypeError(f"{name} must be a tensor of shape (B, H, W), got {describe(given)}")
             if given.is_complex():
                 raise TypeError(f"{name} must hold real numbers, got {given.dtype}")
             _checks.on_device(name, given, "the metric", self.total.device)

@@ -1,8 +1,9 @@
 """The operators as PyTorch sees them: shapes for tracing (fake kernels), autograd, and typed calls.
 
-Two namespaces hold the same four operators: `pal_fast` (compiled, CPU and CUDA) and `pal_fast_triton`. What
-is registered here is the same for both. The loss is differentiable once: its gradient formula is a kernel,
-and differentiating that raises, because a wrong second derivative must never pass silently.
+The loss's and the heatmap's, in two namespaces: `pal_fast` (compiled, CPU and CUDA) and `pal_fast_triton`; batch
+normalisation's are in `nn/batch_norm_operators`. What is registered here is the same for both. The loss is
+differentiable once: its gradient formula is a kernel, and differentiating that raises, because a wrong second
+derivative must never pass silently.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def pal_loss(
     options: LossOptions,
     channel_count: int,
 ) -> Tensor:
-    """The fused loss; either `heatmap` (B, H, W) or `landmarks` (B, K, 2). Layouts as `functional` makes them."""
+    """The fused loss; either `heatmap` (B, H, W) or `landmarks` (B, K, 2). Layouts as `calls` makes them."""
     operator = getattr(torch.ops, namespace).pal_loss.default
     result: tuple[Tensor, ...] = operator(
         activation,

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from pal_fast import buffers, graph, reference
-from pal_fast.capture import Capture
-from pal_fast.captured import Captured
+from pal_fast import reference
+from pal_fast.attribution import graph
+from pal_fast.attribution.graph_checks import NORM_OF_ZERO, in_place, unreached
+from pal_fast.attribution.latest_run import take
+from pal_fast.attribution.targets import Target, check_logits, labels_to_try
+from pal_fast.capture import buffers
+from pal_fast.capture.capture import Capture
+from pal_fast.capture.captured import Captured
+from pal_fast.capture.model_run import Output, check_output, in_mode, logits_of, outside_inference_mode, values_of
 from pal_fast.constants import FLAT_TOLERANCE, GROUPING_OF
-from pal_fast.first_call import NORM_OF_ZERO, in_place, unreached
-from pal_fast.latest_run import take
-from pal_fast.model_run import Output, check_output, in_mode, logits_of, outside_inference_mode, values_of
+from pal_fast.messages import first_line
 from pal_fast.options import AttributionOptions
-from pal_fast.targets import Target, check_logits, labels_to_try
 
 
 class Trial(NamedTuple):
@@ -156,7 +159,7 @@ def _examine(
         report.shape, report.layout = tuple(activation.shape), layout
         moved = _gradients(loss.sum(), parameters)
     except (RuntimeError, ValueError) as error:
-        report.problems.append(str(error).strip().splitlines()[0])
+        report.problems.append(first_line(error))
         return
     below = {n for n, g in _gradients(record.output.float().sum(), parameters).items() if g is not None}
     above = {n for n, g in _gradients(logits.float().sum(), parameters).items() if g is not None} - below

@@ -1,11 +1,11 @@
 """The judge: every formula of the method in plain PyTorch, differentiable any number of times.
 
 Source of the method: Bonnard, Dapogny, Dhombres, Bailly, "Privileged Attribution Constrained Deep Networks
-for Facial Expression Recognition", ICPR 2022, arXiv 2203.12905. Equation names below refer to that paper;
-where it leaves a choice, the choice is an option and the docstring says which reading it is.
+for Facial Expression Recognition", ICPR 2022, arXiv 2203.12905. Where it leaves a choice, the
+choice is an option and the docstring says which reading it is.
 
-The functions here trust their arguments and raise nothing of their own: `pal_fast.functional` checks them, and
-its errors name what was given. Coordinates, sigma and sizes of images are in pixels; attributions have the units
+The functions here trust their arguments and raise nothing of their own: `pal_fast.calls` checks them, and its
+errors name what was given. Coordinates, sigma and sizes of images are in pixels; attributions have the units
 of logits ("grad_input") or whatever the layer's have, and cancel in the standardisation; scores have none. float16
 and bfloat16 are computed in float32, float64 in float64, and losses come back in that computing type.
 """

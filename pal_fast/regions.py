@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pal_fast import _checks
 from pal_fast.constants import REGIONS
+from pal_fast.messages import describe
 
 
 def region_weights(regions: str | Sequence[str] | Mapping[str, float] | None) -> Tensor | None:
@@ -18,7 +19,7 @@ def region_weights(regions: str | Sequence[str] | Mapping[str, float] | None) ->
     if isinstance(regions, str):
         regions = [regions]
     if not isinstance(regions, (Mapping, Sequence)):
-        raise TypeError(f"regions must be names or a mapping of names to weights, got {_checks.describe(regions)}")
+        raise TypeError(f"regions must be names or a mapping of names to weights, got {describe(regions)}")
     chosen = dict(regions) if isinstance(regions, Mapping) else dict.fromkeys(regions, 1.0)
     if not chosen:
         raise ValueError(f"regions must name at least one of {', '.join(REGIONS)}, got none")
@@ -31,7 +32,7 @@ def region_weights(regions: str | Sequence[str] | Mapping[str, float] | None) ->
 
 
 class Regions:
-    """The weights of the chosen regions, kept on the device of the latest landmarks."""
+    """The weights of the chosen regions, cached on the device of the latest landmarks."""
 
     def __init__(self, regions: str | Sequence[str] | Mapping[str, float] | None) -> None:
         self._weights = region_weights(regions)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pal_fast._checks import near
 from pal_fast._version import __version__
+from pal_fast.messages import near
 
 
 def commands() -> list[Any]:
@@ -64,7 +64,7 @@ def check_output(path: str | Path, *endings: str, makes_folder: bool = False) ->
 
     Raises: ValueError for another ending, OSError for a place where nothing can be written.
     """
-    from pal_fast.landmarks.atomic import check_writable
+    from pal_fast.files import check_writable
 
     if endings and Path(path).suffix.lower() not in endings:
         raise ValueError(f"--output must end in {' or '.join(endings)}, got {str(path)!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import os
 import sys
@@ -19,7 +20,8 @@ HELP = "list a model's candidate layers, or check the chosen one, before a GPU i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", help="a name in torchvision or timm, or PACKAGE.MODULE:FACTORY, in the working directory or installed"
+        "model",
+        help="a name as pal-fast train takes it, or PACKAGE.MODULE:FACTORY, in the working directory or installed",
     )
     parser.add_argument("--layer", action="append", help="the layer to check; repeat it for several")
     parser.add_argument("--image-size", type=count, default=224, help="of the square images, in pixels (default 224)")
@@ -33,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from pal_fast import PALLoss, _checks
-    from pal_fast.candidates import candidates
+    from pal_fast import PALLoss
+    from pal_fast.capture.candidates import candidates
+    from pal_fast.capture.model_run import running
     from pal_fast.training.networks import make_twice_differentiable
 
-    model = build(args.model, args.classes).to(args.device).train()
+    model = build(args.model, args.classes, args.image_size).to(args.device).train()
     replaced = make_twice_differentiable(model, args.model)
     if replaced:
         print(
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         )
     images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
     if not args.layer:
-        with _checks.running(args.model, args.image_size, "--image-size"):
+        with running(args.model, args.image_size, "--image-size"):
             found = candidates(model, images)
         side = f"{args.image_size} x {args.image_size}"
         print(f"{args.model}: layers with a map, in the order in which they run (images {side})")
@@ -66,50 +69,54 @@ def run(args: argparse.Namespace) -> int:
             )
         print("Choose one past the middle whose map still has some 7 x 7 cells, then run again with --layer.")
         return 0
-    with PALLoss(model, args.layer) as pal, _checks.running(args.model, args.image_size, "--image-size"):
+    with PALLoss(model, args.layer) as pal, running(args.model, args.image_size, "--image-size"):
         report = pal.check(images)
     print(report)
     return 1 if report.problems else 0
 
 
-def build(name: str, classes: int) -> nn.Module:
-    """The model of that name with random weights: PACKAGE.MODULE:FACTORY, else torchvision's, else timm's."""
-    import importlib
+def build(name: str, classes: int, size: int) -> nn.Module:
+    """The model of that name with random weights: PACKAGE.MODULE:FACTORY, or a name as `pal-fast train` takes it, or
+    one of torchvision's networks for segmentation and detection."""
+    from pal_fast.training.networks import LIBRARIES, build_network
 
+    place, colon, factory = name.partition(":")
+    if colon and place not in LIBRARIES:
+        return _made_by(name, place, factory)
+    return _on_a_backbone(name, classes) or build_network(name, classes, size)
+
+
+def _made_by(name: str, module: str, factory: str) -> nn.Module:
     from torch import nn
 
-    if ":" in name:
-        module, _, factory = name.partition(":")
-        # A console script has its own folder there, where python -m has the working directory.
-        if os.getcwd() not in sys.path and "" not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        try:
-            made = getattr(importlib.import_module(module), factory, None)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # one that the module needs
-            raise ImportError(
-                f"model {name!r}: there is no module {error.name!r} in {os.getcwd()} or among those installed"
-            ) from error
-        if made is None:
-            raise ValueError(f"model {name!r}: {module} has no {factory!r}")
-        model: Any = made()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
-        return model
+    # A console script has its own folder there, where python -m has the working directory.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        import timm
-        import torchvision
-    except ImportError as error:
-        raise ImportError("models by name need torchvision and timm: pip install 'pal_fast[explain]'") from error
-    if name in torchvision.models.list_models():
-        takes = inspect.signature(torchvision.models.get_model_builder(name)).parameters
-        # Segmentation and detection have weights of their own for the network below.
-        backbone = {"weights_backbone": None} if "weights_backbone" in takes else {}
-        return torchvision.models.get_model(name, weights=None, num_classes=classes, **backbone)
-    if timm.is_model(name):
-        return timm.create_model(name, num_classes=classes)
-    from pal_fast import _checks
+        made = getattr(importlib.import_module(module), factory, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that the module needs
+        raise ImportError(
+            f"model {name!r}: there is no module {error.name!r} in {os.getcwd()} or among those installed"
+        ) from error
+    if made is None:
+        raise ValueError(f"model {name!r}: {module} has no {factory!r}")
+    model: Any = made()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
 
-    known = [*torchvision.models.list_models(), *timm.list_models()]
-    raise ValueError(f"model {name!r} is neither torchvision's nor timm's{_checks.near(name, known)}")
+
+def _on_a_backbone(name: str, classes: int) -> nn.Module | None:
+    """torchvision's network for segmentation or detection of that name, neither it nor its backbone with weights."""
+    try:
+        import torchvision
+    except ImportError:
+        return None
+    if name not in torchvision.models.list_models():
+        return None
+    if "weights_backbone" not in inspect.signature(torchvision.models.get_model_builder(name)).parameters:
+        return None
+    model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+    return model

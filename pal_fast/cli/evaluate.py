@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pal_fast.cli import check_output
+from pal_fast.cli import check_output, count
 
 NAME = "evaluate"
 HELP = "accuracy, balanced accuracy and confusion of a trained network, without landmarks"
@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alignment", action="store_true", help="measure it too, with the data set's own landmarks")
     parser.add_argument("--landmarks", metavar="FILE", help="or with these; implies --alignment")
     parser.add_argument("--format", help="of the landmarks, where the file does not tell")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only so many images, for a trial")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (default 64)")
+    parser.add_argument("--limit", type=count, metavar="N", help="use only so many images, for a trial")
+    parser.add_argument("--batch", type=count, default=64, metavar="N", help="images at a time (default 64)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes (default 2)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: that of the training)")
@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from pal_fast.training.files import write_json
     from pal_fast.training.machine import is_main
-    from pal_fast.training.saved import evaluate, table
+    from pal_fast.training.run_folder import write_json
+    from pal_fast.training.trained import evaluate, table
 
     if args.output:
         check_output(args.output, ".json")

@@ -52,9 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from pal_fast import _checks, explain, visualize
+    from pal_fast import explain, visualize
+    from pal_fast.capture.model_run import running
+    from pal_fast.image_files import read_image
     from pal_fast.landmarks import read_landmark_set
-    from pal_fast.landmarks.image_files import read_image
 
     visualize.check_suffix(args.output)
     check_output(args.output, makes_folder=True)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     size, mean, std = expectations(args.model)
     size = size if args.size is None else args.size
     beginning = build(args.model, args.classes, size, args.weights)
-    with _checks.running(args.model, size, "--size"), torch.no_grad():
+    with running(args.model, size, "--size"), torch.no_grad():
         beginning.network.eval()(torch.zeros(1, 3, size, size))
     explanation = explain.explain(
         image,
@@ -107,7 +108,7 @@ def row_of(image: Path, landmarks: LandmarkSet, source: Path) -> int:
 
     Raises: ValueError where none or several may be meant.
     """
-    from pal_fast.landmarks.errors import first_few
+    from pal_fast.messages import first_few
 
     row = 0 if len(landmarks) == 1 else int(landmarks.find([image.absolute().as_posix()])[0])
     if row < 0:
@@ -148,13 +149,15 @@ def expectations(name: str) -> tuple[int, Any, Any]:
 
     if name == SMALL:
         raise ValueError(f"model {name!r} is for drawn faces; name a network of torchvision or timm")
+    from pal_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+
     library, plain = find_library(name)
     if library == "timm":
         import timm
 
         config = timm.get_pretrained_cfg(plain)
         if config is None:
-            return 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+            return 224, IMAGENET_MEAN, IMAGENET_STD
         return int(config.input_size[-1]), tuple(config.mean), tuple(config.std)
     import torchvision
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pal_fast.landmarks.extraction import Outcome
 
+from pal_fast.cli import count
+
 NAME = "landmarks"
 HELP = "find the 68 facial landmarks of a folder of images; resumes where it was interrupted"
 
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "beside, a .npy, .t7 or .pth of boxes beside each image; an AffectNet .csv; RAF-DB's Annotation/boundingbox",
     )
     parser.add_argument("--detector", default="sfd", help="sfd (default), blazeface, retinaface or yunet")
-    parser.add_argument("--batch", type=int, default=32, help="images at a time (default 32)")
+    parser.add_argument("--batch", type=count, default=32, help="images at a time (default 32)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument(
         "--shard",
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def report(path: Path, outcome: Outcome) -> None:
     """One summary: the counts on stdout, images that could not be read on stderr."""
-    from pal_fast.landmarks.errors import first_few
+    from pal_fast.messages import first_few
 
     faceless = outcome.faceless
     without = f", {len(faceless)} of them without a face ({first_few(faceless)})" if faceless else ""

@@ -16,7 +16,7 @@ VARIED = ("attribution", "channels", "layer", "weight", "seed")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pal_fast.constants import ATTRIBUTION, CHANNELS
     from pal_fast.training.arguments import add_options
-    from pal_fast.training.plan import Plan
+    from pal_fast.training.sweep_plan import Plan
 
     default = Plan()
     parser.add_argument("--output", metavar="DIR", required=True, help="the sweep's folder; call again to go on")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pal_fast.training.arguments import config_from
     from pal_fast.training.machine import is_main
-    from pal_fast.training.plan import Plan
+    from pal_fast.training.sweep_plan import Plan
     from pal_fast.training.sweeping import sweep
 
     plan = Plan(args.attribution, args.channels, args.layer, args.weight, args.seeds)

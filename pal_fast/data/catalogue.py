@@ -16,7 +16,7 @@ from pal_fast import _checks
 from pal_fast.data import affectnet, drawn, ferplus, folder, listing, rafdb
 from pal_fast.data.dataset import FaceDataset
 from pal_fast.data.images import ImageFiles, inspect
-from pal_fast.data.in_pixels import check_in_pixels
+from pal_fast.data.normalised_landmarks import check_in_pixels
 from pal_fast.data.transforms import Transform
 from pal_fast.landmarks import LandmarkSet, read_landmark_set
 from pal_fast.landmarks.plausible import checked_set, without_coincident

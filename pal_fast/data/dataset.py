@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pal_fast import _checks
-from pal_fast.data.in_pixels import check_in_pixels
+from pal_fast.data.normalised_landmarks import check_in_pixels
 from pal_fast.landmarks import LandmarkSet
 from pal_fast.landmarks.plausible import without_coincident
+from pal_fast.messages import describe
 
 
 class ImageSource(Protocol):
@@ -86,7 +86,7 @@ class FaceDataset(Dataset[dict[str, Any]]):
         self.names = tuple(names) if names is not None else tuple(str(index) for index in range(count))
         if landmarks is not None and not isinstance(landmarks, (Tensor, np.ndarray)):
             raise TypeError(
-                f"landmarks must be a tensor or an array of shape ({count}, K, 2), got {_checks.describe(landmarks)}"
+                f"landmarks must be a tensor or an array of shape ({count}, K, 2), got {describe(landmarks)}"
             )
         self.landmarks = (
             torch.zeros(count, 0, 2) if landmarks is None else torch.as_tensor(landmarks, dtype=torch.float32)

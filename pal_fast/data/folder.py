@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pal_fast.data.listing import Listing
-from pal_fast.landmarks.image_files import IMAGE_EXTENSIONS
+from pal_fast.image_files import IMAGE_EXTENSIONS
 
 _SPLITS: Final = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from torch import Tensor
 
-from pal_fast.landmarks.image_files import check_depth, read_image
+from pal_fast.image_files import check_depth, read_image
 
 _THREADS: Final = 8
 _END: Final = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a file that was cut off lacks

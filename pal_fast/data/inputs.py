@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from pal_fast import _checks
 from pal_fast.data.points import Landmarks, on_canvas
-from pal_fast.landmarks.image_files import check_depth, rgb
+from pal_fast.image_files import check_depth, rgb
+from pal_fast.messages import describe
 
 #: By how much a floating-point image may leave 0 to 1: bicubic resizing overshoots at edges by less.
 _OVERSHOOT: Final = 0.25
@@ -36,7 +36,7 @@ def as_image(given: Any) -> tv_tensors.Image:
         return tv_tensors.Image(torch.from_numpy(given).permute(2, 0, 1))
     if not isinstance(given, Tensor):
         raise TypeError(
-            "image must be an image of PIL, a tensor (3, H, W) or an array (H, W, 3), got " + _checks.describe(given)
+            "image must be an image of PIL, a tensor (3, H, W) or an array (H, W, 3), got " + describe(given)
         )
     plain = given.as_subclass(Tensor)  # even `.dtype` of a tensor subclass goes through Python
     if plain.ndim != 3 or plain.shape[0] != 3:
@@ -66,7 +66,7 @@ def as_landmarks(given: Any, image_size: tuple[int, int]) -> Landmarks:
     if isinstance(given, np.ndarray) and given.dtype.kind in "fiu":
         given = torch.from_numpy(given)
     if not isinstance(given, Tensor):
-        raise TypeError(f"landmarks must be a tensor or an array of shape (K, 2), got {_checks.describe(given)}")
+        raise TypeError(f"landmarks must be a tensor or an array of shape (K, 2), got {describe(given)}")
     if given.ndim != 2 or given.shape[1] != 2:
         raise ValueError(f"landmarks must have shape (K, 2), (x, y) in pixels, got {tuple(given.shape)}")
     if not isinstance(given, tv_tensors.KeyPoints):

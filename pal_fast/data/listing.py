@@ -15,7 +15,8 @@ from torch import Tensor
 from pal_fast import _checks
 from pal_fast.data import images
 from pal_fast.landmarks import LandmarkSet
-from pal_fast.landmarks.errors import NoLandmarksError, first_few
+from pal_fast.landmarks.errors import NoLandmarksError
+from pal_fast.messages import first_few
 
 #: A face of which more than this share of the landmarks lies outside its image is none of this image.
 _MOST_OUTSIDE: Final = 0.5

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pal_fast import _checks
-from pal_fast.data.first_look import FirstLook
+from pal_fast.data.normalised_landmarks import FirstLook
 
 #: Per channel, of RGB images in [0, 1]: what networks pretrained on ImageNet expect.
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)

@@ -15,18 +15,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from pal_fast.landmarks.schemes import MIRROR
+
 Displacement = dict[int, tuple[float, float]]
 
 LANDMARKS: Final = 68
 
-#: MIRROR[k] is the landmark on the other half of the face; the midline is its own mirror image.
-MIRROR: Final[tuple[int, ...]] = (
-    *range(16, -1, -1),
-    *range(26, 16, -1),
-    *(27, 28, 29, 30, 35, 34, 33, 32, 31),
-    *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
-    *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65),
-)
 
 MEAN_FACE: Final[Displacement] = {
     **{0: (-1.00, -0.22), 1: (-0.985, 0.02), 2: (-0.95, 0.25), 3: (-0.88, 0.47), 4: (-0.76, 0.68)},
@@ -147,7 +141,7 @@ def _table(displacement: Displacement, side: int = 0) -> Tensor:
     """
     table = torch.zeros(LANDMARKS, 2)
     for index, (x, y) in displacement.items():
-        other = MIRROR[index]
+        other = MIRROR[68][index]
         share = 0.5 if side and other == index else 1.0
         if side <= 0:
             table[index] += torch.tensor([x, y]) * share

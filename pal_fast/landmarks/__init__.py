@@ -7,13 +7,7 @@ centre of a pixel, NaN where one is missing.
 from __future__ import annotations
 
 from pal_fast.landmarks.errors import LandmarkFileError
-from pal_fast.landmarks.formats import (
-    FORMATS,
-    guess_format,
-    read_landmark_set,
-    read_landmarks,
-    write_landmarks,
-)
+from pal_fast.landmarks.formats import FORMATS, guess_format, read_landmark_set, read_landmarks, write_landmarks
 from pal_fast.landmarks.geometry import fit_similarity, transform_points
 from pal_fast.landmarks.landmark_set import LandmarkSet, merge
 from pal_fast.landmarks.schemes import MIRROR, renumber_mirrored, to_68_points

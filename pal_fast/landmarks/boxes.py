@@ -12,6 +12,7 @@ from pal_fast.landmarks import affectnet, rafdb
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.fan import BoxFinder, FaceBox
 from pal_fast.landmarks.landmark_set import NameIndex, stem_of
+from pal_fast.messages import first_line
 
 
 def box_finder(boxes: str) -> BoxFinder | None:
@@ -76,7 +77,7 @@ def _beside(image: Path) -> FaceBox | None:
             found = np.load(file) if suffix == ".npy" else torch.load(file, weights_only=True)
             table = np.asarray([np.asarray(box, np.float64)[:4] for box in found]).reshape(-1, 4)
         except Exception as error:  # a pickle refused, a shape that is none, a file that is cut off
-            raise LandmarkFileError(file, None, expected, str(error).splitlines()[0]) from error
+            raise LandmarkFileError(file, None, expected, first_line(error)) from error
         if not len(table):
             return None
         largest = max(table.tolist(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))

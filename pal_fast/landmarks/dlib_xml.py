@@ -10,7 +10,7 @@ from xml.sax.saxutils import quoteattr
 
 import torch
 
-from pal_fast.landmarks.atomic import write_text
+from pal_fast.files import write_text
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.landmark_set import LandmarkSet
 from pal_fast.landmarks.plausible import warn_of_further_faces

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from pal_fast.messages import first_few
 
 Read = TypeVar("Read")
 
@@ -20,13 +22,6 @@ class LandmarkFileError(ValueError):
 
 class NoLandmarksError(FileNotFoundError, ValueError):
     """There are no landmarks of a split's images, while those of other splits may be there."""
-
-
-def first_few(names: Iterable[str], count: int = 5) -> str:
-    """ "a, b, c and 12 more": the first few of many names, for one summary message."""
-    listed: Sequence[str] = list(names)
-    shown = ", ".join(listed[:count])
-    return shown if len(listed) <= count else f"{shown} and {len(listed) - count} more"
 
 
 def numbers(text: str, path: Path, line: int, expected: str, separator: str | None = None) -> list[float]:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pal_fast.landmarks.atomic import remove_partial, write_text
-from pal_fast.landmarks.errors import first_few
-from pal_fast.landmarks.image_files import digest, list_images, read_image
+from pal_fast.files import digest, remove_partial, write_text
+from pal_fast.image_files import list_images, read_image
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, merge, read_settings
+from pal_fast.messages import first_few
 
 #: The file of parts that holds the settings.
 RECORD: Final = "settings.json"

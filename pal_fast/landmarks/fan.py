@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pal_fast import _checks
-from pal_fast.landmarks.face_crops import crop_face, peaks, to_image, window_of
+from pal_fast.landmarks.crop_geometry import crop_face, peaks, to_image, window_of
 from pal_fast.landmarks.schemes import MIRROR
 
 DETECTORS: Final = ("sfd", "blazeface", "retinaface", "yunet")

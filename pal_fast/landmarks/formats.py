@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from pal_fast import _checks
+from pal_fast.files import whole_folder
 from pal_fast.landmarks import affectnet, rafdb, text_formats
-from pal_fast.landmarks.atomic import whole_folder
 from pal_fast.landmarks.dlib_xml import read_dlib_xml, write_dlib_xml
-from pal_fast.landmarks.errors import LandmarkFileError, first_few, read_each
+from pal_fast.landmarks.errors import LandmarkFileError, read_each
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, stem_of, without_extension
 from pal_fast.landmarks.mediapipe import COUNTS, ImageSize, read_mediapipe
 from pal_fast.landmarks.plausible import checked_set, warn_unless_upright
+from pal_fast.messages import first_few
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pal_fast.landmarks.atomic import write_npz
-from pal_fast.landmarks.errors import LandmarkFileError, first_few
+from pal_fast.files import write_npz
+from pal_fast.landmarks.errors import LandmarkFileError
+from pal_fast.messages import first_few
 
 #: What annotation files put behind the name of their image.
 _ANNOTATION_SUFFIXES = ("_aligned", "_auto_attri", "_manu_attri", "_boundingbox", "_lnd", "_exp")
@@ -244,7 +245,7 @@ def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
                 twice.append(name)
             rows[name] = (number, row)
     if twice and not overlap:
-        raise ValueError(f"{len(twice)} images are in more than one set: {first_few(twice)}")
+        raise ValueError(f"sets must not overlap, but {len(twice)} images are in more than one: {first_few(twice)}")
     order = sorted(rows)
     places = [rows[name] for name in order]
     points = [sets[number].points[row] for number, row in places]

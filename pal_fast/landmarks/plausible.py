@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from pal_fast import _checks
-from pal_fast.landmarks.errors import first_few
 from pal_fast.landmarks.landmark_set import LandmarkSet
+from pal_fast.messages import first_few
+from pal_fast.suspect_landmarks import coincide
 from pal_fast.warn import warn
 
 #: Of the 68-point scheme.
@@ -29,7 +29,7 @@ def without_coincident(points: Tensor, names: Sequence[str], source: str | Path)
         names: N names of images.
         source: where the landmarks come from, for the message.
     """
-    alike = _checks.coincide(points, points.isfinite().all(-1))
+    alike = coincide(points, points.isfinite().all(-1))
     if not alike.any():
         return points
     rows = alike.nonzero().flatten().tolist()

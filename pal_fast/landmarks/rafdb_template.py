@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS
 
+from pal_fast.image_files import read_image
 from pal_fast.landmarks.geometry import fit_similarity, invert, transform_points
-from pal_fast.landmarks.image_files import read_image
 from pal_fast.landmarks.rafdb import ALIGNED_SIZE, TEMPLATE, anchors, read_manual
 
 #: Blur of the aligned images, in pixels, one after the other: from far to exact.

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pal_fast.landmarks.atomic import write_text
-from pal_fast.landmarks.errors import LandmarkFileError, first_few, numbers
+from pal_fast.files import write_text
+from pal_fast.landmarks.errors import LandmarkFileError, numbers
 from pal_fast.landmarks.landmark_set import LandmarkSet
 from pal_fast.landmarks.plausible import warn_of_further_faces
+from pal_fast.messages import first_few
 
 Array = np.ndarray
 

@@ -1,13 +1,13 @@
 """Layers whose second derivative is fused: what a training step with an attribution loss spends its time on."""
 
-from pal_fast.nn.activations import Hardsigmoid, replace_hardsigmoid
 from pal_fast.nn.attention_layers import MultiheadAttention
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
+from pal_fast.nn.hardsigmoid import Hardsigmoid, replace_hardsigmoid
 from pal_fast.nn.head import PreparedHead, prepare_head
 from pal_fast.nn.layer_norm import LayerNorm
 from pal_fast.nn.smooth_activations import GELU, SiLU
-from pal_fast.nn.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+from pal_fast.nn.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
 
 __all__ = [
     "GELU",

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pal_fast.autocast import cast, outside_autocast
 from pal_fast.nn.attention_matrices import Matrices, wide_product, without_autocast
 from pal_fast.nn.flash_attention import flash_attention, serves
-from pal_fast.nn.wanted import computed_now, inner
-from pal_fast.precision import autocasts, outside_autocast
+from pal_fast.nn.needed_gradients import computed_now, inner
 
 
 def attention(
@@ -49,7 +49,7 @@ def attention(
     if not torch.is_grad_enabled() or dropout_p or is_causal or enable_gqa or scale == 0:
         computes = False
     else:
-        query, key, value, attn_mask = (_cast(t) for t in (query, key, value, attn_mask))
+        query, key, value, attn_mask = (cast(t) for t in (query, key, value, attn_mask))
         computes = _computes(query, key, value, attn_mask)
     if not computes:
         return torch.nn.functional.scaled_dot_product_attention(
@@ -59,17 +59,8 @@ def attention(
         return _attention(query, key, value, attn_mask, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
 
 
-def _cast(tensor: Any) -> Any:
-    """As autocast does what it is given, if it is on."""
-    if not isinstance(tensor, Tensor) or not autocasts(tensor):
-        return tensor
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
-
-
 def _computes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether these can be differentiated, and are such as PyTorch takes: what it refuses it shall refuse itself."""
+    """Whether this implementation applies. Inputs that PyTorch refuses are passed on, so that PyTorch raises."""
     tensors = (query, key, value) if mask is None else (query, key, value, mask)
     return (
         all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)

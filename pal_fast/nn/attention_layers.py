@@ -33,8 +33,9 @@ class _OwnAttention(TorchFunctionMode):
 def attends(module: nn.Module) -> bool:
     """Whether the module's forward, as its class has it, calls `scaled_dot_product_attention`.
 
-    Not told of those that timm's `fused_attn` keeps from it, whose forward is their own or checkpoints a part of itself
-    (which would be repeated out of the twin's sight), and whose class was made for them alone.
+    False where timm's `fused_attn=False` multiplies by hand, where `forward` is set on the module itself, where it
+    checkpoints a part of itself (which would be repeated out of the twin's sight), and where the class was made for
+    this module alone.
     """
     if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule) or "forward" in vars(module):
         return False
@@ -54,7 +55,7 @@ _twins: dict[type[nn.Module], type[nn.Module] | None] = {}
 
 
 def attention_twin(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """The one subclass of `kind` with the same results, whose attention is differentiated twice at its floor. None
+    """The one subclass of `kind` with the same results, whose attention is that of `pal_fast.nn.attention`. None
     where the class allows no such subclass, by its `__init_subclass__` or metaclass.
 
     Its objects are copied and pickled as those of `kind`; another process makes the type anew.
@@ -94,7 +95,7 @@ def _made(function: Callable[..., Any], kind: type[nn.Module], before: tuple[Any
 
 
 class MultiheadAttention(nn.MultiheadAttention):
-    """`torch.nn.MultiheadAttention`: same parameters and results, and a second derivative at its floor.
+    """`torch.nn.MultiheadAttention`: same parameters and results, and the derivatives of `pal_fast.nn.attention`.
 
     Args: as `torch.nn.MultiheadAttention`.
 
@@ -129,7 +130,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return output if self.batch_first else output.transpose(0, 1), None
 
     def _computes(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-        """Whether these are differentiated here, and such as PyTorch takes: what it refuses it shall refuse itself."""
+        """Whether this implementation applies. Inputs that PyTorch refuses are passed on, so that PyTorch raises."""
         if _is_plain() or self.bias_k is not None or self.add_zero_attn:
             return False
         if query.dim() != 3 or key.shape[:2] != value.shape[:2]:

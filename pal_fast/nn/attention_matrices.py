@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from pal_fast.nn import attention_operators, fused
-from pal_fast.precision import outside_autocast
+from pal_fast.autocast import outside_autocast
+from pal_fast.messages import first_line
+from pal_fast.nn import attention_operators, triton_derivatives
 from pal_fast.reference import computing_dtype
+from pal_fast.warn import warn
 
 #: Rows are filled up with zeros to a multiple of it: products of matrices want rows that start at vectors of 16 bytes,
 #: and Triton reads rows in whole vectors whose length is a multiple of 16.
@@ -37,7 +39,7 @@ class Matrices(NamedTuple):
     def of(cls, query: Tensor, key: Tensor, scale: float) -> Matrices:
         """For query (..., N, D) and key (..., M, D)."""
         keys, device, dtype = key.shape[-2], query.device, query.dtype
-        kernels = fused.attention_kernels(device, keys)
+        kernels = triton_derivatives.attention_kernels(device, keys)
         if dtype.itemsize == 2 and not (kernels and _multiplies_into_float32(device, dtype)):
             kernels, dtype = None, torch.float32
         return cls(kernels or attention_operators, dtype, keys, scale, query.shape[:-2])
@@ -71,8 +73,9 @@ class Matrices(NamedTuple):
         return (whole.to(computing_dtype(whole.dtype)) / self.scale).sum_to_size(mask.shape).to(mask.dtype)
 
     def centred(self, tensor: Tensor) -> Tensor:
-        """`tensor` (R, M, D) of a half type less its mean over keys, which leaves less to round: as good a factor where
-        a constant added to the product's rows does not count, or the other factor's rows sum to zero."""
+        """`tensor` (R, M, D) of a half type less its mean over keys, which leaves less to round. It may take the
+        place of `tensor` where a constant added to a row of the product changes nothing, or where the rows of the
+        other factor sum to zero."""
         if tensor.dtype.itemsize > 2:
             return tensor
         return tensor - tensor.mean(1, keepdim=True).mul_(tensor.shape[1] / self.keys)
@@ -146,8 +149,17 @@ def _multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
 
     def trial() -> bool:
         ones = torch.ones(1, 8, 8, dtype=dtype, device=device)
-        found: Tensor = torch.bmm(ones, ones * 0.125, out_dtype=torch.float32)
-        return found.dtype == torch.float32 and bool((found == 1).all())
+        try:
+            found: Tensor = torch.bmm(ones, ones * 0.125, out_dtype=torch.float32)
+            problem = "" if found.dtype == torch.float32 and bool((found == 1).all()) else "wrong results"
+        except RuntimeError as error:
+            problem = first_line(error)
+        if problem:
+            warn(
+                f"torch {torch.__version__} on {device} has no products of {dtype} matrices into float32 ({problem}): "
+                "attention that prepare_head has prepared is computed in float32, and is slower"
+            )
+        return not problem
 
     return tried_out(("bmm", device, dtype), trial)
 
@@ -156,7 +168,7 @@ _found: dict[Hashable, bool] = {}
 
 
 def tried_out(what: Hashable, trial: Callable[[], bool]) -> bool:
-    """What `trial` has returned, or False if it raised: of this device or release it is not known what they can do.
+    """What `trial` has returned, or False if it raised: no one knows beforehand of every device and release of PyTorch.
 
     Once per process; but False for now while a CUDA graph is captured, which a trial would break.
     """

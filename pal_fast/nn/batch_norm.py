@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pal_fast.nn import ops
+from pal_fast.nn import batch_norm_operators
 
 
 class FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -16,7 +16,9 @@ class FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        namespace = ops.namespace_on(input.device) if input.is_floating_point() and input.numel() else ""
+        namespace = (
+            batch_norm_operators.namespace_on(input.device) if input.is_floating_point() and input.numel() else ""
+        )
         if not namespace:
             output = nn.modules.batchnorm._BatchNorm.forward(self, input)
             return torch.relu(output) if self.fused_relu else output
@@ -24,7 +26,7 @@ class FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if uses_batch and input.numel() == input.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
         updates = self.training and self.track_running_stats
-        return ops.batch_norm(
+        return batch_norm_operators.batch_norm(
             namespace,
             input,
             self.weight,

@@ -19,14 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pal_fast.autocast import cast
 from pal_fast.nn import traced_conv
+from pal_fast.nn.needed_gradients import inner, wanted_of_three
 from pal_fast.nn.plain_conv import Geometry, conv, gradients
-from pal_fast.nn.wanted import inner, wanted_of_three
-
-
-def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As autocast casts: float64 and complex numbers stay as they are."""
-    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
 class _Convolution(torch.autograd.Function):
@@ -88,11 +84,7 @@ class Conv2d(nn.Conv2d):
             return super()._conv_forward(input, weight, bias)
         assert not isinstance(padding, str)
         geometry = Geometry(self.stride, padding, self.dilation, self.groups)
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            input, weight = _autocast(input, dtype), _autocast(weight, dtype)
-            bias = None if bias is None else _autocast(bias, dtype)
+        input, weight, bias = cast(input), cast(weight), cast(bias)
         if torch.compiler.is_compiling():
             return traced_conv.convolution(input, weight, bias, geometry)
         output: Tensor = _Convolution.apply(inner(input), inner(weight), inner(bias), geometry)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pal_fast import _checks
-from pal_fast.hook import Hook
-from pal_fast.layer_names import find_layers, plain_name
-from pal_fast.model_run import in_mode
-from pal_fast.nn import ops
+from pal_fast.capture.hook import Hook
+from pal_fast.capture.layer_names import find_layers, plain_name
+from pal_fast.capture.model_run import in_mode
+from pal_fast.messages import describe
+from pal_fast.nn import batch_norm_operators
 from pal_fast.nn.attention_layers import MultiheadAttention, attends, attention_twin
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from pal_fast.nn.conv import Conv2d
@@ -138,7 +138,7 @@ class PreparedHead:
                 self._replaced[name] = _Replaced(module, type(module), twin)
                 module.__class__ = twin
             for tensor in (*module.parameters(), *module.buffers()):
-                ops.namespace_on(tensor.device)  # Found now, so that torch.compile need not.
+                batch_norm_operators.namespace_on(tensor.device)  # Found now, so that torch.compile need not.
         self._above.clear()
 
 
@@ -187,7 +187,7 @@ def prepare_head(
         reach it.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {_checks.describe(model)}")
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
     layers = find_layers(model, layer)
     head = PreparedHead(model, layers)
     if example is not None:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pal_fast.nn import fused
-from pal_fast.nn.wanted import inner, wanted_of_three
+from pal_fast.autocast import autocasts
+from pal_fast.nn import triton_derivatives
+from pal_fast.nn.needed_gradients import inner, wanted_of_three
 from pal_fast.reference import computing_dtype
 
 
@@ -98,7 +99,7 @@ class _LayerNormBackward(torch.autograd.Function):
         d_grad = d_input = d_weight = None
         if v is not None:
             rows = (v, grad, input, weight, mean, rstd, ctx.shape)
-            d_grad, d_input, d_weight = fused.layer_norm_double_backward(*rows) or _by_operators(*rows)
+            d_grad, d_input, d_weight = triton_derivatives.layer_norm_double_backward(*rows) or _by_operators(*rows)
         if u is not None:
             of_u = u * ((input - mean) * rstd)
             d_grad = of_u if d_grad is None else d_grad + of_u
@@ -123,7 +124,7 @@ class LayerNorm(nn.LayerNorm):
             return super().forward(input)
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
-        if input.device.type != "cpu" and torch.is_autocast_enabled(input.device.type):
+        if input.device.type != "cpu" and autocasts(input):
             # As autocast does: to float32, but on a CPU.
             input = _widened(input)
             weight, bias = (None if t is None else _widened(t) for t in (weight, bias))

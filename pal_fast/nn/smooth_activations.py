@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pal_fast.nn import fused
+from pal_fast.nn import triton_derivatives
 from pal_fast.reference import computing_dtype
 
 #: GELU's `approximate` of each kind.
@@ -83,7 +83,7 @@ class _ActivationBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, None]:
         tensors = (v, *ctx.saved_tensors, ctx.kind)
-        return *(fused.activation_double_backward(*tensors) or _by_operators(*tensors)), None
+        return *(triton_derivatives.activation_double_backward(*tensors) or _by_operators(*tensors)), None
 
 
 def _is_plain(input: Tensor) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pal_fast.report.page import page
 from pal_fast.report.runs import read_runs
-from pal_fast.training.files import write_text
+from pal_fast.training.run_folder import write_text
 
 __all__ = ["write_report"]
 

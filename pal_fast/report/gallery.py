@@ -95,8 +95,12 @@ def _look(run: ReportedRun, epoch: int, title: str) -> Column:
 def _comparison(title: str, run: ReportedRun, columns: list[Column]) -> Comparison:
     assert run.faces is not None
     count = len(run.faces["labels"])
-    if any(len(column.seen["maps"]) != count for column in columns):
-        raise ValueError(f"{run.folder.gallery}: faces.npz holds {count} faces, but its epochs another number")
+    for column in columns:
+        if len(column.seen["maps"]) != count:
+            raise ValueError(
+                f"{run.folder.gallery}: faces.npz holds {count} faces, but {column.title!r} has maps of "
+                f"{len(column.seen['maps'])}"
+            )
     return Comparison(title, run.faces, run.classes, columns)
 
 

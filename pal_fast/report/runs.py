@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from pal_fast.messages import first_few
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.files import RunFolder
+from pal_fast.training.run_folder import RunFolder
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -97,7 +98,8 @@ def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
     folders = [RunFolder(Path(path)) for path in paths]
     resolved = [folder.path.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
-        raise ValueError("runs must name each folder once")
+        twice = [str(path) for place, path in enumerate(resolved) if path in resolved[:place]]
+        raise ValueError(f"runs must name each folder once, got {first_few(twice)} more than once")
     read = [_read(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)]
     ordered = sorted(read, key=lambda run: run.config.weight > 0)
     # The first colour is grey, for a baseline.

@@ -16,8 +16,8 @@ from pal_fast.training.config import TrainingConfig
 if TYPE_CHECKING:
     from pal_fast.training.evaluation import Evaluation
     from pal_fast.training.exporting import export
-    from pal_fast.training.saved import evaluate, load_network
     from pal_fast.training.sweeping import sweep
+    from pal_fast.training.trained import evaluate, load_network
     from pal_fast.training.trainer import train
 
 __all__ = ["Evaluation", "TrainingConfig", "evaluate", "export", "load_network", "sweep", "train"]
@@ -25,9 +25,9 @@ __all__ = ["Evaluation", "TrainingConfig", "evaluate", "export", "load_network",
 # Accelerate and torchvision are imported with the first of these, not with the package.
 _HOMES = {
     "Evaluation": "evaluation",
-    "evaluate": "saved",
+    "evaluate": "trained",
     "export": "exporting",
-    "load_network": "saved",
+    "load_network": "trained",
     "sweep": "sweeping",
     "train": "trainer",
 }

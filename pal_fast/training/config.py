@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from pal_fast import _checks
+from pal_fast.attribution.targets import TARGETS
 from pal_fast.constants import ATTRIBUTION, BACKENDS, CHANNELS, COMBINE, NORMALIZE, SCALE, SCORE
+from pal_fast.data import DATASETS
 from pal_fast.landmarks import FORMATS
+from pal_fast.messages import describe, near
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import region_weights
 
-DATA: Final = ("rafdb", "affectnet", "ferplus", "folder", "drawn")
 ANSWERS: Final = ("auto", "yes", "no")
 PRECISIONS: Final = ("no", "bf16", "fp16")
 DEVICES: Final = ("auto", "cpu", "cuda")
-TARGETS: Final = ("sum", "label", "predicted")
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
@@ -35,7 +36,7 @@ class TrainingConfig:
     Raises: ValueError, TypeError naming the option.
     """
 
-    data: str = option(MISSING, "the data set", choices=DATA, group="data")
+    data: str = option(MISSING, "the data set", choices=DATASETS, group="data")
     root: str | None = option(
         None, "its folder; for drawn its options, such as count=200,test_count=100", metavar="DIR", group="data"
     )
@@ -129,13 +130,13 @@ class TrainingConfig:
                 object.__setattr__(self, name, value)
             if type(value) not in kinds:
                 wanted = " or ".join(_WORDS[kind] for kind in kinds)
-                raise TypeError(f"{name} must be {wanted}, got {_checks.describe(value)}")
+                raise TypeError(f"{name} must be {wanted}, got {describe(value)}")
             choices = _FIELDS[name].metadata.get("choices")
             if choices is not None and value is not None:
                 _checks.choice(name, value, choices)
         for name in ("layer", "regions"):
             if not all(isinstance(part, str) and part for part in getattr(self, name)):
-                raise TypeError(f"{name} must hold names, got {_checks.describe(getattr(self, name))}")
+                raise TypeError(f"{name} must hold names, got {describe(getattr(self, name))}")
         for name in ("epochs", "batch", "accumulate", "learning_rate", "validate_every", "checkpoint_every"):
             self._positive(name)
         for name in ("classes", "size", "limit"):
@@ -190,10 +191,10 @@ class TrainingConfig:
         if not layer:
             from pal_fast.training.networks import default_layer
 
-            known, name = default_layer(self.model), self.model.rpartition(":")[2]
+            known = default_layer(self.model)
             if known is None and self.weight:
                 raise ValueError(
-                    f"layer must be named for model {self.model!r}; `pal-fast doctor {name}` lists its layers"
+                    f"layer must be named for model {self.model!r}; `pal-fast doctor {self.model}` lists its layers"
                 )
             layer = () if known is None else (known,)
         balanced = self.balanced
@@ -214,11 +215,9 @@ class TrainingConfig:
         """Raises: ValueError or TypeError naming `source` and the option."""
         unknown = [name for name in values if name not in _FIELDS]
         if unknown:
-            raise ValueError(
-                f"{source}: there is no option {', '.join(map(repr, unknown))}{_checks.near(unknown[0], _FIELDS)}"
-            )
+            raise ValueError(f"{source}: there is no option {', '.join(map(repr, unknown))}{near(unknown[0], _FIELDS)}")
         if "data" not in values:
-            raise ValueError(f"{source}: data must be one of {', '.join(map(repr, DATA))}; it is missing")
+            raise ValueError(f"{source}: data must be one of {', '.join(map(repr, DATASETS))}; it is missing")
         try:
             return cls(**values)
         except (ValueError, TypeError) as error:
@@ -249,7 +248,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is no valid {path.suffix.lstrip('.') or 'JSON'} file: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a table of options, got {_checks.describe(values)}")
+        raise ValueError(f"{path} must hold a table of options, got {describe(values)}")
     return values
 
 

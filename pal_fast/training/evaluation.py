@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pal_fast import attribute, landmark_heatmap
-from pal_fast.model_run import in_mode
+from pal_fast.capture.model_run import in_mode
+
 
 #: What alignment is measured on, whatever a network was trained with: one yardstick for all.
-YARDSTICK = {"attribution": "grad_input", "absolute": True, "channels": "mean"}
+def measured_attribution(network: nn.Module, layer: nn.Module | str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps that alignment is measured on, whatever was trained, and the logits."""
+    return attribute(network, layer, images, attribution="grad_input", absolute=True, channels="mean")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def evaluate_network(
 
     Args:
         batches: dicts with "image", "label", "index" and, for an alignment, "landmarks".
-        layers: where alignment is measured, on `YARDSTICK`; without landmarks in a batch nothing is measured.
+        layers: where alignment is measured, by `measured_attribution`; nothing is where a batch has no landmarks.
         sigma: of the heatmap's Gaussians.
         autocast: makes the context in which the network runs.
         gather: of one object from each process; every process gets all.
@@ -131,7 +134,7 @@ def evaluate_network(
                 if layer not in metrics:
                     metrics[layer] = _new_metrics(device)
                 with autocast():
-                    maps, logits = attribute(network, layer, images, **YARDSTICK)  # type: ignore[arg-type]
+                    maps, logits = measured_attribution(network, layer, images)
                 heatmap = landmark_heatmap(
                     landmarks.to(device),
                     (maps.shape[1], maps.shape[2]),
@@ -181,7 +184,7 @@ def _gathered(
     parts = gather((rows.arrays(), states))
     filled = [arrays for arrays, _ in parts if arrays]
     if not filled:
-        raise ValueError("there is no image to evaluate")
+        raise ValueError("batches must hold at least one image, got none")
     merged = {name: np.concatenate([arrays[name] for arrays in filled]) for name in filled[0]}
     order = np.argsort(merged["index"], kind="stable")
     merged = {name: values[order] for name, values in merged.items()}

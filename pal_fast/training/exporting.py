@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pal_fast.training.files import named_write
-from pal_fast.training.saved import Saved, load_network
+from pal_fast.training.run_folder import named_write
+from pal_fast.training.trained import Saved, load_network
 
 FORMATS = ("torch", "onnx")
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pal_fast import attribute, landmark_heatmap
-from pal_fast.model_run import in_mode
-from pal_fast.training.evaluation import YARDSTICK, image_alignment
-from pal_fast.training.files import RunFolder, write_arrays
+from pal_fast import landmark_heatmap
+from pal_fast.capture.model_run import in_mode
+from pal_fast.training.evaluation import image_alignment, measured_attribution
+from pal_fast.training.run_folder import RunFolder, write_arrays
 
 
 def choose(labels: Any, count: int) -> list[int]:
@@ -101,7 +101,7 @@ class Gallery:
                 images = self.images[start : start + batch].to(device)
                 landmarks = self.landmarks[start : start + batch].to(device)
                 with autocast():
-                    maps, logits = attribute(network, layer, images, **YARDSTICK)  # type: ignore[arg-type]
+                    maps, logits = measured_attribution(network, layer, images)
                 heatmap = landmark_heatmap(
                     landmarks,
                     (maps.shape[1], maps.shape[2]),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pal_fast.messages import first_few
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.randomness import Key, SeededDataset, derive
 
@@ -77,8 +78,7 @@ def check_classes(dataset: Any, split: str) -> None:
     empty = [str(name) for name, count in zip(dataset.classes, dataset.class_counts, strict=True) if count == 0]
     if empty:
         raise ValueError(
-            f"data: {len(empty)} of {len(dataset.classes)} classes have no {split} image: {', '.join(empty[:5])}"
-            + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+            f"data: {len(empty)} of {len(dataset.classes)} classes have no {split} image: {first_few(empty)}"
         )
 
 

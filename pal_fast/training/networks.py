@@ -11,10 +11,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from pal_fast import _checks
-from pal_fast.training.files import RunFolder
+from pal_fast.messages import first_few, near
+from pal_fast.training.run_folder import RunFolder
 
 SMALL = "small"
+
+#: What may stand before a name, with a colon.
+LIBRARIES = ("torchvision", "timm")
 
 #: The layer to begin with (docs/training_loops.md), by library and the start of the network's name: the last stage
 #: but one, at a sixteenth of the image's side. The first pattern that fits counts.
@@ -149,7 +152,7 @@ def find_library(name: str) -> tuple[str, str]:
             f"model {name!r} needs torchvision and timm: pip install 'pal_fast[train]' (or take model 'small')"
         ) from error
     prefix, colon, rest = name.partition(":")
-    if colon and prefix not in ("timm", "torchvision"):
+    if colon and prefix not in LIBRARIES:
         raise ValueError(f"model {name!r} must be a name, timm:NAME or torchvision:NAME")
     plain = rest if colon else name
     # The first models of torchvision's list are classifiers; detection and the like carry their package's name.
@@ -158,7 +161,7 @@ def find_library(name: str) -> tuple[str, str]:
     if prefix != "torchvision" and timm.is_model(plain):
         return "timm", plain
     known = [SMALL, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
-    raise ValueError(f"model {name!r} is neither torchvision's nor timm's{_checks.near(plain, known)}")
+    raise ValueError(f"model {name!r} is neither torchvision's nor timm's{near(plain, known)}")
 
 
 def _from_torchvision(name: str, classes: int) -> nn.Module:
@@ -275,17 +278,13 @@ def _load_matching(network: nn.Module, state: dict[str, Tensor], source: str) ->
     missing = [name for name in own if name not in state]
     if not any(own[name].ndim > 1 for name in fitting):
         raise ValueError(
-            f"weights: nothing in {source} fits the network; it holds {_few(list(state))}, "
-            f"the network {_few(list(own))}"
+            f"weights: nothing in {source} fits the network; it holds {first_few(state, 4)}, "
+            f"the network {first_few(own, 4)}"
         )
     network.load_state_dict(fitting, strict=False)
     said = f"{len(fitting)} of {len(own)} tensors loaded"
     if other:
-        said += f", of another shape and left out: {_few(other)}"
+        said += f", of another shape and left out: {first_few(other, 4)}"
     if missing:
-        said += f", not in the file: {_few(missing)}"
+        said += f", not in the file: {first_few(missing, 4)}"
     return said
-
-
-def _few(names: list[str], count: int = 4) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pal_fast.training.checkpoint import Progress
 from pal_fast.training.evaluation import Evaluation
-from pal_fast.training.files import RunFolder, write_arrays, write_json
 from pal_fast.training.gallery import Gallery
-from pal_fast.training.progress import Progress
+from pal_fast.training.run_folder import RunFolder, write_arrays, write_json
 
 
 def line(entry: dict[str, Any], epochs: int, layers: Sequence[str]) -> str:

@@ -11,17 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pal_fast import PALLoss, _checks, attribute
+from pal_fast import PALLoss
+from pal_fast.capture.model_run import running
 from pal_fast.landmarks.errors import NoLandmarksError
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.evaluation import YARDSTICK, check_logits
-from pal_fast.training.loading import (
-    check_classes,
-    evaluation_loader,
-    open_split,
-    training_batches,
-    training_loader,
-)
+from pal_fast.training.evaluation import check_logits, measured_attribution
+from pal_fast.training.loading import check_classes, evaluation_loader, open_split, training_batches, training_loader
 from pal_fast.warn import FlatLossWarning
 
 #: Landmarks of the scheme that regions belong to.
@@ -127,7 +122,7 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
     labels = torch.zeros(2, dtype=torch.int64, device=device)
     landmarks = torch.rand(2, splits.training.landmark_count, 2, generator=noise).to(device) * (size - 1)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        with torch.no_grad(), accelerator.autocast(), _checks.running(config.model, size, "size"):
+        with torch.no_grad(), accelerator.autocast(), running(config.model, size, "size"):
             network.train()(images)
         pal = make_loss(config, network) if config.weight else None
         with accelerator.autocast():
@@ -147,4 +142,4 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
         network.eval()
         for layer in config.layer:
             with accelerator.autocast():
-                attribute(network, layer, images, **YARDSTICK)  # type: ignore[arg-type]
+                measured_attribution(network, layer, images)

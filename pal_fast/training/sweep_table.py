@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pal_fast.training.files import RunFolder, write_text
-from pal_fast.training.plan import Condition, Run
+from pal_fast.training.run_folder import RunFolder, write_text
+from pal_fast.training.sweep_plan import Condition, Run
 
 
 @dataclass(frozen=True)

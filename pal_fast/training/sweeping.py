@@ -9,13 +9,13 @@ from typing import Final
 
 import torch
 
-from pal_fast.landmarks.errors import first_few
-from pal_fast.training import machine, progress
+from pal_fast.messages import first_few, first_line
+from pal_fast.training import checkpoint, machine
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.files import RunFolder, write_text
 from pal_fast.training.networks import begin, make_twice_differentiable
-from pal_fast.training.plan import Condition, Plan, Run
+from pal_fast.training.run_folder import RunFolder, write_text
 from pal_fast.training.set_up import open_splits, try_out
+from pal_fast.training.sweep_plan import Condition, Plan, Run
 from pal_fast.training.sweep_table import write_tables
 from pal_fast.training.trainer import DivergedError, train
 
@@ -89,10 +89,10 @@ def sweep(
     output = Path(output)
     runs = configs(base, plan)
     folders = {run: RunFolder(output / "runs" / run.name) for run in runs}
-    data = progress.describe_data(base)
+    data = checkpoint.describe_data(base)
     for run, config in runs.items():
-        progress.check_folder(folders[run], config)
-        progress.check_data(folders[run], data, config)
+        checkpoint.check_folder(folders[run], config)
+        checkpoint.check_data(folders[run], data, config)
     check_conditions({run: config for run, config in runs.items() if not folders[run].result.exists()})
     if machine.is_main():
         say(_extent(folders))
@@ -159,10 +159,6 @@ def check_conditions(runs: dict[Run, TrainingConfig]) -> None:
         number = sum(map(len, reasons.values()))
         told = "; ".join(f"{first_few(names, 3)}: {why}" for why, names in reasons.items())
         raise ValueError(f"{number} of {len(conditions)} conditions cannot be trained, and no run is begun: {told}")
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _note(output: Path, run: Run, failure: str | None) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from pal_fast.training import machine, progress, recording
+from pal_fast.training import checkpoint, machine, recording
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import Evaluation, evaluate_network
-from pal_fast.training.files import RunFolder, write_arrays, write_json, write_state
 from pal_fast.training.gallery import Gallery
-from pal_fast.training.learner import Learner
+from pal_fast.training.run_folder import RunFolder, write_arrays, write_json, write_state
 from pal_fast.training.set_up import open_splits
+from pal_fast.training.training_step import Learner
 
 MODEL = "model"
 
@@ -44,9 +44,9 @@ def train(config: TrainingConfig, output: str | Path, *, say: Callable[[str], No
     if not machine.is_main():
         say = _silent
     folder = RunFolder(Path(output))
-    config = progress.check_folder(folder, config.resolved())
-    data = progress.describe_data(config)
-    progress.check_data(folder, data, config)
+    config = checkpoint.check_folder(folder, config.resolved())
+    data = checkpoint.describe_data(config)
+    checkpoint.check_data(folder, data, config)
     if folder.result.exists():
         say(f"{folder.path} is complete")
         result: dict[str, Any] = folder.read_json(folder.result)
@@ -80,13 +80,13 @@ class _Training:
         self.layers = config.layer if self.splits.validation.landmark_count else ()
         if accelerator.is_main_process:
             folder.gallery.mkdir(parents=True, exist_ok=True)
-            progress.clean(folder)
+            checkpoint.clean(folder)
             write_json(folder.data, data)
             write_json(folder.environment, machine.environment(accelerator))
             # Last: from here on the folder counts as this run's.
             write_json(folder.config, self.config.to_mapping())
         accelerator.wait_for_everyone()
-        self.progress = progress.resume(
+        self.progress = checkpoint.resume(
             folder, self.learner.network, self.learner.optimiser, accelerator.scaler, accelerator.num_processes
         )
         # Of all processes, so that only one of them may go on from there.
@@ -153,7 +153,7 @@ class _Training:
             )
         if self.accelerator.is_main_process:
             self.sums = here.sums.clone()
-            progress.save(
+            checkpoint.save(
                 self.folder,
                 self.config,
                 self.splits.classes,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pal_fast import cli
-from pal_fast.landmarks.atomic import check_writable
+from pal_fast.files import check_writable
 
 #: Each command with arguments that it would refuse later, or work on for long.
 COMMANDS = {

@@ -9,7 +9,7 @@ from support.batch_norm_operators import NAMES, inputs, outputs
 from torch import Tensor
 
 from pal_fast import dispatch
-from pal_fast.nn import ops
+from pal_fast.nn import batch_norm_operators
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -44,7 +44,7 @@ def assert_agrees(
     got = outputs(namespace, tensors, vectors, grad_sums, training, relu)
     judges = [[value.double() for value in values] for values in (tensors, vectors)]
     on_cpu = dispatch.namespace("cpu", torch.device("cpu"))
-    ops.register(on_cpu)
+    batch_norm_operators.register(on_cpu)
     wanted = outputs(on_cpu, *judges, None if grad_sums is None else grad_sums.double(), training, relu)
     for name, value, judge in zip(NAMES, got, wanted, strict=True):
         error = (value.double() - judge).norm() / (judge.norm() or 1.0)

@@ -12,7 +12,7 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from pal_fast.data.images import inspect
-from pal_fast.landmarks.image_files import read_image
+from pal_fast.image_files import read_image
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])

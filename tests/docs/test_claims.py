@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import pal_fast
-from pal_fast import cli, constants, targets
+from pal_fast import cli, constants
+from pal_fast.attribution import targets
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

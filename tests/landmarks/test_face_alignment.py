@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pal_fast import cli
 from pal_fast.landmarks import read_landmark_set
-from pal_fast.landmarks.face_crops import window_of
+from pal_fast.landmarks.crop_geometry import window_of
 from pal_fast.landmarks.fan import FaceAligner
 
 # Compiling its few lines takes numba longer than running them here as they are.
@@ -80,8 +80,8 @@ def test_the_command_extracts_with_the_real_network(
     assert (marks.points - torch.tensor([window.x, window.y])).abs().max() <= window.side / 2 + 0.5
     # The same network called by hand on the same crop has its maximum there.
     net = FaceAligner(lambda *_: (0, 0, SIZE, SIZE), flip=False)._package.face_alignment_net
-    from pal_fast.landmarks.face_crops import crop_face, peaks, to_image
-    from pal_fast.landmarks.image_files import read_image
+    from pal_fast.image_files import read_image
+    from pal_fast.landmarks.crop_geometry import crop_face, peaks, to_image
 
     with torch.inference_mode():
         heatmaps = net(crop_face(read_image(faces / "b/1.jpg"), window)[None])[-1]

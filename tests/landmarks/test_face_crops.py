@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pal_fast.landmarks.face_crops import Window, crop_face, peaks, to_image, window_of
+from pal_fast.landmarks.crop_geometry import Window, crop_face, peaks, to_image, window_of
 from pal_fast.landmarks.fan import FaceAligner
 from pal_fast.landmarks.schemes import MIRROR
 

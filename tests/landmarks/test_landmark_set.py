@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pal_fast.landmarks import LandmarkFileError, LandmarkSet, atomic, merge, read_landmark_set
+from pal_fast import files
+from pal_fast.landmarks import LandmarkFileError, LandmarkSet, merge, read_landmark_set
 from pal_fast.landmarks.landmark_set import load_npz
 
 
@@ -112,7 +113,7 @@ def test_merge_joins_in_the_order_of_names() -> None:
 def test_merge_refuses_what_does_not_belong_together() -> None:
     with pytest.raises(ValueError, match="number of landmarks"):
         merge([numbered("a"), numbered("b", count=3)])
-    with pytest.raises(ValueError, match="1 images are in more than one set: a"):
+    with pytest.raises(ValueError, match="sets must not overlap, but 1 images are in more than one: a"):
         merge([numbered("a"), numbered("a", "b")])
     assert merge([numbered("z", "a"), numbered("a")], overlap=True).points[0, 0, 0] == 0
     with pytest.raises(ValueError, match="at least one"):
@@ -143,7 +144,7 @@ def test_a_write_that_fails_halfway_leaves_the_last_good_file(tmp_path: Path) ->
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        atomic.write_bytes(path, half)
+        files.write_bytes(path, half)
     assert load_npz(path).names == ("a",)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -155,5 +156,5 @@ def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     other = tmp_path / ".m.npz.abc.partial"
     left.touch()
     other.touch()
-    atomic.remove_partial(path)
+    files.remove_partial(path)
     assert sorted(tmp_path.iterdir()) == sorted([path, other])

@@ -9,7 +9,9 @@ from support.networks import SmallNet, batch
 from torch import nn
 
 import pal_fast
-from pal_fast import _checks, engine, ops, reference, targets
+from pal_fast import engine, ops, reference
+from pal_fast.attribution import targets
+from pal_fast.messages import near
 from pal_fast.options import AttributionOptions
 
 
@@ -78,7 +80,7 @@ def test_a_layer_that_resembles_none_is_told_what_there_is(model):
 
 
 def test_a_name_is_suggested_once():
-    assert _checks.near("resnet5", ["resnet50", "resnet18", "resnet50"]).count("'resnet50'") == 1
+    assert near("resnet5", ["resnet50", "resnet18", "resnet50"]).count("'resnet50'") == 1
 
 
 @pytest.mark.parametrize("whole", [np.int64, np.uint8, np.int32])

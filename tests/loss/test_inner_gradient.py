@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pal_fast import inner_gradient as module
-from pal_fast.inner_gradient import inner_gradient
+from pal_fast.attribution import inner_gradient as module
+from pal_fast.attribution.inner_gradient import inner_gradient
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ to PyTorch."""
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import pal_fast.nn
-from pal_fast.nn import attention_operators
+from pal_fast.nn import attention_matrices, attention_operators
+from pal_fast.nn import flash_attention as flash
 from pal_fast.nn.attention import attention
 from pal_fast.nn.attention_matrices import Matrices
 from pal_fast.nn.flash_attention import flash_attention
@@ -103,6 +105,28 @@ def test_means_over_many_keys_do_not_overflow(padding: int) -> None:
     matrices = Matrices(attention_operators, torch.float16, 200, 1.0, torch.Size((2,)))
     padded = nn.functional.pad(tensor, (0, 0, 0, padding))
     assert matrices.centred(padded)[:, :200].abs().max() <= 1
+
+
+def test_what_a_device_cannot_do_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU has no products of half types into float32, and no flash attention of bfloat16 that is worth a detour; here
+    it is told to have one, right or wrong."""
+    monkeypatch.setattr(attention_matrices, "_found", {})
+    cpu = torch.device("cpu")
+    with pytest.warns(UserWarning, match="no products of torch.bfloat16 matrices into float32 .*slower"):
+        assert not attention_matrices._multiplies_into_float32(cpu, torch.bfloat16)
+    right = flash._backward
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not attention_matrices._multiplies_into_float32(cpu, torch.bfloat16)
+        assert flash._tried_out(cpu, torch.bfloat16, 8)
+
+    def wrong(*args: Any) -> tuple[Tensor, ...]:
+        d_query, *rest = right(*args)
+        return d_query * 1.1, *rest
+
+    monkeypatch.setattr(flash, "_backward", wrong)
+    with pytest.warns(UserWarning, match="off by 0.1 of its value in torch.bfloat16 with 16 features"):
+        assert not flash._tried_out(cpu, torch.bfloat16, 16)
 
 
 def test_flash_attention_keeps_no_matrix_of_queries_and_keys() -> None:

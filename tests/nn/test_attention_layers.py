@@ -20,7 +20,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 import pal_fast
-from pal_fast.graph import nodes_between
+from pal_fast.attribution.graph import nodes_between
 from pal_fast.nn import attention_layers, prepare_head
 
 OWN = {"_AttentionBackward", "_FlashBackward"}

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import pal_fast.nn
-from pal_fast.nn import ops
+from pal_fast.nn import batch_norm_operators
 
 SHAPES = [(6, 7), (5, 9, 3), (4, 5, 7, 7), (8, 70, 2, 3), (2, 3, 40, 41), (3, 16, 8, 8)]
 LAID_OUT = [(shape, last) for shape in SHAPES for last in (False, True) if len(shape) == 4 or not last]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 pytestmark = pytest.mark.skipif(
-    not ops.namespace_on(torch.device("cpu")), reason="the extension is not built, so PyTorch's own layers serve"
+    not batch_norm_operators.namespace_on(torch.device("cpu")),
+    reason="the extension is not built, so PyTorch's own layers serve",
 )
 
 

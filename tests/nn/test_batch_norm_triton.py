@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pal_fast.nn import ops
+from pal_fast.nn import batch_norm_operators
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -25,7 +25,9 @@ LAUNCHES = {
 BOUNDS = {"torch.float64": 1e-11, "torch.float32": 1e-4, "torch.bfloat16": 1e-2}
 
 
-@pytest.mark.skipif(not ops.namespace_on(torch.device("cpu")), reason="the extension is not built: there is no judge")
+@pytest.mark.skipif(
+    not batch_norm_operators.namespace_on(torch.device("cpu")), reason="the extension is not built: there is no judge"
+)
 def test_agrees_with_the_compiled_operators_in_the_interpreter(seed: int) -> None:
     command = [sys.executable, "-W", "ignore", str(ROOT / "tests/support/batch_norm_triton.py"), str(seed)]
     environment = {
@@ -67,7 +69,7 @@ def test_a_gpu_agrees_with_the_compiled_operators(
     if programs:
         plan = importlib.import_module("pal_fast.kernels.batch_norm_plan")
         monkeypatch.setattr(plan, "wanted_programs", lambda tensor: programs)
-    ops.define_triton()
+    batch_norm_operators.define_triton()
     tensors, vectors = inputs(shape, dtype, layout)
     on_gpu = [tensor.cuda() for tensor in tensors], [vector.cuda() for vector in vectors]
     grad_sums = torch.randn(2, shape[1], dtype=vectors[0].dtype)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pal_fast.nn
 from pal_fast import PALLoss
 from pal_fast.nn import prepare_head
+from pal_fast.nn.head import REPLACEMENTS
 
 
 class Net(nn.Module):
@@ -214,6 +215,21 @@ def test_a_prepared_step_calls_far_fewer_operators(images: Tensor, landmarks: Te
             (logits.square().sum() + pal(logits, landmarks)).backward()
         counts.append(sum(operators.count.values()))
     assert counts[1] < counts[0] - 2 * 60  # two BatchNorms, each well over 60 operators in its second derivative
+
+
+@pytest.mark.parametrize("twin", REPLACEMENTS.values(), ids=lambda twin: twin.__name__)
+def test_every_twin_runs_on_a_device_that_has_no_autocast(twin: type[nn.Module]) -> None:
+    arguments = {"BatchNorm1d": (4,), "BatchNorm2d": (4,), "Conv2d": (4, 4, 3), "LayerNorm": (8,)}
+    with torch.device("meta"):
+        if twin.__name__ == "MultiheadAttention":
+            module, shape = twin(8, 2), (2, 4, 8)
+        else:
+            module = twin(*arguments.get(twin.__name__, ()))
+            shape = (2, 4, 8) if twin.__name__ == "BatchNorm1d" else (2, 4, 8, 8)
+        input = torch.randn(shape, requires_grad=True)
+    output = module(input, input, input)[0] if twin.__name__ == "MultiheadAttention" else module(input)
+    (grad,) = torch.autograd.grad(output.sum(), input, create_graph=True)
+    assert grad.shape == input.shape
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "frozen"])

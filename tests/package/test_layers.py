@@ -8,18 +8,16 @@ from pathlib import Path
 import pal_fast
 
 ORDER = [
-    {"constants", "_version", "warn"},
+    {"constants", "_version", "warn", "autocast", "messages", "suspect_landmarks", "files", "image_files"},
     {"reference", "_checks"},
     {"options"},
     {"_extension", "_derivative", "ops", "kernels"},
     {"dispatch"},
     {"calls"},
-    {"functional", "channel_axis", "fabric", "layer_names", "model_run"},
-    {"attention", "captured", "buffers", "checkpointing", "graph", "hook", "inner_gradient", "kinks", "regions"},
-    {"capture", "targets", "layouts", "nn", "distributed", "precision"},
-    {"first_call"},
-    {"first_values", "latest_run"},
-    {"inspection", "first_order", "preflight", "compiled", "candidates"},
+    {"functional", "regions"},
+    {"capture"},
+    {"attribution", "nn"},
+    {"inspection", "batch_checks", "preflight", "compiled"},
     {"engine"},
     {"loss"},
     {"faces", "metrics", "visualize", "landmarks"},

@@ -28,7 +28,7 @@ SIGNATURES = {
     "backends": "",
 }
 
-#: Beyond the specification: how a first-order engine finds the head, and how a layer's output is laid out.
+#: Beyond the specification: how finite differences find the head, and how a layer's output is laid out.
 ADDED = {"PALLoss": {"head": None, "layout": "auto"}}
 
 
@@ -59,6 +59,7 @@ def test_the_public_names_are_these():
         *(name for name in SIGNATURES if "." not in name),
         *("data", "landmarks", "metrics", "visualize"),
         *("BackendStatus", "__version__", "attribute"),
+        *("FlatLossWarning", "LayerReport", "NotReadyError", "Report"),
     }
 
 

@@ -176,7 +176,7 @@ def test_a_run_without_a_layer_or_a_gallery_has_a_page(tmp_path):
 def test_what_is_no_run_is_named(runs, tmp_path, capsys):
     for words, said in (
         ([str(tmp_path)], "is no run of pal-fast train"),
-        ([str(runs[0]), str(runs[0])], "each folder once"),
+        ([str(runs[0]), str(runs[0])], "each folder once, got"),
         ([str(runs[0]), "-o", str(tmp_path / "absent" / "report.html")], "there is no folder"),
     ):
         assert cli.main(["report", *words]) == 2

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import pal_fast
 import pal_fast.nn
-from pal_fast.channel_axis import signs_of
-from pal_fast.layouts import find_layout
+from pal_fast.capture.channel_axis import signs_of
+from pal_fast.capture.layouts import find_layout
 from support.compare import relative_error
 from support.networks import gradient_error, judged, twin
 

@@ -12,7 +12,7 @@ import sys
 import torch
 
 from pal_fast import dispatch
-from pal_fast.nn import ops
+from pal_fast.nn import batch_norm_operators
 from support.batch_norm_operators import NAMES, inputs, outputs
 
 # The large ones, whose channels are split among programs, in float32 only: the interpreter is slow.
@@ -58,7 +58,7 @@ if __name__ == "__main__":
         if reason:
             sys.exit(f"{backend}: {reason}")
     namespace = dispatch.namespace("triton", cpu)
-    ops.define_triton()
-    ops.register(namespace)
-    ops.register(dispatch.namespace("cpu", cpu))
+    batch_norm_operators.define_triton()
+    batch_norm_operators.register(namespace)
+    batch_norm_operators.register(dispatch.namespace("cpu", cpu))
     print(json.dumps(compare(int(sys.argv[1]))))

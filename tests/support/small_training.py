@@ -11,7 +11,7 @@ import torch
 
 import pal_fast
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.files import RunFolder, read_state
+from pal_fast.training.run_folder import RunFolder, read_state
 
 SMALL: dict[str, Any] = {
     "data": "drawn",

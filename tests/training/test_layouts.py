@@ -17,13 +17,13 @@ from support.small_training import SMALL, quiet
 from pal_fast import cli
 from pal_fast.landmarks import LandmarkSet, write_landmarks
 from pal_fast.landmarks.boxes import box_finder
+from pal_fast.landmarks.crop_geometry import window_of
 from pal_fast.landmarks.extraction import extract
-from pal_fast.landmarks.face_crops import window_of
 from pal_fast.landmarks.fan import FaceAligner
 from pal_fast.training import TrainingConfig, train
-from pal_fast.training.files import RunFolder
 from pal_fast.training.loading import EpochBatches, open_split
-from pal_fast.training.saved import evaluate
+from pal_fast.training.run_folder import RunFolder
+from pal_fast.training.trained import evaluate
 
 OPTIONS = {name: value for name, value in SMALL.items() if name not in ("data", "root")} | {"epochs": 1, "gallery": 4}
 

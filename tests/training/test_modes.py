@@ -8,10 +8,10 @@ from support.networks import SmallNet, batch
 from torch import nn
 
 import pal_fast
-from pal_fast.candidates import candidates
+from pal_fast.capture.candidates import candidates
+from pal_fast.capture.model_run import in_mode
 from pal_fast.compiled import compile_body
 from pal_fast.explain import explain
-from pal_fast.model_run import in_mode
 from pal_fast.nn import prepare_head
 from pal_fast.training.evaluation import evaluate_network
 from pal_fast.training.gallery import Gallery

@@ -12,10 +12,10 @@ pytest.importorskip("accelerate", reason="accelerate is not installed (extra tra
 import torch
 from support.small_training import SMALL, quiet
 
-from pal_fast.layer_names import find_layers
+from pal_fast.capture.layer_names import find_layers
 from pal_fast.training import TrainingConfig, train
-from pal_fast.training.files import RunFolder
 from pal_fast.training.networks import DEFAULT_LAYERS, begin, build_network, find_library
+from pal_fast.training.run_folder import RunFolder
 
 #: For each entry of DEFAULT_LAYERS a network of its kind.
 OF_EACH_KIND = (

@@ -21,15 +21,15 @@ from support.drawn_datasets import write_rafdb
 from support.small_training import SMALL, command, environment, quiet, same, weights
 
 from pal_fast.training import TrainingConfig, train
-from pal_fast.training.files import RunFolder, read_state, write_state
-from pal_fast.training.saved import evaluate
+from pal_fast.training.run_folder import RunFolder, read_state, write_state
+from pal_fast.training.trained import evaluate
 
 #: Dies when half of its n-th checkpoint is written.
 DIES_WRITING = """
 import contextlib, os, signal, sys
 from pal_fast import cli
-from pal_fast.training import files
-left, whole = int(sys.argv.pop(1)), files.named_write
+from pal_fast.training import run_folder
+left, whole = int(sys.argv.pop(1)), run_folder.named_write
 class Torn:
     def __init__(self, file):
         self.file = file
@@ -43,7 +43,7 @@ def named_write(path):
     left -= path.name == "checkpoint.pt"
     with whole(path) as file:
         yield file if left else Torn(file)
-files.named_write = named_write
+run_folder.named_write = named_write
 sys.exit(cli.main(sys.argv[1:]))
 """
 

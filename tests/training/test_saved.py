@@ -19,10 +19,10 @@ from pal_fast.data import open_dataset
 from pal_fast.landmarks import write_landmarks
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.exporting import DESCRIPTION, _run_onnx, export
-from pal_fast.training.files import RunFolder, read_state
 from pal_fast.training.loading import open_split
 from pal_fast.training.networks import build_network, load_weights
-from pal_fast.training.saved import evaluate, load_network, table
+from pal_fast.training.run_folder import RunFolder, read_state
+from pal_fast.training.trained import evaluate, load_network, table
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from support.small_training import SMALL, quiet
 
 from pal_fast import cli
 from pal_fast.training import TrainingConfig, sweep, train
-from pal_fast.training.plan import Condition, Plan, Run
+from pal_fast.training.sweep_plan import Condition, Plan, Run
 from pal_fast.training.sweep_table import holm, markdown, rows
 from pal_fast.training.sweeping import Swept, configs
 
@@ -194,6 +194,12 @@ def test_the_tables_are_there_when_a_sweep_is_interrupted(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         sweep(BASE, PLAN, tmp_path, say=quiet)
     assert "1 of 6 runs are complete" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("weights", [(0.0,), (1.0, -0.5)])
+def test_weights_are_above_0(weights):
+    with pytest.raises(ValueError, match=rf"weights must be above 0, got {min(weights):g}; the baseline is always run"):
+        Plan(weights=weights)
 
 
 def test_among_several_processes_a_failure_of_one_ends_the_sweep(tmp_path, monkeypatch):

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from pal_fast import data
 from pal_fast.landmarks import LandmarkSet, write_landmarks
 from pal_fast.training import TrainingConfig, train
-from pal_fast.training.files import RunFolder
 from pal_fast.training.loading import open_split, training_batches
 from pal_fast.training.networks import build_network
 from pal_fast.training.randomness import SeededDataset, derive
-from pal_fast.training.saved import load_network
+from pal_fast.training.run_folder import RunFolder
+from pal_fast.training.trained import load_network
 
 
 def test_weight_zero_is_a_plain_loop_bit_for_bit(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from support.networks import Tokens, batch, gradient_error, judged, twin
 from torch import nn
 
 import pal_fast
-from pal_fast.graph import nodes_between
+from pal_fast.attribution.graph import nodes_between
 
 
 def grid(f):

@@ -10,10 +10,10 @@ from support.networks import SmallNet
 from torch import Tensor, nn
 
 import pal_fast
-from pal_fast.candidates import candidates
-from pal_fast.channel_axis import NO_SIGNS, signs_of
+from pal_fast.capture.candidates import candidates
+from pal_fast.capture.channel_axis import NO_SIGNS, signs_of
+from pal_fast.capture.layouts import find_layout
 from pal_fast.compiled import can_compile_a_step, compile_step
-from pal_fast.layouts import find_layout
 
 
 def kind(model: nn.Module, layer: str, shape: tuple[int, ...], image_size: tuple[int, int]) -> str:
@@ -270,7 +270,7 @@ def test_a_compiled_step_reads_the_same_layout():
 
 def test_the_signs_of_a_layer_are_looked_for_once(monkeypatch):
     looked = []
-    monkeypatch.setattr("pal_fast.capture.signs_of", lambda *given: looked.append(given) or signs_of(*given))
+    monkeypatch.setattr("pal_fast.capture.capture.signs_of", lambda *given: looked.append(given) or signs_of(*given))
     model = SmallNet()
     pal = pal_fast.PALLoss(model, ["stem", "middle"])
     assert len(looked) == 2

@@ -84,7 +84,7 @@ def test_statistics_that_others_write_between_forwards_are_probed_for_only_so_of
     for _ in range(20):
         pal(model(images), landmarks).backward()
         model.stem[1].num_batches_tracked.add_(0)
-    assert sum(probed) == 1 + pal_fast.checkpointing.CheckpointedSegments.VAIN
+    assert sum(probed) == 1 + pal_fast.capture.checkpointing.CheckpointedSegments.FRUITLESS_PROBES
     assert probed[-1] == 0
 
 

@@ -14,7 +14,7 @@ from support.processes import Pair
 from torch import nn
 
 import pal_fast.nn
-from pal_fast import first_order, graph
+from pal_fast.attribution import finite_difference, graph
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -68,7 +68,7 @@ def test_fully_shard_averages_the_gradients_of_the_judge(cross_entropy, accumula
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
-def test_the_first_order_engine_averages_the_gradients_of_the_judge(sharded, run):
+def test_finite_differences_average_the_gradients_of_the_judge(sharded, run):
     run(steps.finite_difference, sharded)
 
 
@@ -94,7 +94,7 @@ def test_check_under_fully_shard_is_refused(run):
 
 
 @pytest.mark.parametrize("above", [True, False], ids=["above the layer", "below"])
-def test_the_first_order_engine_refuses_sync_batchnorm_above_the_layer(above, run):
+def test_finite_differences_refuse_sync_batchnorm_above_the_layer(above, run):
     run(steps.sync_batchnorm_by_differences, above)
 
 
@@ -136,5 +136,5 @@ def test_torchs_sync_batchnorm_above_the_layer_is_refused_by_name():
 
     assert "convert_sync_batchnorm" in graph.refusal([Node()])
     with pytest.raises(RuntimeError, match="convert_sync_batchnorm"):
-        first_order.refuse_other_processes([Node()])
+        finite_difference.refuse_other_processes([Node()])
     assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(SmallNet()).stem[1], nn.SyncBatchNorm)

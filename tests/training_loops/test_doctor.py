@@ -15,7 +15,7 @@ from support.networks import SmallNet, Tokens
 from torch import nn
 
 import pal_fast
-from pal_fast.candidates import candidates
+from pal_fast.capture.candidates import candidates
 from pal_fast.cli import main
 from pal_fast.cli.doctor import build
 
@@ -113,7 +113,7 @@ def test_no_weights_are_fetched_for_a_model_with_a_backbone(model, monkeypatch):
         raise AssertionError("the doctor fetches nothing")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
-    assert any(parameter.requires_grad for parameter in build(model, 7).parameters())
+    assert any(parameter.requires_grad for parameter in build(model, 7, 64).parameters())
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,15 @@ def test_counts_are_at_least_one(option, number, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert f"argument {option}: must be a whole number of at least 1, got '{number}'" in printed.err
+
+
+@pytest.mark.parametrize(("name", "layer"), [("small", "body"), ("timm:resnet18", "layer3"), ("resnet18", "layer3")])
+def test_it_takes_the_names_that_training_takes(name, layer, capsys):
+    if name != "small":
+        pytest.importorskip("torchvision", reason="torchvision is not installed")
+        pytest.importorskip("timm", reason="timm is not installed")
+    assert main(["doctor", name, "--image-size", "64", "--layer", layer]) == 0
+    assert f"layer {layer}: (2, " in capsys.readouterr().out
 
 
 def test_a_problem_shows_in_the_exit_status(monkeypatch, capsys):

@@ -9,7 +9,7 @@ from torch import nn
 
 import pal_fast
 from pal_fast import calls
-from pal_fast.layouts import find_layout
+from pal_fast.capture.layouts import find_layout
 
 
 @pytest.mark.parametrize(

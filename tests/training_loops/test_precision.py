@@ -11,7 +11,7 @@ from support.networks import SmallNet, Tokens, batch, by_hand, gradient_error, j
 from torch import nn
 
 import pal_fast
-from pal_fast import precision
+from pal_fast.attribution import scalar_scale
 
 
 def setup(dtype):
@@ -107,7 +107,7 @@ def test_float16_sums_over_a_large_batch_do_not_overflow(act):
 
 def test_without_the_scale_of_the_attributed_scalar_float16_fails(monkeypatch):
     set_up = setup(torch.float16)
-    monkeypatch.setattr(precision.ScalarScale, "follow", lambda self, gradients, attributed: None)
+    monkeypatch.setattr(scalar_scale.ScalarScale, "follow", lambda self, gradients, attributed: None)
     _, steps = float16_step(2**-13, set_up)
     assert not any(error < 1 for _, error in steps)  # NaN
 

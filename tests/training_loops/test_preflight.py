@@ -189,6 +189,35 @@ def test_a_layer_without_second_derivative_above_is_told():
     assert pal_fast.PALLoss(model, "middle").check(images).problems == []
 
 
+class Wordless(torch.autograd.Function):
+    """Raises in its derivative, without a word."""
+
+    @staticmethod
+    def forward(ctx, input):
+        return input.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return WordlessBackward.apply(grad)
+
+
+class WordlessBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad):
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError
+
+
+def test_an_error_without_words_is_told_by_its_name():
+    model = SmallNet()
+    model.classifier.register_forward_pre_hook(lambda module, inputs: Wordless.apply(*inputs))
+    (layer,) = pal_fast.PALLoss(model, "middle").check(batch(dtype=torch.float32)[0]).layers
+    assert layer.problems == ["RuntimeError"]
+
+
 def test_frozen_weights_are_told():
     model = SmallNet()
     model.requires_grad_(False)

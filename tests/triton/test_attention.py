@@ -15,7 +15,7 @@ from support.networks import by_math
 from support.operator_calls import OperatorCalls
 from torch import Tensor
 
-from pal_fast.nn import attention, attention_matrices, attention_operators, fused
+from pal_fast.nn import attention, attention_matrices, attention_operators, triton_derivatives
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -85,7 +85,7 @@ def as_on_a_gpu() -> Iterator[None]:
         mock.patch.object(attention_matrices, "wide_product", wide),
         mock.patch.object(attention, "wide_product", wide),
         mock.patch.object(attention_matrices, "_multiplies_into_float32", return_value=True),
-        mock.patch.object(fused, "attention_kernels", return_value=kernels),
+        mock.patch.object(triton_derivatives, "attention_kernels", return_value=kernels),
     ):
         yield
 

@@ -76,9 +76,9 @@ def test_every_element_belongs_to_one_program(for_an_h100: None) -> None:
 def test_the_variance_survives_a_large_mean_and_first_rows_unlike_the_rest(
     device: str, shape: tuple[int, ...], layout: torch.memory_format, seed: int
 ) -> None:
-    from pal_fast.nn import ops
+    from pal_fast.nn import batch_norm_operators
 
-    ops.define_triton()
+    batch_norm_operators.define_triton()
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator) + 3000
     x[:1] = 0  # every slot's pivot, in the first programs
@@ -96,9 +96,9 @@ def run_all(
     """Of each operator: the layers it took and gave, how often it is to read or write each, and what was counted."""
     from virtual_gpu.device import counted
 
-    from pal_fast.nn import ops
+    from pal_fast.nn import batch_norm_operators
 
-    ops.define_triton()
+    batch_norm_operators.define_triton()
     operators = torch.ops.pal_fast_triton
     x, grad, v = tensors
     found = []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pal_fast
 from pal_fast import dispatch
-from pal_fast.nn import ops
+from pal_fast.nn import batch_norm_operators
 
 pytestmark = [
     pytest.mark.gpu,
@@ -104,7 +104,7 @@ def test_batch_normalisation_reads_a_layer_once_a_pass_in_whole_vectors(
     device = torch.device("cuda")
     if reason := dispatch.why_not("cuda", device):
         pytest.skip(reason)
-    assert ops.namespace_on(device) == "pal_fast"
+    assert batch_norm_operators.namespace_on(device) == "pal_fast"
     call = torch.ops.pal_fast
     x, g, v = (torch.randn(shape, generator=generator).to(dtype=dtype, memory_format=layout).cuda() for _ in range(3))
     weight, bias = (torch.rand(shape[1], generator=generator).cuda() for _ in range(2))

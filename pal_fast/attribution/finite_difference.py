@@ -1,0 +1,224 @@
+"""The gradient of the loss through `g` without a second derivative: a central difference along `v = dP/dg`.
+
+With S the attributed scalar and g = dS/df, the part of the loss's gradient that flows through g is
+`v^T dg/dtheta = d/dtheta (v^T dS/df)`, and the bracket is the slope of S along v:
+
+    D = sum_b (S_b(f_b + eps_b v_b) - S_b(f_b - eps_b v_b)) / (2 eps_b),    ||eps_b v_b|| = r ||f_b||
+
+so that two more passes of the head, differentiated once, replace its second derivative. The error is of order
+r^2 for a smooth head. At the kinks of a ReLU or a max-pooling it would be of order 1: there, both passes stay on the
+side where the main pass was (see `kinks`), and what cannot be kept there is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from pal_fast.attribution.graph import nodes_between
+from pal_fast.attribution.kinks import Sides, hidden_among, kinks_among
+from pal_fast.attribution.targets import Target, one_logit, per_sample
+from pal_fast.capture import buffers
+from pal_fast.capture.buffers import Buffers
+from pal_fast.capture.captured import Conditions
+from pal_fast.capture.model_run import eagerly
+from pal_fast.messages import describe
+
+#: r, by the coarsest type that the head computes in: rounding of S grows as eps / r, the truncation as r^2.
+STEP = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+
+
+def check_options(head: object, reduction: str) -> None:
+    """Raises TypeError or ValueError for options with which the engine cannot work."""
+    if not callable(head):
+        raise TypeError(
+            "second_order='finite_difference' needs head=, a callable from the layer's output to the logits, got "
+            f"{describe(head)}"
+        )
+    if reduction == "none":
+        raise ValueError("second_order='finite_difference' needs reduction='mean' or 'sum', got 'none'")
+
+
+def refuse_kinks(nodes: Sequence[Any]) -> None:
+    """Raises RuntimeError if a kink is left, or may be hidden, among the nodes of a repeated pass."""
+    hidden = hidden_among(nodes)
+    if hidden:
+        raise RuntimeError(
+            "second_order='finite_difference' is wrong for heads with kinks, and whether there are any inside "
+            f"{', '.join(hidden)} does not show: give a head= that runs without torch.jit.script; of a "
+            "torch.autograd.Function whose derivative does not jump say so, by YourFunction.smooth = True; otherwise "
+            "use second_order='exact'"
+        )
+    found = kinks_among(nodes)
+    if found:
+        raise RuntimeError(
+            f"second_order='finite_difference' is wrong for heads with kinks, and {', '.join(found)} cannot be kept on "
+            "its side of them: use second_order='exact', or smooth activations (GELU, SiLU) and average pooling"
+        )
+
+
+def refuse_other_processes(nodes: Sequence[Any]) -> None:
+    """Raises RuntimeError if samples depend on those of other processes: they would need one step in common."""
+    if any("SyncBatchNorm" in node.name() or "AllReduce" in node.name() for node in nodes):
+        raise RuntimeError(
+            "second_order='finite_difference' needs one step for all samples, which SyncBatchNorm spreads over "
+            "processes: use second_order='exact' with pal_fast.nn.convert_sync_batchnorm"
+        )
+
+
+def is_coupled(nodes: Sequence[Any]) -> bool:
+    """Whether samples of the batch depend on each other: BatchNorm in train mode needs one step for all."""
+    return any("BatchNorm" in node.name() or "batch_norm" in node.name() for node in nodes)
+
+
+def refuse_other_head(
+    head: Callable[[Tensor], Tensor], model: nn.Module, f: Tensor, logits: Tensor, then: Conditions
+) -> None:
+    """Raises ValueError unless `head` takes the layer's output to the model's logits."""
+    with torch.no_grad(), _as_in_the_forward(model, then):
+        got = head(f.detach().clone())  # it may begin in place
+    if not isinstance(got, Tensor) or got.shape != logits.shape:
+        given = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        raise ValueError(f"head must return the logits, shape {tuple(logits.shape)}, got {given}")
+    error = _distance(got, logits)
+    bound = 1e-3 if _coarsest(f, logits, then) in (torch.float32, torch.float64) else 5e-2
+    if not bool(error <= bound):
+        raise ValueError(
+            f"head(output of the layer) differs from the logits by {error.item():.1e} (relative L2; rounding may make "
+            f"{bound:.0e} of it): pass everything above the layer, and nothing else"
+        )
+
+
+def refuse_state(
+    head: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    f: Tensor,
+    logits: Tensor,
+    conditions: Conditions,
+    following: Sequence[str],
+) -> None:
+    """Raises RuntimeError if the buffers `following`, which follow f, enter the logits: a difference sees that way."""
+    if not following:
+        return
+    with torch.no_grad(), _as_in_the_forward(model, replace(conditions, buffers={})):
+        again = head(f.detach().clone())
+    if bool(_distance(again, logits) > 1e-6):
+        raise RuntimeError(
+            f"second_order='finite_difference' sees through the buffers {', '.join(following)}, which follow the "
+            "activations and enter the logits, where the derivative takes them for constants: use second_order='exact'"
+        )
+
+
+def _distance(got: Tensor, wanted: Tensor) -> Tensor:
+    """0-dim, relative L2."""
+    return (got.detach() - wanted.detach()).float().norm() / wanted.detach().float().norm().clamp_min(1e-30)
+
+
+def through_gradient(
+    head: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    f: Tensor,
+    v: Tensor,
+    logits: Tensor,
+    target: Target,
+    labels: Tensor | None,
+    *,
+    nodes: Sequence[Any],
+    conditions: Conditions,
+    first: bool,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """0-dim, of value 0 and with the gradient that the loss has through g.
+
+    Args:
+        head: from the layer's output to the logits.
+        f: the layer's output in its own layout, any shape (B, ...).
+        v: dP/dg, of f's shape.
+        logits: of the main pass; "predicted" is decided there.
+        nodes: of the head in the main pass.
+        conditions: the random state and autocast of the main pass at the layer.
+        first: whether to look for what makes the repeated passes wrong: kinks that are left, and state.
+        scale: by which S was multiplied for g.
+
+    Raises: RuntimeError for these, and for samples that depend on other processes'.
+    """
+    refuse_other_processes(nodes)
+    hidden = hidden_among(nodes)
+    coupled = bool(hidden) or is_coupled(nodes)  # one step for all is right for all
+    dims = tuple(range(f.ndim)) if coupled else tuple(range(1, f.ndim))
+    # v grows as 1 / g, so that its square may leave float32.
+    length = torch.linalg.vector_norm(v.detach(), dim=dims, keepdim=True, dtype=torch.float64)
+    size = torch.linalg.vector_norm(f.detach(), dim=dims, keepdim=True, dtype=torch.float64)
+    still = (length == 0) | (size == 0)
+    eps = torch.where(still, 0.0, STEP[_coarsest(f, logits, conditions)] * size / length.masked_fill(still, 1.0))
+    dtype = torch.promote_types(f.dtype, torch.float32)
+    offset = (eps.to(dtype) * v.detach()).to(f.dtype)
+    weight = torch.where(still, 0.0, 0.5 / eps.masked_fill(still, 1.0)).to(dtype).flatten()
+    chosen = None if callable(target) or target == "sum" else one_logit(logits, target, labels)
+    sides = Sides() if hidden or kinks_among(nodes) else None
+    if sides is not None:
+        with torch.no_grad(), _as_in_the_forward(model, conditions), sides.recording():
+            head(f.detach().clone())
+    ends: list[Tensor] = []
+    left: list[dict[nn.Module, Buffers]] = []
+    for sign in (1.0, -1.0):
+        start = f + sign * offset
+        root = get_gradient_edge(start).node
+        with _as_in_the_forward(model, conditions), sides.replaying() if sides else contextlib.nullcontext():
+            moved = head(start)
+            if first:
+                left.append({module: buffers.held_by(module) for module in conditions.buffers})
+        if first:
+            repeated = nodes_between(get_gradient_edge(moved).node, [root])
+            refuse_kinks(repeated)
+            refuse_other_processes(repeated)  # which a compiled part hid in the main pass
+        if callable(target):
+            scalars = per_sample(moved, target, labels)
+        else:
+            scalars = moved if chosen is None else moved * chosen
+            scalars = scalars.flatten(1).sum(1) if scalars.ndim > 1 else scalars
+        ends.append(scalars.to(weight.dtype))
+    if first:
+        refuse_state(head, model, f, logits, conditions, buffers.differing(model, *left))
+    slope = ((ends[0] - ends[1]) * weight).sum()
+    if scale is not None:
+        slope = slope * scale
+    return slope - slope.detach()
+
+
+def _coarsest(f: Tensor, logits: Tensor, conditions: Conditions) -> torch.dtype:
+    """The type of the largest rounding in the head: under autocast a ViT's f is float32, and what follows it is not."""
+    dtypes = {f.dtype, logits.dtype}
+    if conditions.autocast is not None and f.dtype != torch.float64:  # which autocast leaves alone
+        dtypes.add(conditions.autocast)
+    return max(dtypes, key=STEP.__getitem__)
+
+
+@contextlib.contextmanager
+def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[None]:
+    """The random numbers, autocast and buffers of the main pass; buffers and generators afterwards as before. Compiled
+    parts run as they were written, so that their kinks are seen."""
+    modules = [module for module in buffers.stateful(model) if module.training]
+    device, cast = conditions.device, conditions.autocast
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        buffers.kept(modules, conditions.buffers),
+        contextlib.nullcontext() if cast is None else torch.autocast(device.type, cast),
+        eagerly(),
+    ):
+        torch.set_rng_state(conditions.cpu_state)
+        if conditions.gpu_state is not None:
+            torch.cuda.set_rng_state(conditions.gpu_state, device)
+        yield
+
+
+def head_nodes(logits: Tensor, f: Tensor) -> list[Any]:
+    """The autograd nodes of the head in the main pass."""
+    return nodes_between(get_gradient_edge(logits).node, [f])

@@ -1,0 +1,137 @@
+"""What the graph of the logits shows about a layer, at a loss's first call: what cannot work is refused, and what works
+otherwise than it looks is told once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from pal_fast.attribution import distributed, graph
+from pal_fast.attribution.targets import attributed_gradients, normalised_by_values
+from pal_fast.capture.captured import Captured
+from pal_fast.capture.layer_names import plain_name
+from pal_fast.warn import warn
+
+#: Below this share of one class's gradient, that of the rows' sums counts as zero: rounding leaves a few 2^-8 of it in
+#: bfloat16.
+VANISHES = 0.05
+NORM_OF_ZERO = (
+    "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
+    "does that), and choose a later layer"
+)
+
+
+def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differentiates: bool, exact: bool) -> None:
+    """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph and a look
+    at the vector norms in it and at the logits.
+
+    Args:
+        differentiates: whether the logits are differentiated with respect to the layers.
+        exact: whether that gradient is differentiated again.
+
+    Raises: ValueError for probabilities; TypeError for DataParallel and FSDP1; RuntimeError for parts above the
+        layer without a second derivative, naming the way out.
+    """
+    distributed.refuse_unsound(model)
+    for record in taken:
+        if record.changed_in_place:
+            warn(in_place(record.name))
+    if not differentiates:
+        return
+    for record in taken:
+        assert record.output is not None
+        refuse_unsound_way(logits, record.name, record.output, exact=exact)
+    refuse_probabilities(model, logits, taken)
+
+
+def refuse_probabilities(model: nn.Module, logits: Tensor, taken: Sequence[Captured]) -> None:
+    """Raises ValueError for the output of a softmax, or of its logarithm, behind whatever operation.
+
+    Told by the values, and, where those are such, by what makes such an output no target: the gradient of its rows'
+    sums is zero at the layers (of its logarithm's rows, weighted by their exponentials), that of one class is not.
+    """
+    suspect = normalised_by_values(logits)
+    if suspect is None:
+        return
+    outputs = [record.output for record in taken if record.output is not None]
+    first_class = torch.zeros_like(suspect.weights)
+    first_class[:, 0] = suspect.weights[:, 0]
+    start = distributed.before_sink(logits) if distributed.in_process_group() else None
+
+    def largest(weights: Tensor) -> float:
+        def weighted(logits: Tensor, _: Tensor | None) -> Tensor:
+            return (logits * weights).sum(1)
+
+        found = attributed_gradients(logits, outputs, weighted, None, create_graph=False, start=start)
+        return max((float(g.abs().max()) for g in found if g is not None and g.numel()), default=0.0)
+
+    with distributed.parameters_kept(model):
+        of_one = largest(first_class)
+        if of_one > 0 and largest(suspect.weights) < VANISHES * of_one:
+            raise ValueError(suspect.message)
+
+
+def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
+    """Raises RuntimeError if the layer cannot be reached from the logits without harm, or, for `exact`, if something
+    in between has no second derivative."""
+    start = distributed.before_sink(logits) if distributed.in_process_group() else logits
+    root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node
+    nodes = graph.nodes_between(root, [output])
+    if distributed.in_process_group():
+        distributed.refuse_sink_between(nodes)
+    if not exact:
+        return
+    reason = graph.refusal(nodes)
+    if not reason and not nodes and get_gradient_edge(output).node.name().startswith("CompiledFunction"):
+        reason = graph.refusal([get_gradient_edge(output).node])
+    if reason:
+        raise RuntimeError(f"layer {name!r} cannot be attributed: {reason}")
+    if graph.takes_norm_of_zero(nodes):
+        warn(f"layer {name!r}: the second derivative will not be finite: {NORM_OF_ZERO}")
+
+
+def without_path(logits: Tensor, name: str, output: Tensor) -> str:
+    """Why no gradient leads from the logits to the output of layer `name`."""
+    if output.grad_fn is not None and output.grad_fn is logits.grad_fn:
+        reason = graph.refusal([output.grad_fn])  # one compiled part has returned both
+        if reason:
+            return f"layer {name!r} cannot be attributed: {reason}"
+    return (
+        f"the logits do not depend on the output of layer {name!r} in the latest forward: pass the logits of that very "
+        "forward, and a layer that leads to them"
+    )
+
+
+def in_place(name: str) -> str:
+    return (
+        f"the output of layer {name!r} is overwritten in place by a later layer, e.g. ReLU(inplace=True): what is "
+        "attributed is the overwritten value; name that later layer to say so, or set inplace=False"
+    )
+
+
+def unreached(model: nn.Module, name: str) -> str:
+    earlier = _block_before(model, name)
+    return (
+        f"the gradient of the logits at layer {name!r} is zero everywhere, so that the loss moves nothing: in a ViT "
+        "that pools its class token the last block is such a layer (choose an earlier one"
+        f"{f', such as {earlier!r}' if earlier else ''}), and so is any layer while the classifier's weights are all "
+        "zero (torchvision's ViT starts like that; initialise them)"
+    )
+
+
+def _block_before(model: nn.Module, name: str) -> str:
+    """The name of the block before block `name` in the same stack of blocks; "" if there is none."""
+    named = {plain_name(full): module for full, module in model.named_modules()}
+    parent, _, last = name.rpartition(".")
+    if name not in named or parent not in named:
+        return ""
+    before = ""
+    for child, module in named[parent].named_children():
+        if child == last:
+            break
+        if type(module) is type(named[name]):
+            before = f"{parent}.{child}" if parent else child
+    return before

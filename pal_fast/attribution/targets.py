@@ -1,0 +1,214 @@
+"""The scalar that is attributed: which logits, and its gradient with respect to layers' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.compiler import is_compiling
+
+from pal_fast import _checks
+from pal_fast.attribution import fabric
+from pal_fast.attribution.inner_gradient import inner_gradient
+from pal_fast.messages import describe
+
+TARGETS = ("sum", "label", "predicted")
+Target = str | Callable[[Tensor, Tensor | None], Tensor]
+
+
+def check_target(target: object) -> None:
+    if not callable(target):
+        _checks.choice("target", target, TARGETS)
+
+
+def check_logits(logits: object) -> None:
+    """Raises unless `logits` is a floating-point tensor with a graph that does not end in a softmax or its log."""
+    if not isinstance(logits, Tensor):
+        hint = "; pass its .logits" if hasattr(logits, "logits") else ""
+        raise TypeError(f"logits must be a tensor of shape (B, classes), got {describe(logits)}{hint}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    if logits.ndim < 1:
+        raise ValueError("logits must have shape (B, classes), got a scalar")
+    if not logits.requires_grad:
+        raise _checks.NotReadyError(
+            "logits carry no gradient: PALLoss needs the forward to run with gradients enabled and logits that "
+            "are not detached"
+        )
+    if not is_compiling() and type(logits.grad_fn).__name__ in _NORMALISED:
+        raise ValueError(_NORMALISED[type(logits.grad_fn).__name__])
+
+
+class Normalised(NamedTuple):
+    """Values that may be those of a softmax or of its logarithm."""
+
+    #: (B, classes): with these weights the gradient of such a function's output vanishes.
+    weights: Tensor
+    #: Why its output is no target.
+    message: str
+
+
+def normalised_by_values(logits: Tensor) -> Normalised | None:
+    """Looks at the values (one synchronisation on a GPU): rows in [0, 1] that sum to one may be a softmax, rows whose
+    exponentials do its logarithm. Logits can be such by chance, most easily where all samples have nearly the same."""
+    if logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
+        return None
+    values = logits.detach().float()
+    tolerance = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    sum_to_one = ((values.sum(1) - 1).abs() < tolerance).all() & (values >= 0).all()
+    are_logs = (values.logsumexp(1).abs() < tolerance).all()
+    each = (torch.ones_like(values), values.exp())
+    for found, weights, message in zip(
+        torch.stack([sum_to_one, are_logs]).tolist(), each, _NORMALISED.values(), strict=True
+    ):
+        if found:
+            return Normalised(weights.to(logits.dtype), message)
+    return None
+
+
+#: The node that a softmax, or its logarithm, leaves in the graph -> why its output is no target.
+_NORMALISED = {
+    "SoftmaxBackward0": (
+        "logits look like a softmax output (rows of probabilities that sum to one): the gradient of their sum is "
+        "zero; pass the logits, before the softmax"
+    ),
+    "LogSoftmaxBackward0": (
+        "logits look like a log_softmax output (rows of log-probabilities): each of them depends on every class, and "
+        "their sum is no sum of scores; pass the logits, before the log_softmax (CrossEntropyLoss takes them in place "
+        "of NLLLoss)"
+    ),
+}
+
+
+def attributed_gradients(
+    logits: Tensor,
+    outputs: Sequence[Tensor],
+    target: Target,
+    labels: Tensor | None,
+    *,
+    create_graph: bool,
+    scale: Tensor | None = None,
+    start: Tensor | GradientEdge | None = None,
+) -> tuple[Tensor | None, ...]:
+    """`g = dS/df` for each layer's output f, S summed over the batch.
+
+    Args:
+        logits: (B, classes); for target "sum" any shape.
+        target: "sum" of all logits (the paper), "label" or "predicted" (one logit per sample), or a callable
+            of (logits, labels) that returns one scalar per sample.
+        labels: (B,) integers, for "label"; for one outside 0..classes-1 the gradient starts at no logit of its sample.
+        scale: 0-dim, by which S is multiplied.
+        start: where in the graph the logits are differentiated, if not at `logits` (see `distributed`).
+
+    Returns: as many gradients as outputs; None where the logits do not depend on that output.
+    """
+    if is_compiling() or not fabric.is_imported():
+        return _attributed_gradients(logits, outputs, target, labels, create_graph, scale, start)
+    with fabric.inner_gradients():
+        return _attributed_gradients(logits, outputs, target, labels, create_graph, scale, start)
+
+
+def _attributed_gradients(
+    logits: Tensor,
+    outputs: Sequence[Tensor],
+    target: Target,
+    labels: Tensor | None,
+    create_graph: bool,
+    scale: Tensor | None,
+    start: Tensor | GradientEdge | None,
+) -> tuple[Tensor | None, ...]:
+    scalars: Tensor | GradientEdge
+    if callable(target):
+        scalars = per_sample(logits, target, labels)
+        seed = torch.ones_like(scalars)
+        if start is not None and start is not logits:
+            (seed,) = torch.autograd.grad(scalars, logits, seed, create_graph=create_graph, retain_graph=True)
+            scalars = start
+    else:
+        scalars = logits if start is None else start
+        seed = torch.ones_like(logits) if target == "sum" else one_logit(logits, target, labels)
+    if scale is not None:
+        seed = seed * scale.to(seed.dtype)
+    return inner_gradient(scalars, outputs, seed, create_graph=create_graph)
+
+
+def per_sample(logits: Tensor, target: Callable[..., Tensor], labels: Tensor | None) -> Tensor:
+    """(B,), what a callable target makes of the logits, checked."""
+    scalars = target(logits, labels)
+    if not isinstance(scalars, Tensor) or scalars.shape != logits.shape[:1]:
+        raise ValueError(
+            f"target must return one scalar per sample, shape ({logits.shape[0]},), got {describe(scalars)}"
+        )
+    return scalars
+
+
+def one_logit(logits: Tensor, target: str, labels: Tensor | None) -> Tensor:
+    """(B, classes), 1 at the logit that is attributed."""
+    check_labels(logits, target, labels)
+    if target == "predicted":
+        labels = logits.detach().argmax(1)
+    assert labels is not None
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return (classes == labels[:, None]).to(logits.dtype)
+
+
+def check_labels(logits: Tensor, target: str, labels: Tensor | None) -> None:
+    """Raises ValueError unless "label" or "predicted" picks one logit of each sample."""
+    if logits.ndim != 2:
+        raise ValueError(f"target={target!r} needs logits of shape (B, classes), got {tuple(logits.shape)}")
+    if target == "predicted":
+        return
+    if logits.shape[1] == 1:
+        raise ValueError(
+            "target='label' needs a logit for each class, got logits of shape "
+            f"{tuple(logits.shape)}: take target='sum', which for a head of one logit is that logit"
+        )
+    if labels is None:
+        raise ValueError("labels are needed for target='label', got None")
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
+        raise ValueError(_wrong_labels(logits, labels))
+    _checks.on_device("labels", labels, "logits", logits.device)
+
+
+def counted(logits: Tensor, labels: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """(B,), `sample_weight` with 0 for each sample whose label is none of the classes. Does not synchronise."""
+    inside = (labels >= 0) & (labels < logits.shape[1])
+    return inside if sample_weight is None else torch.where(inside, sample_weight, 0)
+
+
+def labels_to_try(logits: Tensor, target: Target, labels: Tensor | None) -> Tensor | None:
+    """Labels with which `target` works on `logits`: those given, or class numbers 0, 1, 2... in their place.
+
+    Raises: ValueError for labels that do not fit, and if a callable does not work on class numbers; whatever a callable
+        raises on the labels that were given.
+    """
+    stand_in = labels is None and logits.ndim == 2
+    if stand_in:
+        labels = torch.arange(logits.shape[0], device=logits.device) % max(logits.shape[1], 1)
+    if target == "label":
+        check_labels(logits, "label", labels)
+    elif callable(target):
+        try:
+            per_sample(logits, target, labels)
+        except Exception as error:
+            if not stand_in:
+                raise
+            raise ValueError(
+                f"labels are needed to try this target, as check(images, labels): class numbers give {error}"
+            ) from error
+    return labels
+
+
+def _wrong_labels(logits: Tensor, labels: object) -> str:
+    hint = ""
+    if isinstance(labels, Tensor) and labels.shape == logits.shape:
+        hint = (
+            ": for one-hot, mixed or several labels per sample make the loss with "
+            "target=lambda logits, labels: (logits * labels).sum(1)"
+        )
+    elif isinstance(labels, Tensor) and labels.shape == logits.shape[:1]:
+        hint = ": pass labels.long()"
+    return f"labels must be integers of shape ({logits.shape[0]},), got {describe(labels)}{hint}"

@@ -1,0 +1,128 @@
+"""The look at the first batch's values, which synchronises: what makes the loss 0 for every sample, step after step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast import reference
+from pal_fast.attribution.graph_checks import unreached
+from pal_fast.attribution.targets import counted
+from pal_fast.calls import Prior
+from pal_fast.options import HeatmapOptions
+from pal_fast.suspect_landmarks import CORNER, IN_PIXELS, coincide, look_normalised
+from pal_fast.warn import FlatLossWarning, warn
+
+#: A landmark further outside the image, in sigmas, leaves less than a hundredth of its Gaussian there.
+_NEAR = 3.0
+
+
+def can_tell(prior: Prior) -> bool:
+    """Whether a look at this batch says anything: not where no sample has a landmark, nor while a graph is captured."""
+    if prior.landmarks is None:
+        return True
+    if prior.landmarks.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return bool(reference.valid_landmarks(prior.landmarks, prior.visible).any())
+
+
+def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
+    """Warns if the landmarks that take part cannot be in pixels of the image; whether it did."""
+    landmarks, image_size = prior.landmarks, prior.image_size
+    if landmarks is None or image_size is None:
+        return False
+    valid = reference.valid_landmarks(landmarks, prior.visible)
+    if not bool(valid.any()):
+        return False
+    alike = coincide(landmarks.detach(), valid)
+    if bool(alike.any()):
+        warn(
+            f"the landmarks of {int(alike.sum())} of {int(valid.any(1).sum())} annotated samples of this batch lie in "
+            "one point each, as those of faces that were not found: give NaN for these, and they are left out"
+        )
+        valid = valid & ~alike[:, None]
+        if not bool(valid.any()):
+            return True
+    points = landmarks.detach()[valid].float()  # (N, 2)
+    height, width = image_size
+    low, high = points.amin(0).tolist(), points.amax(0).tolist()
+    span = f"x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}"
+    wanted = f"they are wanted in pixels of the image that the model takes, {height} x {width} (height x width) here"
+    if bool(look_normalised(landmarks.detach(), valid, image_size)[valid.any(1)].all()):
+        warn(
+            f"all landmarks of every annotated sample lie within {CORNER} pixels of the image's corner "
+            f"({span}), as normalised ones do: {wanted}; {IN_PIXELS}"
+        )
+        return True
+    margin = _NEAR * options.sigma_for(image_size)
+    size = points.new_tensor([width, height])
+    if not bool(((points >= -margin) & (points <= size - 1 + margin)).all(1).any()):
+        warn(f"no landmark of this batch lies in the image or near it ({span}): {wanted}, after resizing and cropping")
+        return True
+    return False
+
+
+def warn_of_prior(prior: Prior, options: HeatmapOptions, logits: Tensor, labels: Tensor | None) -> bool:
+    """Warns if no label, where these matter, or no landmark is of any use; whether it did."""
+    return (labels is not None and _warn_of_labels(logits, labels)) or _warn_of_landmarks(prior, options)
+
+
+def _warn_of_labels(logits: Tensor, labels: Tensor) -> bool:
+    """Warns if no label is one of the classes; whether it did."""
+    if not labels.numel() or bool(counted(logits, labels, None).any()):
+        return False
+    warn(
+        f"target='label' and no label of this batch is one of the classes 0 to {logits.shape[1] - 1} (they go from "
+        f"{labels.min().item()} to {labels.max().item()}): no sample counts, and the loss is 0"
+    )
+    return True
+
+
+def warn_if_useless(
+    model: nn.Module,
+    name: str,
+    activation: Tensor,
+    gradient: Tensor | None,
+    loss: Tensor,
+    prior: Prior,
+    reduction: str,
+) -> None:
+    """Warns if g, (B, C, H, W), is zero everywhere, or else if the layer's loss is 0 for every sample that counts."""
+    if gradient is not None and gradient.numel() and not bool((gradient.detach() != 0).any()):
+        warn(unreached(model, name))
+    elif not bool(loss.detach().any()):
+        weights = _counting_weights(len(activation), prior)
+        if reduction == "mean" and _cancel(weights):
+            warn(
+                f"sample_weight adds up to 0 over the samples of this batch that count ({weights.tolist()}), and the "
+                "weighted mean of nothing is 0: give weights of 0 or more, or take reduction='sum'"
+            )
+        elif bool(weights.any()):
+            warn(_flat(name, activation), FlatLossWarning)
+
+
+def _counting_weights(batch: int, prior: Prior) -> Tensor:
+    """(B,) on the CPU, 0 for a sample without landmarks."""
+    given = prior.sample_weight
+    weights = torch.ones(batch) if given is None else given.detach().to("cpu", torch.float32)
+    if prior.landmarks is not None:
+        weights = weights * reference.valid_landmarks(prior.landmarks, prior.visible).any(1).cpu()
+    return weights
+
+
+def _cancel(weights: Tensor) -> bool:
+    """Whether they add up to 0, up to rounding, without being 0."""
+    mass = float(weights.abs().sum())
+    return mass > 0 and abs(float(weights.sum())) <= 1e-6 * mass
+
+
+def _flat(name: str, activation: Tensor) -> str:
+    height, width = activation.shape[2:]
+    if height * width == 1:
+        why = "its map has a single cell, in which nothing can be aligned: choose an earlier layer, or larger images"
+    else:
+        why = (
+            "in each sample the attribution or the prior is constant in space, as attribution='grad' is behind a "
+            "global average pool and one linear layer: choose an earlier layer, another attribution or another prior"
+        )
+    return f"the loss at layer {name!r} is 0 for every sample and moves nothing: {why}"

@@ -1,0 +1,81 @@
+"""Layers by their names: what a `layer` argument names in a model, whatever wraps the model or its parts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from pal_fast.messages import describe, near_layer
+
+#: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper, Fabric) put into a module's dotted name.
+_WRAPPER_NAMES = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+)
+
+#: The name of the model itself, where it is the layer.
+WHOLE = "(model)"
+
+
+def plain_name(name: str) -> str:
+    """A module's dotted name without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_NAMES)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile(module)` returned it. Does not import the compiler."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    return frames is not None and isinstance(module, frames.OptimizedModule)
+
+
+def within_compiled(model: nn.Module, *, differentiates: bool) -> nn.Module:
+    """The network on which hooks may lie: what `torch.compile` wrapped, as hooks on its wrapper break the compilation.
+
+    Args:
+        differentiates: whether the logits are to be differentiated with respect to a layer.
+
+    Raises: TypeError for a compiled model then, naming both ways to compile.
+    """
+    if not is_compiled(model):
+        return model
+    if differentiates:
+        raise TypeError(
+            "model must not be what torch.compile(model) returned, which cannot be differentiated twice: make the "
+            "PALLoss on the model itself, and compile only the layers below the attributed one "
+            "(pal_fast.compiled.compile_body) or the whole step (pal_fast.compiled.compile_step)"
+        )
+    return model.get_submodule("_orig_mod")
+
+
+def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
+    """The modules that `layers` names: a dotted name, a module of the model, or a sequence of these.
+
+    Raises: TypeError for anything else; ValueError for a name or module that the model does not hold, with the
+        nearest names.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+    wanted = list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
+    if not wanted:
+        raise ValueError("layer must name at least one layer, got an empty list")
+    named = dict(model.named_modules())
+    plain = {plain_name(name): module for name, module in named.items()}
+    found: dict[str, nn.Module] = {}
+    for layer in wanted:
+        if isinstance(layer, nn.Module):
+            name = next((n for n, module in named.items() if module is layer), None)
+            if name is None:
+                raise ValueError(
+                    f"layer {type(layer).__name__} is not a module of {type(model).__name__}; name one of its own"
+                )
+            found[plain_name(name) or WHOLE] = layer
+        elif isinstance(layer, str):
+            module = model if layer == WHOLE else named.get(layer) or plain.get(plain_name(layer))
+            if module is None or layer == "":
+                raise ValueError(f"layer {layer!r} is not a module of {type(model).__name__}{near_layer(layer, plain)}")
+            found[layer] = module
+        else:
+            raise TypeError(f"layer must be a module, its dotted name or a list of these, got {describe(layer)}")
+    return found

@@ -1,0 +1,79 @@
+"""Landmarks that are not in pixels of their image: found where a data set is opened, and at a transform's first faces,
+since afterwards they look like any others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from pal_fast.messages import first_few
+from pal_fast.suspect_landmarks import CORNER, IN_PIXELS, LEAST_SIDE, coincide, look_normalised
+from pal_fast.warn import warn
+
+
+def check_in_pixels(
+    points: Tensor, names: Sequence[str], size_of: Callable[[int], tuple[int, int]], source: str
+) -> None:
+    """Raises ValueError where most annotated images have their landmarks as normalised ones lie, warns where some do.
+
+    Args:
+        points: (N, K, 2), NaN where one is missing.
+        names: N names of images.
+        size_of: (height, width) of the image of that row; asked for one image at most, and only on suspicion.
+        source: where the landmarks come from, for the message.
+    """
+    known = points.isfinite().all(-1)
+    annotated = int(known.any(1).sum())
+    suspect = look_normalised(points, known, (LEAST_SIDE, LEAST_SIDE))
+    rows = suspect.nonzero().flatten().tolist()
+    if not rows:
+        return
+    height, width = size_of(rows[0])
+    if min(height, width) < LEAST_SIDE:
+        return
+    low, high = (values.tolist() for values in (points[suspect][known[suspect]].aminmax(dim=0)))
+    text = (
+        f"{source}: of {len(rows)} of {annotated} annotated images all landmarks lie within {CORNER} pixels of "
+        f"the image's corner (x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}), as "
+        f"normalised ones do: they are wanted in pixels of the image, "
+        f"{height} x {width} (height x width) for the first; {IN_PIXELS}"
+    )
+    if 2 * len(rows) > annotated:
+        raise ValueError(text)
+    warn(f"{text}; or give NaN where no face was found: {first_few([names[row] for row in rows])}")
+
+
+class FirstLook:
+    """Looks at landmarks until a face clears them, which the first one does as a rule.
+
+    A face whose landmarks lie as normalised ones do is warned of; the second one before any other is refused. Faces
+    without landmarks, and those of images too small to tell, are passed over. Every worker of a loader has its own.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self._warned = False
+
+    def __call__(self, points: Tensor, image_size: tuple[int, int]) -> None:
+        """Args: points (K, 2) of any real dtype, as they were given; image_size (height, width).
+
+        Raises: ValueError.
+        """
+        faces = points.as_subclass(Tensor)[None].float()
+        known = faces.isfinite().all(-1)
+        if min(image_size) < LEAST_SIDE or not known.any() or coincide(faces, known):
+            return
+        if not look_normalised(faces, known, image_size):
+            self.over = True
+            return
+        (left, top), (right, bottom) = (values.tolist() for values in faces[known].aminmax(dim=0))
+        text = (
+            f"landmarks: all of this face's lie within {CORNER} pixels of the image's corner "
+            f"(x from {left:.4g} to {right:.4g}, y from {top:.4g} to {bottom:.4g}), as normalised ones do: they are "
+            f"wanted in pixels of the image, {image_size[0]} x {image_size[1]} (height x width); {IN_PIXELS}"
+        )
+        if self._warned:
+            raise ValueError(f"{text}; the face before had them, too")
+        self._warned = True
+        warn(text)

@@ -1,0 +1,77 @@
+"""Image files: found in a folder, read as they are stored."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+#: (left, top, width, height) in whole pixels.
+Box = tuple[int, int, int, int]
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """The images below a folder, as sorted paths from there with forward slashes; hidden ones are left out.
+
+    Raises: FileNotFoundError for no folder, or one without images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no images' folder at {folder}")
+    names = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(place).relative_to(folder)
+        names += [
+            (below / name).as_posix()
+            for name in files
+            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
+        ]
+    if not names:
+        raise FileNotFoundError(f"no image under {folder} ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+    return sorted(names)
+
+
+def check_depth(image: Image) -> None:
+    """Raises ValueError for pixels that cannot be brought to 8 bits, since nothing tells their range."""
+    # Pillow opens some formats of 16 bits in the mode of 32.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(f"its pixels (mode {image.mode}) have no known range: 8 or 16 bits are wanted")
+
+
+def rgb(image: Image) -> np.ndarray[Any, Any]:
+    """(H, W, 3) uint8 of an image that `check_depth` lets pass: of 16 bits the upper eight."""
+    if image.mode.startswith("I"):
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def read_image(path: str | Path, box: Box | None = None) -> Tensor:
+    """(3, H, W) uint8, RGB, as stored: an EXIF orientation is not applied, since landmarks count stored pixels.
+
+    Args: box cuts this part out; what lies beyond the image's right and lower border is left off.
+    Raises: OSError that names the file.
+    """
+    from PIL.Image import open as open_image
+
+    try:
+        with open_image(path) as image:
+            check_depth(image)
+            if box is not None:
+                left, top, width, height = box
+                image = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
+            pixels = rgb(image)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error and more
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)

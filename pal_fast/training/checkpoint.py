@@ -1,0 +1,162 @@
+"""Where a training stands: what a checkpoint holds beside the weights, and how it is written and read."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pal_fast.files import digest
+from pal_fast.training.config import TrainingConfig, difference
+from pal_fast.training.run_folder import RunFolder, read_state, write_state
+
+CHECKPOINT = "checkpoint"
+
+#: What `Progress.sums` adds up over an epoch's images, in this order.
+SUMS = ("images", "cross_entropy", "pal", "correct")
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        epoch: epochs that are complete.
+        step: steps of the epoch after them that are done.
+        sums: (4,) float64, `SUMS` over those steps and all processes.
+        seconds: spent in that epoch's steps.
+        history: one entry per complete epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(
+    folder: RunFolder,
+    config: TrainingConfig,
+    classes: list[str],
+    progress: Progress,
+    network: nn.Module,
+    optimiser: Any,
+    scaler: Any,
+    processes: int,
+) -> None:
+    """Writes the checkpoint, or leaves the one that is there. Raises: OSError naming the file."""
+    write_state(
+        folder.checkpoint,
+        {
+            "kind": CHECKPOINT,
+            "config": config.to_mapping(),
+            "classes": classes,
+            "processes": processes,
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "sums": progress.sums.cpu(),
+            "seconds": progress.seconds,
+            "history": progress.history,
+            "network": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        },
+    )
+
+
+def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any, processes: int) -> Progress:
+    """Puts everything back to where the checkpoint was written; the beginning, if there is none.
+
+    Warns where another number of processes wrote it: each then has other batch statistics, and sums come in another
+    order.
+
+    Raises: ValueError naming a file that is no checkpoint.
+    """
+    if not folder.checkpoint.exists():
+        return Progress()
+    state = read_state(folder.checkpoint, CHECKPOINT)
+    before = state.get("processes", processes)
+    if before != processes:
+        warnings.warn(
+            f"{folder.path} was trained in {before} processes until now and goes on in {processes}: its weights will "
+            "not be those of an uninterrupted run",
+            stacklevel=2,
+        )
+    network.load_state_dict(state["network"])
+    optimiser.load_state_dict(state["optimiser"])
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
+    return Progress(state["epoch"], state["step"], state["sums"], state["seconds"], state["history"])
+
+
+def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
+    """The config to go on with: what pretrained="auto" found when the run began stays as it was found.
+
+    Raises: ValueError if the folder holds another run than `config`'s, or files that are none of a run's.
+    """
+    if not folder.path.exists():
+        return config
+    if not folder.path.is_dir():
+        raise ValueError(f"output {folder.path} is a file; give a folder")
+    if not folder.config.exists():
+        others = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.endswith(".partial"))
+        leftovers = {
+            folder.gallery.name,
+            folder.environment.name,
+            folder.data.name,
+        }  # of a run that was killed as it began
+        if set(others) - leftovers:
+            raise ValueError(
+                f"output {folder.path} is no folder of a run: it holds {', '.join(others[:3])} and no config.json"
+            )
+        return config
+    there = TrainingConfig.from_mapping(folder.read_json(folder.config), str(folder.config))
+    if config.pretrained == "auto":
+        config = replace(config, pretrained=there.pretrained)
+    changed = difference(there, config)
+    if changed:
+        raise ValueError(
+            f"output {folder.path} holds a run with other options (there, here): {'; '.join(changed)}; "
+            "give another --output, or remove that folder"
+        )
+    return config
+
+
+def describe_data(config: TrainingConfig) -> dict[str, Any]:
+    """What a run's folder keeps of the data beside their names: a digest of the landmarks' file or folder, or None."""
+    place = None if config.landmarks is None else Path(config.landmarks)
+    if place is None or not place.exists():  # that it is not there is told where it is read
+        return {"landmarks": None}
+    if place.is_file():
+        return {"landmarks": digest(place)}
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(place).as_posix()} {digest(path)}" for path in files]
+    return {"landmarks": hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()}
+
+
+def check_data(folder: RunFolder, data: dict[str, Any], config: TrainingConfig) -> None:
+    """Raises ValueError if the run in the folder was made with other landmarks under the same name.
+
+    Args: data: of `describe_data`.
+    """
+    if not folder.data.exists():
+        return
+    before, now = folder.read_json(folder.data)["landmarks"], data["landmarks"]
+    if before is not None and now is not None and before != now:
+        raise ValueError(
+            f"output {folder.path} holds a run with other landmarks than {config.landmarks} holds now: give another "
+            "--output, or remove that folder"
+        )
+
+
+def clean(folder: RunFolder) -> None:
+    """Removes what killed writers left half-written. Not while another process writes to the folder."""
+    for place in (folder.path, folder.gallery):
+        for temporary in place.glob(".*.partial"):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,145 @@
+"""Files that are either whole or not there, and where a run keeps what."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from pal_fast.files import atomic_write
+from pal_fast.messages import first_line
+
+
+@contextlib.contextmanager
+def named_write(path: Path) -> Iterator[IO[bytes]]:
+    """`atomic_write`, whose errors name the file and say that the one before it is kept. Raises: OSError."""
+    try:
+        with atomic_write(path) as file:
+            yield file
+    except OSError as error:
+        kept = "; the file that was there is kept" if path.exists() else ""
+        raise OSError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    with named_write(path) as file:
+        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    with named_write(path) as file:
+        file.write(text.encode())
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    """A compressed .npz without pickles."""
+    memory = io.BytesIO()
+    np.savez_compressed(memory, allow_pickle=False, **arrays)
+    with named_write(path) as file:
+        file.write(memory.getbuffer())
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """A file for `torch.load(weights_only=True)`: tensors and plain values."""
+    # Through memory: torch's zip writer, stopped by a full disk, hides the cause behind errors of its own.
+    memory = io.BytesIO()
+    torch.save(state, memory)
+    with named_write(path) as file:
+        file.write(memory.getbuffer())
+
+
+def read_state(path: Path, wanted: str) -> dict[str, Any]:
+    """What `write_state` wrote, on the CPU.
+
+    Raises: ValueError naming the file if it is not a whole file of ours of the kind `wanted`.
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        # torch's own words advise to load the file without its protection.
+        raise ValueError(f"{path} is no readable file of tensors, so it is no {wanted} of pal-fast train") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{path} is no readable file of tensors: {reason}") from error
+    if not isinstance(state, dict) or state.get("kind") != wanted:
+        raise ValueError(f"{path} is no {wanted} of pal-fast train")
+    return state
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    config.json      the options; `pal-fast train --config` takes it
+    data.json        a digest of the landmarks' file, which a resumption compares
+    environment.json versions and processes at the latest start
+    checkpoint.pt    the latest state to resume from
+    history.json     one entry per epoch
+    gallery/         attributions of some validation faces: faces.npz, epoch_NNNN.npz
+    tensorboard/     scalars and pictures
+    model.pt         the final weights, the classes and the config
+    predictions.npz  of the final weights, one row per validation image
+    result.json      the final numbers; its presence says that the run is complete
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.json"
+
+    @property
+    def gallery(self) -> Path:
+        return self.path / "gallery"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.pt"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.npz"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def gallery_epoch(self, epoch: int) -> Path:
+        return self.gallery / f"epoch_{epoch:04d}.npz"
+
+    def read_json(self, path: Path) -> Any:
+        """Raises: ValueError, OSError naming the file."""
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no valid JSON: {error}") from None
