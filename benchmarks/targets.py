@@ -3,7 +3,8 @@
     python -m benchmarks.targets [DIRECTORY]
 
 Each target is a line: met, not met, or not measured, over how many of its cases, and the range with its worst case. The
-figures are those of the CSVs, so that rates are shares of the bandwidth that the same run measured.
+figures are those of the CSVs, so that rates are shares of the bandwidth that the same run measured. By how much the
+loss can lead where memory is the limit is reckoned in NOTES.md, "What the targets' ratios can be".
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
@@ -84,6 +85,7 @@ def high_and_low(value: float) -> tuple[float, float]:
 #: Counters that a stream keeps, and streams of a device that can.
 COUNTERS, STREAMS = 4096, 64
 
+_lock = threading.Lock()
 _arenas: dict[torch.device, Tensor] = {}  # [STREAMS, COUNTERS] int32
 _slots: dict[tuple[torch.device, int], Tensor] = {}  # a row for each stream
 
@@ -100,6 +102,15 @@ def prepare_counters(device: torch.device) -> Tensor:
     return _arenas[device]
 
 
+def _take_slot(key: tuple[torch.device, int]) -> Tensor | None:
+    """The counters of a device's stream, which no other stream gets, whichever threads ask; None if all are taken."""
+    with _lock:
+        taken = sum(device == key[0] for device, _ in _slots)
+        if key not in _slots and taken < STREAMS:
+            _slots[key] = prepare_counters(key[0])[taken]
+        return _slots.get(key)
+
+
 def zeroed_counters(count: int, like: Tensor) -> Tensor:
     """`count` int32 zeros for a kernel that counts programs and leaves the counters at zero.
 
@@ -108,12 +119,11 @@ def zeroed_counters(count: int, like: Tensor) -> Tensor:
     """
     if like.is_cuda and count <= COUNTERS and not torch.cuda.is_current_stream_capturing():
         key = like.device, torch.cuda.current_stream(like.device).cuda_stream
-        if key not in _slots:
-            taken = sum(device == like.device for device, _ in _slots)
-            if taken < STREAMS:
-                _slots[key] = prepare_counters(like.device)[taken]
-        if key in _slots:
-            return _slots[key]
+        counters = _slots.get(key)
+        if counters is None:
+            counters = _take_slot(key)
+        if counters is not None:
+            return counters
     return torch.zeros(count, dtype=torch.int32, device=like.device)
 
 

@@ -37,6 +37,10 @@ BLOCK_CELLS = 1024
 #: Elements of a sample's shares that its last program loads at once: few round trips to memory, for everything waits.
 SHARES_AT_ONCE = 8192
 
+#: How many shares are loaded at once where a sample has few, and where it has more: not as many as it has, since each
+#: number is another kernel, and it follows the batch.
+FEW_SHARES, MANY_SHARES = 8, 64
+
 #: Elements of a tile of "each", whose channels' own numbers take registers too.
 EACH_TILE = 2048
 
@@ -144,7 +148,7 @@ def _launch_map(
         ALL=together,
         TILED=sweep.cells > block_n,
         BLOCK_N=block_n,
-        BLOCK_S=min(power_of_two(sweep.shares), SHARES_AT_ONCE // block_n),
+        BLOCK_S=min(FEW_SHARES if sweep.shares <= FEW_SHARES else MANY_SHARES, SHARES_AT_ONCE // block_n),
         **OPTIONS,
     )
 
@@ -177,7 +181,7 @@ def _launch_each(
         channels_v=channels // vector_c,
         used=used,
         hw_v=cells // vector_hw,
-        channels_per_split=per_split,
+        steps_per_split=per_split // block_c,
         splits=splits,
         CHANNELS_LAST=channels_last,
         VECTOR_C=vector_c,

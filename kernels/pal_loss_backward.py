@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .attribution import GRAD_INPUT, attribute, load_layer, within
+from .sweep import SPLITTING
 
 MAP: tl.constexpr = tl.constexpr(0)
 EACH: tl.constexpr = tl.constexpr(2)
@@ -107,7 +108,7 @@ def write_rows(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SPLITTING)
 def pal_loss_backward_kernel(
     grad_loss_ptr,  # [] or [B], of any stride
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
@@ -122,7 +123,7 @@ def pal_loss_backward_kernel(
     used,  # n
     hw_v,  # H * W / VECTOR_HW
     period_v,  # elements of a row of the flat run / VECTOR
-    rows_per_split,  # NCHW: rows of a program; channels_last: channels of a program
+    steps_per_split,  # of a program: NCHW, of BLOCK_R rows; channels_last, of BLOCK_P channels
     cells_per_tile,  # channels_last: cells of a program
     splits,
     tiles,
@@ -141,7 +142,8 @@ def pal_loss_backward_kernel(
     channels = channels_v * VECTOR_C
     hw = hw_v * VECTOR_HW
     programs = splits * tiles
-    sample = (tl.program_id(0) // programs).to(tl.int64)
+    # The last sample first: the forward has read it last, so that more of it is left in L2.
+    sample = (tl.num_programs(0) // programs - 1 - tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
     split = part // tiles
     tile = part % tiles
@@ -160,6 +162,7 @@ def pal_loss_backward_kernel(
         mean = tl.load(coefficients_ptr + 3 * sample + 2)
 
     # 2. The program's tiles, rows x columns, and where in the plane they lie.
+    rows_per_split = steps_per_split * (BLOCK_P if CHANNELS_LAST else BLOCK_R)
     first = split * rows_per_split
     if CHANNELS_LAST:
         last_cell = tl.minimum((tile + 1) * cells_per_tile, hw)

@@ -26,7 +26,7 @@ from .score import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "splits", "steps_per_split"])
 def each_forward_kernel(
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
     gradient_ptr,  # likewise
@@ -48,7 +48,7 @@ def each_forward_kernel(
     hw_v,  # H * W / VECTOR_HW
     width,
     count,  # K
-    channels_per_split,
+    steps_per_split,  # of a program, of BLOCK_C channels
     splits,
     step_x,
     step_x_low,
@@ -118,8 +118,8 @@ def each_forward_kernel(
     left_of_factor = factor / near_factor
 
     # 2. The program's channels.
-    first_channel = split * channels_per_split
-    last_channel = tl.minimum(first_channel + channels_per_split, used)
+    first_channel = split * steps_per_split * BLOCK_C
+    last_channel = tl.minimum(first_channel + steps_per_split * BLOCK_C, used)
     share = 1.0 / tl.cast(used, tl.float64)
     score_total = tl.zeros([BLOCK_C], tl.float64)
     for first in range(first_channel, last_channel, BLOCK_C):

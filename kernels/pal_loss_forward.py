@@ -14,6 +14,7 @@ import triton.language as tl
 from .attribution import attribution_at, median_of_three, sweep_channels_last, sweep_nchw
 from .gaussians import any_landmark, exact, is_last, write_heatmap
 from .score import NONE, bounded, reduce_batch, score_sample, store_sample
+from .sweep import SPLITTING
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def centred_sums(m, h, cells, hw, mean_m, mean_h):
     return tl.sum(dm * dm, axis=0), tl.sum(dh * dh, axis=0), tl.sum(dm * dh, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "shares", *SPLITTING])
 def pal_loss_forward_kernel(
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where the attribution needs none
     gradient_ptr,  # likewise
@@ -64,7 +65,7 @@ def pal_loss_forward_kernel(
     width,
     count,  # K
     period_v,  # elements of a row of the flat run / VECTOR
-    rows_per_split,  # NCHW: rows of a program; channels_last: channels of a program
+    steps_per_split,  # of a program: NCHW, of BLOCK_R rows; channels_last, of BLOCK_P channels
     cells_per_tile,  # channels_last: cells of a program
     splits,
     tiles,
@@ -123,6 +124,7 @@ def pal_loss_forward_kernel(
     )
 
     # 2. The attribution of this program's elements, less the pivot, summed over its channels.
+    rows_per_split = steps_per_split * (BLOCK_P if CHANNELS_LAST else BLOCK_R)
     first = split * rows_per_split
     deviations = tl.zeros([], tl.float64)
     if CHANNELS_LAST:

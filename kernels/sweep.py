@@ -67,7 +67,7 @@ class Sweep:
             "used": self.used,
             "hw_v": self.cells // self.vector_hw,
             "period_v": self.period // self.vector,
-            "rows_per_split": self.rows_per_split,
+            "steps_per_split": self.rows_per_split // (self.block_p if self.channels_last else self.block_r),
             "cells_per_tile": self.cells_per_tile,
             "splits": self.splits,
             "tiles": self.tiles,
@@ -79,6 +79,11 @@ class Sweep:
             "BLOCK_R": self.block_r,
             "BLOCK_P": self.block_p,
         }
+
+
+#: Those of a sweep's arguments that follow the batch. No address is aligned by them, so kernels are not compiled anew
+#: for those that are 1 or a multiple of 16.
+SPLITTING = ["steps_per_split", "cells_per_tile", "splits", "tiles"]
 
 
 def is_channels_last(layer: Tensor) -> bool:

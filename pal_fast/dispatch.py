@@ -19,6 +19,7 @@ import torch
 
 from pal_fast import _checks, _extension, ops
 from pal_fast.constants import BACKENDS
+from pal_fast.messages import first_line
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -39,7 +40,7 @@ class BackendStatus:
 
 def backends() -> dict[str, BackendStatus]:
     """Every backend by name, with the reason for each that cannot run on this machine."""
-    reasons = {"cuda": _why_not_cuda(_current_device()), "cpu": _why_not_cpu(), "triton": _why_not_triton(None)}
+    reasons = {"cuda": _why_not_cuda_now(_current_device()), "cpu": _why_not_cpu(), "triton": _why_not_triton(None)}
     details = {
         "cuda": _cuda_detail,
         "cpu": lambda: f"{torch.get_num_threads()} threads",
@@ -135,6 +136,14 @@ def _why_not_cuda(index: int | None) -> str:
         return _no_gpu()
     status: str = torch.ops.pal_fast.cuda_status(torch.cuda.current_device() if index is None else index)
     return status
+
+
+def _why_not_cuda_now(index: int | None) -> str:
+    """Also of a device that is in a bad state, or short of memory: that is not remembered, and else an error."""
+    try:
+        return _why_not_cuda(index)
+    except RuntimeError as error:
+        return first_line(error)
 
 
 def _cuda_detail() -> str:

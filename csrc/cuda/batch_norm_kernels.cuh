@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(false
   using T = typename Computing<S>::type;
   using Block = Share<S, Wide, F>;
   constexpr int V = Block::V;
-  const Block share(pass);
+  const Block share(pass, true);
   const Channels<T, Block::W> channels(share);
   const auto from = [&](int64_t at) { return load<1, V>(pass, at); };
   share.template each<in_flight<S, Wide, 1>()>(from, [&](int64_t at, const Loaded<S, V, 1>& loaded) {
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == 
   using T = typename Computing<S>::type;
   using Block = Share<S, Wide, F>;
   constexpr int K = SUMS<D>, V = Block::V, W = Block::W, N = TENSORS<D>;
-  const Block share(pass);
+  const Block share(pass, true);
   const Channels<T, W> channels(share);
   T sum[K][W] = {};
   if (reduces && pass.splits > 1) {

@@ -93,7 +93,7 @@ inline constexpr int64_t BATCH_NORM_OVERHEAD = 8;
 
   const int64_t down = ceil_div(outer, plan.rows_at_once);
   const int64_t splits =
-      best_splits(plan.tiles, down * across, plan.threads, BATCH_NORM_OVERHEAD,
+      best_splits(plan.tiles, down * across, plan.threads, Pace{BATCH_NORM_OVERHEAD},
                   {processors, resident_batch_norm_blocks(false, size) * BATCH_NORM_THREADS}, MOST_BATCH_NORM_SPLITS);
   plan.outer_part = ceil_div(down, std::min(splits, down)) * plan.rows_at_once;
   plan.over_outer = ceil_div(outer, plan.outer_part);

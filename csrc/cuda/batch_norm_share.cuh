@@ -57,9 +57,11 @@ struct Share {
   int64_t outer, outer_end;  // samples or, channels innermost, rows
   int64_t inner, inner_end;  // elements of a plane: the thread's first, and where the block's part ends
 
-  __device__ __forceinline__ explicit Share(const TypedPass<S>& given) : pass(given) {
-    tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(pass.tiles));
-    split = static_cast<int>(blockIdx.x / static_cast<unsigned>(pass.tiles));
+  // `turned`: the last block's share first. What the pass before has read last is then read first, out of L2.
+  __device__ __forceinline__ explicit Share(const TypedPass<S>& given, bool turned = false) : pass(given) {
+    const unsigned block = turned ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    tile = static_cast<int>(block % static_cast<unsigned>(pass.tiles));
+    split = static_cast<int>(block / static_cast<unsigned>(pass.tiles));
     row = static_cast<int>(threadIdx.x) / pass.columns;
     column = static_cast<int>(threadIdx.x) % pass.columns;
     const int64_t all = F == Form::rows ? pass.count() : pass.batch;

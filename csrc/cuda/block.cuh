@@ -16,6 +16,11 @@ struct Sum {
   __device__ __forceinline__ T operator()(T a, T b) const {
     return a + b;
   }
+  // What changes no result.
+  template <typename T>
+  [[nodiscard]] static __device__ __forceinline__ T neutral() {
+    return T(0);
+  }
 };
 
 // NaN loses against a number.
@@ -23,6 +28,10 @@ struct Maximum {
   template <typename T>
   __device__ __forceinline__ T operator()(T a, T b) const {
     return b > a || a != a ? b : a;
+  }
+  template <typename T>
+  [[nodiscard]] static __device__ __forceinline__ T neutral() {
+    return static_cast<T>(NAN);
   }
 };
 
@@ -52,26 +61,29 @@ template <typename T, typename Operation>
 template <int K, typename T, typename Operation>
 __device__ __forceinline__ void reduce_block(T (&value)[K], Pointer<T> scratch, Operation operation) {
   const int warps = static_cast<int>(blockDim.x) / WARP_LANES;
-  const int warp = static_cast<int>(threadIdx.x) / WARP_LANES;
+  const int warp = static_cast<int>(threadIdx.x) / WARP_LANES, lane = static_cast<int>(threadIdx.x) % WARP_LANES;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     value[k] = reduce_lanes(value[k], WARP_LANES, operation);
   }
   __syncthreads();  // scratch may still be read by an earlier call
-  if (threadIdx.x % WARP_LANES == 0) {
+  if (lane == 0) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       scratch[k * MOST_WARPS + warp] = value[k];
     }
   }
+  if (static_cast<int>(threadIdx.x) < MOST_WARPS - warps) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      scratch[k * MOST_WARPS + warps + threadIdx.x] = Operation::template neutral<T>();
+    }
+  }
   __syncthreads();
+  // In every warp the same: a tree is the shortest way, and doubles are dear on most GPUs.
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    T result = scratch[k * MOST_WARPS];
-    for (int other = 1; other < warps; ++other) {
-      result = operation(result, scratch[k * MOST_WARPS + other]);
-    }
-    value[k] = result;
+    value[k] = reduce_lanes(scratch[k * MOST_WARPS + lane % MOST_WARPS], MOST_WARPS, operation);
   }
 }
 

@@ -10,6 +10,8 @@
 #include <mutex>
 #include <utility>
 
+#include "capture_mode.h"
+
 namespace pal_fast::cuda {
 namespace {
 
@@ -28,14 +30,11 @@ void check(cudaError_t error, const What&... what) {
   return value;
 }
 
-// Device memory outside PyTorch's allocator; null if PyTorch's cache, or another process, has left none. PyTorch, too,
-// relaxes the mode around cudaMalloc, so that a capture in another thread is not broken by it.
+// Device memory outside PyTorch's allocator; null if PyTorch's cache, or another process, has left none.
 [[nodiscard]] unsigned* allocate(int64_t count) {
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  check(cudaThreadExchangeStreamCaptureMode(&mode), "the capture mode");
+  const RelaxedCapture relaxed;
   void* memory = nullptr;
   const cudaError_t error = cudaMalloc(&memory, static_cast<size_t>(count) * sizeof(unsigned));
-  check(cudaThreadExchangeStreamCaptureMode(&mode), "the capture mode");
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     return nullptr;

@@ -61,7 +61,7 @@ inline void cut_into_tiles(HeatmapTiles& tiles, const HeatmapProblem& problem, i
   tiles.along_rows = ceil_div(problem.height, tiles.rows);
   const int64_t groups = ceil_div(problem.width, group);
   const int64_t splits =
-      best_splits(problem.batch * tiles.along_rows, groups, threads, 1, {processors, resident_blocks * threads});
+      best_splits(problem.batch * tiles.along_rows, groups, threads, Pace{1}, {processors, resident_blocks * threads});
   const int64_t groups_of_tile = std::min(ceil_div(groups, splits), most);
   tiles.columns = static_cast<int>(groups_of_tile) * group;
   tiles.along_columns = ceil_div(groups, groups_of_tile);

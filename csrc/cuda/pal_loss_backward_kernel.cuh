@@ -18,8 +18,10 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_backward_blocks(G, Chan
   constexpr int V = VECTOR<S>, U = BACKWARD_DEPTH;
   constexpr bool EACH = G == Grouping::each;
   const int blocks = sweep.splits * sweep.tiles;
-  const int part = blockIdx.x % blocks;
-  const SampleDerivative<S, ChannelsLast, G> derivative(layer, of, blockIdx.x / blocks);
+  // From the end: what the forward has read last may be left in L2.
+  const unsigned block = gridDim.x - 1 - blockIdx.x;
+  const int part = block % blocks;
+  const SampleDerivative<S, ChannelsLast, G> derivative(layer, of, block / blocks);
   const int64_t begin = derivative.begin, end = begin + layer.sample_elements();
   const ThreadRows rows(sweep, begin, V, part / sweep.tiles, part % sweep.tiles);
   if (!rows.active) {

@@ -1,8 +1,8 @@
 // The forward of the strategies that sum over channels: "mean" and "half" (All = false), "all" (All = true). One
 // launch:
-//   1. every block sums the attribution of its share of a sample over channels;
-//   2. the last block of the sample adds up the shares, scores the map against the heatmap, which it draws itself, and
-//      writes the derivative of the score;
+//   1. every block draws its part of the sample's heatmap and sums the attribution of its share over channels;
+//   2. the last block of the sample adds up the shares, scores the map against the heatmap and writes the derivative of
+//      the score;
 //   3. the last block of the batch reduces.
 #pragma once
 
@@ -24,20 +24,12 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
   const int blocks = ChannelsLast ? cell_sweep.splits : rows.splits * rows.tiles;
   const int64_t sample = blockIdx.x / blocks;
   const int part = blockIdx.x % blocks;
-  const bool small = scored_in_shared<T>(cells), landmarks = !prior.dense;
+  const bool small = summed_in_shared<T>(cells), landmarks = !prior.dense;
   const int64_t begin = sample * layer.sample_elements();
   const MapShared<S> shared(cells, small, landmarks, !ChannelsLast);
 
-  // A large map's heatmap, this block's part of it.
-  if (landmarks && !small) {
-    const auto bound = [&](int of) { return static_cast<int>(static_cast<int64_t>(of) * cells / blocks); };
-    const int first = bound(part), last = bound(part + 1);
-    if (first < last) {
-      prior.template draw_cells<AT_ONCE>(sample, first, last, output.plane + (sample * cells + first), shared.factors);
-    }
-  }
-
-  // 1. The sweep.
+  // 1. What the sweep reads first is on its way while the heatmap is drawn, into the plane, where its derivative will
+  // take its place.
   const int64_t end = begin + static_cast<int64_t>(layer.count) * cells;  // of NCHW's channels that take part
   [[maybe_unused]] const ThreadRows mine(rows, begin, VECTOR<S>, ChannelsLast ? 0 : part / rows.tiles,
                                          ChannelsLast ? 0 : part % rows.tiles);
@@ -47,6 +39,13 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
     prefetch_cells(layer, begin, cell_sweep.lanes, first_cell, last_cell);
   } else {
     prefetch_rows(layer, mine, begin, end);
+  }
+  if (landmarks) {
+    const auto bound = [&](int of) { return static_cast<int>(static_cast<int64_t>(of) * cells / blocks); };
+    const int first = bound(part), last = bound(part + 1);
+    if (first < last) {
+      prior.template draw_cells<AT_ONCE>(sample, first, last, output.plane + (sample * cells + first), shared.factors);
+    }
   }
   const T pivot = pivot_of(layer, begin, ChannelsLast ? begin + layer.count : end);
   Squares squares;
@@ -125,15 +124,7 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_map_blocks(All, sizeof(
     fold<T>(shares + sample * cells, cells, cells, shared.scratch,
             [&](int index, T value) { shared.map[index] = value; });
   }
-  Pointer<const T> heatmap;
-  if (!landmarks) {
-    heatmap = prior.dense + sample * cells;
-  } else if (small) {
-    prior.template draw_cells<AT_ONCE>(sample, 0, cells, shared.heatmap, shared.factors);
-    heatmap = shared.heatmap;
-  } else {
-    heatmap = output.plane + sample * cells;
-  }
+  const Pointer<const T> heatmap = (landmarks ? Pointer<const T>(output.plane) : prior.dense) + sample * cells;
   __syncthreads();
   score_map<All>(layer, prior, output, shared, sample, pivot, map, heatmap,
                  Pointer<const double>(totals) + 2 * sample * blocks, blocks);

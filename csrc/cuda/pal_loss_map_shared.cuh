@@ -1,4 +1,4 @@
-// The shared memory of the forward that sums over channels, and which maps are scored there.
+// The shared memory of the forward that sums over channels, and which maps it holds.
 #pragma once
 
 #include <algorithm>
@@ -7,11 +7,9 @@
 
 namespace pal_fast::cuda {
 
-// Small maps are scored in shared memory, of which a launch has 48 KiB without asking, and their heatmap is nowhere
-// else. The heatmap of a larger one is drawn by all of the sample's blocks, into `plane`, where the derivative then
-// takes its place.
+// Whether a map's sums lie in shared memory, of which a launch has 48 KiB without asking.
 template <typename T>
-[[nodiscard]] __host__ __device__ constexpr bool scored_in_shared(int64_t cells) {
+[[nodiscard]] __host__ __device__ constexpr bool summed_in_shared(int64_t cells) {
   return cells <= 8192 / static_cast<int64_t>(sizeof(T));
 }
 
@@ -23,7 +21,6 @@ struct MapShared {
   Pointer<T> sums;          // [threads * V]
   Pointer<T> scratch;       // [MOST_THREADS]
   Pointer<T> map;           // [cells], of a small map
-  Pointer<T> heatmap;       // [cells], likewise
   Pointer<T> factors;       // [DRAWING_ELEMENTS], if there are landmarks
   Pointer<double> doubles;  // [3 * MOST_WARPS]
   Pointer<double> result;   // [8]: what one thread finds out for all
@@ -38,7 +35,6 @@ struct MapShared {
     sums = factors = shared.take<T>(elements);
     scratch = shared.take<T>(MOST_THREADS);
     map = shared.take<T>(small ? cells : 0);
-    heatmap = shared.take<T>(small && landmarks ? cells : 0);
     doubles = shared.take<double>(3 * MOST_WARPS);
     result = shared.take<double>(8);
     integers = shared.take<int>(MOST_WARPS);
@@ -49,12 +45,11 @@ struct MapShared {
   [[nodiscard]] static int64_t bytes(int64_t cells, bool landmarks, bool rows, int64_t threads) {
     const int64_t sums_elements = rows ? threads * VECTOR<S> : 0;
     const int64_t elements = landmarks ? std::max<int64_t>(DRAWING_ELEMENTS, sums_elements) : sums_elements;
-    const bool small = scored_in_shared<T>(cells);
+    const bool small = summed_in_shared<T>(cells);
     SharedLayout shared;
     shared.add(elements, sizeof(T));
     shared.add(MOST_THREADS, sizeof(T));
     shared.add(small ? cells : 0, sizeof(T));
-    shared.add(small && landmarks ? cells : 0, sizeof(T));
     shared.add(3 * MOST_WARPS, sizeof(double));
     shared.add(8, sizeof(double));
     shared.add(MOST_WARPS, sizeof(int));

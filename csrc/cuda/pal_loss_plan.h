@@ -15,16 +15,18 @@ namespace pal_fast::cuda {
 inline constexpr int64_t BLOCK_THREADS = 256;
 
 // The kernels are compiled so that a multiprocessor's registers hold at least this many blocks of them, on every
-// architecture: three leave 80 registers a thread, two 128. Its shared memory holds as many where a block takes little,
-// and always in the 164 KiB and more of sm_80, 90 and 100. The forward of "each" takes up to 48 KiB a block, of which
-// the 100 KiB of sm_86, 89 and 120 hold two and the 64 KiB of sm_75 one; of the map kernel's largest blocks sm_75 holds
-// two, in double one. Plans do not ask the device: there a layer is cut into more blocks than run at once. `size`:
-// bytes of an element.
+// architecture: four leave 64 registers a thread, three 80, two 128. Its shared memory holds as many where a block
+// takes little, and always in the 164 KiB and more of sm_80, 90 and 100. The forward of "each" takes up to 48 KiB a
+// block, of which the 100 KiB of sm_86, 89 and 120 hold two and the 64 KiB of sm_75 one; of the map kernel's largest
+// blocks sm_75 holds two, in double one. Plans do not ask the device: there a layer is cut into more blocks than run at
+// once. `size`: bytes of an element.
 [[nodiscard]] constexpr int resident_map_blocks(bool all, int64_t size) { return all || size == 8 ? 2 : 3; }
 [[nodiscard]] constexpr int resident_each_blocks(int64_t size) { return size == 8 ? 1 : 3; }
 [[nodiscard]] constexpr int resident_backward_blocks(Grouping grouping, bool channels_last, int64_t size) {
-  // Eight channels' coefficients take a third of the registers.
-  return size == 8 || (size == 2 && channels_last && grouping == Grouping::each) ? 2 : 3;
+  if (size == 8 || (size == 2 && channels_last && grouping == Grouping::each)) {
+    return 2;  // eight channels' coefficients take a third of the registers
+  }
+  return size == 4 && !channels_last && grouping != Grouping::each ? 4 : 3;
 }
 
 // A sample as rows of vectors. Its elements are one flat run in which the inner index (cells; channels for
@@ -47,7 +49,7 @@ struct RowPlan {
 
 // `run` elements of each sample are swept; samples lie `stride` elements apart.
 [[nodiscard]] inline RowPlan plan_rows(int64_t batch, int64_t stride, int64_t run, int64_t inner, int64_t vector,
-                                       int64_t overhead, const Room& room) {
+                                       const Pace& pace, const Room& room) {
   RowPlan plan;
   plan.period = std::lcm(inner, vector);
   plan.vectors = plan.period / vector;
@@ -59,11 +61,14 @@ struct RowPlan {
   plan.rows_at_once = plan.tiles > 1 ? 1 : std::min(BLOCK_THREADS / plan.columns, plan.rows);
   plan.threads = round_up(plan.columns * plan.rows_at_once, WARP_THREADS);
   const int64_t splits =
-      best_splits(batch * plan.tiles, ceil_div(plan.rows, plan.rows_at_once), plan.threads, overhead, room);
+      best_splits(batch * plan.tiles, ceil_div(plan.rows, plan.rows_at_once), plan.threads, pace, room);
   plan.rows_per_split = ceil_div(plan.rows, splits);
   plan.splits = ceil_div(plan.rows, plan.rows_per_split);
   return plan;
 }
+
+// Cells that a group of threads takes at once of a channels_last layer, where a block has more than one for each.
+inline constexpr int SWEEP_CELLS = 2;
 
 // A channels_last sample as cells: groups of `lanes` threads take a cell each and sum over its channels.
 struct CellPlan {
@@ -88,7 +93,7 @@ struct CellPlan {
   }
   const int64_t groups = plan.threads / plan.lanes;
   const int64_t steps = ceil_div(cells, groups), per_step = ceil_div(vectors, plan.lanes);
-  const int64_t splits = best_splits(batch, steps, plan.threads, ceil_div(8, per_step), room);
+  const int64_t splits = best_splits(batch, steps, plan.threads, {ceil_div(8, per_step), SWEEP_CELLS}, room);
   plan.cells_per_split = ceil_div(cells, splits);
   plan.splits = ceil_div(cells, plan.cells_per_split);
   return plan;
@@ -142,7 +147,7 @@ inline constexpr int64_t EACH_MOST_CHANNELS = BLOCK_THREADS;
   }
   const int64_t steps = ceil_div(count, plan.channels_at_once);
   const int64_t most_steps = std::max<int64_t>(1, EACH_MOST_CHANNELS / plan.channels_at_once);
-  const int64_t splits = best_splits(batch, steps, BLOCK_THREADS, 1, room);
+  const int64_t splits = best_splits(batch, steps, BLOCK_THREADS, Pace{1}, room);
   plan.channels_per_split = std::min(most_steps, ceil_div(steps, splits)) * plan.channels_at_once;
   plan.splits = ceil_div(count, plan.channels_per_split);
   return plan;
@@ -154,7 +159,6 @@ struct LossWorkspace {
   int64_t totals = 0;  // of float64: sums
 };
 
-// Steps that a block's beginning and end are worth.
 inline constexpr int64_t FORWARD_OVERHEAD = 4;
 inline constexpr int64_t BACKWARD_OVERHEAD = 2;
 
@@ -164,7 +168,7 @@ inline constexpr int64_t BACKWARD_OVERHEAD = 2;
 
 [[nodiscard]] inline RowPlan plan_forward_rows(const LossProblem& problem, Storage storage, int64_t processors) {
   return plan_rows(problem.batch, problem.sample_elements(), problem.count * problem.cells(), problem.cells(),
-                   vector_of(storage), FORWARD_OVERHEAD, map_room(problem, storage, processors));
+                   vector_of(storage), Pace{FORWARD_OVERHEAD}, map_room(problem, storage, processors));
 }
 
 [[nodiscard]] inline CellPlan plan_forward_cells(const LossProblem& problem, Storage storage, int64_t processors) {
@@ -181,7 +185,7 @@ inline constexpr int64_t BACKWARD_OVERHEAD = 2;
   const bool channels_last = problem.layout == Layout::channels_last;
   const int blocks = resident_backward_blocks(problem.grouping, channels_last, size_of(storage));
   return plan_rows(problem.batch, problem.sample_elements(), problem.sample_elements(),
-                   channels_last ? problem.channels : problem.cells(), vector_of(storage), BACKWARD_OVERHEAD,
+                   channels_last ? problem.channels : problem.cells(), vector_of(storage), Pace{BACKWARD_OVERHEAD},
                    {processors, blocks * BLOCK_THREADS});
 }
 

@@ -151,17 +151,23 @@ __device__ __forceinline__ void fold(Pointer<const T> values, int64_t total, int
       }
     }
   };
-  if (parts == 1) {
-    constexpr int STARTS = 4;
-    for (int first = thread; first < cells; first += STARTS * threads) {
-      T sum[STARTS] = {};
-      sums_from.template operator()<STARTS, 4>(first, cells, sum);
+  const auto maps = [&]<int Starts, int Steps>() {
+    for (int first = thread; first < cells; first += Starts * threads) {
+      T sum[Starts] = {};
+      sums_from.template operator()<Starts, Steps>(first, cells, sum);
 #pragma unroll
-      for (int c = 0; c < STARTS; ++c) {
+      for (int c = 0; c < Starts; ++c) {
         if (first + c * threads < cells) {
           to(first + c * threads, sum[c]);
         }
       }
+    }
+  };
+  if (parts == 1) {
+    if (cells <= threads) {
+      maps.template operator()<1, 16>();
+    } else {
+      maps.template operator()<4, 4>();
     }
     return;
   }
@@ -180,8 +186,7 @@ __device__ __forceinline__ void fold(Pointer<const T> values, int64_t total, int
   }
 }
 
-// Cells, and vectors of each, that a thread has in flight of a channels_last tensor.
-inline constexpr int SWEEP_CELLS = 2;
+// Vectors of each of SWEEP_CELLS cells that a thread has in flight of a channels_last tensor.
 inline constexpr int SWEEP_VECTORS = 2;
 
 // As prefetch_rows.
@@ -190,10 +195,11 @@ __device__ __forceinline__ void prefetch_cells(const Layer<S>& layer, int64_t be
                                                int last_cell) {
   const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
   const int groups = static_cast<int>(blockDim.x) / lanes;
+  const int at_once = first_cell + groups < last_cell ? SWEEP_CELLS : 1;
 #pragma unroll
   for (int u = 0; u < SWEEP_CELLS * SWEEP_VECTORS; ++u) {
-    const int cell = first_cell + u % SWEEP_CELLS * groups + group;
-    const int channel = (lane + u / SWEEP_CELLS * lanes) * VECTOR<S>;
+    const int cell = first_cell + u % at_once * groups + group;
+    const int channel = (lane + u / at_once * lanes) * VECTOR<S>;
     if (cell < last_cell && channel < layer.count) {
       layer.prefetch_at(begin + static_cast<int64_t>(cell) * layer.channels + channel);
     }
@@ -205,13 +211,14 @@ __device__ __forceinline__ void prefetch_cells(const Layer<S>& layer, int64_t be
 template <bool All, typename S, typename T>
 __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin, int lanes, int first_cell,
                                             int last_cell, T pivot, Pointer<T> map, Squares& squares) {
-  constexpr int V = VECTOR<S>, CELLS = SWEEP_CELLS, DEEP = SWEEP_VECTORS, U = CELLS * DEEP;
+  constexpr int V = VECTOR<S>;
   const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
   const int groups = static_cast<int>(blockDim.x) / lanes;
   // Squares of whole vectors are counted, so `All` takes those only.
   const bool reaches_on = !All && layer.aligned && layer.channels % V == 0;
-  // All threads run the same rounds, because lanes of a warp exchange their sums.
-  for (int round = first_cell; round < last_cell; round += CELLS * groups) {
+  // CELLS of each group's cells, DEEP vectors of each at once.
+  const auto sweep_round = [&]<int CELLS, int DEEP>(int round) {
+    constexpr int U = CELLS * DEEP;
     // A cell's channels that take part begin at from; `lead` of them before the first whole vector, `whole` in vectors,
     // of which the last may reach on into other channels, of the same cell.
     int64_t from[CELLS];
@@ -281,6 +288,14 @@ __device__ __forceinline__ void sweep_cells(const Layer<S>& layer, int64_t begin
         map[cell] = sum[c];
       }
     }
+  };
+  // All threads run the same rounds, because lanes of a warp exchange their sums.
+  int round = first_cell;
+  for (; round + groups < last_cell; round += SWEEP_CELLS * groups) {
+    sweep_round.template operator()<SWEEP_CELLS, SWEEP_VECTORS>(round);
+  }
+  if (round < last_cell) {
+    sweep_round.template operator()<1, SWEEP_CELLS * SWEEP_VECTORS>(round);
   }
 }
 

@@ -1,10 +1,10 @@
-// The operator that says whether CUDA tensors can be computed; it is defined in builds with CUDA only.
+// The operator that says whether CUDA tensors can be computed; it is defined in builds with CUDA only. What it raises
+// holds for now: a device in a bad state, or short of memory.
 #include "status.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
-#include <exception>
 
 #include "device.h"
 
@@ -16,12 +16,8 @@ std::string cuda_status(int64_t index) {
   if (!reason.empty()) {
     return reason;
   }
-  try {
-    const pal_fast::cuda::OnDevice current(device);
-    return pal_fast::cuda::why_no_kernel(device, PAL_FAST_CUDA_ARCHITECTURES);
-  } catch (const std::exception& error) {  // by a PyTorch without CUDA, or a device in a bad state
-    return error.what();
-  }
+  const pal_fast::cuda::OnDevice current(device);
+  return pal_fast::cuda::why_no_kernel(device, PAL_FAST_CUDA_ARCHITECTURES);
 }
 
 }  // namespace

@@ -1,6 +1,9 @@
 // Whether the kernels can run on a device: asked of the driver, by way of a kernel that does nothing.
 #include <cuda_runtime.h>
 
+#include <stdexcept>
+
+#include "capture_mode.h"
 #include "status.h"
 
 namespace pal_fast::cuda {
@@ -40,11 +43,18 @@ std::string why_no_device(int device) {
 }
 
 std::string why_no_kernel(int device, const std::string& built_for) {
+  const RelaxedCapture relaxed;
   cudaFuncAttributes attributes{};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
   cudaGetLastError();
   if (error == cudaSuccess) {
     return "";
+  }
+  const bool settled = error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+                       error == cudaErrorUnsupportedPtxVersion || error == cudaErrorInvalidPtx;
+  if (!settled) {
+    throw std::runtime_error("the kernels cannot be loaded on device " + std::to_string(device) + ": " +
+                             cudaGetErrorString(error));
   }
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);

@@ -60,7 +60,8 @@ def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], 
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        plain = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not plain):
             signature[parameter.name], constants[(index,)] = "constexpr", value
             continue
         if isinstance(value, torch.Tensor):
@@ -68,7 +69,7 @@ def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], 
             aligned = True  # PyTorch's allocator aligns to 512 bytes on a GPU
         elif type(value) is int:
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
-            aligned = value % 16 == 0
+            aligned = value % 16 == 0 and not plain
         else:
             assert type(value) is float, f"{parameter.name} is {value!r}"
             signature[parameter.name] = "fp32"

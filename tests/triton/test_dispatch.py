@@ -93,6 +93,23 @@ def test_a_driver_or_an_architecture_that_will_not_do_leaves_triton(gpu: dict[st
     assert status in str(refused.value)
 
 
+def test_a_device_that_cannot_be_asked_now_is_an_error_and_asked_again(gpu: dict[str, Any]) -> None:
+    """Short of memory, say: to fall back on Triton for the rest of the process would be silent, and slower."""
+    asked = [RuntimeError("the kernels cannot be loaded on device 0: out of memory\nmore"), ""]
+
+    def status(index: int) -> str:
+        if isinstance(asked[0], RuntimeError):
+            raise asked[0]
+        return asked[0]
+
+    torch.ops.pal_fast.cuda_status = status
+    assert pal_fast.backends()["cuda"].detail == "the kernels cannot be loaded on device 0: out of memory"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        dispatch.choose(None, CUDA)
+    asked.pop(0)
+    assert dispatch.choose(None, CUDA) == "cuda"
+
+
 def test_a_machine_without_a_compiler_has_no_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,11 @@ import torch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from pal_fast.kernels import launch, sweep
+from pal_fast.kernels import launch, pal_loss, sweep
+from support.triton_compile import specialise
+from triton.runtime.jit import JITFunction
+
+from pal_fast.constants import GROUPING
 
 
 @pytest.fixture
@@ -38,6 +44,63 @@ def test_every_stream_has_counters_of_its_own_and_keeps_them(streams: dict[str, 
     assert len(set(kept)) == launch.STREAMS
     streams["now"] = 3
     assert launch.zeroed_counters(7, like).data_ptr() == kept[3]
+
+
+def test_threads_that_meet_a_device_at_once_share_no_counters(
+    streams: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of two streams that counted in one place would each take the other's programs for their own."""
+    like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
+    own, prepare = threading.local(), launch.prepare_counters
+
+    def slowly(device: torch.device) -> torch.Tensor:
+        time.sleep(0.05)  # as the first allocation is, while which the other thread gets as far
+        return prepare(device)
+
+    monkeypatch.setattr(launch, "prepare_counters", slowly)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=own.stream))
+    found: dict[int, int] = {}
+
+    def count(stream: int) -> None:
+        own.stream = stream
+        found[stream] = launch.zeroed_counters(5, like).data_ptr()
+
+    threads = [threading.Thread(target=count, args=(stream,)) for stream in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found.values())) == 4
+
+
+@pytest.mark.parametrize("shape", [(1024, 14, 14), (512, 28, 28), (2048, 7, 7)], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("grouping", GROUPING)
+def test_a_last_batch_that_is_smaller_compiles_no_kernel_anew(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], channels_last: bool, grouping: str
+) -> None:
+    """A compilation takes seconds, and in a CUDA graph's warm-up it may come too late."""
+    monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", 132)
+    kernels: set[Any] = set()
+
+    def run(self: Any, *, grid: tuple[int, ...], warmup: bool, **arguments: Any) -> None:
+        options = {name: arguments.pop(name) for name in launch.OPTIONS}
+        kernels.add((self.__name__, *(str(part) for part in specialise(self, arguments)), str(options)))
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for batch in (*range(1, 40), *range(40, 257, 9), 256):
+        layer = torch.empty((batch, *shape), dtype=torch.bfloat16, device="meta", memory_format=layout)
+        plane, factor = (torch.empty(size, device="meta") for size in ((batch, *shape[1:]), (batch,)))
+        landmarks = torch.empty(batch, 68, 2, device="meta")
+        which = GROUPING.index(grouping)
+        options = (0, True, which, shape[0])
+        pal_loss.pal_loss(layer, layer, None, landmarks, None, None, None, 224, 224, 14, 0, 0, *options, 0, 0, 0)
+        groups = {"map": 0, "all": 1, "each": shape[0]}[grouping]
+        coefficients = torch.empty(batch, groups, 3, device="meta")
+        pal_loss.pal_loss_backward(factor.sum(), layer, layer, plane, coefficients, factor, *options, True, True)
+    assert len({name for name, *_ in kernels}) == 2
+    assert len(kernels) <= 4, sorted(name for name, *_ in kernels)
 
 
 def test_a_captured_stream_a_large_batch_and_one_stream_too_many_get_fresh_zeros(streams: dict[str, Any]) -> None:
