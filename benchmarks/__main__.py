@@ -12,7 +12,7 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-from .options import IN_TREE, SUBJECTS, add_options
+from .arguments import IN_TREE, SUBJECTS, add_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

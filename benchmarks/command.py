@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 
 from . import machine, performance_page, results_csv
+from .arguments import DIRECTORY, add_options
 from .deadline import Deadline
 from .harness import Row, Subject, measure
 from .lost_device import LOST, LostDeviceError
-from .options import DIRECTORY, add_options
 
 #: Rounds that count.
 ROUNDS = {"cpu": 15, "cuda": 30}

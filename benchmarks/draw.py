@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from . import results_csv
+from .arguments import DIRECTORY
 from .growth_fit import fit
-from .options import DIRECTORY
 
 Record = dict[str, str]
 

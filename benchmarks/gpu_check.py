@@ -32,9 +32,9 @@ import torch
 from pal_fast.files import write_text
 
 from . import machine, targets
+from .arguments import DIRECTORY
 from .gpu_steps import Step, steps
 from .lost_device import LOST, lost_peer
-from .options import DIRECTORY
 
 ROOT = Path(__file__).resolve().parents[1]
 #: A step that has fewer is not begun.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .options import SUBJECTS
+from .arguments import SUBJECTS
 from .step import EAGER, VARIANTS
 
 #: Subjects whose figures are asked for; the others are timed after all checks.

@@ -25,7 +25,7 @@ from pal_fast import PALLoss, dispatch, ops, reference
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
 from . import machine
-from .options import DIRECTORY
+from .arguments import DIRECTORY
 
 #: What may be added per call, on a quiet machine.
 LIMIT_US = 100.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import heatmap, loss, results_csv, step
-from .options import DIRECTORY
+from .arguments import DIRECTORY
 
 #: The least bytes a tensor at which the loss is to reach the copy's rate.
 LARGE_BYTES = 256e6

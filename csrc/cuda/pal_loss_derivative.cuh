@@ -1,7 +1,7 @@
 // The derivative of a sample's score at its elements, from what the forward has left of it.
 #pragma once
 
-#include "pal_loss_sweep.cuh"
+#include "pal_loss_row_sweep.cuh"
 
 namespace pal_fast::cuda {
 

@@ -6,8 +6,9 @@
 //   3. the last block of the batch reduces.
 #pragma once
 
+#include "pal_loss_cell_sweep.cuh"
 #include "pal_loss_map_score.cuh"
-#include "pal_loss_sweep.cuh"
+#include "pal_loss_row_sweep.cuh"
 
 namespace pal_fast::cuda {
 
