@@ -171,7 +171,18 @@ def sample_weight(given: Any, batch: int, device: torch.device) -> None:
     _finite_values("sample_weight", given)
 
 
+def has_values(given: Tensor) -> bool:
+    """Whether Python may look at its values: not while torch.compile traces, nor under `torch.func.vmap`."""
+    if torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(given):
+        if torch._C._functorch.is_batchedtensor(given):
+            return False
+        given = torch._C._functorch.get_unwrapped(given)
+    return True
+
+
 def _finite_values(name: str, given: Tensor) -> None:
     """Looks at values where that costs nothing: on a GPU it would stall the queue."""
-    if given.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(given).all()):
+    if given.device.type == "cpu" and has_values(given) and not bool(torch.isfinite(given).all()):
         raise ValueError(f"{name} must be finite, got {given.tolist()}")

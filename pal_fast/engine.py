@@ -92,8 +92,8 @@ class Engine:
             taken: what was captured of each layer, output present.
             image_size: of the model's input or given by the user, for the layouts.
         """
-        compiling = is_compiling()
-        first = not compiling and not self._begun
+        compiling, seen = is_compiling(), _checks.has_values(logits)
+        first = seen and not self._begun
         if first:
             graph_checks.check(model, logits, taken, differentiates=self.differentiates, exact=self.exact)
         in_group = not compiling and distributed.in_process_group()
@@ -108,7 +108,7 @@ class Engine:
             check_labels(logits, "label", labels)
             assert labels is not None
             prior = prior._replace(sample_weight=counted(logits, labels, prior.sample_weight))
-        look = not compiling and not self._looked and batch_checks.can_tell(prior)
+        look = seen and not self._looked and batch_checks.can_tell(prior)
         told = look and batch_checks.warn_of_prior(prior, self.options.heatmap, logits, labels if by_label else None)
         given = model, logits, taken, labels, prior, layers, first, look and not told, in_group
         with outside_autocast(logits):

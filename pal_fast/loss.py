@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -22,12 +21,13 @@ from pal_fast.capture.layer_names import find_layers, within_compiled
 from pal_fast.capture.model_run import Output
 from pal_fast.constants import BACKENDS
 from pal_fast.engine import Engine
+from pal_fast.loss_copies import CopiedWithModel
 from pal_fast.messages import describe
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import Regions
 
 
-class PALLoss(nn.Module):
+class PALLoss(CopiedWithModel):
     """Privileged Attribution Loss on one layer, or several, of a model (Bonnard et al., ICPR 2022).
 
     Call it once after each forward of the model in train mode; add the result to the task's loss. It holds no
@@ -131,7 +131,7 @@ class PALLoss(nn.Module):
     @property
     def layers(self) -> tuple[str, ...]:
         """The dotted names of the layers that are attributed."""
-        return tuple(self._capture.layers)
+        return tuple(self._capture.layers) if self._waiting is None else self._waiting.layers
 
     def forward(
         self,
@@ -160,6 +160,11 @@ class PALLoss(nn.Module):
         Raises: ValueError, TypeError naming the argument; one that is also a RuntimeError if the layer has not run
             or gradients are off.
         """
+        if self._settle():
+            raise _checks.NotReadyError(
+                "this PALLoss was opened from a file with the model that holds it, and its hooks are on only now: "
+                "repeat the step, or call model.train() before the first"
+            )
         if not torch.is_grad_enabled():
             self._capture.clear()
             raise _checks.NotReadyError(
@@ -219,6 +224,7 @@ class PALLoss(nn.Module):
         Raises: ValueError for labels that do not fit the target; TypeError for a model under fully_shard: call this
             before.
         """
+        self._settle()
         distributed.refuse_sharded(self.model)
         with (
             self._capture.kept(),
@@ -239,6 +245,7 @@ class PALLoss(nn.Module):
 
     def remove(self) -> None:
         """Takes the hooks off the model. The loss cannot be called afterwards."""
+        self._settle()
         self._capture.remove()
 
     def __del__(self) -> None:
@@ -262,34 +269,3 @@ class PALLoss(nn.Module):
             f"layers={list(self.layers)}, attribution={a.attribution!r}, absolute={a.absolute}, "
             f"channels={a.channels!r}, score={options.score!r}, weight={self.weight}"
         )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PALLoss:
-        """A loss on the copy of the model (the one in `memo`, if the model is copied along)."""
-        twin = self._unattached()
-        memo[id(self)] = twin
-        model = copy.deepcopy(self.model, memo)
-        twin._model = (model,)
-        twin._engine = copy.deepcopy(self._engine, memo)
-        twin._attach(find_layers(model, list(self.layers)))
-        if not self._capture.handles:
-            twin.remove()
-        return twin
-
-    def _unattached(self) -> PALLoss:
-        """A shallow copy without hooks; copy.copy would put a second set on this very model."""
-        twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        del twin.__dict__["_capture"]
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_capture"] = (list(self.layers), bool(self._capture.handles))
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        layers, attached = state.pop("_capture")
-        super().__setstate__(state)
-        self._attach(find_layers(self.model, layers))
-        if not attached:
-            self.remove()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import _checks
 from pal_fast.attribution import graph
 from pal_fast.attribution.graph_checks import without_path
-from pal_fast.capture.capture import Capture
+from pal_fast.capture.capture import ONE_RUN, Capture
 from pal_fast.capture.captured import Captured
 from pal_fast.capture.layer_names import is_compiled
 
@@ -28,8 +29,9 @@ def take(model: nn.Module, logits: Any, capture: Capture) -> list[Captured]:
         if reason:
             raise _checks.NotReadyError(reason) from None
         raise
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # whose graphs are not these
     for record in taken:
-        if record.superseded and isinstance(logits, Tensor) and logits.requires_grad:
+        if record.superseded and isinstance(logits, Tensor) and logits.requires_grad and not transformed:
             _refuse_other_runs(logits, record)
     return taken
 
@@ -41,8 +43,8 @@ def _refuse_other_runs(logits: Tensor, record: Captured) -> None:
     on_earlier = any(record.mark in node.metadata for node in nodes)
     if on_latest and on_earlier:
         raise _checks.NotReadyError(
-            f"layer {record.name!r} ran more than once on the way to these logits, so its output is ambiguous; name a "
-            "layer that runs once"
+            f"layer {record.name!r} ran more than once on the way to these logits, so its output is ambiguous: "
+            f"{ONE_RUN}"
         )
     if on_earlier:
         raise _checks.NotReadyError(

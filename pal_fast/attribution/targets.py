@@ -142,6 +142,8 @@ def per_sample(logits: Tensor, target: Callable[..., Tensor], labels: Tensor | N
         raise ValueError(
             f"target must return one scalar per sample, shape ({logits.shape[0]},), got {describe(scalars)}"
         )
+    if logits.requires_grad and not scalars.requires_grad:
+        raise ValueError("target must return a function of the logits, got a tensor without a gradient (detached?)")
     return scalars
 
 
@@ -211,4 +213,4 @@ def _wrong_labels(logits: Tensor, labels: object) -> str:
         )
     elif isinstance(labels, Tensor) and labels.shape == logits.shape[:1]:
         hint = ": pass labels.long()"
-    return f"labels must be integers of shape ({logits.shape[0]},), got {describe(labels)}{hint}"
+    return f"labels must be a tensor of integers of shape ({logits.shape[0]},), got {describe(labels)}{hint}"

@@ -31,6 +31,9 @@ from pal_fast.messages import describe
 #: A number for each layer that is captured.
 _MARKS = itertools.count()
 
+#: The way out where a layer runs twice, as in siamese networks.
+ONE_RUN = "name a layer that runs once, or run both inputs as one batch and split the logits"
+
 #: On each thread, the capture that is `forced`, while it is.
 _FORCED = threading.local()
 
@@ -44,9 +47,9 @@ class Capture:
     """The hooks of one `PALLoss` on one model, and what they caught.
 
     An output is caught while the model trains with gradients enabled (or inside `forced()`), and is held
-    until `take` or the next forward of the model. Where only parts of the model are called, the latest run of the layer
-    takes the place of the one before. What is caught is the layer's output tensor: if a later layer
-    overwrites it in place, it holds what that layer wrote.
+    until `take` or the next such forward of the model. Where only parts of the model are called, the latest run of the
+    layer takes the place of the one before. What is caught is the layer's output tensor: if a later layer overwrites it
+    in place, it holds what that layer wrote.
     """
 
     model: nn.Module
@@ -167,8 +170,7 @@ class Capture:
             return record.problem
         if record.runs > 1:
             return (
-                f"layer {record.name!r} ran {record.runs} times in one forward, so its output is ambiguous; "
-                "name a layer that runs once"
+                f"layer {record.name!r} ran {record.runs} times in one forward, so its output is ambiguous: {ONE_RUN}"
             )
         if not self.handles:
             return "the hooks of this PALLoss were removed; make a new one"
@@ -186,8 +188,8 @@ class Capture:
                 f"of a stage without the stage): name its last block, {ran_without_it!r}"
             )
         return (
-            f"layer {record.name!r} has not run with gradients since the last loss: call model(images) in train "
-            "mode once before each call of the loss, and name a layer which that forward runs"
+            f"layer {record.name!r} has not run with gradients since the last call of the loss (one that was refused "
+            "counts): call model(images) in train mode once before each, and name a layer which that forward runs"
         )
 
     def _last_child_without(self, name: str) -> str:
@@ -205,11 +207,17 @@ class Capture:
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._stands_aside():
             return
-        self.clear()
         if self.running and not is_compiling():
             self.attention.leave()  # The forward before this one was interrupted.
         self.running = self.wanted
-        if self.running and self.segments is not None and not is_compiling():
+        if not self.running:
+            return  # What an earlier forward left is for the loss that is still to come.
+        for record in self.captured:
+            if is_compiling():
+                record.clear()
+            else:
+                record.give_way()
+        if self.segments is not None and not is_compiling():
             self.segments.begin()
         self.image.read((*args, *kwargs.values()))
 

@@ -56,8 +56,8 @@ class Captured:
     node: Any = None
     #: The key, in autograd nodes' metadata, that marks those of runs whose place a later run has taken.
     mark: str = ""
-    #: Whether the latest run has taken the place of another outside a forward of the model: the graph of the logits
-    #: tells whether they depend on that one, too.
+    #: Whether the latest run has taken the place of one that no loss had taken: the graph of the logits tells whether
+    #: they depend on that one, too.
     superseded: bool = False
 
     def clear(self) -> None:
@@ -68,6 +68,13 @@ class Captured:
         """Marks the run before this one, which is held no longer."""
         if self.node is not None:
             self.node.metadata[self.mark] = True
+
+    def give_way(self) -> None:
+        """As another forward begins: clears this, and marks a run that no loss has taken."""
+        untaken = self.output is not None
+        self.supersede()
+        self.clear()
+        self.superseded = untaken
 
     def released(self) -> Captured:
         """What was captured, for one who uses it up; nothing is left here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -34,6 +35,26 @@ class Hook(functools.partial[Any]):
             "torch.jit.script takes no model with the hooks of a PALLoss or of a prepare_head that waits for its first "
             "forward on it: call pal.remove() (or the handle's restore()) first, or script a copy.deepcopy of the model"
         )
+
+
+def when_copied(memo: dict[int, Any], call: Callable[[], Any]) -> None:
+    """Calls `call` when the copy that `memo` belongs to is complete, as `copy.deepcopy` itself cannot."""
+    memo.setdefault(id(_AT_THE_END), _AtTheEnd()).calls.append(call)
+
+
+#: As _LEFTOVERS.
+_AT_THE_END = object()
+
+
+class _AtTheEnd:
+    """Goes with the memo, which alone holds it."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], Any]] = []
+
+    def __del__(self) -> None:
+        for call in self.calls:
+            call()
 
 
 #: Its id is the key under which a memo of `copy.deepcopy` holds the `_Leftovers` of that copy.

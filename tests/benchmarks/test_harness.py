@@ -131,6 +131,15 @@ def test_rows_survive_the_csv_with_their_machine(tmp_path: Path) -> None:
     assert records[-1]["note"] == "it is not installed"
 
 
+def test_no_rate_is_rounded_to_zero() -> None:
+    """Pictures divide by it: a loaded machine took 92 ms for what moves 0.3 MB."""
+    row = harness.Row(Square(2), "a", "both", (9e4, 9e4, 9e4), traffic=300, work=300, machine_rate=1e3)
+    record = results_csv.record_of(row, {})
+    assert record["gb_s"] == pytest.approx(300 / 90 / 1e9, rel=1e-4)
+    assert record["gflop_s"] == pytest.approx(300 / 90 / 1e9, rel=1e-4)
+    assert record["machine_gb_s"] == pytest.approx(1e-6)
+
+
 def without_compiler(subject: Subject) -> Subject:
     return replace(subject, peers=[p for p in subject.peers if not p.name.startswith("compiled")])
 

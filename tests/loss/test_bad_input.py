@@ -234,7 +234,7 @@ def test_labels_are_needed_for_their_target(model):
     with pytest.raises(ValueError, match="labels are needed"):
         pal(logits, landmarks)
     pal, logits, landmarks = logits_and(model, {"target": "label"})
-    with pytest.raises(ValueError, match="labels must be integers"):
+    with pytest.raises(ValueError, match="labels must be a tensor of integers"):
         pal(logits, landmarks, labels=torch.zeros(4))
     pal, logits, landmarks = logits_and(model, {"target": lambda z, y: z})
     with pytest.raises(ValueError, match="one scalar per sample"):
@@ -270,10 +270,16 @@ def test_logits_of_another_forward(model):
         pal(torch.randn(4, 5, requires_grad=True) * 2, landmarks)
 
 
+def test_a_target_that_detaches_is_told_so(model):
+    pal, logits, landmarks = logits_and(model, {"target": lambda logits, labels: logits.detach().sum(1)})
+    with pytest.raises(ValueError, match="target must return a function of the logits, got a tensor without"):
+        pal(logits, landmarks)
+
+
 def test_a_second_loss_of_the_same_forward_is_told_so(model):
     pal, logits, landmarks = logits_and(model)
     pal(logits, landmarks)
-    with pytest.raises(RuntimeError, match="before each call of the loss"):
+    with pytest.raises(RuntimeError, match="since the last call of the loss"):
         pal(logits, landmarks)
 
 

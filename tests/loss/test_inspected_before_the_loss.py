@@ -46,5 +46,5 @@ def test_an_inspection_does_not_stand_for_a_forward():
     pal(logits, landmarks)
     pal_fast.attribute(model, "middle", images)
     pal.check(images)
-    with pytest.raises(RuntimeError, match="has not run with gradients since the last loss"):
+    with pytest.raises(RuntimeError, match="has not run with gradients since the last call of the loss"):
         pal(logits, landmarks)

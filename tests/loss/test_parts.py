@@ -133,6 +133,24 @@ def test_logits_of_a_forward_before_the_latest_are_refused(model, data, attribut
         pal(model.head(torch.randn(4, 8, 8, 8)), landmarks)
 
 
+@pytest.mark.parametrize("attribution", ["grad_input", "activation"])
+def test_logits_of_two_forwards_of_the_model_are_refused_and_those_of_either_are_not_mixed_up(model, data, attribution):
+    """Two images through one network: the loss would be that of the second alone."""
+    images, landmarks = data
+    pal = loss_on(model, attribution=attribution)
+    wanted = pal(model(images), landmarks)
+    for both in (lambda a, b: (a + b) / 2, lambda a, b: a - b):
+        with pytest.raises(
+            RuntimeError, match=r"ran more than once on the way to these logits.* both inputs as one batch"
+        ):
+            pal(both(model(images), model(images.flip(3))), landmarks)
+    first, _ = model(images), model(images.flip(3))
+    with pytest.raises(RuntimeError, match="call the loss before the layer runs again"):
+        pal(first, landmarks)
+    model(images.flip(3))  # a forward that has no loss
+    torch.testing.assert_close(pal(model(images), landmarks), wanted)
+
+
 def test_a_run_whose_place_was_taken_is_not_held(model, data):
     images, _ = data
     pal = loss_on(model)

@@ -53,11 +53,14 @@ def test_an_ensemble_of_stacked_parameters():
         pal(got[0], None)
 
 
-def test_the_loss_itself_inside_a_gradient_for_each_sample():
+@pytest.mark.parametrize("first", [False, True], ids=["its first call", "a later one"])
+def test_the_loss_itself_inside_a_gradient_for_each_sample(first):
+    """Values cannot be looked at there, which the first call would do."""
     model = network()
     images, _, landmarks = batch()
     pal = pal_fast.PALLoss(model, "middle", backend="reference")
-    pal(model(images), landmarks).backward()
+    outside = pal if first else pal_fast.PALLoss(model, "middle", backend="reference")
+    outside(model(images), landmarks).backward()
 
     def loss(parameters, image, points):
         return pal(func.functional_call(model, parameters, (image[None],)), points[None])

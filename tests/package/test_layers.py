@@ -19,6 +19,7 @@ ORDER = [
     {"attribution", "nn"},
     {"inspection", "batch_checks", "preflight", "compiled"},
     {"engine"},
+    {"loss_copies"},
     {"loss"},
     {"faces", "metrics", "visualize", "landmarks"},
     {"data"},

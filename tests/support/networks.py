@@ -155,3 +155,21 @@ def gradient_error(model: nn.Module, wanted: dict[str, Tensor]) -> float:
     return relative_error(
         torch.cat([got[n].flatten().double() for n in wanted]), torch.cat([wanted[n].flatten() for n in wanted])
     )
+
+
+class Scriptable(nn.Sequential):
+    """(B, 3, 16, 16) -> (B, 5), without what torch.jit.script refuses."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 5))
+
+
+def hooks(model):
+    """The modules' hooks, and what the modules remember of how to call them."""
+    return [
+        entry
+        for module in model.modules()
+        for name, entries in vars(module).items()
+        if name.startswith(("_forward_hooks", "_forward_pre_hooks"))
+        for entry in entries.items()
+    ]

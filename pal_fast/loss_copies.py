@@ -1,0 +1,100 @@
+"""Copies and pickles of a loss: each is on the copied model, with hooks of its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+
+from pal_fast.capture.capture import Capture
+from pal_fast.capture.hook import when_copied
+from pal_fast.capture.layer_names import find_layers
+from pal_fast.engine import Engine
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Waiting(NamedTuple):
+    """What is to be done once the model is there."""
+
+    layers: tuple[str, ...]
+    attached: bool  # or its hooks were taken off before
+
+
+class CopiedWithModel(nn.Module):
+    """A loss that is on a model, which may hold it (`self.pal = PALLoss(self, ...)`).
+
+    Such a model is still empty when the loss in it is copied or opened. Hooks then wait: until the copy is complete,
+    or, of an opened file, for the first of train(), to(), check() and a call.
+    """
+
+    #: In a tuple, so that the model is not registered as a submodule of the loss.
+    _model: tuple[nn.Module]
+    _engine: Engine
+    _capture: Capture
+    _waiting: Waiting | None = None
+
+    def _attach(self, layers: dict[str, nn.Module]) -> None:
+        """Puts the hooks on."""
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A loss on the copy of the model (the one in `memo`, if the model is copied along)."""
+        was = self._as_it_is()
+        twin = self._unattached()
+        memo[id(self)] = twin
+        model = copy.deepcopy(self._model[0], memo)
+        twin._model = (model,)
+        twin._engine = copy.deepcopy(self._engine, memo)
+        twin._attach_or_wait(was)
+        if twin._waiting is not None:
+            when_copied(memo, twin._settle)
+        return twin
+
+    def _unattached(self) -> Self:
+        """A shallow copy without hooks; copy.copy would put a second set on this very model."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        del twin.__dict__["_capture"]
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        was = self._as_it_is()
+        return {**self.__dict__, "_capture": tuple(was), "_waiting": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        layers, attached = state.pop("_capture")
+        super().__setstate__(state)
+        self._attach_or_wait(Waiting(tuple(layers), attached))
+
+    def _as_it_is(self) -> Waiting:
+        if self._waiting is not None:
+            return self._waiting
+        return Waiting(tuple(self._capture.layers), bool(self._capture.handles))
+
+    def _attach_or_wait(self, wanted: Waiting) -> None:
+        model = self._model[0]
+        if "_modules" not in vars(model):
+            self._waiting, self._capture = wanted, Capture(model, {})
+            return
+        self._waiting = None
+        self._attach(find_layers(model, list(wanted.layers)))
+        if not wanted.attached:
+            self._capture.remove()
+
+    def _settle(self) -> bool:
+        """Ends the waiting, if the model is there; whether it did."""
+        if self._waiting is None or "_modules" not in vars(self._model[0]):
+            return False
+        self._attach_or_wait(self._waiting)
+        return True
+
+    def train(self, mode: bool = True) -> Self:
+        self._settle()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._settle()
+        return super()._apply(*args, **kwargs)

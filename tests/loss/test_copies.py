@@ -1,0 +1,210 @@
+"""Copies and pickles of a model and of its loss: a model's are without hooks, a loss's have their own."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.networks import Scriptable, SmallNet, batch, hooks
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+import pal_fast
+from pal_fast.capture.hook import Hook
+
+
+@pytest.fixture
+def model():
+    return SmallNet()
+
+
+@pytest.fixture
+def data():
+    return batch(dtype=torch.float32)
+
+
+def test_copies_and_pickles_of_the_model_carry_no_live_hook(model, data):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, "middle")
+    twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    twins.append(torch.load(stream, weights_only=False))
+    for twin in twins:
+        twin(images)
+        with pytest.raises(RuntimeError, match="has not run"):
+            pal(twin(images), landmarks)
+    pal(model(images), landmarks).backward()
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda model: AveragedModel(model).module, lambda model: copy.deepcopy(copy.deepcopy([model]))[0]],
+    ids=["deepcopy", "AveragedModel", "deepcopy of a deepcopy"],
+)
+def test_a_deep_copy_of_the_model_has_none_of_the_hooks(model, data, steps, copied):
+    images, _, landmarks = data
+    pal = pal_fast.PALLoss(model, ["stem", "middle"])
+    for _ in range(steps):
+        pal(model(images), landmarks).backward()
+    before = hooks(model)
+    twin = copied(model)
+    assert not hooks(twin)
+    assert hooks(model) == before
+    assert twin.training == model.training
+    pal(model(images), landmarks).backward()
+    torch.testing.assert_close(twin(images), model(images))
+
+
+def test_a_deep_copy_of_a_checkpointed_model_has_none_of_the_hooks(data):
+    class Checkpointed(SmallNet):
+        def forward(self, images):
+            return self.head(checkpoint(self.middle, self.stem(images), use_reentrant=False))
+
+    images, _, landmarks = data
+    model = Checkpointed()
+    pal = pal_fast.PALLoss(model, "middle")
+    pal(model(images), landmarks).backward()
+    assert hooks(model.middle[1]), "its recomputation is guarded"
+    assert not hooks(copy.deepcopy(model))
+
+
+def test_a_deep_copy_of_a_model_whose_head_waits_to_be_prepared_has_none_of_the_hooks(model):
+    head = pal_fast.nn.prepare_head(model, "middle")
+    assert not hooks(copy.deepcopy(model))
+    assert not head.ready
+
+
+def test_a_deep_copy_keeps_the_user_s_own_hooks(model, data):
+    pal = pal_fast.PALLoss(model, "middle")
+    seen = []
+    model.middle.register_forward_hook(lambda module, args, kwargs, output: seen.append(module), with_kwargs=True)
+    model.middle.register_forward_pre_hook(lambda module, args: None)
+    twin = copy.deepcopy(model)
+    pal.remove()
+    assert len(hooks(twin)) == len(hooks(model)) == 3
+    twin(data[0])
+    assert seen == [twin.middle]
+
+
+def test_a_deep_copy_of_a_model_and_its_loss_has_the_hooks_of_the_copied_loss_alone(model, data):
+    pal = pal_fast.PALLoss(model, "middle")
+    twin = copy.deepcopy(nn.ModuleDict({"model": model, "pal": pal}))
+    assert len(hooks(twin["model"])) == len(hooks(model))
+    twin["pal"].remove()
+    assert not hooks(twin["model"])
+
+
+def test_a_deep_copy_can_be_scripted_before_it_has_run(data):
+    model = Scriptable()
+    pal = pal_fast.PALLoss(model, "2")
+    twin = copy.deepcopy(model).eval()
+    torch.testing.assert_close(torch.jit.script(twin)(data[0]), twin(data[0]))
+    pal.remove()
+    torch.jit.script(model)
+
+
+def test_a_pickled_model_opens_without_pal_fast(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(32, 2))
+    pal = pal_fast.PALLoss(model, "0")
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(model))
+    code = (
+        "import pickle, sys, torch; sys.modules['pal_fast'] = None; "
+        f"m = pickle.load(open({str(tmp_path / 'model.pkl')!r}, 'rb')); print(m(torch.zeros(1, 3, 4, 4)).shape)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert pal.layers == ("0",)
+
+
+def test_a_copied_loss_works_on_the_copied_model(model, data):
+    images, _, landmarks = data
+    trainer = nn.ModuleDict({"model": model, "pal": pal_fast.PALLoss(model, "middle", weight=2.0)})
+    first = trainer["pal"](model(images), landmarks)
+    twin = copy.deepcopy(trainer)
+    assert twin["pal"].model is twin["model"]
+    torch.testing.assert_close(twin["pal"](twin["model"](images), landmarks), first)
+    thawed = pickle.loads(pickle.dumps(trainer))
+    torch.testing.assert_close(thawed["pal"](thawed["model"](images), landmarks), first)
+
+
+def test_a_loss_on_the_output_of_the_model_itself_is_copied_and_pickled():
+    body = SmallNet().stem
+    images, _, landmarks = batch(dtype=torch.float32)
+    both = nn.ModuleDict({"body": body, "pal": pal_fast.PALLoss(body, body)})
+
+    def loss_of(both):
+        return both["pal"](both["body"](images).mean((2, 3)), landmarks)
+
+    first = loss_of(both)
+    assert first != 0
+    for other in (copy.deepcopy(both), pickle.loads(pickle.dumps(both))):
+        assert other["pal"].layers == both["pal"].layers
+        torch.testing.assert_close(loss_of(other), first)
+
+
+def test_a_copy_of_the_loss_leaves_no_hook_on_the_model(model):
+    pal = pal_fast.PALLoss(model, "middle")
+    before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    copy.deepcopy(pal)
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == before
+
+
+def test_a_copied_loss_takes_its_head_from_the_copied_model():
+    model = SmallNet(act=nn.GELU)
+    pal = pal_fast.PALLoss(model, "middle", second_order="finite_difference", head=model.head)
+    trainer = nn.ModuleDict({"model": model, "pal": pal})
+    for twin in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
+        assert twin["pal"]._engine.head.__self__ is twin["model"]
+
+
+class HoldsItsLoss(SmallNet):
+    """As a LightningModule that is the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.pal = pal_fast.PALLoss(self, "middle")
+        self.late = nn.Identity()
+
+
+def opened(model):
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, opened, lambda model: AveragedModel(model).module])
+def test_a_model_that_holds_its_loss_is_copied_and_opened_with_it(data, way):
+    images, _, landmarks = data
+    model = HoldsItsLoss()
+    twin = way(model)
+    assert twin.pal.model is twin
+    assert twin.pal.layers == ("middle",)
+    if way is opened:
+        with pytest.raises(RuntimeError, match=r"opened from a file with the model that holds it.*repeat the step"):
+            twin.pal(twin(images), landmarks)
+    assert torch.equal(twin.pal(twin(images), landmarks), model.pal(model(images), landmarks))
+    again = way(way(model)).train()
+    assert torch.equal(again.pal(again(images), landmarks), model.pal(model(images), landmarks))
+    twin.pal.remove()
+    third = way(twin).train()
+    assert not any(isinstance(hook, Hook) for copied in (twin, third) for _, hook in hooks(copied))
+    with pytest.raises(RuntimeError, match="removed"):
+        third.pal(third(images), landmarks)
+
+
+def test_a_copy_of_a_removed_loss_is_removed(model):
+    pal = pal_fast.PALLoss(model, "middle")
+    pal.remove()
+    for twin in (copy.deepcopy(pal), pickle.loads(pickle.dumps(pal))):
+        assert not twin._capture.handles
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.model.modules())
