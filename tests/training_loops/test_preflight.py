@@ -237,7 +237,7 @@ def test_a_target_that_uses_labels_is_tried_with_and_without_them():
 
 def test_labels_that_do_not_fit_are_an_error_of_the_call_and_no_problem_of_the_layer():
     images, labels, _ = batch(dtype=torch.float32)
-    with pytest.raises(ValueError, match="labels must be integers"):
+    with pytest.raises(ValueError, match="labels must be a tensor of integers"):
         pal_fast.PALLoss(SmallNet(), "middle", target="label").check(images, labels[:2])
     soft = pal_fast.PALLoss(SmallNet(), "middle", target=lambda z, y: (z * y).sum(1))
     with pytest.raises(ValueError, match=r"labels are needed to try this target, as check\(images, labels\)"):
