@@ -86,11 +86,25 @@ def _open_validation(config: TrainingConfig, transform: Any) -> Any:
         return open_split(config, "test", transform=transform, landmarks=False)
 
 
-def make_loss(config: TrainingConfig, model: nn.Module) -> PALLoss:
-    if config.prepare_head:
-        from pal_fast.nn import prepare_head
+def prepare(config: TrainingConfig, network: nn.Module, size: int, accelerator: Any) -> None:
+    """`prepare_head` at once, where the loss and `config.prepare_head` want it.
 
-        prepare_head(model, list(config.layer))
+    Not in the first step, as it would without an example: a resumed run would then do another step unprepared than
+    one that was never stopped. The example leaves no trace: eval mode, no gradient, and random states are put back.
+
+    Args: network, on its device, before Accelerate wraps it; its input is `size` x `size`.
+    """
+    if not (config.prepare_head and config.weight):
+        return
+    from pal_fast.nn import prepare_head
+
+    device = accelerator.device
+    example = torch.zeros(2, 3, size, size, device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerator.autocast():
+        prepare_head(network, list(config.layer), example)
+
+
+def make_loss(config: TrainingConfig, model: nn.Module) -> PALLoss:
     return PALLoss(
         model,
         list(config.layer),
@@ -124,6 +138,7 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         with torch.no_grad(), accelerator.autocast(), running(config.model, size, "size"):
             network.train()(images)
+        prepare(config, network, size, accelerator)
         pal = make_loss(config, network) if config.weight else None
         with accelerator.autocast():
             logits = network(images)

@@ -15,7 +15,7 @@ from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import check_logits
 from pal_fast.training.networks import begin, make_twice_differentiable
 from pal_fast.training.randomness import derive
-from pal_fast.training.set_up import Splits, make_loss, try_out
+from pal_fast.training.set_up import Splits, make_loss, prepare, try_out
 
 
 class Learner:
@@ -66,6 +66,7 @@ class Learner:
 
             self.network = convert_sync_batchnorm(self.network)
         self.network.to(accelerator.device)
+        prepare(config, self.network, size, accelerator)
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import pickle
 import resource
@@ -19,9 +20,14 @@ import psutil
 import torch
 from support.drawn_datasets import write_rafdb
 from support.small_training import SMALL, command, environment, quiet, same, weights
+from torch import nn
 
+from pal_fast.nn import Conv2d
 from pal_fast.training import TrainingConfig, train
+from pal_fast.training.machine import make_accelerator
+from pal_fast.training.networks import build_network
 from pal_fast.training.run_folder import RunFolder, read_state, write_state
+from pal_fast.training.set_up import prepare
 from pal_fast.training.trained import evaluate
 
 #: Dies when half of its n-th checkpoint is written.
@@ -140,7 +146,7 @@ def test_accelerate_launch_gives_the_same_weights(tmp_path):
 def test_two_processes_killed_and_resumed(tmp_path):
     write_rafdb(tmp_path / "faces", 48, 14)
     data = {"data": "rafdb", "root": str(tmp_path / "faces")}
-    config = TrainingConfig(**SMALL | data, weight=1, checkpoint_every=1, sync_batchnorm=True)
+    config = TrainingConfig(**SMALL | data, weight=1, checkpoint_every=1, sync_batchnorm=True, prepare_head=True)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pal_fast")
     kill_in_the_middle_of_an_epoch(command(config, killed, *torchrun), killed)
@@ -182,6 +188,38 @@ def test_stopped_between_epochs_in_bfloat16(device, tmp_path):
     for name in ("stopped", "whole"):
         train(config, tmp_path / name, say=quiet)
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_prepared_head_is_prepared_in_the_first_step_of_a_resumed_run_as_of_an_uninterrupted_one(precision, tmp_path):
+    config = TrainingConfig(**SMALL | {"gallery": 0}, weight=1, prepare_head=True, precision=precision)
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "stopped", say=stop)
+    for name in ("stopped", "whole"):
+        train(config, tmp_path / name, say=quiet)
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_preparing_the_head_at_once_leaves_no_trace(precision):
+    config = TrainingConfig(**SMALL, weight=1, prepare_head=True, precision=precision).resolved()
+    accelerator = make_accelerator("cpu", precision)
+    network = build_network("small", 7, 32)
+    network.head.append(nn.Dropout(0.5))
+    modes = [module.training for module in network.train().modules()]
+    before, state = copy.deepcopy(network.state_dict()), torch.random.get_rng_state()
+    prepare(config, network, 32, accelerator)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert same(network.state_dict(), before)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert [module.training for module in network.modules()] == modes
+    assert any(type(module) is Conv2d for module in network.modules()), "prepared before any step"
 
 
 def test_a_full_disk_leaves_the_last_good_file(tmp_path):
