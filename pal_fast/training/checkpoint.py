@@ -17,8 +17,8 @@ from pal_fast.training.run_folder import RunFolder, read_state, write_state
 
 CHECKPOINT = "checkpoint"
 
-#: What `Progress.sums` adds up over an epoch's images, in this order.
-SUMS = ("images", "cross_entropy", "pal", "correct")
+#: What `Progress.sums` adds up over an epoch's images, in this order; "pal" over those that "annotated" counts.
+SUMS = ("images", "cross_entropy", "pal", "correct", "annotated")
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Progress:
     Attributes:
         epoch: epochs that are complete.
         step: steps of the epoch after them that are done.
-        sums: (4,) float64, `SUMS` over those steps and all processes.
+        sums: (5,) float64, `SUMS` over those steps and all processes.
         seconds: spent in that epoch's steps.
         history: one entry per complete epoch.
     """
@@ -76,7 +76,7 @@ def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any, p
     Warns where another number of processes wrote it: each then has other batch statistics, and sums come in another
     order.
 
-    Raises: ValueError naming a file that is no checkpoint.
+    Raises: ValueError naming a file that is no checkpoint, or one of another version of the package.
     """
     if not folder.checkpoint.exists():
         return Progress()
@@ -87,6 +87,11 @@ def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any, p
             f"{folder.path} was trained in {before} processes until now and goes on in {processes}: its weights will "
             "not be those of an uninterrupted run",
             stacklevel=2,
+        )
+    if len(state["sums"]) != len(SUMS):
+        raise ValueError(
+            f"{folder.checkpoint} was written by a version of pal_fast that kept other figures of an epoch: go on with "
+            "that version, or give another --output"
         )
     network.load_state_dict(state["network"])
     optimiser.load_state_dict(state["optimiser"])

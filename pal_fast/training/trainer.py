@@ -169,7 +169,7 @@ class _Training:
     def _end_epoch(self, gallery: Gallery | None, recorder: Any) -> Evaluation | None:
         config, here = self.config, self.progress
         sums = machine.total(self.accelerator, self.sums)
-        images, cross_entropy, pal, correct = sums.tolist()
+        images, cross_entropy, pal, correct, annotated = sums.tolist()
         if not all(map(math.isfinite, (cross_entropy, pal))):
             self._save()  # raises
         steps = self.steps_per_epoch
@@ -179,7 +179,7 @@ class _Training:
             "learning_rate": self.learner.optimiser.param_groups[0]["lr"],
             "train": {
                 "cross_entropy": cross_entropy / images,
-                "pal": pal / images if self.learner.pal is not None else None,
+                "pal": pal / annotated if annotated else None,
                 "accuracy": correct / images,
             },
             "seconds": here.seconds,

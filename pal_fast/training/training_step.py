@@ -80,7 +80,7 @@ class Learner:
 
         Args:
             done: steps of the run before this one; with the config's seed they decide all that is random.
-            sums: gets the batches' `progress.SUMS` added.
+            sums: gets the batches' `checkpoint.SUMS` added.
         """
         config, device = self.config, self._accelerator.device
         rate = config.learning_rate * (1 - done / self.total_steps) ** config.power
@@ -96,24 +96,32 @@ class Learner:
                 logits = self.model(images)
                 check_logits(logits, self._classes, len(images))
                 cross_entropy = F.cross_entropy(logits, labels)
-                loss, pal = cross_entropy, None
+                loss, pal, annotated = cross_entropy, None, 0
                 if self.pal is not None:
                     landmarks = batch["landmarks"].to(device, non_blocking=True)
                     pal = self.pal(logits, landmarks, labels=labels)
                     loss = loss + pal
+                    # Of whom the loss took its mean; counted where the batch came from, which stalls no GPU.
+                    annotated = int(batch["landmarks"].isfinite().all(-1).any(-1).sum())
                 self._accelerator.backward(loss if len(window) == 1 else loss / len(window))
-            self._add_up(sums, cross_entropy, pal, logits, labels)
+            self._add_up(sums, cross_entropy, pal, annotated, logits, labels)
         self.stepper.step()
         self.optimiser.zero_grad(set_to_none=True)
 
-    def _add_up(self, sums: Tensor, cross_entropy: Tensor, pal: Tensor | None, logits: Tensor, labels: Tensor) -> None:
+    def _add_up(
+        self, sums: Tensor, cross_entropy: Tensor, pal: Tensor | None, annotated: int, logits: Tensor, labels: Tensor
+    ) -> None:
+        """Args: annotated: how many of the batch's images have a landmark; `pal` is the mean over these."""
         count = len(labels)
         correct = (logits.detach().argmax(1) == labels).sum()
         parts = [
             torch.full_like(cross_entropy.detach(), count),
             cross_entropy.detach() * count,
-            torch.zeros_like(cross_entropy.detach()) if pal is None else pal.detach() * (count / self.config.weight),
+            torch.zeros_like(cross_entropy.detach())
+            if pal is None
+            else pal.detach() * (annotated / self.config.weight),
             correct.to(cross_entropy),
+            torch.full_like(cross_entropy.detach(), annotated),
         ]
         sums += torch.stack(parts).to(sums)
 
