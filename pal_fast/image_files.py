@@ -19,6 +19,10 @@ IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".
 Box = tuple[int, int, int, int]
 
 
+class UnreadableImageError(OSError):
+    """A file that is there and cannot be decoded; the message names it."""
+
+
 def list_images(folder: str | Path) -> list[str]:
     """The images below a folder, as sorted paths from there with forward slashes; hidden ones are left out.
 
@@ -59,7 +63,7 @@ def read_image(path: str | Path, box: Box | None = None) -> Tensor:
     """(3, H, W) uint8, RGB, as stored: an EXIF orientation is not applied, since landmarks count stored pixels.
 
     Args: box cuts this part out; what lies beyond the image's right and lower border is left off.
-    Raises: OSError that names the file.
+    Raises: UnreadableImageError or another OSError that names the file.
     """
     from PIL.Image import open as open_image
 
@@ -73,5 +77,5 @@ def read_image(path: str | Path, box: Box | None = None) -> Tensor:
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error and more
-        raise OSError(f"{path} cannot be read as an image: {error}") from error
+        raise UnreadableImageError(f"{path} cannot be read as an image: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -70,8 +70,9 @@ def open_dataset(
         transform: see `FaceDataset`; `train_transform` and `eval_transform` make some.
         classes: the first n classes, or the names of those to keep; AffectNet: 7 leaves contempt out. None for all.
         bad_images: "error" raises one summary of absent and unreadable images, "skip" leaves them out with a warning.
-        verify: "quick" reads every image's header and the end of every JPEG, "full" decodes all, "none" only looks
-            whether the files are there.
+        verify: "quick" reads every image's header and the end of every JPEG and PNG, which finds files that are none
+            or were cut off, and not those that are damaged in the middle; "full" decodes all; "none" only looks whether
+            the files are there.
         **options: rafdb: `template`, see `pal_fast.landmarks.rafdb.aligned_transform`. affectnet: `images`, the folder
             that the list's paths start from, and `margin`, by how much of its size a face's box grows on every side.
             drawn: those of `pal_fast.data.drawn.DEFAULTS`.

@@ -54,6 +54,12 @@ class TrainingConfig:
     bad_images: str = option(
         "error", "absent and unreadable images: one error, or leave them out", choices=("error", "skip"), group="data"
     )
+    verify: str = option(
+        "quick",
+        "before the training read each image's header and the end of its file; full: decode all of it",
+        choices=("quick", "full"),
+        group="data",
+    )
     augment: bool = option(True, "random crops, flips and rotations in training", group="data")
     balanced: str = option(
         "auto", "sample classes equally often; auto: for affectnet only", choices=ANSWERS, group="data"

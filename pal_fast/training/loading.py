@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pal_fast.image_files import UnreadableImageError
 from pal_fast.messages import first_few
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.randomness import Key, SeededDataset, derive
@@ -67,6 +69,7 @@ def open_split(config: TrainingConfig, split: str, *, transform: Any, landmarks:
         transform=transform,
         classes=config.classes,
         bad_images=config.bad_images,
+        verify=config.verify,
     )
     if len(dataset) == 0:
         raise ValueError(f"data: {config.data} in {config.root} has no {split} image")
@@ -158,3 +161,20 @@ def evaluation_loader(
     """The samples `process`, `process + processes`, ... in this order: each once over all processes."""
     mine = range(process, len(dataset), processes)
     return DataLoader(dataset, batch_size=batch, sampler=mine, num_workers=workers, pin_memory=pin)
+
+
+@contextlib.contextmanager
+def errors_in_one_line(way_out: str = "") -> Iterator[None]:
+    """What loaders raise in this block, as if they had no processes of their own: of those PyTorch tells a traceback.
+
+    Args: way_out: what an error about an image that cannot be decoded ends with.
+    """
+    try:
+        yield
+    except Exception as error:
+        said, kind = str(error), type(error)
+        if said.startswith("Caught ") and "Original Traceback" in said:
+            said = said.strip().splitlines()[-1].partition(": ")[2]
+        elif not (way_out and isinstance(error, UnreadableImageError)):
+            raise
+        raise kind(said + (way_out if isinstance(error, UnreadableImageError) else "")) from error

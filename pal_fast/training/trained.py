@@ -12,7 +12,7 @@ from pal_fast.training import machine
 from pal_fast.training.checkpoint import CHECKPOINT
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import Evaluation, evaluate_network
-from pal_fast.training.loading import evaluation_loader, open_split
+from pal_fast.training.loading import errors_in_one_line, evaluation_loader, open_split
 from pal_fast.training.networks import build_network
 from pal_fast.training.run_folder import RunFolder, read_state
 from pal_fast.training.trainer import MODEL
@@ -127,7 +127,7 @@ def evaluate(
     )
     if machine.is_main():
         say(f"{saved.path} on {len(dataset)} images of {config.data}, {split}")
-    with machine.deterministic(config.deterministic):
+    with machine.deterministic(config.deterministic), errors_in_one_line():
         return evaluate_network(
             saved.network,
             loader,

@@ -15,11 +15,18 @@ from pal_fast.training import checkpoint, machine, recording
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import Evaluation, evaluate_network
 from pal_fast.training.gallery import Gallery
+from pal_fast.training.loading import errors_in_one_line
 from pal_fast.training.run_folder import RunFolder, write_arrays, write_json, write_state
 from pal_fast.training.set_up import open_splits
 from pal_fast.training.training_step import Learner
 
 MODEL = "model"
+
+#: From an image that turns out to be damaged while the run goes on.
+_WAY_OUT = (
+    "; put a whole file in its place and give the same command again, or begin anew with --verify full, which decodes "
+    "every image before the training (with --bad-images skip it leaves such images out)"
+)
 
 
 class DivergedError(RuntimeError):
@@ -52,7 +59,8 @@ def train(config: TrainingConfig, output: str | Path, *, say: Callable[[str], No
         result: dict[str, Any] = folder.read_json(folder.result)
         return result
     accelerator = machine.make_accelerator(config.device, config.precision)
-    with machine.deterministic(config.deterministic):
+    way_out = _WAY_OUT if config.verify != "full" else ""
+    with machine.deterministic(config.deterministic), errors_in_one_line(way_out):
         return _Training(config, data, folder, accelerator, say).run()
 
 
