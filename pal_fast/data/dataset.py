@@ -145,10 +145,8 @@ def _transformed(
 
     from pal_fast.data.points import on_canvas
 
-    given = {
-        "image": tv_tensors.Image(image),
-        # A copy, so that a transform in place leaves the data set as it is.
-        "landmarks": on_canvas(points.clone(), (image.shape[-2], image.shape[-1])),
-    }
-    made = transform(given)
+    # A copy, so that a transform in place leaves the data set as it is.
+    landmarks = on_canvas(points.clone(), (image.shape[-2], image.shape[-1]))
+    landmarks.checked = True  # when the data set was made
+    made = transform({"image": tv_tensors.Image(image), "landmarks": landmarks})
     return made["image"].as_subclass(Tensor), made["landmarks"].as_subclass(Tensor)

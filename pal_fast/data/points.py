@@ -21,7 +21,13 @@ from pal_fast.landmarks import renumber_mirrored
 
 
 class Landmarks(tv_tensors.KeyPoints):
-    """(K, 2) float32, (x, y) in pixels of an image of `canvas_size` (height, width), integer = pixel centre."""
+    """(K, 2) float32, (x, y) in pixels of an image of `canvas_size` (height, width), integer = pixel centre.
+
+    Attributes:
+        checked: the whole data set's landmarks were looked at, so that a transform need not look at the first ones.
+    """
+
+    checked: bool = False
 
 
 class Motion(NamedTuple):

@@ -26,7 +26,7 @@ class FaceTransform:
     these.
 
     The first face is looked at: landmarks that lie as normalised ones do are warned of, and refused where the second
-    face has them too.
+    face has them too. Those of a `FaceDataset` are not: it looked at all of them when it was made.
 
     Attributes:
         view: a `pal_fast.data.random_view.RandomView`.
@@ -50,7 +50,7 @@ class FaceTransform:
             )
         given = as_image(sample["image"])
         points = as_landmarks(sample["landmarks"], (given.shape[-2], given.shape[-1]))
-        if not self._first_look.over:
+        if not (points.checked or self._first_look.over):
             self._first_look(points, points.canvas_size)
         image, landmarks = self.view.both(given, points)
         return {

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 pytest.importorskip("torchvision")
 
-from pal_fast.data import Landmarks, eval_transform, train_transform
+from pal_fast.data import FaceDataset, Landmarks, eval_transform, train_transform
+from pal_fast.data.images import MemoryImages
 
 SIDE = 40
 IMAGE = torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
@@ -66,6 +67,19 @@ def test_some_missing_points_do_not_hide_the_others() -> None:
     points = NORMALISED.clone()
     points[2] = torch.nan
     assert len(told(eval_transform(48), points)) == 1
+
+
+@pytest.mark.parametrize("around", [lambda transform: transform, lambda transform: lambda sample: transform(sample)])
+def test_a_data_set_that_warned_of_some_faces_is_not_looked_at_again(around: Any) -> None:
+    points = torch.stack([NORMALISED, NORMALISED, PIXELS, PIXELS])
+    images = MemoryImages(IMAGE.expand(4, 3, SIDE, SIDE))
+    with pytest.warns(UserWarning, match=r"of 2 of 4 annotated images all landmarks lie within 3 pixels"):
+        dataset = FaceDataset(images, [0] * 4, ["a"], landmarks=points, transform=around(eval_transform(SIDE)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for order in ((0, 1), (1, 0, 2), (3, 0, 1)):
+            for index in order:
+                assert torch.equal(dataset[index]["landmarks"], points[index])
 
 
 class Mine(Dataset[dict[str, Any]]):
