@@ -142,6 +142,12 @@ def attach(listing: Listing, marks: LandmarkSet, source: str, others: Callable[[
     )
     points = points.masked_fill((rows < 0)[:, None, None], torch.nan)
     found = points.isfinite().all(-1).any(-1)
+    if bool((rows >= 0).any()) and not found.any():
+        named = [listing.names[row] for row in (rows >= 0).nonzero().flatten().tolist()]
+        raise NoLandmarksError(
+            f"{source} names {len(named)} of the {len(listing)} images of the data set ({first_few(named, 3)}), but "
+            "holds no point of any: all their landmarks are missing (NaN)"
+        )
     if not found.any():
         raise NoLandmarksError(
             f"{source} holds landmarks of {len(marks)} images ({first_few(marks.names, 3)}), but of none of the "

@@ -124,13 +124,31 @@ def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
     there = TrainingConfig.from_mapping(folder.read_json(folder.config), str(folder.config))
     if config.pretrained == "auto":
         config = replace(config, pretrained=there.pretrained)
-    changed = difference(there, config)
+    changed = changes(there, config)
     if changed:
         raise ValueError(
             f"output {folder.path} holds a run with other options (there, here): {'; '.join(changed)}; "
             "give another --output, or remove that folder"
         )
     return config
+
+
+#: Options that decide nothing of the result, and so may be others when a run goes on.
+FREE = ("workers", "checkpoint_every")
+
+
+def changes(there: TrainingConfig, config: TrainingConfig) -> list[str]:
+    """The options in which a run's `config` may not differ from that `there`, each as "name: there, here".
+
+    Paths are compared as the files they name, so that one may be absolute and the other relative.
+    """
+    alike = {name: getattr(there, name) for name in FREE}
+    for name in ("root", "landmarks", "weights"):
+        one, other = getattr(there, name), getattr(config, name)
+        is_path = not (name == "root" and "drawn" in (there.data, config.data))
+        if is_path and one is not None and other is not None and Path(one).resolve() == Path(other).resolve():
+            alike[name] = one
+    return difference(there, replace(config, **alike))
 
 
 def describe_data(config: TrainingConfig) -> dict[str, Any]:

@@ -155,9 +155,11 @@ class _Training:
         here = self.progress
         here.sums = machine.total(self.accelerator, self.sums)
         if not torch.isfinite(here.sums).all():
+            place = self.folder.checkpoint
+            kept = f"{place} is from before" if place.exists() else "there is no checkpoint yet"
             raise DivergedError(
                 f"the loss is not finite in epoch {here.epoch + 1} by step {here.step}: lower learning_rate or weight, "
-                f"or use precision='bf16' instead of 'fp16'; {self.folder.checkpoint} is from before"
+                f"or use precision='bf16' instead of 'fp16'; {kept}"
             )
         if self.accelerator.is_main_process:
             self.sums = here.sums.clone()

@@ -1,4 +1,4 @@
-"""Landmarks as no face has them: all in one point, or normalised in some images and in pixels in others."""
+"""Landmarks as no face has them: none at all, all in one point, or normalised in some images and in pixels in others."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from pal_fast.data import FaceDataset, open_dataset
 from pal_fast.data.images import MemoryImages
 from pal_fast.landmarks import LandmarkSet, read_landmark_set, write_landmarks
+from pal_fast.landmarks.errors import NoLandmarksError
 
 OPTIONS = "count=8,test_count=2,size=32"
 
@@ -133,4 +134,10 @@ def test_some_normalised_images_among_others_are_warned_of_by_name(tmp_path: Pat
 def test_more_than_half_of_normalised_images_are_refused() -> None:
     marks = LandmarkSet(half_normalised(5), drawn().names)
     with pytest.raises(ValueError, match="of 5 of 8 annotated images"):
+        open_dataset("drawn", OPTIONS, "train", landmarks=marks)
+
+
+def test_landmarks_that_hold_no_point_are_not_called_those_of_other_images() -> None:
+    marks = LandmarkSet(torch.full((8, 68, 2), torch.nan), drawn().names)
+    with pytest.raises(NoLandmarksError, match=r"landmarks names 8 of the 8 images .*, but holds no point of any"):
         open_dataset("drawn", OPTIONS, "train", landmarks=marks)

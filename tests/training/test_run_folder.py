@@ -1,0 +1,63 @@
+"""What a run's folder is asked when a run is begun, gone on with or given up in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
+
+from support.drawn_datasets import write_rafdb
+from support.small_training import SMALL, quiet, same, weights
+
+from pal_fast.landmarks import LandmarkSet
+from pal_fast.training import TrainingConfig, train
+from pal_fast.training.run_folder import RunFolder
+from pal_fast.training.trainer import DivergedError
+
+
+def test_options_that_decide_nothing_may_change_and_paths_count_as_the_files_they_name(tmp_path, monkeypatch):
+    faces = write_rafdb(tmp_path / "faces", 16, 14)
+    LandmarkSet(faces.landmarks, faces.names).save(tmp_path / "marks.npz")
+    data = {"data": "rafdb", "root": str(tmp_path / "faces"), "landmarks": str(tmp_path / "marks.npz")}
+    config = TrainingConfig(**SMALL | data | {"gallery": 0, "batch": 8})
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", say=stop)
+    monkeypatch.chdir(tmp_path)
+    changed = {"workers": 1, "checkpoint_every": 1, "root": "faces", "landmarks": "./marks.npz"}
+    other = TrainingConfig(**config.to_mapping() | changed)
+    lines: list[str] = []
+    train(other, tmp_path / "run", say=lines.append)
+    assert lines[0].startswith("resuming after 1 epochs")
+    train(config, tmp_path / "whole", say=quiet)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert json.loads(RunFolder(tmp_path / "run").config.read_text())["workers"] == 1
+    write_rafdb(tmp_path / "others", 16, 14)
+    for name, value in (("root", "others"), ("seed", 1), ("gallery", 1), ("device", "auto"), ("batch", 4)):
+        with pytest.raises(ValueError, match=f"holds a run with other options .*: {name}: "):
+            train(replace(other, **{name: value}), tmp_path / "run", say=quiet)
+
+
+def test_the_root_of_drawn_faces_is_no_path(tmp_path):
+    config = TrainingConfig(**SMALL | {"gallery": 0, "epochs": 1}, weight=0)
+    train(config, tmp_path / "run", say=quiet)
+    with pytest.raises(ValueError, match=r"other options .*: root: "):
+        train(replace(config, root=f"./{config.root}"), tmp_path / "run", say=quiet)
+
+
+def test_a_run_that_diverges_tells_whether_there_is_a_checkpoint(tmp_path):
+    config = TrainingConfig(**SMALL | {"gallery": 0, "learning_rate": 1e30}, power=0.0)
+    with pytest.raises(DivergedError, match=r"not finite in epoch 1 by step \d: .*; there is no checkpoint yet$"):
+        train(config, tmp_path / "run", say=quiet)
+    assert not RunFolder(tmp_path / "run").checkpoint.exists()
+    kept = replace(config, checkpoint_every=1)
+    with pytest.raises(DivergedError, match=r"checkpoint\.pt is from before$"):
+        train(kept, tmp_path / "kept", say=quiet)
+    assert RunFolder(tmp_path / "kept").checkpoint.exists()
