@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trained", metavar="RUN", help="a run's folder, its model.pt or checkpoint.pt")
     parser.add_argument("--data", help="another data set of the same classes (default: that of the training)")
     parser.add_argument("--root", metavar="DIR", help="its folder (default: that of the training)")
+    parser.add_argument("--classes", type=count, metavar="N", help="its first N, where it has a choice")
     parser.add_argument("--split", default="test", help="train or test (default)")
     parser.add_argument("--alignment", action="store_true", help="measure it too, with the data set's own landmarks")
     parser.add_argument("--landmarks", metavar="FILE", help="or with these; implies --alignment")
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         args.trained,
         data=args.data,
         root=args.root,
+        classes=args.classes,
         split=args.split,
         alignment=args.alignment,
         landmarks=args.landmarks,

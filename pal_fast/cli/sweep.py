@@ -9,14 +9,11 @@ from typing import Any
 NAME = "sweep"
 HELP = "train every combination of attribution, channels, layer and weight with several seeds, and tabulate"
 
-#: What the sweep varies instead of `pal-fast train`'s options of that name.
-VARIED = ("attribution", "channels", "layer", "weight", "seed")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pal_fast.constants import ATTRIBUTION, CHANNELS
     from pal_fast.training.arguments import add_options
-    from pal_fast.training.sweep_plan import Plan
+    from pal_fast.training.sweep_plan import VARIED, Plan
 
     default = Plan()
     parser.add_argument("--output", metavar="DIR", required=True, help="the sweep's folder; call again to go on")

@@ -51,8 +51,17 @@ def evenly(dataset: Any, limit: int | None) -> Any:
     return Part(dataset, np.linspace(0, len(dataset) - 1, limit).round().astype(int).tolist())
 
 
-def open_split(config: TrainingConfig, split: str, *, transform: Any, landmarks: bool = True) -> Any:
+def open_split(
+    config: TrainingConfig,
+    split: str,
+    *,
+    transform: Any,
+    landmarks: bool = True,
+    classes: Sequence[str] | None = None,
+) -> Any:
     """One split of the config's data.
+
+    Args: classes: the names of those to keep, in this order, instead of `config.classes`.
 
     Raises: ValueError, OSError naming the argument or the file.
     """
@@ -67,7 +76,7 @@ def open_split(config: TrainingConfig, split: str, *, transform: Any, landmarks:
         landmarks=config.landmarks if landmarks else False,
         format=config.format if landmarks else None,
         transform=transform,
-        classes=config.classes,
+        classes=config.classes if classes is None else classes,
         bad_images=config.bad_images,
         verify=config.verify,
     )

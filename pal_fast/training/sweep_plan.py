@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+#: The options of a run that a sweep decides.
+VARIED: Final = ("attribution", "channels", "layer", "weight", "seed")
 
 
 @dataclass(frozen=True)

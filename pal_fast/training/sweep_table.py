@@ -164,8 +164,9 @@ def markdown(made: list[Row], complete: int, planned: int, failed: dict[Run, str
         "",
         f"{complete} of {planned} runs are complete. Accuracies are of the last epoch: mean ± standard deviation over "
         "seeds. Gain: mean difference to the baseline of the same seed ± half width of its 95% interval. p: paired t "
-        "test on these differences, then corrected for the number of conditions. Alignment: Pearson correlation of "
-        "|gradient| x input with the landmarks' heatmap on the validation images, in brackets the baseline's there.",
+        "test on these differences, then corrected for the number of conditions in this table. Alignment: Pearson "
+        "correlation of |gradient| x input with the landmarks' heatmap on the validation images, in brackets the "
+        "baseline's there.",
     ]
     if failed:
         lines += ["", *(f"* failed: {run.name}: {why}" for run, why in failed.items())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,14 +13,12 @@ from pal_fast.messages import first_few, first_line
 from pal_fast.training import checkpoint, machine
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.networks import begin, make_twice_differentiable
-from pal_fast.training.run_folder import RunFolder, write_text
+from pal_fast.training.run_folder import RunFolder
 from pal_fast.training.set_up import open_splits, try_out
+from pal_fast.training.sweep_folder import earlier_runs, note_failure, noted_failures, run_folder, with_layers_there
 from pal_fast.training.sweep_plan import Condition, Plan, Run
 from pal_fast.training.sweep_table import write_tables
 from pal_fast.training.trainer import DivergedError, train
-
-#: The folder of a sweep that says why runs failed.
-FAILURES: Final = "failures"
 
 #: What a condition or a run fails of, and another need not.
 CANNOT_TRAIN: Final = (ValueError, TypeError, OSError, ImportError, RuntimeError)
@@ -52,7 +50,7 @@ class Swept:
     """What a sweep came to.
 
     Attributes:
-        table: of all runs that are complete, in Markdown; "" in all processes but the first.
+        table: of all runs in the folder that are complete, in Markdown; "" in all processes but the first.
         failed: why runs that this call tried are not, by run.
     """
 
@@ -69,6 +67,9 @@ def sweep(
     say: Callable[[str], None] = print,
 ) -> Swept:
     """Trains what is not there yet, and after each run writes table.md, table.csv and runs.csv of all that is.
+
+    All that is: also the runs of earlier calls with other conditions or seeds, if their options are `base`'s but for
+    what a sweep varies. Holm's correction is over all conditions in the table.
 
     A sweep may be stopped at any time and called again. Call it in every process that torchrun started; several
     machines that share `output` take a shard each. Before the first run every condition is tried on a step of noise. A
@@ -88,14 +89,25 @@ def sweep(
         raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/8, got {index}/{count}")
     output = Path(output)
     runs = configs(base, plan)
-    folders = {run: RunFolder(output / "runs" / run.name) for run in runs}
+    folders = {run: run_folder(output, run) for run in runs}
     data = checkpoint.describe_data(base)
+    earlier = earlier_runs(output, base, runs, data)
+    runs = with_layers_there(runs, output, earlier.runs.values())
     for run, config in runs.items():
         checkpoint.check_folder(folders[run], config)
         checkpoint.check_data(folders[run], data, config)
     check_conditions({run: config for run, config in runs.items() if not folders[run].result.exists()})
     if machine.is_main():
         say(_extent(folders))
+        if earlier.runs:
+            say(f"in the tables also {len(earlier.runs)} runs of earlier calls: {_names(earlier.runs)}")
+        for name, why in earlier.foreign.items():
+            say(f"not in the tables: {name}: {why}")
+
+    def write() -> str:
+        tabulated = folders | earlier_runs(output, base, runs, data).runs
+        return write_tables(output, tabulated, noted_failures(output, tabulated))
+
     failed: dict[Run, str] = {}
     for number, (run, config) in enumerate(runs.items()):
         if number % count != index - 1 or folders[run].result.exists():
@@ -111,9 +123,13 @@ def sweep(
             if machine.is_main():
                 say(f"failed: {run.name}: {failed[run]}")
         if machine.is_main():
-            _note(output, run, failed.get(run))
-            write_tables(output, folders, _noted(output, runs))
-    return Swept(write_tables(output, folders, _noted(output, runs)) if machine.is_main() else "", failed)
+            note_failure(output, run, failed.get(run))
+            write()
+    return Swept(write() if machine.is_main() else "", failed)
+
+
+def _names(runs: dict[Run, RunFolder]) -> str:
+    return first_few([run.name for run in runs], 3)
 
 
 def _extent(folders: dict[Run, RunFolder]) -> str:
@@ -159,18 +175,3 @@ def check_conditions(runs: dict[Run, TrainingConfig]) -> None:
         number = sum(map(len, reasons.values()))
         told = "; ".join(f"{first_few(names, 3)}: {why}" for why, names in reasons.items())
         raise ValueError(f"{number} of {len(conditions)} conditions cannot be trained, and no run is begun: {told}")
-
-
-def _note(output: Path, run: Run, failure: str | None) -> None:
-    """Keeps why a run failed, for the tables that other shards write too; or forgets it, for None."""
-    place = output / FAILURES / f"{run.name}.txt"
-    if failure is None:
-        place.unlink(missing_ok=True)
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_text(place, f"{failure}\n")
-
-
-def _noted(output: Path, runs: Iterable[Run]) -> dict[Run, str]:
-    places = {run: output / FAILURES / f"{run.name}.txt" for run in runs}
-    return {run: place.read_text(encoding="utf-8").strip() for run, place in places.items() if place.is_file()}

@@ -62,6 +62,7 @@ def evaluate(
     *,
     data: str | None = None,
     root: str | None = None,
+    classes: int | None = None,
     split: str = "test",
     alignment: bool = False,
     landmarks: str | None = None,
@@ -77,7 +78,9 @@ def evaluate(
 
     Args:
         path: see `load_network`.
-        data, root: another data set of the same classes; None takes that of the training.
+        data, root: another data set of the same classes, whose labels count in the order of the training's, by name;
+            None takes that of the training.
+        classes: the first n of that data set, as in training: 7 leaves AffectNet's contempt out.
         alignment: measure it too, with the landmarks that the data set brings.
         landmarks: or with those in this file; implies `alignment`.
         format: of that file, one of `pal_fast.landmarks.FORMATS`; None guesses.
@@ -98,6 +101,7 @@ def evaluate(
     config = replace(
         config,
         root=root if root is not None else config.root,
+        classes=classes if classes is not None else config.classes,
         limit=limit,
         workers=workers,
         device=device,
@@ -106,10 +110,18 @@ def evaluate(
     assert config.size is not None
     alignment = alignment or landmarks is not None
     dataset = open_split(config, split, transform=eval_transform(config.size), landmarks=alignment)
-    if tuple(map(str, dataset.classes)) != saved.classes:
+    found = tuple(map(str, dataset.classes))
+    if found != saved.classes and sorted(found) == sorted(saved.classes):
+        # The names tell what a label means; their order is each data set's own.
+        dataset = open_split(
+            config, split, transform=eval_transform(config.size), landmarks=alignment, classes=saved.classes
+        )
+        if machine.is_main():
+            say(f"{config.data} has the classes in another order; its labels are taken by name")
+    elif found != saved.classes:
         raise ValueError(
-            f"data: {saved.path} knows the classes {', '.join(saved.classes)}, "
-            f"but {config.data} has {', '.join(map(str, dataset.classes))}"
+            f"data: {saved.path} knows the classes {', '.join(saved.classes)}, but {config.data} has "
+            f"{', '.join(found)}: give data with the same classes, or fewer of them with classes (--classes)"
         )
     if alignment and not dataset.landmark_count:
         raise ValueError(f"landmarks: {config.data} brings none; give a file")

@@ -1,4 +1,4 @@
-"""Landmarks as no face has them: none at all, all in one point, or normalised in some images and in pixels in others."""
+"""Landmarks as no face has them: none, all in one point, or normalised in some images and in pixels in others."""
 
 from __future__ import annotations
 
