@@ -93,7 +93,9 @@ def explain(
         landmarks: (K, 2), (x, y) in its pixels, integer = pixel centre.
         layer: the layer to look at, or its name.
         size: side of the network's square input in pixels.
-        crop: what becomes that square, "face" or "whole".
+        crop: what becomes that square, "face" or "whole". The whole image keeps its proportions and gets borders,
+            while `pal_fast.data.eval_transform` resizes either side to the square: of an image that is not square a
+            network trained by `pal-fast train` sees another picture here.
         mean, std: that the network's input is normalised with; ImageNet's by default.
         target: the logits that are attributed, "predicted" or "sum".
         attribution: see `pal_loss`.

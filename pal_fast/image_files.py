@@ -74,8 +74,8 @@ def read_image(path: str | Path, box: Box | None = None) -> Tensor:
                 left, top, width, height = box
                 image = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
             pixels = rgb(image)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no image file {path}") from error
     except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error and more
         raise UnreadableImageError(f"{path} cannot be read as an image: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

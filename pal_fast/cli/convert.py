@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pal_fast.cli import check_output
+
 if TYPE_CHECKING:
     from pal_fast.landmarks import LandmarkSet
 
@@ -47,9 +49,12 @@ class _ListFormats(argparse.Action):
 
 
 def run(args: argparse.Namespace) -> int:
-    from pal_fast.landmarks import LandmarkSet, read_landmark_set, to_68_points, write_landmarks
+    from pal_fast.landmarks import FORMATS, LandmarkSet, read_landmark_set, to_68_points, write_landmarks
 
     target = args.to or _format_of(args.output)
+    one_file = target in FORMATS and FORMATS[target].write_all is not None
+    if one_file or not Path(args.output).is_dir():
+        check_output(args.output, makes_folder=not one_file)
     if args.aligned:
         marks = aligned_rafdb(Path(args.input), args.points, args.aligned == "measured")
     else:

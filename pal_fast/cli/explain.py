@@ -37,11 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", type=count, default=1000, help="logits of the network's head (default: %(default)s)"
     )
-    parser.add_argument("--crop", choices=("face", "whole"), default="face", help="what the network sees")
+    parser.add_argument(
+        "--crop",
+        choices=("face", "whole"),
+        default="face",
+        help="what the network sees: a square around the face, or the "
+        "whole image in a square, with borders; pal-fast train resizes both sides to the square instead",
+    )
     parser.add_argument(
         "--size", type=count, default=None, help="side of its input in pixels (default: the network's own)"
     )
-    parser.add_argument("--target", choices=("predicted", "sum"), default="predicted", help="the logits attributed")
+    parser.add_argument(
+        "--target",
+        choices=("predicted", "sum"),
+        default="predicted",
+        help="the logits attributed; an activation is of none",
+    )
     parser.add_argument("--attribution", choices=("grad_input", "grad", "activation"), default="grad_input")
     parser.add_argument("--sigma", type=float, default=None, help="of the heatmap, in pixels of the network's input")
     parser.add_argument(
@@ -82,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     )
     state = untrained(beginning)
     probability, best = explanation.probabilities.max(0)
-    of = f"logit {int(best)}" if args.target == "predicted" else "the sum of the logits"
+    logits = f"logit {int(best)}" if args.target == "predicted" else "the sum of the logits"
+    what = "activation" if args.attribution == "activation" else f"attribution of {logits}"
     inside = ((explanation.landmarks >= -0.5) & (explanation.landmarks < size - 0.5)).all(1).sum()
     cells = " x ".join(map(str, explanation.attribution.shape))
     print(
@@ -95,10 +107,10 @@ def run(args: argparse.Namespace) -> int:
     if state:
         print(f"             {state.upper()}: what random weights do shows the architecture, not anything learnt")
     print(f"prediction   logit {int(best)}, probability {float(probability):.3f}")
-    print(f"correlation  {explanation.correlation:.3f}, of the attribution of {of} with the landmarks' heatmap")
+    print(f"correlation  {explanation.correlation:.3f}, of the {what} with the landmarks' heatmap")
     weights = "random weights: UNTRAINED" if state == "untrained" else beginning.source.split("; ")[0]
     weights += " (PARTLY UNTRAINED)" if state == "partly untrained" else ""
-    figure = explain.draw(explanation, title=f"{args.model}, {args.layer}\n{weights}", caption=f"attribution of {of}")
+    figure = explain.draw(explanation, title=f"{args.model}, {args.layer}\n{weights}", caption=what)
     print(f"picture      {visualize.save(figure, args.output)}")
     return 0
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pal_fast import _checks
 from pal_fast.data.normalised_landmarks import FirstLook
+from pal_fast.messages import describe
 
 #: Per channel, of RGB images in [0, 1]: what networks pretrained on ImageNet expect.
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -93,8 +94,18 @@ def train_transform(
         mean, std: per channel, of RGB images in [0, 1].
 
     Returns: a `FaceTransform`, which says what it takes; images come out float32 (3, height, width).
-    Raises: ImportError without torchvision.
+    Raises: ImportError without torchvision; ValueError, TypeError naming the argument.
     """
+    for name, share in (("flip", flip), ("erase", erase)):
+        _checks.finite_number(name, share)
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be a probability, from 0 to 1, got {share}")
+    for name, number in (("degrees", degrees), ("colour", colour)):
+        _checks.finite_number(name, number)
+        if number < 0:
+            raise ValueError(f"{name} must be 0 or more, got {number}")
+    _check_range("scale", scale, 1)
+    _check_range("ratio", ratio, None)
     v2, torch = _torchvision()
     from pal_fast.data.random_view import RandomView
 
@@ -106,6 +117,17 @@ def train_transform(
     if erase:
         paints.append(v2.RandomErasing(erase))
     return FaceTransform(view, paints)
+
+
+def _check_range(name: str, given: Any, most: float | None) -> None:
+    """Raises: TypeError, ValueError unless `given` is (from, to), positive and ordered, and `most` at most."""
+    wanted = f"(from, to) with 0 < from <= to{'' if most is None else f' <= {most}'}"
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise TypeError(f"{name} must be {wanted}, got {describe(given)}")
+    for number in given:
+        _checks.finite_number(name, number)
+    if not 0 < given[0] <= given[1] <= (given[1] if most is None else most):
+        raise ValueError(f"{name} must be {wanted}, got {tuple(given)}")
 
 
 def eval_transform(

@@ -178,7 +178,10 @@ class LandmarkSet:
         whole or not at all.
 
         Args: settings, how the landmarks were made, is kept beside them.
+        Raises: ValueError for a path that does not end in .npz, by which it is read; OSError naming it.
         """
+        if Path(path).suffix.lower() != ".npz":
+            raise ValueError(f"path must end in .npz, got {str(path)!r}")
         scores = torch.full(self.points.shape[:2], torch.nan) if self.scores is None else self.scores
         arrays = {"names": _strings(self.names), "points": self.points.numpy(), "scores": scores.numpy()}
         if self.digests is not None:

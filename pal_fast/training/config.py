@@ -251,6 +251,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
             values: Any = _toml().loads(text)
         else:
             values = json.loads(text)
+    except OSError as error:
+        raise type(error)(f"config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path} is no valid {path.suffix.lstrip('.') or 'JSON'} file: {error}") from None
     if not isinstance(values, dict):

@@ -85,12 +85,14 @@ def open_split(
     return evenly(dataset, config.limit)
 
 
-def check_classes(dataset: Any, split: str) -> None:
-    """Raises: ValueError naming the classes of which a split to train on has no image."""
+def check_classes(dataset: Any, split: str, limit: int | None = None) -> None:
+    """Raises: ValueError naming the classes of which a split to train on, of at most `limit` images, has no image."""
     empty = [str(name) for name, count in zip(dataset.classes, dataset.class_counts, strict=True) if count == 0]
     if empty:
         raise ValueError(
-            f"data: {len(empty)} of {len(dataset.classes)} classes have no {split} image: {first_few(empty)}"
+            f"data: {len(empty)} of {len(dataset.classes)} classes have no {split} image: {first_few(empty)}; add "
+            f"images,{f' take a limit (--limit) above {limit},' if limit else ''} or leave classes out with classes "
+            "(--classes N keeps the first N)"
         )
 
 

@@ -22,6 +22,9 @@ from pal_fast.warn import FlatLossWarning
 #: Landmarks of the scheme that regions belong to.
 REGION_POINTS = 68
 
+#: What PyTorch says where batch statistics are of one number.
+_SINGLE_VALUE = "Expected more than 1 value per channel when training"
+
 
 @dataclass
 class Splits:
@@ -45,7 +48,7 @@ def open_splits(config: TrainingConfig, size: int, accelerator: Any) -> Splits:
     transform = (data.train_transform if config.augment else data.eval_transform)(size)
     training = open_split(config, "train", transform=transform)
     validation = _open_validation(config, data.eval_transform(size))
-    check_classes(training, "training")
+    check_classes(training, "training", config.limit)
     classes = [str(name) for name in training.classes]
     if [str(name) for name in validation.classes] != classes:
         raise ValueError(
@@ -125,19 +128,34 @@ def make_loss(config: TrainingConfig, model: nn.Module) -> PALLoss:
 
 
 def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: int, accelerator: Any) -> None:
-    """A step of a copy of `network` on two images of noise, before the run's folder counts as this run's.
+    """A step of a copy of `network` on images of noise, before the run's folder counts as this run's.
+
+    On two images, or on one where each part of a step holds one.
 
     Raises: ValueError, TypeError, RuntimeError naming the layer or the option that does not fit the network.
     """
     device = accelerator.device
     network = copy.deepcopy(network)
     noise = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, size, size, generator=noise).to(device)
-    labels = torch.zeros(2, dtype=torch.int64, device=device)
-    landmarks = torch.rand(2, splits.training.landmark_count, 2, generator=noise).to(device) * (size - 1)
+    part = config.batch // (accelerator.num_processes * config.accumulate)
+    # Batch statistics over all processes, which the copy has not, are of more than one part.
+    count = 2 if config.sync_batchnorm and accelerator.num_processes > 1 else min(2, part)
+    images = torch.randn(count, 3, size, size, generator=noise).to(device)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    landmarks = torch.rand(count, splits.training.landmark_count, 2, generator=noise).to(device) * (size - 1)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        with torch.no_grad(), accelerator.autocast(), running(config.model, size, "size"):
-            network.train()(images)
+        try:
+            with torch.no_grad(), accelerator.autocast(), running(config.model, size, "size"):
+                network.train()(images)
+        except ValueError as error:
+            if _SINGLE_VALUE not in str(error):
+                raise
+            raise ValueError(
+                f"batch: a BatchNorm of {config.model} sees a single value per channel, since each part of a step "
+                f"holds {part} image (batch={config.batch}, accumulate={config.accumulate}, "
+                f"{accelerator.num_processes} processes) and its map at size={size} a single cell: take a larger batch "
+                "or size, or a smaller accumulate"
+            ) from error
         prepare(config, network, size, accelerator)
         pal = make_loss(config, network) if config.weight else None
         with accelerator.autocast():

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from pal_fast.files import check_writable
 from pal_fast.messages import first_few, first_line
 from pal_fast.training import checkpoint, machine
 from pal_fast.training.config import TrainingConfig
@@ -96,6 +97,8 @@ def sweep(
     for run, config in runs.items():
         checkpoint.check_folder(folders[run], config)
         checkpoint.check_data(folders[run], data, config)
+    if machine.is_main():
+        check_writable(output / "table.md", makes_folder=True)
     check_conditions({run: config for run, config in runs.items() if not folders[run].result.exists()})
     if machine.is_main():
         say(_extent(folders))

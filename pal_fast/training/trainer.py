@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pal_fast.files import check_writable
 from pal_fast.training import checkpoint, machine, recording
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import Evaluation, evaluate_network
@@ -58,6 +59,8 @@ def train(config: TrainingConfig, output: str | Path, *, say: Callable[[str], No
         say(f"{folder.path} is complete")
         result: dict[str, Any] = folder.read_json(folder.result)
         return result
+    if machine.is_main():
+        check_writable(folder.config, makes_folder=True)
     accelerator = machine.make_accelerator(config.device, config.precision)
     way_out = _WAY_OUT if config.verify != "full" else ""
     with machine.deterministic(config.deterministic), errors_in_one_line(way_out):

@@ -164,6 +164,19 @@ def test_a_network_of_timm_is_found(photograph_file: Path, tmp_path: Path) -> No
     assert (tmp_path / "out.svg").read_text().lstrip().startswith("<?xml")
 
 
+@pytest.mark.parametrize("target", ["predicted", "sum"])
+def test_an_activation_is_not_called_an_attribution_of_logits(
+    target: str, photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(photograph_file), "--landmarks", str(LANDMARKS), "--model", "resnet18", "--weights", "random"]
+    arguments += ["--size", "64", "--target", target, "--attribution", "activation", "-o", str(tmp_path / "out.svg")]
+    assert cli.main(["explain", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "of the activation with the landmarks' heatmap" in printed
+    assert "attribution" not in printed
+    assert "attribution" not in (tmp_path / "out.svg").read_text()
+
+
 def test_of_several_images_landmarks_those_of_the_image_s_name_are_taken(
     photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

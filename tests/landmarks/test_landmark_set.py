@@ -158,3 +158,10 @@ def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     other.touch()
     files.remove_partial(path)
     assert sorted(tmp_path.iterdir()) == sorted([path, other])
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x", "x.npz.txt"])
+def test_a_name_by_which_the_file_could_not_be_read_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"path must end in \.npz, got '.*{name}'"):
+        numbered("a").save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -11,9 +11,11 @@ pytest.importorskip("accelerate", reason="accelerate is not installed (extra tra
 
 from support.drawn_datasets import write_rafdb
 from support.small_training import SMALL, quiet, same, weights
+from torch import nn
 
+from pal_fast import cli
 from pal_fast.landmarks import LandmarkSet
-from pal_fast.training import TrainingConfig, train
+from pal_fast.training import TrainingConfig, networks, train
 from pal_fast.training.run_folder import RunFolder
 from pal_fast.training.trainer import DivergedError
 
@@ -61,3 +63,36 @@ def test_a_run_that_diverges_tells_whether_there_is_a_checkpoint(tmp_path):
     with pytest.raises(DivergedError, match=r"checkpoint\.pt is from before$"):
         train(kept, tmp_path / "kept", say=quiet)
     assert RunFolder(tmp_path / "kept").checkpoint.exists()
+
+
+def test_a_place_where_no_run_can_be_written_is_named_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    words = ["--data", "drawn", "--model", "small", "--output", str(tmp_path / "file" / "run")]
+    for command, first in (("train", "config.json"), ("sweep", "table.md")):
+        assert cli.main([command, *words]) == 2
+        said = capsys.readouterr().err
+        assert f"error: cannot write {tmp_path}/file/run/{first}: there is no folder {tmp_path}/file" in said
+
+
+def test_a_config_file_that_is_not_there_is_named(tmp_path, capsys):
+    assert cli.main(["train", "--config", str(tmp_path / "absent.toml")]) == 2
+    assert f"error: config {tmp_path}/absent.toml cannot be read: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [{"batch": 1}, {"batch": 8, "accumulate": 8}])
+def test_parts_of_one_image_that_batch_statistics_cannot_take_are_refused_by_option(given, tmp_path, monkeypatch):
+    class OneCell(networks.SmallNetwork):
+        def __init__(self, classes, size):
+            super().__init__(classes, size)
+            self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), *self.head[:3], nn.Flatten(), nn.Linear(64, classes))
+
+    monkeypatch.setattr(networks, "SmallNetwork", OneCell)
+    config = TrainingConfig(**SMALL | {"gallery": 0, "epochs": 1} | given)
+    with pytest.raises(ValueError, match=r"batch: a BatchNorm of small sees a single value .*: take a larger batch"):
+        train(config, tmp_path / "run", say=quiet)
+    assert not (tmp_path / "run").exists()
+    train(replace(config, batch=16, accumulate=8), tmp_path / "run", say=quiet)
+
+
+def test_parts_of_one_image_train_where_a_map_has_cells_enough(tmp_path):
+    train(TrainingConfig(**SMALL | {"gallery": 0, "epochs": 1}, accumulate=16), tmp_path / "run", say=quiet)

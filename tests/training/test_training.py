@@ -226,7 +226,11 @@ def test_a_terminal_sees_a_bar_for_each_epoch(tmp_path, monkeypatch, capsys):
 def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
     for options, said in (
         ({"batch": 96}, "batch=96 is more than the 64 training images"),
-        ({"root": "count=2,size=32"}, "classes have no training image"),
+        (
+            {"root": "count=2,size=32"},
+            r"classes have no training image: .*; add images, or leave .*\(--classes N",
+        ),
+        ({"limit": 5, "batch": 4}, r"no training image: .*; add images, take a limit \(--limit\) above 5, or leave"),
         ({"layer": ("boddy",)}, "did you mean 'body'"),
         ({"layer": ("boddy",), "weight": 0}, "did you mean 'body'"),
         ({"layer": ("head.5",)}, r"layer 'head.5'|head\.5"),

@@ -1,0 +1,50 @@
+"""What cannot be read or written is named by what the user gave."""
+
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+import torch
+
+from pal_fast import cli
+from pal_fast.files import atomic_write
+from pal_fast.landmarks import LandmarkSet
+
+MARKS = LandmarkSet(torch.rand(2, 5, 2) * 30, ("a", "b"))
+
+
+def test_an_image_to_explain_that_is_not_there_is_named(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    MARKS.save(tmp_path / "m.npz")
+    absent, picture = tmp_path / "absent.png", tmp_path / "p.png"
+    assert cli.main(["explain", str(absent), "--landmarks", str(tmp_path / "m.npz"), "-o", str(picture)]) == 2
+    assert capsys.readouterr().err == f"pal-fast explain: error: there is no image file {absent}\n"
+
+
+@pytest.mark.parametrize("name", ["m.npz", "m.xml", "folder"])
+def test_a_place_to_convert_to_where_nothing_can_be_written_is_named(name, tmp_path, capsys, monkeypatch):
+    def refused(*, prefix, suffix, dir):
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}x{suffix}")
+
+    MARKS.save(tmp_path / "given.npz")
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    words = ["convert", str(tmp_path / "given.npz"), "-o", str(tmp_path / name)]
+    assert cli.main([*words, *(["--to", "pts"] if name == "folder" else [])]) == 2
+    said = capsys.readouterr().err
+    assert said == f"pal-fast convert: error: cannot write {tmp_path / name}: Permission denied\n"
+
+
+def test_converting_into_a_folder_that_is_there_goes_on(tmp_path):
+    MARKS.save(tmp_path / "given.npz")
+    (tmp_path / "folder").mkdir()
+    words = ["convert", str(tmp_path / "given.npz"), "--to", "pts"]
+    assert cli.main([*words, "-o", str(tmp_path / "folder")]) == 0
+    assert cli.main([*words, "-o", str(tmp_path / "made" / "folder")]) == 0
+    assert sorted(path.name for path in (tmp_path / "made" / "folder").iterdir()) == ["a.pts", "b.pts"]
+
+
+def test_a_write_that_fails_names_the_file_and_not_the_temporary_one(tmp_path):
+    with pytest.raises(FileNotFoundError) as failure, atomic_write(tmp_path / "absent" / "x.npz"):
+        pass
+    assert failure.value.filename == str(tmp_path / "absent" / "x.npz")
