@@ -15,7 +15,6 @@ from pal_fast import _checks, preflight
 from pal_fast.attribution import distributed, fabric, latest_run
 from pal_fast.attribution.targets import Target, check_logits
 from pal_fast.calls import Prior
-from pal_fast.capture.capture import Capture
 from pal_fast.capture.captured import Captured
 from pal_fast.capture.layer_names import find_layers, within_compiled
 from pal_fast.capture.model_run import Output
@@ -106,7 +105,6 @@ class PALLoss(CopiedWithModel):
         self._regions = Regions(regions)
         self.weight = float(weight)
         model = within_compiled(model, differentiates=self._engine.differentiates)
-        # In a tuple, so that the model is not registered as a submodule of the loss.
         self._model = (model,)
         layers = find_layers(model, layer)
         if second_order == "finite_difference" and len(layers) != 1:
@@ -114,15 +112,6 @@ class PALLoss(CopiedWithModel):
                 f"second_order='finite_difference' takes one layer, got {len(layers)}; make a PALLoss for each"
             )
         self._attach(layers)
-
-    def _attach(self, layers: dict[str, nn.Module]) -> None:
-        self._capture = Capture(
-            self.model,
-            layers,
-            math_attention=self._engine.exact,
-            keep_conditions=self._engine.by_differences,
-        )
-        self._capture.attach()
 
     @property
     def model(self) -> nn.Module:

@@ -37,8 +37,13 @@ class CopiedWithModel(nn.Module):
     _waiting: Waiting | None = None
 
     def _attach(self, layers: dict[str, nn.Module]) -> None:
-        """Puts the hooks on."""
-        raise NotImplementedError
+        self._capture = Capture(
+            self._model[0],
+            layers,
+            math_attention=self._engine.exact,
+            keep_conditions=self._engine.by_differences,
+        )
+        self._capture.attach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A loss on the copy of the model (the one in `memo`, if the model is copied along)."""

@@ -24,7 +24,10 @@ class Hook(functools.partial[Any]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A no-op, as the copied module's dict of hooks takes something; it goes when the copy is complete."""
         place_holder = contextlib.nullcontext().__exit__
-        leftovers = memo.setdefault(id(_LEFTOVERS), _Leftovers())
+        leftovers = memo.get(id(_LEFTOVERS))
+        if leftovers is None:
+            leftovers = memo[id(_LEFTOVERS)] = _Leftovers()
+            when_copied(memo, leftovers.remove)
         leftovers.add(place_holder, memo)
         return place_holder
 
@@ -38,16 +41,16 @@ class Hook(functools.partial[Any]):
 
 
 def when_copied(memo: dict[int, Any], call: Callable[[], Any]) -> None:
-    """Calls `call` when the copy that `memo` belongs to is complete, as `copy.deepcopy` itself cannot."""
+    """Calls `call` when the copy that `memo` belongs to is complete, as `copy.deepcopy` itself does not."""
     memo.setdefault(id(_AT_THE_END), _AtTheEnd()).calls.append(call)
 
 
-#: As _LEFTOVERS.
+#: Its id is the key under which a memo holds what is to be called at its end.
 _AT_THE_END = object()
 
 
 class _AtTheEnd:
-    """Goes with the memo, which alone holds it."""
+    """Only the memo of a copy holds it, so that it goes with that, which is when the copy is complete."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], Any]] = []
@@ -57,13 +60,12 @@ class _AtTheEnd:
             call()
 
 
-#: Its id is the key under which a memo of `copy.deepcopy` holds the `_Leftovers` of that copy.
+#: Likewise, the `_Leftovers` of that copy.
 _LEFTOVERS = object()
 
 
 class _Leftovers:
-    """Place holders of hooks in copied modules. Only the memo of that copy holds them, so that they go with it, which
-    is when the copy is complete: `copy.deepcopy` calls nothing then."""
+    """Place holders of hooks in copied modules, which go when the copy is complete."""
 
     def __init__(self) -> None:
         self._place_holders: list[Any] = []
@@ -77,7 +79,7 @@ class _Leftovers:
         self._modules += [value for value in entered if isinstance(value, nn.Module)]
         self._seen = len(memo)
 
-    def __del__(self) -> None:
+    def remove(self) -> None:
         gone = set(map(id, self._place_holders))
         for module in self._modules:
             # A copy that failed may lack any of these.

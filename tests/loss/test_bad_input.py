@@ -15,11 +15,6 @@ from pal_fast.messages import near
 from pal_fast.options import AttributionOptions
 
 
-@pytest.fixture
-def model():
-    return SmallNet()
-
-
 @pytest.mark.parametrize(
     ("layer", "error", "words"),
     [

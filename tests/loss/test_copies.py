@@ -19,16 +19,6 @@ import pal_fast
 from pal_fast.capture.hook import Hook
 
 
-@pytest.fixture
-def model():
-    return SmallNet()
-
-
-@pytest.fixture
-def data():
-    return batch(dtype=torch.float32)
-
-
 def test_copies_and_pickles_of_the_model_carry_no_live_hook(model, data):
     images, _, landmarks = data
     pal = pal_fast.PALLoss(model, "middle")

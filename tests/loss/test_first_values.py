@@ -13,11 +13,6 @@ from torch import nn
 import pal_fast
 
 
-@pytest.fixture
-def model():
-    return SmallNet()
-
-
 def told(model, landmarks=None, layer="middle", images=None, options=None, calls=1, **given):
     """The texts of the warnings of so many steps, each of which points at this file."""
     images = batch(dtype=torch.float32)[0] if images is None else images

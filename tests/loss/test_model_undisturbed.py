@@ -7,20 +7,10 @@ import weakref
 
 import pytest
 import torch
-from support.networks import Scriptable, SmallNet, batch, hooks
+from support.networks import Scriptable, SmallNet, hooks
 from torch import nn
 
 import pal_fast
-
-
-@pytest.fixture
-def model():
-    return SmallNet()
-
-
-@pytest.fixture
-def data():
-    return batch(dtype=torch.float32)
 
 
 def test_no_parameter_and_no_state_dict_key_is_added(model):

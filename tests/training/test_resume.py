@@ -175,34 +175,30 @@ def test_two_processes_killed_and_resumed(tmp_path):
         assert one["validation"]["images"] == two["validation"]["images"] == 14
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_stopped_between_epochs_in_bfloat16(device, tmp_path):
-    config = TrainingConfig(**SMALL | {"device": device}, weight=1, precision="bf16")
+def stop_between_epochs_and_resume(config: TrainingConfig, folder: Path) -> None:
+    """Into folder / "stopped"; and into folder / "whole" the same, uninterrupted. Both end with the same weights."""
 
     def stop(line: str) -> None:
         if line.startswith("epoch 2"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "stopped", say=stop)
+        train(config, folder / "stopped", say=stop)
     for name in ("stopped", "whole"):
-        train(config, tmp_path / name, say=quiet)
-    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+        train(config, folder / name, say=quiet)
+    assert same(weights(folder / "stopped"), weights(folder / "whole"))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_stopped_between_epochs_in_bfloat16(device, tmp_path):
+    config = TrainingConfig(**SMALL | {"device": device}, weight=1, precision="bf16")
+    stop_between_epochs_and_resume(config, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_prepared_head_is_prepared_in_the_first_step_of_a_resumed_run_as_of_an_uninterrupted_one(precision, tmp_path):
     config = TrainingConfig(**SMALL | {"gallery": 0}, weight=1, prepare_head=True, precision=precision)
-
-    def stop(line: str) -> None:
-        if line.startswith("epoch 2"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "stopped", say=stop)
-    for name in ("stopped", "whole"):
-        train(config, tmp_path / name, say=quiet)
-    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+    stop_between_epochs_and_resume(config, tmp_path)
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")
 
 
