@@ -80,7 +80,7 @@ def test_a_map_that_goes_into_an_inner_module_is_not_taken_for_the_image():
     model = Stemmed()
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model.inner, "0")
-    with pytest.raises(ValueError, match=r"input \(4, 16, 8, 8\) has not the 1, 3 or 4 channels of an image"):
+    with pytest.raises(ValueError, match=r"input \(4, 16, 8, 8\) does not have the 1, 3 or 4 channels of an image"):
         pal(model(images), landmarks)
     heatmap = pal_fast.landmark_heatmap(landmarks, (6, 6), image_size=(16, 16))
     by_landmarks = pal_fast.PALLoss(model.inner, "0", image_size=16)(model(images), landmarks)
