@@ -44,7 +44,7 @@ def test_the_size_of_an_earlier_forward_is_not_taken_for_this_one():
     pal = pal_fast.PALLoss(model, "middle")
     pal(model(images), landmarks)
     larger = torch.randn(4, 3, 32, 32)
-    with pytest.raises(ValueError, match="has not been called itself, only parts of it"):
+    with pytest.raises(ValueError, match="was never called as a whole, only parts of it"):
         pal(model.head(model.middle(model.stem(larger))), landmarks)
     pal.check(images)
     with pytest.raises(ValueError, match="has not been called itself"):
