@@ -39,7 +39,7 @@ SCHEMAS = {
 
 
 def prepare(device: torch.device) -> None:
-    """Allocates the buffers that launches on `device` keep; a CUDA graph's warm-up would use the graph's pool."""
+    """Allocates the buffers that launches on `device` keep. In a CUDA graph's warm-up they would be in its pool."""
     from .launch import prepare_counters
 
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():

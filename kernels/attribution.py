@@ -62,7 +62,7 @@ def attribution_at(
 def median_of_three(a, b, c):
     """The pivot: a typical attribution, robust to one outlier.
 
-    Sums are taken of the deviations from the pivot, so that a large mean cancels in neither the sums nor the squares.
+    Sums are taken of the deviations from the pivot, so that a large mean causes no cancellation.
     """
     return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c))
 

@@ -100,7 +100,8 @@ def run_vector(input: Tensor, length: int) -> int:
 def parts_of(input: Tensor, *, tensors: int, tiles: int = 1) -> Parts:
     """Partitions the layer.
 
-    Args: tensors: how many of the layer's shape the kernel reads; tiles: size of its tile of each, in TILE_BYTES.
+    Args: tensors: the number of tensors of the layer's shape that the kernel reads; tiles: the size of a tile of each,
+        as a multiple of TILE_BYTES.
     """
     channels = input.shape[1]
     count = input.numel() // channels

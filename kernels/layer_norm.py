@@ -71,8 +71,8 @@ def layer_norm_double_backward_kernel(
             d_weight += tl.where(mask, grad * projected, 0.0)
         tl.store(d_grad_ptr + offsets, d_grad, mask=mask)
 
-        # 4. The gradient of the input: P applied to v and w g, each weighted by the other's component along x^, and a
-        # term along x^ from the rest of both.
+        # 4. The gradient of the input: -r^2 (P(mean(a x^) v + mean(v x^) a) + x^ mean(v P a)) with a = w g, where the
+        # terms along x^ are collected.
         rest = mean_product - mean_v * mean_weighed - 3.0 * along_v * along_weighed
         d_input = along_weighed * (v - mean_v) + along_v * (weighed - mean_weighed) + normalised * rest
         tl.store(d_input_ptr + offsets, -rstd * rstd * d_input, mask=mask)

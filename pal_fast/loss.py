@@ -59,7 +59,7 @@ class PALLoss(CopiedWithModel):
             (ViT: (B, N, C), class and register tokens first).
         backend: None for the fastest, or "cuda", "cpu", "triton", "reference".
 
-    Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run anywhere.
+    Raises: ValueError, TypeError naming the argument.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class PALLoss(CopiedWithModel):
 
         Returns: 0-dim, or (B,) for reduction="none"; float32 (float64 for a float64 model).
 
-        Raises: ValueError, TypeError naming the argument; NotReadyError, a ValueError and RuntimeError, if the layer
-            has not run or gradients are off.
+        Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run; NotReadyError, which is
+            a ValueError and a RuntimeError, if the layer has not run or gradients are off.
         """
         if self._settle():
             raise _checks.NotReadyError(

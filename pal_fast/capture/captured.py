@@ -56,8 +56,8 @@ class Captured:
     node: Any = None
     #: The key in autograd nodes' metadata that marks runs superseded by a later run.
     mark: str = ""
-    #: Whether the latest run superseded one that no loss had taken: whether the logits depend on that one too shows in
-    #: their graph.
+    #: Whether the latest run superseded one that no loss had taken. The graph of the logits shows whether they depend
+    #: on that one too.
     superseded: bool = False
 
     def clear(self) -> None:
