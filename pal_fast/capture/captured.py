@@ -90,7 +90,7 @@ class Captured:
 
 
 _NOT_CALLED = (
-    "image_size is not known: the model given to this PALLoss was never called as a whole, only parts of it; "
+    "image_size is not known: the model given to this PALLoss was not called as a whole, only parts of it; "
     "construct the PALLoss with the module that you call, or pass image_size=(height, width)"
 )
 #: How many channels an image has.
