@@ -1,7 +1,7 @@
-"""The Triton kernels: the four operators of `pal_fast` again, for machines where the extension has no usable CUDA.
+"""The Triton kernels: the four operators of `pal_fast`, for machines where the extension has no usable CUDA.
 
-Importing this module needs triton; `pal_fast` imports it when the backend is first asked for. On CPU tensors
-the kernels run in triton's interpreter, if TRITON_INTERPRET=1 was set before triton was first imported.
+Importing this module requires triton; `pal_fast` imports it when the backend is first requested. On CPU tensors
+the kernels run in triton's interpreter, provided TRITON_INTERPRET=1 was set before triton was first imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HEATMAP_OPTIONS = (
     "int height, int width, float image_height, float image_width, float sigma, int combine, int normalize"
 )
 
-#: The operators, with the signatures that the compiled extension gives them.
+#: The operators' schemas, identical to those of the compiled extension.
 SCHEMAS = {
     "landmark_heatmap": f"(Tensor landmarks, Tensor? visible, Tensor? weights, {_HEATMAP_OPTIONS}) -> Tensor",
     "landmark_heatmap_backward": (
@@ -39,7 +39,7 @@ SCHEMAS = {
 
 
 def prepare(device: torch.device) -> None:
-    """Takes the memory that launches on `device` keep. A CUDA graph's warm-up would take it from the graph's pool."""
+    """Allocates the buffers that launches on `device` keep. In a CUDA graph's warm-up they would be in its pool."""
     from .launch import prepare_counters
 
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
@@ -48,7 +48,7 @@ def prepare(device: torch.device) -> None:
 
 @lru_cache(maxsize=1)
 def register() -> Library:
-    """Defines the operators in `torch.ops.pal_fast_triton`, for CUDA tensors and, interpreted, for CPU tensors.
+    """Defines the operators in `torch.ops.pal_fast_triton` for CUDA tensors and, under the interpreter, CPU tensors.
 
     Raises: ImportError if triton is not installed.
     """

@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs
-"""Triton: the attribution of elements, and its sum over channels in both memory formats.
+"""Triton: elementwise attribution, and its sum over channels in both memory formats.
 
-A sample is read once. NCHW is one flat run of n * H * W elements, read as rows of `period` elements: the
-least number of whole channels whose length is a multiple of a vector, times as many as fill a block. So
-every row starts aligned whatever H * W is, and a column always meets the same cell. channels_last is read
+Each sample is read once. NCHW is one flat run of n * H * W elements, read as rows of `period` elements: the
+smallest number of whole channels whose length is a multiple of a vector, repeated until it fills a block. Every
+row therefore starts aligned for any H * W, and a column always maps to the same cell. channels_last is read
 as [cells, channels].
 """
 
@@ -18,13 +18,13 @@ GRAD: tl.constexpr = tl.constexpr(1)
 
 @triton.jit
 def within(left, most):
-    """The int64 count `left` as an int32 bound for offsets of a tile of `most` elements."""
+    """The int64 count `left` clamped to `most`, the size of a tile, as an int32 bound for offsets within the tile."""
     return tl.minimum(left, most).to(tl.int32)
 
 
 @triton.jit
 def load_layer(activation_ptr, gradient_ptr, offset, mask, KIND: tl.constexpr, T: tl.constexpr):
-    """Activation and gradient at `offset`; the one that KIND does not use is not read and comes back as the other."""
+    """Activation and gradient at `offset`. If KIND uses only one of them, only that one is read and returned twice."""
     if KIND == GRAD_INPUT:
         f = tl.load(activation_ptr + offset, mask=mask, other=0.0).to(T)
         g = tl.load(gradient_ptr + offset, mask=mask, other=0.0).to(T)
@@ -60,9 +60,9 @@ def attribution_at(
 
 @triton.jit
 def median_of_three(a, b, c):
-    """A pivot: a value amid the attributions, that one outlier cannot be.
+    """The pivot: a typical attribution, robust to one outlier.
 
-    Sums are of what is left when it is taken off, so that a large mean costs neither sums nor squares their digits.
+    Sums are taken of the deviations from the pivot, so that a large mean causes no cancellation.
     """
     return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c))
 
@@ -72,7 +72,7 @@ def sum_of_squares(d, AXIS: tl.constexpr):
     """`sum d^2` over AXIS in float64, whatever the magnitude of d.
 
     float32 would underflow and overflow (attributions of 1e-24 and of 1e15 are in range), and float64
-    arithmetic on every element is slow on most GPUs: the values along AXIS share a power of two instead.
+    arithmetic on every element is slow on most GPUs: the values along AXIS are scaled by one power of two instead.
     """
     if d.dtype == tl.float64:
         total = tl.sum(d * d, axis=AXIS)
@@ -111,7 +111,7 @@ def sweep_nchw(
     """Sums rows [first_row, last_row) of a sample's flat run at `columns` [BLOCK_P].
 
     start: int64 offset of the sample; terms: n * H * W, int64.
-    Returns: sum of a - pivot [BLOCK_P], and of its square [BLOCK_P] float64 (SQUARES, else zeros).
+    Returns: the sums of a - pivot [BLOCK_P] and of its square [BLOCK_P] float64 (zeros unless SQUARES).
     """
     rows = tl.arange(0, BLOCK_R)
     offsets = rows[:, None] * period + columns[None, :]
@@ -125,7 +125,7 @@ def sweep_nchw(
         mask = inside & (offsets < left)
         f, g = load_layer(activation_ptr, gradient_ptr, start + position + offsets, mask, KIND, T)
         if not EXACT:
-            # The last vector of the run may reach into channel n, which takes no part.
+            # The last vector of the run may extend into channel n, which does not take part.
             mask = inside & (offsets < within(terms - position, BLOCK_R * period))
         d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot, 0.0)
         total += d
@@ -155,7 +155,7 @@ def sweep_channels_last(
 ):
     """Sums channels [first_channel, last_channel) of BLOCK_I cells; start: int64 offset of the first cell.
 
-    Returns: sum of a - pivot [BLOCK_I], and of its square [BLOCK_I] float64 (SQUARES, else zeros).
+    Returns: the sums of a - pivot [BLOCK_I] and of its square [BLOCK_I] float64 (zeros unless SQUARES).
     """
     cells = tl.arange(0, BLOCK_I)
     inside = (cells < cells_left)[:, None]

@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs
 """Triton: batch normalisation with a fused second derivative, the four operators of csrc/batch_norm.cpp.
 
-Each is at most a reduction, whose programs leave partial sums, and an elementwise kernel, whose programs first add up
-those of their channels, in a fixed order: nothing is atomic, nothing waits. Launches: statistics 2 (1 outside
-training), forward 1, backward and second derivative 2.
+Each operator is at most a reduction kernel, whose programs store partial sums, and an elementwise kernel, whose
+programs first add the partial sums of their channels in a fixed order, without atomics or waiting. Launches: statistics
+2 (1 outside training), forward 1, backward and second derivative 2.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCHEMAS = {
     ),
 }
 
-#: Partial sums, times columns, that a program adds up at once; and those of statistics, in float64.
+#: Elements of a tile of partial sums (splits x columns); and the same for the statistics, which are added in float64.
 SUMS_AT_ONCE = 4096
 PARTS_AT_ONCE = 2048
 
@@ -57,7 +57,10 @@ def batch_norm_statistics(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """[2, C] mean and 1/sqrt(var + eps), of the batch (the running ones, if given, move) or the running ones."""
+    """[2, C]: mean and 1/sqrt(var + eps), of the batch if training, else from the running statistics.
+
+    In training, running statistics that are given are updated in place.
+    """
     parts = parts_of(input, tensors=1)
     statistics = _per_channel(input, 2)
     partial = _per_channel(input, parts.splits, 3) if training else statistics
@@ -88,7 +91,7 @@ def batch_norm_statistics(
 def batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor, training: bool, relu: bool
 ) -> Tensor:
-    """weight * (input - mean) * r + bias, of the input's shape and format, and the ReLU of it."""
+    """weight * (input - mean) * r + bias, through a ReLU if `relu`, in the input's shape and format."""
     parts = parts_of(input, tensors=1, tiles=2)
     output = torch.empty_like(input)
     with on_device(input):
@@ -107,7 +110,7 @@ def batch_norm_backward(
     need_input: bool,
     need_sums: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(dx, [2, C] gradients of bias and weight); what is not needed has no elements."""
+    """(dx, [2, C] gradients of bias and weight); an output that is not needed has no elements."""
     reduces = training or need_sums
     output = torch.empty_like(input) if need_input else None
     sums = _per_channel(input, 2) if reduces else None
@@ -129,7 +132,7 @@ def batch_norm_double_backward(
     relu: bool,
     need_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of (grad, input, weight), given those of the backward's dx and sums."""
+    """The gradients of (grad, input, weight), given the gradients of the backward's dx and sums."""
     output = torch.empty_like(input)
     second = torch.empty_like(input) if need_input else None
     d_weight = _per_channel(input)
@@ -169,7 +172,7 @@ def _launch(
     per_channel: Tensor | None,
     known: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> None:
-    """The reduction and the elementwise kernel of the forward's derivative, or of the backward's."""
+    """Launches the reduction and the elementwise kernel of the backward, or of the second derivative."""
     parts = parts_of(input, tensors=3 if of_backward else 2)
     partial = _per_channel(input, parts.splits, 3) if reduces else statistics
     layer = (input, in_format_of(input, grad), in_format_of(input, grad_grad), weight, bias, statistics)
@@ -195,7 +198,7 @@ def _launch(
 
 @lru_cache(maxsize=1)
 def register() -> Library:
-    """Adds the operators to `torch.ops.pal_fast_triton`, for CUDA tensors and, interpreted, for CPU tensors."""
+    """Adds the operators to `torch.ops.pal_fast_triton` for CUDA tensors and, under the interpreter, CPU tensors."""
     library = Library(NAMESPACE, "FRAGMENT")
     for implementation in (batch_norm_statistics, batch_norm, batch_norm_backward, batch_norm_double_backward):
         name = implementation.__name__

@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs
 """Triton: batch normalisation's forward and its derivatives. The formulas are those of csrc/batch_norm_problem.h.
 
-xc = x - mean, z = xc / sqrt(var + eps), G is the gradient behind the ReLU's mask, v the gradient of dx. The tiles are
-those of batch_norm_tile.py. The next tile is asked for before the last one is used, and handed over from one iteration
-to the next: ptxas would ask for a tile that is used in the same iteration piece by piece, and wait for each.
+xc = x - mean, z = xc / sqrt(var + eps), G is the gradient masked by the ReLU, v the gradient of dx. The tiles are those
+of batch_norm_tile.py. Each iteration prefetches the next tile before it uses the current one, and hands it to the next
+iteration: if a tile were used in the iteration that loads it, ptxas would load it piecemeal and wait for each piece.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ def forward_kernel(
     scale = per_column(weight_ptr, c, inside, 1) * per_column(statistics_ptr + channels, c, inside, 0)
     bias = per_column(bias_ptr, c, inside, 0)
     begin, end = rows_of(rows, per_split, INDEX)
-    at, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-    x = tl.load(input_ptr + at, mask=mask, other=0.0)
+    offsets, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    x = tl.load(input_ptr + offsets, mask=mask, other=0.0)
     for start in range(begin, end, BLOCK_M):
-        at, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-        following = tl.load(input_ptr + at, mask=mask, other=0.0)
+        offsets, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        prefetched = tl.load(input_ptr + offsets, mask=mask, other=0.0)
         y = scale * (x.to(T) - mean) + bias
         if RELU:
             y = tl.where(y <= 0, 0.0, y)
-        at, mask = tile_at(start, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-        tl.store(output_ptr + at, y.to(output_ptr.dtype.element_ty), mask=mask)
-        x = following
+        offsets, mask = tile_at(start, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        tl.store(output_ptr + offsets, y.to(output_ptr.dtype.element_ty), mask=mask)
+        x = prefetched
 
 
 @triton.jit
-def _load(input_ptr, grad_ptr, grad_grad_ptr, at, mask):
-    """(input, grad, grad_grad) as they are stored, 0 where there is no element; without a grad_grad, grad again."""
-    x = tl.load(input_ptr + at, mask=mask, other=0.0)
-    grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
-    return x, grad, grad if grad_grad_ptr is None else tl.load(grad_grad_ptr + at, mask=mask, other=0.0)
+def _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask):
+    """(input, grad, grad_grad) as stored, 0 where masked; without a grad_grad, grad is returned in its place."""
+    x = tl.load(input_ptr + offsets, mask=mask, other=0.0)
+    grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0)
+    return x, grad, grad if grad_grad_ptr is None else tl.load(grad_grad_ptr + offsets, mask=mask, other=0.0)
 
 
 @triton.jit
 def _elements(x, grad, grad_grad, mean, scale, bias, HAS_V: tl.constexpr, RELU: tl.constexpr, T: tl.constexpr):
-    """(xc, G, v, where the ReLU passes). G and v are 0 where there is no element, and xc is finite."""
+    """(xc, G, v, where the ReLU passes). At masked elements G and v are 0, and xc is finite."""
     xc = x.to(T) - mean
     grad = grad.to(T)
     passes = grad == grad
@@ -113,34 +113,34 @@ def sums_kernel(
     sum0 = tl.zeros([BLOCK_M, COLUMNS], T)
     sum1 = tl.zeros([BLOCK_M, COLUMNS], T)
     sum2 = tl.zeros([BLOCK_M, COLUMNS], T)
-    at, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-    loaded = _load(input_ptr, grad_ptr, grad_grad_ptr, at, mask)
+    offsets, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    current = _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask)
     for start in range(begin, end, BLOCK_M):
-        at, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-        following = _load(input_ptr, grad_ptr, grad_grad_ptr, at, mask)
-        xc, grad, v, _ = _elements(*loaded, mean, scale, bias, grad_grad_ptr is not None, RELU, T)
+        offsets, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        prefetched = _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask)
+        xc, grad, v, _ = _elements(*current, mean, scale, bias, grad_grad_ptr is not None, RELU, T)
         factor = v if SECOND else grad
         sum0 += factor
         sum1 += factor * xc
         if SECOND:
             sum2 += v * grad
-        loaded = following
-    c, there = channels_of(channels, CHANNELS, ROOM)
-    part = partial_ptr + tl.program_id(1).to(tl.int64) * 3 * channels + c
-    tl.store(part, sum_rows(sum0, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=there)
-    tl.store(part + channels, sum_rows(sum1, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=there)
+        current = prefetched
+    c, valid = channels_of(channels, CHANNELS, ROOM)
+    partial = partial_ptr + tl.program_id(1).to(tl.int64) * 3 * channels + c
+    tl.store(partial, sum_rows(sum0, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=valid)
+    tl.store(partial + channels, sum_rows(sum1, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=valid)
     if SECOND:
-        tl.store(part + 2 * channels, sum_rows(sum2, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=there)
+        tl.store(partial + 2 * channels, sum_rows(sum2, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=valid)
 
 
 @triton.jit
-def _sum_splits(part, step, splits, inside, BLOCK_S: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr):
-    """Row [1, COLUMNS]: the sum over splits of what lies at `part` [COLUMNS] + split * step, in a fixed order."""
+def _sum_splits(partial, step, splits, inside, BLOCK_S: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr):
+    """Row [1, COLUMNS]: the sum over splits of the values at `partial` [COLUMNS] + split * step, in a fixed order."""
     total = tl.zeros([BLOCK_S, COLUMNS], T)
     for first in range(0, splits, BLOCK_S):
         split = first + tl.arange(0, BLOCK_S)
-        there = (split < splits)[:, None] & inside[None, :]
-        total += tl.load(part[None, :] + split.to(tl.int64)[:, None] * step, mask=there, other=0.0)
+        mask = (split < splits)[:, None] & inside[None, :]
+        total += tl.load(partial[None, :] + split.to(tl.int64)[:, None] * step, mask=mask, other=0.0)
     return tl.sum(total, 0)[None, :]
 
 
@@ -163,7 +163,7 @@ def derivative_kernel(
     row_v,
     per_split,
     count,  # M
-    splits,  # of partial; 0 if nothing needs the sums
+    splits,  # of the partial sums; 0 if none are needed
     TRAINING: tl.constexpr,
     SECOND: tl.constexpr,
     RELU: tl.constexpr,
@@ -175,7 +175,7 @@ def derivative_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     INDEX: tl.constexpr,
-    BLOCK_S: tl.constexpr,  # splits at once
+    BLOCK_S: tl.constexpr,  # splits per tile
     T: tl.constexpr,
 ):
     rows = rows_v * VECTOR if FLAT else rows_v
@@ -186,16 +186,16 @@ def derivative_kernel(
     scale = per_column(weight_ptr, c, inside, 1) * r
     bias = per_column(bias_ptr, c, inside, 0)
 
-    part = partial_ptr + c
+    partial = partial_ptr + c
     step = tl.cast(channels, tl.int64) * 3
-    sum0 = _sum_splits(part, step, splits, inside, BLOCK_S, COLUMNS, T)
-    sum1 = _sum_splits(part + channels, step, splits, inside, BLOCK_S, COLUMNS, T) * r
+    sum0 = _sum_splits(partial, step, splits, inside, BLOCK_S, COLUMNS, T)
+    sum1 = _sum_splits(partial + channels, step, splits, inside, BLOCK_S, COLUMNS, T) * r
     inverse = 1.0 / count.to(T) if TRAINING else 0.0
-    # One of a channel's columns, and one of its programs, writes what there is one of.
+    # Per-channel results are written by one column and one program of the channel.
     writes = (inside & (place % PLANE + tl.program_id(1) == 0))[None, :]
-    # Both derivatives are linear in xc, G and v: the coefficients are made here, once for all rows.
+    # Both derivatives are linear in xc, G and v: the coefficients are computed here, once for all rows.
     if SECOND:
-        vg = _sum_splits(part + 2 * channels, step, splits, inside, BLOCK_S, COLUMNS, T)
+        vg = _sum_splits(partial + 2 * channels, step, splits, inside, BLOCK_S, COLUMNS, T)
         s0 = per_column(sums_ptr, c, inside, 0)
         s1 = s0 * 0 if sums_ptr is None else per_column(sums_ptr + channels, c, inside, 0)
         u0 = per_column(grad_sums_ptr, c, inside, 0)
@@ -207,7 +207,7 @@ def derivative_kernel(
         mean_e = (p * s0 + q * sum0) * inverse
         mean_ez = (p * s1 + q * sum1) * inverse
         tl.store(per_channel_ptr + c[None, :], r * inner, mask=writes)
-        slope = r * p  # of d_grad in xc, and of d_input in G
+        slope = r * p  # the coefficient of xc in d_grad and of G in d_input
         offset = u0 - scale * sum0 * inverse
         second_v = r * q
         second_xc = r * r * (mean_ez + scale * inner * inverse)
@@ -220,21 +220,21 @@ def derivative_kernel(
         offset = -scale * sum0 * inverse
     if output_ptr is not None:
         begin, end = rows_of(rows, per_split, INDEX)
-        at, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-        loaded = _load(input_ptr, grad_ptr, grad_grad_ptr, at, mask)
+        offsets, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        current = _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask)
         for start in range(begin, end, BLOCK_M):
-            at, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-            following = _load(input_ptr, grad_ptr, grad_grad_ptr, at, mask)
-            xc, grad, v, passes = _elements(*loaded, mean, scale, bias, grad_grad_ptr is not None, RELU, T)
-            at, mask = tile_at(start, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+            offsets, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+            prefetched = _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask)
+            xc, grad, v, passes = _elements(*current, mean, scale, bias, grad_grad_ptr is not None, RELU, T)
+            offsets, mask = tile_at(start, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
             if SECOND:
                 first = scale * v + (slope * xc + offset)
                 if RELU:
                     first = tl.where(passes, first, 0.0)
                 if second_ptr is not None:
                     second = slope * grad + second_v * v - (second_xc * xc + second_offset)
-                    tl.store(second_ptr + at, second.to(second_ptr.dtype.element_ty), mask=mask)
+                    tl.store(second_ptr + offsets, second.to(second_ptr.dtype.element_ty), mask=mask)
             else:
                 first = scale * grad + (slope * xc + offset)
-            tl.store(output_ptr + at, first.to(output_ptr.dtype.element_ty), mask=mask)
-            loaded = following
+            tl.store(output_ptr + offsets, first.to(output_ptr.dtype.element_ty), mask=mask)
+            current = prefetched

@@ -1,4 +1,4 @@
-"""How batch normalisation cuts a layer into programs, from its shape and format."""
+"""How batch normalisation partitions a layer into programs, given its shape and memory format."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from .launch import (
     wanted_programs,
 )
 
-#: Bytes of a tile of one tensor with 4 warps, 32 of each thread. By Little's law each multiprocessor of an H200 has to
-#: ask for some 29 KB at a time to keep its memory busy. Every program asks for two or three such tiles.
+#: Bytes of a tile of one tensor with 4 warps: 32 per thread. By Little's law each multiprocessor of an H200 needs some
+#: 29 KB in flight to keep its memory busy. Every program has two or three such tiles in flight.
 TILE_BYTES = 4096
-#: Of PROGRAMS_PER_PROCESSOR, where three tensors are read and a thread keeps coefficients of several channels: four
-#: programs have not the registers, and three ask for as many bytes.
+#: Replaces PROGRAMS_PER_PROCESSOR where three tensors are read and a thread keeps coefficients of several channels:
+#: four programs do not fit in the register file, and three have as many bytes in flight.
 PROGRAMS_OF_THREE = 3
-#: Channels of a tile where they are innermost; and the bytes below which its rows are not cut.
-WIDEST = 64
-LEAST_ROW_BYTES = 64
-#: Elements of a run of neighbouring planes.
-LONGEST_RUN = 1024
-#: Bytes of a vector from which on a plane is not read together with its neighbours.
-WIDE_BYTES = 8
-#: Times TILE_BYTES that a program should have before another one helps.
-LEAST_TILES = 2
-#: Every program of an elementwise kernel reads all splits' sums of its channels.
-MOST_SPLITS = 128
+#: The most channels in a tile when channels are innermost, and the fewest bytes to which a row of the tile is cut.
+MAX_TILE_CHANNELS = 64
+MIN_ROW_BYTES = 64
+#: The most elements in a run of neighbouring planes.
+MAX_RUN = 1024
+#: A plane that allows vectors of at least this many bytes is read on its own, without its neighbours.
+MIN_VECTOR_BYTES = 8
+#: Another program helps only if each has at least this many tiles of TILE_BYTES.
+MIN_TILES = 2
+#: The most splits: every program of an elementwise kernel reads the partial sums of all splits for its channels.
+MAX_SPLITS = 128
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How a layer (B, C, L) is cut into programs; batch_norm_tile.py says what the tiles are."""
+    """How a layer (B, C, L) is partitioned into programs; batch_norm_tile.py describes the tiles."""
 
     channels: int
     count: int  # M = B * L
     length: int
     flat: bool
     rows: int
-    row: int  # elements from a row to the next
-    vector: int  # divides the rows where FLAT, else the row
+    row: int  # stride between rows, in elements
+    vector: int  # divides `rows` if flat, else `row`
     plane: int
     channels_per_tile: int
     block_m: int
@@ -64,7 +64,7 @@ class Parts:
         return ceil_div(self.channels, self.channels_per_tile), self.splits
 
     def arguments(self, input: Tensor) -> dict[str, object]:
-        """The kernel arguments that describe it."""
+        """The kernel arguments that describe the partition."""
         return {
             "channels": self.channels,
             "rows_v": self.rows // self.vector if self.flat else self.rows,
@@ -77,7 +77,7 @@ class Parts:
             "PLANE": self.plane,
             "COLUMNS": self.columns,
             "BLOCK_M": self.block_m,
-            # 32 bits where the sums of two rows' numbers fit: the division by LENGTH is dear in 64.
+            # int32 if the sum of two row indices fits: the division by LENGTH is expensive in int64.
             "INDEX": tl.int32 if self.rows < 2**30 else tl.int64,
             "T": accumulator(input.dtype),
             **OPTIONS,
@@ -85,22 +85,23 @@ class Parts:
         }
 
     def rooms(self) -> dict[str, int]:
-        """The arguments of kernels that sum over the channels of a tile."""
+        """The padded sizes that kernels which sum over a tile's channels take as arguments."""
         return {"ROOM": power_of_two(self.channels_per_tile), "ROOM_PLANE": power_of_two(self.plane)}
 
 
 def run_vector(input: Tensor, length: int) -> int:
-    """Elements of the widest vector of which whole ones fill a run of neighbouring planes."""
+    """Elements of the widest vector that divides a run of neighbouring planes."""
     vector = vector_width(input.dtype, input.shape[1] * length)
-    while math.lcm(length, vector) > LONGEST_RUN and vector > 1:
+    while math.lcm(length, vector) > MAX_RUN and vector > 1:
         vector //= 2
     return vector
 
 
 def parts_of(input: Tensor, *, tensors: int, tiles: int = 1) -> Parts:
-    """Cuts the layer.
+    """Partitions the layer.
 
-    Args: tensors: of its shape, that the kernel reads; tiles: of TILE_BYTES, that it takes of each as one.
+    Args: tensors: the number of tensors of the layer's shape that the kernel reads; tiles: the size of a tile of each,
+        as a multiple of TILE_BYTES.
     """
     channels = input.shape[1]
     count = input.numel() // channels
@@ -108,15 +109,15 @@ def parts_of(input: Tensor, *, tensors: int, tiles: int = 1) -> Parts:
     size = input.element_size()
     innermost = length == 1 or not input.is_contiguous()
     alone, vector = vector_width(input.dtype, length), run_vector(input, length)
-    flat = not innermost and (alone * size >= WIDE_BYTES or alone >= vector)
+    flat = not innermost and (alone * size >= MIN_VECTOR_BYTES or alone >= vector)
     wanted = wanted_programs(input)
     if tensors == 3 and not flat:
         wanted = wanted * PROGRAMS_OF_THREE // PROGRAMS_PER_PROCESSOR
     rows, row, plane, channels_per_tile = count, channels, 1, 1
     if innermost:
         vector = vector_width(input.dtype, channels)
-        channels_per_tile = min(WIDEST, power_of_two(channels))
-        while _too_few(ceil_div(channels, channels_per_tile), wanted) and channels_per_tile * size > LEAST_ROW_BYTES:
+        channels_per_tile = min(MAX_TILE_CHANNELS, power_of_two(channels))
+        while _too_few(ceil_div(channels, channels_per_tile), wanted) and channels_per_tile * size > MIN_ROW_BYTES:
             channels_per_tile //= 2
     elif flat:
         vector = alone
@@ -127,9 +128,9 @@ def parts_of(input: Tensor, *, tensors: int, tiles: int = 1) -> Parts:
     more_warps = 2 if _too_few(across, wanted) else 1
     elements = TILE_BYTES * tiles * more_warps // size
     block_m = min(max(1, elements // power_of_two(channels_per_tile * plane)), power_of_two(rows))
-    least = LEAST_TILES * block_m // tiles
-    # Rounded down: no more programs than are resident at once, and none left over for a second round.
-    splits = min(MOST_SPLITS, max(1, rows // least), max(1, wanted // across))
+    least = MIN_TILES * block_m // tiles
+    # Rounded down: no more programs than are resident at once, so that there is no second wave.
+    splits = min(MAX_SPLITS, max(1, rows // least), max(1, wanted // across))
     per_split = ceil_div(ceil_div(rows, splits), block_m) * block_m
     return Parts(
         channels=channels,
@@ -149,5 +150,5 @@ def parts_of(input: Tensor, *, tensors: int, tiles: int = 1) -> Parts:
 
 
 def _too_few(across: int, wanted: int) -> bool:
-    """Whether the most splits of so many tiles of channels are half the programs that are wanted, or fewer."""
-    return 2 * across * MOST_SPLITS <= wanted
+    """Whether `across` tiles of channels give at most half of the wanted programs even with MAX_SPLITS splits each."""
+    return 2 * across * MAX_SPLITS <= wanted

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""Triton: a batch's mean and variance for each channel, from one read of the layer."""
+"""Triton: the per-channel mean and variance of a batch, from one read of the layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .gaussians import exact
 @triton.jit
 def statistics_kernel(
     input_ptr,  # [B, C, L]
-    partial_ptr,  # [splits, 3, C]: mean, sum of squares around it, elements
+    partial_ptr,  # [splits, 3, C]: mean, sum of squared deviations from it, count of elements
     channels,
     rows_v,
     row_v,
@@ -30,54 +30,54 @@ def statistics_kernel(
     ROOM_PLANE: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Each slot of the tile takes the deviations of what it sees from the first that it saw, its pivot.
+    """Each slot of the tile accumulates the deviations of its values from the first of them, its pivot.
 
-    Cancellation: a pivot is one of the slot's own n values, so that the sum of squares around it is at most n times
-    the one around their mean, whatever the values are: the relative error is a few n of the type's.
+    Cancellation: the pivot is one of the slot's own n values, so the sum of squares about it is at most n times the sum
+    of squares about their mean, for any values: the relative error is a few n times the type's rounding error.
     """
     rows = rows_v * VECTOR if FLAT else rows_v
     row = row_v if FLAT else row_v * VECTOR
     place, _, inside = columns_of(row, CHANNELS, PLANE, COLUMNS)
     begin, end = rows_of(rows, per_split, INDEX)
-    at, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-    first = tl.load(input_ptr + at, mask=mask, other=0.0)
+    offsets, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    first = tl.load(input_ptr + offsets, mask=mask, other=0.0)
     pivot = first.to(T)
     total = tl.zeros([BLOCK_M, COLUMNS], T)
     squares = tl.zeros([BLOCK_M, COLUMNS], T)
-    # Two tiles at a time, and the next two are asked for before the last two are used. What is not in the layer
-    # deviates by 0.
-    at, mask0 = tile_at(begin + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-    x0 = tl.load(input_ptr + at, mask=mask0, other=first)
-    at, mask1 = tile_at(begin + 2 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-    x1 = tl.load(input_ptr + at, mask=mask1, other=first)
+    # Two tiles per iteration; the next two are prefetched before the current two are used. A masked element deviates
+    # by 0.
+    offsets, mask0 = tile_at(begin + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    x0 = tl.load(input_ptr + offsets, mask=mask0, other=first)
+    offsets, mask1 = tile_at(begin + 2 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    x1 = tl.load(input_ptr + offsets, mask=mask1, other=first)
     for start in range(begin + BLOCK_M, end, 2 * BLOCK_M):
-        at, mask0 = tile_at(start + 2 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-        following0 = tl.load(input_ptr + at, mask=mask0, other=first)
-        at, mask1 = tile_at(start + 3 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
-        following1 = tl.load(input_ptr + at, mask=mask1, other=first)
+        offsets, mask0 = tile_at(start + 2 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        prefetched0 = tl.load(input_ptr + offsets, mask=mask0, other=first)
+        offsets, mask1 = tile_at(start + 3 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        prefetched1 = tl.load(input_ptr + offsets, mask=mask1, other=first)
         deviation0 = x0.to(T) - pivot
         deviation1 = x1.to(T) - pivot
         total += deviation0 + deviation1
         squares += deviation0 * deviation0 + deviation1 * deviation1
-        x0 = following0
-        x1 = following1
+        x0 = prefetched0
+        x1 = prefetched1
 
-    # Chan et al.: from slots to channels.
+    # Chan et al.: combine the slots into channels.
     m = begin + tl.arange(0, BLOCK_M)
-    seen = (tl.maximum(end - m + (BLOCK_M - 1), 0) // BLOCK_M).to(T)[:, None]
-    seen = tl.where(mask, seen, 0.0)
-    above = total / tl.maximum(seen, 1.0)
-    size = tl.maximum((end - begin).to(T) * PLANE, 1.0)
-    mean = sum_rows(seen * pivot + total, CHANNELS, PLANE, ROOM, ROOM_PLANE) / size
-    rest = tl.where(mask, pivot - spread(mean, PLANE, ROOM, COLUMNS) + above, 0.0)
-    around = squares - total * above + seen * rest * rest
-    # The rounding of the mean, which the deviations from it show.
-    error = sum_rows(seen * rest, CHANNELS, PLANE, ROOM, ROOM_PLANE)
-    c, there = channels_of(channels, CHANNELS, ROOM)
-    part = partial_ptr + tl.program_id(1).to(tl.int64) * 3 * channels + c
-    tl.store(part, mean + error / size, mask=there)
-    tl.store(part + channels, sum_rows(around, CHANNELS, PLANE, ROOM, ROOM_PLANE) - error * error / size, mask=there)
-    tl.store(part + 2 * channels, tl.zeros([ROOM], T) + size, mask=there)
+    counts = (tl.maximum(end - m + (BLOCK_M - 1), 0) // BLOCK_M).to(T)[:, None]
+    counts = tl.where(mask, counts, 0.0)
+    mean_deviation = total / tl.maximum(counts, 1.0)
+    count = tl.maximum((end - begin).to(T) * PLANE, 1.0)
+    mean = sum_rows(counts * pivot + total, CHANNELS, PLANE, ROOM, ROOM_PLANE) / count
+    delta = tl.where(mask, pivot - spread(mean, PLANE, ROOM, COLUMNS) + mean_deviation, 0.0)
+    m2 = squares - total * mean_deviation + counts * delta * delta
+    # The rounding error of the mean: the sum of the deviations from it.
+    error = sum_rows(counts * delta, CHANNELS, PLANE, ROOM, ROOM_PLANE)
+    c, valid = channels_of(channels, CHANNELS, ROOM)
+    partial = partial_ptr + tl.program_id(1).to(tl.int64) * 3 * channels + c
+    tl.store(partial, mean + error / count, mask=valid)
+    tl.store(partial + channels, sum_rows(m2, CHANNELS, PLANE, ROOM, ROOM_PLANE) - error * error / count, mask=valid)
+    tl.store(partial + 2 * channels, tl.zeros([ROOM], T) + count, mask=valid)
 
 
 @triton.jit
@@ -102,18 +102,18 @@ def final_statistics_kernel(
     inside = c < channels
     exact_momentum = exact(momentum, momentum_low, tl.float64)
     if TRAINING:
-        # All parts are asked for at once: one after the other, each would take a latency.
+        # All partial sums are loaded at once: in sequence, each load would cost a full memory latency.
         split = tl.arange(0, BLOCK_S)
-        part = partial_ptr + split.to(tl.int64)[:, None] * 3 * channels + c[None, :]
-        there = (split < splits)[:, None] & inside[None, :]
-        means = tl.load(part, mask=there, other=0.0).to(tl.float64)
-        around = tl.load(part + channels, mask=there, other=0.0).to(tl.float64)
-        sizes = tl.load(part + 2 * channels, mask=there, other=0.0).to(tl.float64)
-        mean = tl.sum(sizes * means, 0) / count
-        apart = tl.where(there, means - mean[None, :], 0.0)
-        squares = tl.sum(around + sizes * apart * apart, 0)
+        partial = partial_ptr + split.to(tl.int64)[:, None] * 3 * channels + c[None, :]
+        mask = (split < splits)[:, None] & inside[None, :]
+        means = tl.load(partial, mask=mask, other=0.0).to(tl.float64)
+        m2 = tl.load(partial + channels, mask=mask, other=0.0).to(tl.float64)
+        counts = tl.load(partial + 2 * channels, mask=mask, other=0.0).to(tl.float64)
+        mean = tl.sum(counts * means, 0) / count
+        delta = tl.where(mask, means - mean[None, :], 0.0)
+        squares = tl.sum(m2 + counts * delta * delta, 0)
         variance = squares / count
-        # Several threads may hold a channel: all have read what is there before any writes.
+        # Several threads may hold the same channel: all must have read the old value before any writes.
         if running_mean_ptr is not None:
             old = tl.load(running_mean_ptr + c, mask=inside, other=0.0)
             tl.debug_barrier()

@@ -1,29 +1,29 @@
 # mypy: allow-untyped-defs
-"""Triton pieces that the kernels share: landmarks, the Gaussians they make, the last-program pattern."""
+"""Device functions that the Triton kernels share: landmarks, their Gaussians, and the last-program pattern."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-#: What takes the scale of `add_product` away.
+#: Undoes the scaling of `add_product`.
 PRODUCT_SCALE = tl.constexpr(2.0**-30)
 
 
 @triton.jit
 def exact(high, low, T: tl.constexpr):
-    """The host's double, given as the sum of two float32 numbers, in type T."""
+    """A double from the host, passed as the sum of two float32 values, in type T."""
     return tl.full((), high, T) + tl.full((), low, T)
 
 
 @triton.jit
 def is_last(counter_ptr, programs):
-    """Whether this program is the last of `programs` to get here; it sees all that the others have stored.
+    """Whether this program is the last of `programs` to arrive; if so, it sees everything the others have stored.
 
-    Contract: every program calls this once, after its stores. The barrier puts the stores of all threads
-    before the one atomic of the program; acquire and release at gpu scope then order them before whatever
-    the last program loads. Integer atomics only: which program is last never changes what it computes. The
-    last one leaves the counter at zero for the next launch.
+    Contract: every program calls this once, after its stores. The barrier orders the stores of all threads
+    before the program's single atomic; its acquire-release semantics at gpu scope order them before the loads
+    of the last program. The atomic is an integer one, and the result does not depend on which program is last.
+    The last program resets the arrival counter to zero for the next launch.
     """
     tl.debug_barrier()
     arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
@@ -36,7 +36,7 @@ def is_last(counter_ptr, programs):
 
 @triton.jit
 def load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T: tl.constexpr):
-    """Landmarks `k` of one sample: x, y, weight and whether each takes part. What does not has zeros.
+    """Landmarks `k` of one sample: x, y, weight, and a mask of the valid ones; all are zero where invalid.
 
     landmarks [B, K, 2], visible [B, K] or None, weights [B, K] or None; `sample` int64.
     """
@@ -44,7 +44,7 @@ def load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T:
     index = sample * count + k
     x = tl.load(landmarks_ptr + 2 * index, mask=inside, other=0.0).to(T)
     y = tl.load(landmarks_ptr + 2 * index + 1, mask=inside, other=0.0).to(T)
-    # A comparison with NaN is false, so this asks for finite coordinates.
+    # Comparisons with NaN are false, so this also excludes NaN coordinates.
     valid = inside & (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
     if visible_ptr is not None:
         valid = valid & (tl.load(visible_ptr + index, mask=inside, other=0) != 0)
@@ -59,7 +59,7 @@ def load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T:
 
 @triton.jit
 def any_landmark(landmarks_ptr, visible_ptr, sample, count, T: tl.constexpr):
-    """How many landmarks of the sample take part."""
+    """The number of valid landmarks of the sample."""
     found = tl.zeros([128], tl.int32)
     for first in range(0, count, 128):
         k = first + tl.arange(0, 128)
@@ -69,8 +69,8 @@ def any_landmark(landmarks_ptr, visible_ptr, sample, count, T: tl.constexpr):
 
 
 @triton.jit
-def halves(values):
-    """Numbers of magnitude up to 1, times 2^15, as high + low in float16: off by 2^-22 of the value, or by 2^-40."""
+def split_float16(values):
+    """Values of magnitude up to 1, times 2^15, as high + low in float16; error 2^-22 relative or 2^-40 absolute."""
     values = values * 32768.0
     high = values.to(tl.float16)
     return high, (values - high.to(tl.float32)).to(tl.float16)
@@ -78,12 +78,13 @@ def halves(values):
 
 @triton.jit
 def add_product(rows, columns, h):
-    """h [M, N] + 2^30 times the product of rows [M, K] and columns [N, K], float32, of magnitude up to 1.
+    """h [M, N] + 2^30 times the product of rows [M, K] and columns [N, K], float32 of magnitude up to 1.
 
-    In float16 halves: three products, low times low is below 2^-22. What is small is added first.
+    Split into float16 parts this takes three products: low times low, below 2^-22, is left out. Smaller terms are
+    accumulated first.
     """
-    rows_high, rows_low = halves(rows)
-    columns_high, columns_low = halves(columns)
+    rows_high, rows_low = split_float16(rows)
+    columns_high, columns_low = split_float16(columns)
     h = tl.dot(rows_low, tl.trans(columns_high), h)
     h = tl.dot(rows_high, tl.trans(columns_low), h)
     return tl.dot(rows_high, tl.trans(columns_high), h)
@@ -106,10 +107,10 @@ def heatmap_tile(
     BLOCK_W: tl.constexpr,
     T: tl.constexpr,
 ):
-    """The heatmap, not normalised, at rows i [BLOCK_H] and columns j [BLOCK_W] (each at least 16).
+    """The unnormalised heatmap at rows i [BLOCK_H] and columns j [BLOCK_W] (at least 16 of each).
 
-    A sum of Gaussians is a product of two thin matrices, [H, K] by [K, W]: a tile costs K (rows + columns)
-    exponentials rather than K rows columns, and the product runs on tensor cores.
+    A sum of Gaussians is a product of two thin matrices, [H, K] by [K, W]: a tile costs K * (rows + columns)
+    exponentials instead of K * rows * columns, and the product runs on tensor cores.
     """
     x = (j.to(T) + 0.5) * step_x - 0.5  # [BLOCK_W]
     y = (i.to(T) + 0.5) * step_y - 0.5  # [BLOCK_H]
@@ -134,7 +135,7 @@ def heatmap_tile(
             dx = x[:, None] - xk[None, :]
             gx = tl.exp(falloff * (dx * dx))  # [BLOCK_W, 16]
             if weights_ptr is None:
-                gy = wk[None, :] * tl.exp(falloff * (dy * dy))  # [BLOCK_H, 16]; the weight of what is dropped is 0
+                gy = wk[None, :] * tl.exp(falloff * (dy * dy))  # [BLOCK_H, 16]; invalid landmarks have weight 0
                 h = add_product(gy, gx, h)
             else:
                 unit = tl.max(tl.abs(wk), axis=0)
@@ -166,7 +167,7 @@ def write_heatmap(
     BLOCK_W: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Writes tiles first_tile, first_tile + every, ... of a sample's heatmap, not normalised, to plane [B, H, W]."""
+    """Writes tiles first_tile, first_tile + every, ... of a sample's unnormalised heatmap to plane [B, H, W]."""
     height = hw // width
     tiles_w = (width + BLOCK_W - 1) // BLOCK_W
     tiles = (height + BLOCK_H - 1) // BLOCK_H * tiles_w
@@ -196,10 +197,10 @@ def heatmap_at(
     BLOCK_K: tl.constexpr,
     T: tl.constexpr,
 ):
-    """The heatmap, not normalised, at cell centres x, y [CELLS], in pixels of the image.
+    """The unnormalised heatmap at cell centres x, y [CELLS], in image pixels.
 
-    `sum_k w_k exp(falloff * distance^2)` or the maximum of the terms; 0 without landmarks.
-    Several landmarks at once, [BLOCK_K, CELLS], so that their loads overlap.
+    `sum_k w_k exp(falloff * distance^2)`, or the maximum of the terms; 0 without landmarks.
+    Landmarks are processed in blocks, [BLOCK_K, CELLS], so that their loads overlap.
     """
     if MAXIMUM:
         h = tl.full([CELLS], float("-inf"), T)
@@ -223,7 +224,7 @@ def heatmap_at(
 
 @triton.jit
 def cell_centres(cells, width, step_x, step_y):
-    """Where flat cells of a [H, W] map lie in the image: `(j + 0.5) * IW / W - 0.5`, and rows alike."""
+    """The image coordinates (x, y) of flat cells of an [H, W] map: x = `(j + 0.5) * IW / W - 0.5`, y likewise."""
     x = ((cells % width).to(step_x.dtype) + 0.5) * step_x - 0.5
     y = ((cells // width).to(step_y.dtype) + 0.5) * step_y - 0.5
     return x, y

@@ -1,6 +1,6 @@
-"""The Triton twins of `landmark_heatmap` and `landmark_heatmap_backward`: outputs, workspaces, and the launches.
+"""The Triton versions of `landmark_heatmap` and `landmark_heatmap_backward`: outputs, workspaces and launches.
 
-One launch forward; one backward (sum, not normalised) or two.
+One launch forward; one launch backward for an unnormalised sum, otherwise two.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .launch import (
     zeroed_counters,
 )
 
-#: Cells that a program of the backward takes at once.
+#: Cells that a program of the backward processes at once.
 BLOCK_CELLS = 1024
 
 
 def frame(image_height: float, image_width: float, size: tuple[int, int], sigma: float) -> dict[str, float]:
-    """Pixels of the image per cell along x and y, and -1 / (2 sigma^2), as the kernels take doubles."""
+    """Image pixels per cell along x and y, and -1 / (2 sigma^2), each as the high and low part of a double."""
     values = {"step_x": image_width / size[1], "step_y": image_height / size[0], "falloff": -0.5 / (sigma * sigma)}
     arguments: dict[str, float] = {}
     for name, value in values.items():
@@ -49,7 +49,7 @@ def landmark_heatmap(
     combine: int,
     normalize: int,
 ) -> Tensor:
-    """Heatmaps [B, H, W] of landmarks [B, K, 2], in pixels of the image; visible, weights [B, K] or None."""
+    """Heatmaps [B, H, W] of landmarks [B, K, 2] in image pixels; visible, weights [B, K] or None."""
     batch, count = landmarks.shape[:2]
     heatmap = landmarks.new_empty((batch, height, width))
     if heatmap.numel() == 0:
@@ -99,7 +99,7 @@ def landmark_heatmap_backward(
     need_landmarks: bool,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of landmarks [B, K, 2] and weights [B, K] from grad [B, H, W]; 0 elements for one not needed."""
+    """Gradients of landmarks [B, K, 2] and weights [B, K] from grad [B, H, W]; one not needed has no elements."""
     batch, count = landmarks.shape[:2]
     d_landmarks = torch.empty_like(landmarks) if need_landmarks else landmarks.new_empty(0)
     d_weights = landmarks.new_empty((batch, count)) if need_weights else landmarks.new_empty(0)

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
-"""Triton: from the gradient of a heatmap to those of its landmarks and their weights.
+"""Triton: from the gradient of a heatmap to the gradients of its landmarks and weights.
 
-`raw_gradient_kernel`, a program a sample, goes back through the normalisation and notes which landmark a maximum
-took; a sum that is not normalised does without it. `landmark_gradient_kernel`, a program for a few landmarks of a
+`raw_gradient_kernel`, one program per sample, backpropagates through the normalisation and records which landmark each
+cell's maximum came from; an unnormalised sum skips it. `landmark_gradient_kernel`, one program per few landmarks of a
 sample, sums over the map.
 """
 
@@ -21,8 +21,8 @@ def raw_gradient_kernel(
     landmarks_ptr,  # [B, K, 2]
     visible_ptr,  # [B, K] or None
     weights_ptr,  # [B, K] or None
-    raw_ptr,  # [B, H, W]: the gradient of the heatmap before it was normalised
-    winner_ptr,  # [B, H, W] int32 or None: the landmark that a maximum took, -1 for none
+    raw_ptr,  # [B, H, W]: the gradient of the unnormalised heatmap
+    winner_ptr,  # [B, H, W] int32 or None: the argmax landmark of each cell, -1 if there is none
     count,
     cells_in_map,
     width,
@@ -44,7 +44,7 @@ def raw_gradient_kernel(
     scale_y = exact(step_y, step_y_low, T)
     decay = exact(falloff, falloff_low, T)
 
-    # 1. The heatmap again, kept in raw; its total, its peak, and sum(grad * h).
+    # 1. Recompute the heatmap into raw, with its total, its peak, and sum(grad * h).
     totals = tl.zeros([BLOCK_N], tl.float64)
     products = tl.zeros([BLOCK_N], tl.float64)
     peaks = tl.full([BLOCK_N], float("-inf"), T)
@@ -60,7 +60,7 @@ def raw_gradient_kernel(
                 dx = x - xk
                 dy = y - yk
                 term = wk * tl.exp(decay * (dx * dx + dy * dy))
-                wins = valid & (term > h)  # a tie stays with the first
+                wins = valid & (term > h)  # ties go to the first landmark
                 h = tl.where(wins, term, h)
                 winner = tl.where(wins, k, winner)
             h = tl.where(winner >= 0, h, 0.0)
@@ -78,8 +78,8 @@ def raw_gradient_kernel(
             products += tl.where(inside, grad * h, 0.0).to(tl.float64)
             peaks = tl.maximum(peaks, tl.where(inside, h, float("-inf")))
 
-    # 2. Through the division: d raw = grad / D - d D * sum(grad * h) / D^2. The derivative of a maximum is
-    # shared by the cells that hold it, that of a total is 1 everywhere.
+    # 2. Through the division: d raw = grad / D - d D * sum(grad * h) / D^2. The derivative of the peak is
+    # shared equally by the cells that attain it; that of the total is 1 everywhere.
     if NORMALIZE != 0:
         peak = tl.max(peaks, axis=0)
         divisor = peak.to(tl.float64) if NORMALIZE == PEAK else tl.sum(totals, axis=0)
@@ -100,7 +100,7 @@ def raw_gradient_kernel(
             h = tl.load(raw_ptr + base + cells, mask=inside, other=0.0)
             value = tl.load(grad_ptr + base + cells, mask=inside, other=0.0).to(tl.float64) * inverse
             value -= tl.where(h == peak, pull, 0.0) if NORMALIZE == PEAK else pull
-            tl.debug_barrier()  # all of the block is read before any is written
+            tl.debug_barrier()  # the whole block is read before any of it is written
             tl.store(raw_ptr + base + cells, value, mask=inside)
 
 
@@ -116,7 +116,7 @@ def landmark_gradient_kernel(
     count,
     cells_in_map,
     width,
-    groups,  # programs of a sample
+    groups,  # programs per sample
     step_x,
     step_x_low,
     step_y,
@@ -135,7 +135,7 @@ def landmark_gradient_kernel(
     decay = exact(falloff, falloff_low, T)
     xk, yk, wk, valid = load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T)
 
-    # dh/dw = e, dh/dx = w e (x_j - x_k) / sigma^2, summed over the map: [BLOCK_K, BLOCK_N] at once.
+    # dh/dw = e, dh/dx = w e (x_j - x_k) / sigma^2, summed over the map in tiles of [BLOCK_K, BLOCK_N].
     along_x = tl.zeros([BLOCK_K, BLOCK_N], T)
     along_y = tl.zeros([BLOCK_K, BLOCK_N], T)
     strength = tl.zeros([BLOCK_K, BLOCK_N], T)

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
-"""Triton: heatmaps of landmarks in one launch, a tile of a map in each program.
+"""Triton: landmark heatmaps in one launch, one tile of a map per program.
 
-A map of one tile is normalised before it is stored. One of several is stored as it is, and the last of its programs,
-which finds every tile's maximum or total, divides all of it.
+A map of a single tile is normalised before it is stored. A map of several tiles is stored unnormalised, and the last
+of its programs to finish reduces every tile's maximum or total and divides the whole map.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def landmark_heatmap_kernel(
     landmarks_ptr,  # [B, K, 2]
     visible_ptr,  # [B, K] or None
     weights_ptr,  # [B, K] or None
-    divisors_ptr,  # [B, tiles] workspace of normalize with several tiles: each tile's maximum or total
-    counters_ptr,  # [B] int32 zeros, left at zero
+    divisors_ptr,  # [B, tiles], workspace for normalize with several tiles: each tile's maximum or total
+    counters_ptr,  # [B] int32 arrival counters: zero on entry and on exit
     count,  # K
     height,
     width_v,  # W / VECTOR
@@ -65,7 +65,7 @@ def landmark_heatmap_kernel(
         h = h / tl.where(divisor == 0.0, 1.0, divisor)
     tl.store(heatmap_ptr + base + offsets, h, mask=inside)
 
-    # 2. The last tile of a map divides all of it.
+    # 2. The last program of a map divides all of it.
     if NORMALIZE != 0 and SEVERAL:
         tl.store(divisors_ptr + sample * tiles + tile, divisor)
         if is_last(counters_ptr + sample, tiles):

@@ -1,6 +1,6 @@
-"""The Triton twins of `pal_loss` and `pal_loss_backward`: outputs, workspaces, and the launches.
+"""The Triton versions of `pal_loss` and `pal_loss_backward`: outputs, workspaces and launches.
 
-One launch forward, one backward. No host synchronisation, no float atomics: the same bits every time.
+One launch forward, one backward. No host synchronisation and no float atomics: results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from .pal_loss_each import each_forward_kernel
 from .pal_loss_forward import pal_loss_forward_kernel
 from .sweep import TILE, Sweep, is_channels_last, plan
 
-#: A map of up to this many cells is scored in registers by one block; a larger one block by block.
+#: A map of up to this many cells is scored in registers, in one block; a larger one block by block.
 BLOCK_CELLS = 1024
 
-#: Elements of a sample's shares that its last program loads at once: few round trips to memory, for everything waits.
-SHARES_AT_ONCE = 8192
+#: Elements of a sample's partial maps that its last program loads at once: large, because everything waits for it and
+#: each round trip to memory costs a latency.
+PARTIALS_AT_ONCE = 8192
 
-#: How many shares are loaded at once where a sample has few, and where it has more: not as many as it has, since each
-#: number is another kernel, and it follows the batch.
-FEW_SHARES, MANY_SHARES = 8, 64
+#: How many partial maps are loaded at once if a sample has few, and if it has more. Only two values: the number of
+#: partial maps depends on the batch size, and each value compiles another kernel.
+FEW_PARTIALS, MANY_PARTIALS = 8, 64
 
-#: Elements of a tile of "each", whose channels' own numbers take registers too.
+#: Elements of a tile of "each", which also needs registers for per-channel values.
 EACH_TILE = 2048
 
 
@@ -66,10 +67,10 @@ def pal_loss(
     scale: int,
     reduction: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss and what its backward needs; arguments and results as the operators' schema has them.
+    """The loss and what its backward needs; arguments and results are those of the operator's schema.
 
     Args: activation, gradient [B, C, H, W]; heatmap [B, H, W] or landmarks [B, K, 2], visible [B, K],
-        weights [B, K]; sample_weight [B]; image size and sigma in pixels of the image.
+        weights [B, K]; sample_weight [B]; image size and sigma in image pixels.
     Returns: loss [] or [B]; plane [B, H, W]; coefficients [B, G, 3]; factor [B].
     """
     layer = activation if activation is not None else gradient
@@ -87,7 +88,7 @@ def pal_loss(
         return layer.new_zeros(() if whole else (0,), dtype=dtype), plane, coefficients, factor
     loss = layer.new_empty(() if whole else (batch,), dtype=dtype)
 
-    # In tiles of 16 x 16 the programs of a sample share the work; with "each" every program does all of it.
+    # With 16 x 16 tiles the programs of a sample share the work; under "each" every program computes the whole map.
     block_h, block_w = tile_sides(height, width, *((32, 64) if each else (16, 16)))
     prior: dict[str, Any] = {
         "heatmap_ptr": heatmap,
@@ -141,14 +142,14 @@ def _launch_map(
         **outputs,
         **shared,
         **sweep.arguments(),
-        shares_ptr=plane.new_empty(sweep.batch * sweep.shares * sweep.cells),
+        partials_ptr=plane.new_empty(sweep.batch * sweep.partials * sweep.cells),
         squares_ptr=plane.new_empty(sweep.programs, dtype=torch.float64) if together else None,
         batch=sweep.batch,
-        shares=sweep.shares,
+        partials=sweep.partials,
         ALL=together,
         TILED=sweep.cells > block_n,
         BLOCK_N=block_n,
-        BLOCK_S=min(FEW_SHARES if sweep.shares <= FEW_SHARES else MANY_SHARES, SHARES_AT_ONCE // block_n),
+        BLOCK_S=min(FEW_PARTIALS if sweep.partials <= FEW_PARTIALS else MANY_PARTIALS, PARTIALS_AT_ONCE // block_n),
         **OPTIONS,
     )
 
@@ -156,7 +157,7 @@ def _launch_map(
 def _launch_each(
     layer: Tensor, used: int, prior: dict[str, Any], outputs: dict[str, Tensor], shared: dict[str, Any]
 ) -> None:
-    """One launch: the heatmap in every program, and every channel's score."""
+    """One launch: the heatmap, in every program, and the score of every channel."""
     batch, channels, height, width = layer.shape
     cells = height * width
     channels_last = is_channels_last(layer)
@@ -176,7 +177,7 @@ def _launch_each(
         **prior,
         **outputs,
         **shared,
-        shares_ptr=layer.new_empty((batch, splits), dtype=torch.float64),
+        partials_ptr=layer.new_empty((batch, splits), dtype=torch.float64),
         batch=batch,
         channels_v=channels // vector_c,
         used=used,
@@ -206,7 +207,7 @@ def pal_loss_backward(
     need_activation: bool,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of activation and gradient [B, C, H, W] in their dtype and format; 0 elements if not needed.
+    """Gradients of activation and gradient [B, C, H, W] in their dtype and format; one not needed has no elements.
 
     Args: grad_loss [] or [B] of any stride; plane [B, H, W], coefficients [B, G, 3] and factor [B] as
         `pal_loss` returned them.

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """Triton: both gradients of the loss in one launch, from the derivative of each sample's score.
 
-`d = grad_loss * factor * dP/da`, then `df = d |g|`, `dg = d f sign(g)` or what the attribution asks for. A
-sample whose factor is 0 is not read: its gradients are zeros, whatever it holds.
+`d = grad_loss * factor * dP/da`, then `df = d |g|`, `dg = d f sign(g)`, or the equivalent for the other attributions. A
+sample whose factor is 0 is not read: its gradients are zero, whatever it contains.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .attribution import GRAD_INPUT, attribute, load_layer, within
-from .sweep import SPLITTING
+from .sweep import BATCH_DEPENDENT
 
 MAP: tl.constexpr = tl.constexpr(0)
 EACH: tl.constexpr = tl.constexpr(2)
@@ -19,7 +19,7 @@ EACH: tl.constexpr = tl.constexpr(2)
 
 @triton.jit
 def sign(g):
-    """-1, 0 or 1, and NaN for NaN."""
+    """-1, 0 or 1; NaN for NaN."""
     one = tl.where(g > 0, 1.0, -1.0).to(g.dtype)
     return tl.where((g > 0) | (g < 0), one, g)
 
@@ -28,7 +28,7 @@ def sign(g):
 def store_gradients(
     d_activation_ptr, d_gradient_ptr, offset, mask, live, d, f, g, KIND: tl.constexpr, ABSOLUTE: tl.constexpr
 ):
-    """Writes both gradients at `offset`, zero where not `live`; None for one that is not needed."""
+    """Writes both gradients at `offset`, zero where not `live`; the pointer is None for one that is not needed."""
     if d_activation_ptr is not None:
         if KIND == GRAD_INPUT:
             df = d * (tl.abs(g) if ABSOLUTE else g)
@@ -46,16 +46,16 @@ def store_gradients(
 def write_rows(
     activation_ptr,
     gradient_ptr,
-    coefficients_ptr,  # of the sample, [n, 3]; read by "each"
+    coefficients_ptr,  # the sample's, [n, 3]; read only under "each"
     d_activation_ptr,
     d_gradient_ptr,
     origin,  # int64 offset of the first row
-    offsets,  # of a tile's elements from its first row
-    inside,  # which of them lie in the layer's rows
-    plane,  # at these elements
+    offsets,  # of a tile's elements, relative to its first row
+    inside,  # mask of those that lie in the layer's rows
+    plane,  # its values at these elements
     first,
     end,
-    step,  # elements from a row to the next
+    step,  # stride between rows, in elements
     channels,
     scored,  # channels that take part: n, or 0
     hw,
@@ -69,13 +69,13 @@ def write_rows(
     CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     EXACT: tl.constexpr,
-    BLOCK: tl.constexpr,  # rows at once; channels_last: channels
+    BLOCK: tl.constexpr,  # rows per tile; channels_last: channels
     WIDTH: tl.constexpr,
     T: tl.constexpr,
 ):
     """Writes the gradients of rows [first, end) of a program's columns, a tile at a time.
 
-    What is read ends at a whole vector, what is live at the last channel that takes part, what is written at channel C.
+    Reads extend to a whole vector, live elements to the last channel that takes part, writes to channel C.
     """
     for row in range(first, end, BLOCK):
         position = tl.cast(row, tl.int64) * step
@@ -108,7 +108,7 @@ def write_rows(
         )
 
 
-@triton.jit(do_not_specialize=SPLITTING)
+@triton.jit(do_not_specialize=BATCH_DEPENDENT)
 def pal_loss_backward_kernel(
     grad_loss_ptr,  # [] or [B], of any stride
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
@@ -123,8 +123,8 @@ def pal_loss_backward_kernel(
     used,  # n
     hw_v,  # H * W / VECTOR_HW
     period_v,  # elements of a row of the flat run / VECTOR
-    steps_per_split,  # of a program: NCHW, of BLOCK_R rows; channels_last, of BLOCK_P channels
-    cells_per_tile,  # channels_last: cells of a program
+    steps_per_split,  # steps per program: of BLOCK_R rows for NCHW, of BLOCK_P channels for channels_last
+    cells_per_tile,  # channels_last: cells per program
     splits,
     tiles,
     KIND: tl.constexpr,
@@ -142,14 +142,14 @@ def pal_loss_backward_kernel(
     channels = channels_v * VECTOR_C
     hw = hw_v * VECTOR_HW
     programs = splits * tiles
-    # The last sample first: the forward has read it last, so that more of it is left in L2.
+    # The last sample comes first: the forward read it last, so more of it is still in L2.
     sample = (tl.num_programs(0) // programs - 1 - tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
     split = part // tiles
     tile = part % tiles
     sample_base = sample * channels * hw
 
-    # 1. What all elements of the sample share. None of its channels takes part if its factor is 0.
+    # 1. Values shared by all elements of the sample. If its factor is 0, none of its channels take part.
     factor = tl.load(factor_ptr + sample).to(T)
     scored = tl.where(factor != 0.0, used, 0)
     grad = tl.load(grad_loss_ptr + sample * grad_loss_stride).to(T) * factor
@@ -161,7 +161,7 @@ def pal_loss_backward_kernel(
         curve = tl.load(coefficients_ptr + 3 * sample + 1)
         mean = tl.load(coefficients_ptr + 3 * sample + 2)
 
-    # 2. The program's tiles, rows x columns, and where in the plane they lie.
+    # 2. The program's tiles, rows x columns, and their position in the plane.
     rows_per_split = steps_per_split * (BLOCK_P if CHANNELS_LAST else BLOCK_R)
     first = split * rows_per_split
     if CHANNELS_LAST:

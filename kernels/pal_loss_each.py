@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs
 """Triton: the loss of the strategy "each" in one launch.
 
-Every channel's score needs the whole heatmap before the channel has been read, so every program makes all of it,
-some thousand exponentials for a layer's map. The programs of a sample write the same bits to the same place, so it
-does not matter whose a program reads back. The last program of the sample centres the heatmap and adds the scores.
+Scoring a channel needs the whole heatmap before the channel is read, so every program computes all of it: some thousand
+exponentials for a layer's map. The programs of a sample write identical bits to the same addresses, so it does not
+matter whose values a program reads back. The last program of the sample centres the heatmap and adds the scores.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def each_forward_kernel(
     weights_ptr,  # [B, K] or None
     sample_weight_ptr,  # [B] or None
     loss_ptr,  # [] or [B]
-    plane_ptr,  # [B, H, W]: the landmarks' heatmap, in the end h - mean(h)
+    plane_ptr,  # [B, H, W]: the landmarks' heatmap, finally h - mean(h)
     coefficients_ptr,  # [B, n, 3]
     factor_ptr,  # [B]
-    shares_ptr,  # [B, splits] float64, workspace: each program's sum of scores
+    partials_ptr,  # [B, splits] float64, workspace: each program's partial sum of scores
     scores_ptr,  # [B, 2] float64, workspace
-    counters_ptr,  # [B + 1] int32 zeros, left at zero
+    counters_ptr,  # [B + 1] int32 arrival counters: zero on entry and on exit
     batch,
     channels_v,  # C / VECTOR_C
     used,  # n
     hw_v,  # H * W / VECTOR_HW
     width,
     count,  # K
-    steps_per_split,  # of a program, of BLOCK_C channels
+    steps_per_split,  # steps of BLOCK_C channels per program
     splits,
     step_x,
     step_x_low,
@@ -111,11 +111,12 @@ def each_forward_kernel(
     scale = score_scale(terms, PEARSON, SCALE)
     weight = sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON)
     dead = weight == 0.0
-    # Taken off the heatmap in the sweep, which is then multiplied by as much of its factor as T holds.
-    near_h = mean_h.to(T)
-    near_factor = bounded(factor, T)
-    left_of_h = (mean_h - near_h.to(tl.float64)) * near_factor
-    left_of_factor = factor / near_factor
+    # In the sweep the heatmap is centred by the mean rounded to T and multiplied by the factor bounded to T's range;
+    # the remainders are applied to the covariance in float64.
+    mean_h_t = mean_h.to(T)
+    factor_bounded = bounded(factor, T)
+    mean_h_rest = (mean_h - mean_h_t.to(tl.float64)) * factor_bounded
+    factor_rest = factor / factor_bounded
 
     # 2. The program's channels.
     first_channel = split * steps_per_split * BLOCK_C
@@ -124,9 +125,9 @@ def each_forward_kernel(
     score_total = tl.zeros([BLOCK_C], tl.float64)
     for first in range(first_channel, last_channel, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
-        taking_part = c < last_channel
-        # channels_last reads whole vectors of channels, then drops what takes no part.
-        loadable = c < (last_channel + (VECTOR_C - 1)) // VECTOR_C * VECTOR_C if CHANNELS_LAST else taking_part
+        used_channels = c < last_channel
+        # channels_last reads whole vectors of channels, then discards channels that do not take part.
+        loadable = c < (last_channel + (VECTOR_C - 1)) // VECTOR_C * VECTOR_C if CHANNELS_LAST else used_channels
         stride_c = 1 if CHANNELS_LAST else hw
         stride_n = channels if CHANNELS_LAST else 1
         column = sample_base + c.to(tl.int64) * stride_c  # [BLOCK_C]
@@ -148,38 +149,38 @@ def each_forward_kernel(
             offset = column[:, None] + (cells.to(tl.int64) * stride_n)[None, :]
             f, g = load_layer(activation_ptr, gradient_ptr, offset, mask, KIND, T)
             d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot[:, None], 0.0)
-            h = (tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0) - near_h) * near_factor.to(T)
+            h = (tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0) - mean_h_t) * factor_bounded.to(T)
             sums += tl.sum(d, axis=1).to(tl.float64)
             squares += sum_of_squares(d, 1)
             products += tl.sum(d * h[None, :], axis=1).to(tl.float64)
         deviation = sums / terms
         mean = pivot.to(tl.float64) + deviation
         variance = squares / terms - deviation * deviation
-        cov = (products / terms - deviation * left_of_h) * left_of_factor
+        cov = (products / terms - deviation * mean_h_rest) * factor_rest
 
-        # 4. Each channel's score and derivative, its share 1/n of the sample's score included.
+        # 4. Each channel's score and derivative, including the factor 1/n of the mean over channels.
         score, slope, curve = score_and_slopes(mean, variance, cov, scale, terms)
         triple = coefficients_ptr + 3 * (sample * used + c)
-        tl.store(triple, tl.where(dead, 0.0, bounded(slope * share, T)), mask=taking_part)
-        tl.store(triple + 1, tl.where(dead, 0.0, bounded(curve, T)), mask=taking_part)
-        tl.store(triple + 2, tl.where(dead, 0.0, mean), mask=taking_part)
-        score_total += tl.where(taking_part, score * share, 0.0)
-    tl.store(shares_ptr + sample * splits + split, tl.sum(score_total, axis=0))
+        tl.store(triple, tl.where(dead, 0.0, bounded(slope * share, T)), mask=used_channels)
+        tl.store(triple + 1, tl.where(dead, 0.0, bounded(curve, T)), mask=used_channels)
+        tl.store(triple + 2, tl.where(dead, 0.0, mean), mask=used_channels)
+        score_total += tl.where(used_channels, score * share, 0.0)
+    tl.store(partials_ptr + sample * splits + split, tl.sum(score_total, axis=0))
 
-    # 5. The last program of the sample adds the shares and centres the heatmap; the last of the batch reduces.
+    # 5. The last program of the sample adds the partial sums and centres the heatmap; the last of the batch reduces.
     if is_last(counters_ptr + sample, splits):
         total = tl.zeros([BLOCK_C], tl.float64)
-        for first_share in range(0, splits, BLOCK_C):
-            s = first_share + tl.arange(0, BLOCK_C)
-            total += tl.load(shares_ptr + sample * splits + s, mask=s < splits, other=0.0)
+        for first_partial in range(0, splits, BLOCK_C):
+            s = first_partial + tl.arange(0, BLOCK_C)
+            total += tl.load(partials_ptr + sample * splits + s, mask=s < splits, other=0.0)
         score_of_sample = tl.where(dead, 0.0, tl.sum(total, axis=0))
         store_sample(loss_ptr, factor_ptr, scores_ptr, sample, score_of_sample, weight, REDUCTION)
         for block in range(0, hw, 1024):
             cells = block + tl.arange(0, 1024)
             h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
             centred = bounded((h.to(tl.float64) - mean_h) * factor, T)
-            tl.debug_barrier()  # all of the block is read before any is written
+            tl.debug_barrier()  # the whole block is read before any of it is written
             tl.store(plane_ptr + plane_base + cells, tl.where(dead, 0.0, centred), mask=cells < hw)
-        if REDUCTION != NONE:  # noqa: SIM102 - a kernel must not call is_last in the other case
+        if REDUCTION != NONE:  # noqa: SIM102 - without a reduction the kernel must not call is_last
             if is_last(counters_ptr + batch, batch):
                 reduce_batch(loss_ptr, factor_ptr, scores_ptr, batch, REDUCTION, 256)

@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs
 """Triton: the loss of the strategies "mean", "half" and "all" in one launch, from layer to scalar.
 
-Every program sums its share of a sample's attribution over channels and makes its tiles of the heatmap. The last
-program of a sample adds the shares in a fixed order, scores the map against the heatmap and writes the derivative of
-the score; the last program of the batch reduces. See `is_last` for why that is sound.
+Every program sums its part of a sample's attribution over channels and computes its tiles of the heatmap. The last
+program of a sample adds these partial maps in a fixed order, scores the map against the heatmap and writes the
+derivative of the score; the last program of the batch reduces. `is_last` explains why this is sound.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import triton.language as tl
 from .attribution import attribution_at, median_of_three, sweep_channels_last, sweep_nchw
 from .gaussians import any_landmark, exact, is_last, write_heatmap
 from .score import NONE, bounded, reduce_batch, score_sample, store_sample
-from .sweep import SPLITTING
+from .sweep import BATCH_DEPENDENT
 
 
 @triton.jit
-def combine_shares(
-    shares_ptr, share_base, shares, cells, hw, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, T: tl.constexpr
+def sum_partials(
+    partials_ptr, partials_base, partials, cells, hw, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, T: tl.constexpr
 ):
-    """The map at `cells` [BLOCK_N]: the sum of a sample's shares [shares, H * W], always in the same order."""
+    """The map at `cells` [BLOCK_N]: the sum of a sample's partial maps [partials, H * W], in a fixed order."""
     total = tl.zeros([BLOCK_N], T)
-    for first in range(0, shares, BLOCK_S):
+    for first in range(0, partials, BLOCK_S):
         s = first + tl.arange(0, BLOCK_S)
-        mask = (s < shares)[:, None] & (cells < hw)[None, :]
+        mask = (s < partials)[:, None] & (cells < hw)[None, :]
         total += tl.sum(
-            tl.load(shares_ptr + share_base + s[:, None] * hw + cells[None, :], mask=mask, other=0.0), axis=0
+            tl.load(partials_ptr + partials_base + s[:, None] * hw + cells[None, :], mask=mask, other=0.0), axis=0
         )
     return total
 
@@ -41,9 +41,9 @@ def centred_sums(m, h, cells, hw, mean_m, mean_h):
     return tl.sum(dm * dm, axis=0), tl.sum(dh * dh, axis=0), tl.sum(dm * dh, axis=0)
 
 
-@triton.jit(do_not_specialize=["batch", "shares", *SPLITTING])
+@triton.jit(do_not_specialize=["batch", "partials", *BATCH_DEPENDENT])
 def pal_loss_forward_kernel(
-    activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where the attribution needs none
+    activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
     gradient_ptr,  # likewise
     heatmap_ptr,  # [B, H, W] or None
     landmarks_ptr,  # [B, K, 2] or None
@@ -54,10 +54,10 @@ def pal_loss_forward_kernel(
     plane_ptr,  # [B, H, W]; holds the landmarks' heatmap until it is scored
     coefficients_ptr,  # [B, G, 3]
     factor_ptr,  # [B]
-    shares_ptr,  # [B, shares, H, W], workspace
-    squares_ptr,  # [B, programs_per_sample] float64, workspace of "all"
+    partials_ptr,  # [B, partials, H, W], workspace
+    squares_ptr,  # [B, programs_per_sample] float64, workspace for "all"
     scores_ptr,  # [B, 2] float64, workspace: P_b and w_b
-    counters_ptr,  # [B + 1] int32 zeros, left at zero
+    counters_ptr,  # [B + 1] int32 arrival counters: zero on entry and on exit
     batch,
     channels_v,  # C / VECTOR_C
     used,  # n
@@ -65,11 +65,11 @@ def pal_loss_forward_kernel(
     width,
     count,  # K
     period_v,  # elements of a row of the flat run / VECTOR
-    steps_per_split,  # of a program: NCHW, of BLOCK_R rows; channels_last, of BLOCK_P channels
-    cells_per_tile,  # channels_last: cells of a program
+    steps_per_split,  # steps per program: of BLOCK_R rows for NCHW, of BLOCK_P channels for channels_last
+    cells_per_tile,  # channels_last: cells per program
     splits,
     tiles,
-    shares,
+    partials,
     step_x,
     step_x_low,
     step_y,
@@ -91,9 +91,9 @@ def pal_loss_forward_kernel(
     VECTOR_HW: tl.constexpr,
     BLOCK_R: tl.constexpr,  # rows of a tile of the sweep; channels_last: cells
     BLOCK_P: tl.constexpr,  # columns of a tile of the sweep; channels_last: channels
-    TILED: tl.constexpr,  # the map does not fit one block of BLOCK_N
-    BLOCK_N: tl.constexpr,  # cells of the map at once
-    BLOCK_S: tl.constexpr,  # shares at once
+    TILED: tl.constexpr,  # the map does not fit in one block of BLOCK_N
+    BLOCK_N: tl.constexpr,  # cells of the map per block
+    BLOCK_S: tl.constexpr,  # partial maps per block
     BLOCK_H: tl.constexpr,  # rows of a tile of the heatmap
     BLOCK_W: tl.constexpr,  # its columns
     T: tl.constexpr,
@@ -106,7 +106,7 @@ def pal_loss_forward_kernel(
     split = part // tiles
     tile = part % tiles
     sample_base = sample * channels * hw
-    share_base = sample * shares * hw
+    partials_base = sample * partials * hw
     elements = tl.cast(used, tl.int64) * hw
 
     # 1. The pivot: the median of the sample's first, middle and last attribution.
@@ -123,14 +123,14 @@ def pal_loss_forward_kernel(
         attribution_at(activation_ptr, gradient_ptr, sample_base + end, always, KIND, ABSOLUTE, T),
     )
 
-    # 2. The attribution of this program's elements, less the pivot, summed over its channels.
+    # 2. The attribution of this program's elements, minus the pivot, summed over its channels.
     rows_per_split = steps_per_split * (BLOCK_P if CHANNELS_LAST else BLOCK_R)
     first = split * rows_per_split
     deviations = tl.zeros([], tl.float64)
     if CHANNELS_LAST:
         last_cell = tl.minimum((tile + 1) * cells_per_tile, hw)
         for first_cell in range(tile * cells_per_tile, last_cell, BLOCK_R):
-            share, squares = sweep_channels_last(
+            partial, squares = sweep_channels_last(
                 activation_ptr,
                 gradient_ptr,
                 sample_base + tl.cast(first_cell, tl.int64) * channels,
@@ -149,13 +149,13 @@ def pal_loss_forward_kernel(
                 T,
             )
             cells = first_cell + tl.arange(0, BLOCK_R)
-            tl.store(shares_ptr + share_base + split * hw + cells, share, mask=cells < last_cell)
+            tl.store(partials_ptr + partials_base + split * hw + cells, partial, mask=cells < last_cell)
             if ALL:
                 deviations += tl.sum(squares, axis=0)
     else:
         period = period_v * VECTOR
         columns = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-        share, squares = sweep_nchw(
+        partial, squares = sweep_nchw(
             activation_ptr,
             gradient_ptr,
             sample_base,
@@ -174,13 +174,13 @@ def pal_loss_forward_kernel(
             BLOCK_P,
             T,
         )
-        tl.store(shares_ptr + share_base + split * period + columns, share, mask=columns < period)
+        tl.store(partials_ptr + partials_base + split * period + columns, partial, mask=columns < period)
         if ALL:
             deviations = tl.sum(squares, axis=0)
     if ALL:
         tl.store(squares_ptr + sample * programs + part, deviations)
 
-    # 3. Its tiles of the heatmap, into plane.
+    # 3. The program's tiles of the heatmap, into plane.
     if landmarks_ptr is not None:
         write_heatmap(
             plane_ptr, landmarks_ptr, visible_ptr, weights_ptr, sample, hw, width, count, part, programs,
@@ -188,13 +188,13 @@ def pal_loss_forward_kernel(
             MAXIMUM, BLOCK_H, BLOCK_W, T,
         )  # fmt: skip
 
-    # 4. The last program of the sample goes on.
+    # 4. Only the last program of the sample continues.
     if is_last(counters_ptr + sample, programs):
         plane_base = sample * hw
         h_ptr = plane_ptr if landmarks_ptr is not None else heatmap_ptr
         terms_per_cell = 1.0 / tl.cast(used, tl.float64)
-        # 5. Map and heatmap, their means, and the heatmap's divisor. A map that is TILED takes the place of the first
-        # share.
+        # 5. The map and the heatmap, their means, and the heatmap's divisor. If TILED, the map overwrites the first
+        # partial map.
         cells = tl.arange(0, BLOCK_N)
         if TILED:
             sum_m = tl.zeros([BLOCK_N], tl.float64)
@@ -202,10 +202,10 @@ def pal_loss_forward_kernel(
             peaks = tl.full([BLOCK_N], float("-inf"), T)
             for block in range(0, hw, BLOCK_N):
                 cells = block + tl.arange(0, BLOCK_N)
-                m = combine_shares(shares_ptr, share_base, shares, cells, hw, BLOCK_S, BLOCK_N, T)
+                m = sum_partials(partials_ptr, partials_base, partials, cells, hw, BLOCK_S, BLOCK_N, T)
                 h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
-                tl.debug_barrier()  # all of the block is read before any is written
-                tl.store(shares_ptr + share_base + cells, m, mask=cells < hw)
+                tl.debug_barrier()  # the whole block is read before any of it is written
+                tl.store(partials_ptr + partials_base + cells, m, mask=cells < hw)
                 sum_m += m.to(tl.float64)
                 sum_h += h.to(tl.float64)
                 peaks = tl.maximum(peaks, tl.where(cells < hw, h, float("-inf")))
@@ -214,7 +214,7 @@ def pal_loss_forward_kernel(
             peak = tl.max(peaks, axis=0)
             tl.debug_barrier()
         else:
-            m = combine_shares(shares_ptr, share_base, shares, cells, hw, BLOCK_S, BLOCK_N, T)
+            m = sum_partials(partials_ptr, partials_base, partials, cells, hw, BLOCK_S, BLOCK_N, T)
             h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
             total_m = tl.sum(m.to(tl.float64), axis=0)
             total_h = tl.sum(h.to(tl.float64), axis=0)
@@ -229,7 +229,7 @@ def pal_loss_forward_kernel(
             cov = tl.zeros([], tl.float64)
             for block in range(0, hw, BLOCK_N):
                 cells = block + tl.arange(0, BLOCK_N)
-                m = tl.load(shares_ptr + share_base + cells, mask=cells < hw, other=0.0)
+                m = tl.load(partials_ptr + partials_base + cells, mask=cells < hw, other=0.0)
                 h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
                 mm, hh, mh = centred_sums(m, h, cells, hw, mean_m, mean_h)
                 var_m += mm
@@ -240,8 +240,8 @@ def pal_loss_forward_kernel(
         var_m = var_m / hw
         var_h = var_h / hw
 
-        # 7. From the sum over channels to the group's moments: a map is the mean over its n channels, and "all" has
-        # the same mean and covariance with the heatmap, but the variance of every element.
+        # 7. From the sum over channels to the group's moments: the map is the mean over its n channels. "all" has the
+        # same mean and covariance with the heatmap, but its variance is over all elements.
         above_pivot = mean_m * terms_per_cell
         mean_a = above_pivot + tl.cast(pivot, tl.float64)
         cov = cov * terms_per_cell / hw
@@ -256,7 +256,7 @@ def pal_loss_forward_kernel(
             var_a = var_m * terms_per_cell * terms_per_cell
             terms = tl.cast(hw, tl.float64)
 
-        # 8. Score, and its derivative: plane and coefficients as the operators' schema defines them.
+        # 8. The score and its derivative: plane and coefficients as the operator's schema defines them.
         annotated = 1
         if landmarks_ptr is not None:
             annotated = any_landmark(landmarks_ptr, visible_ptr, sample, count, T)
@@ -273,15 +273,15 @@ def pal_loss_forward_kernel(
         for block in range(0, hw, BLOCK_N):
             if TILED:
                 cells = block + tl.arange(0, BLOCK_N)
-                m = tl.load(shares_ptr + share_base + cells, mask=cells < hw, other=0.0)
+                m = tl.load(partials_ptr + partials_base + cells, mask=cells < hw, other=0.0)
                 h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
-            tl.debug_barrier()  # plane still holds the heatmap: all of the block is read before any is written
+            tl.debug_barrier()  # plane still holds the heatmap: the whole block is read before any of it is written
             value = (h.to(tl.float64) - mean_h) * factor
             if not ALL:
                 value = slope * (value + curve * (m.to(tl.float64) - mean_m) * terms_per_cell) * terms_per_cell
             tl.store(plane_ptr + plane_base + cells, tl.where(live, bounded(value, T), 0.0), mask=cells < hw)
 
-        # 9. The last sample of the batch reduces.
-        if REDUCTION != NONE:  # noqa: SIM102 - a kernel must not call is_last in the other case
+        # 9. The last program of the batch reduces.
+        if REDUCTION != NONE:  # noqa: SIM102 - without a reduction the kernel must not call is_last
             if is_last(counters_ptr + batch, batch):
                 reduce_batch(loss_ptr, factor_ptr, scores_ptr, batch, REDUCTION, 256)

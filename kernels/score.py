@@ -21,7 +21,7 @@ NONE: tl.constexpr = tl.constexpr(2)
 
 @triton.jit
 def heatmap_divisor(total_h, peak, NORMALIZE: tl.constexpr):
-    """What `normalize` divides the heatmap by, float64; 1 in place of 0."""
+    """The divisor of the heatmap under `normalize`, float64; 1 in place of 0."""
     divisor = tl.full([], 1.0, tl.float64)
     if NORMALIZE == PEAK:
         divisor = peak.to(tl.float64)
@@ -32,10 +32,10 @@ def heatmap_divisor(total_h, peak, NORMALIZE: tl.constexpr):
 
 @triton.jit
 def heatmap_factor(divisor, var_h, PEARSON: tl.constexpr):
-    """What the centred heatmap is multiplied by, float64; `var_h` is that of the heatmap not yet divided.
+    """The factor of the centred heatmap, float64; `var_h` is the variance of the undivided heatmap.
 
-    Under "pearson" it is standardised, so that no scale of the heatmap is lost to float32; of the divisor the sign is
-    left.
+    Under "pearson" it standardises the heatmap, so that a heatmap of any scale fits float32's range; of the divisor
+    only the sign is used.
     """
     factor = 1.0 / divisor
     if PEARSON:
@@ -45,14 +45,14 @@ def heatmap_factor(divisor, var_h, PEARSON: tl.constexpr):
 
 @triton.jit
 def bounded(value, T: tl.constexpr):
-    """A float64 so far within T's range that a loss scale does not make it infinite: infinity times 0 would be NaN."""
+    """Clamps a float64 well inside T's range, so that a loss scale cannot overflow it: infinity times 0 is NaN."""
     largest = 2.0**1000 if T == tl.float64 else 2.0**104  # noqa: SIM300
     return tl.where(value > largest, largest, tl.where(value < -largest, -largest, value))
 
 
 @triton.jit
 def sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON: tl.constexpr):
-    """w_b, float64: 0 without a landmark, for a heatmap that is not finite, and for a flat one under "pearson"."""
+    """w_b, float64: 0 without a landmark, for a non-finite heatmap, and under "pearson" for a flat one."""
     valid = (annotated > 0) & (tl.abs(mean_h) < float("inf"))
     if PEARSON:
         valid = valid & (var_h > (var_h + mean_h * mean_h) * FLAT)
@@ -78,8 +78,8 @@ def score_scale(terms, PEARSON: tl.constexpr, SCALE: tl.constexpr):
 def score_and_slopes(mean_a, var_a, cov, scale, terms):
     """P, slope and curve of a group from its moments and `cov = mean((a - mu) hc)`; all exactly 0 if it is flat.
 
-    `dP/da = slope (hc + curve (a - mu))`: 1 / sigma each, where a product of three would leave float32's range. A group
-    with NaN is not flat: NaN reaches the loss.
+    `dP/da = slope (hc + curve (a - mu))`: both are of the order of 1 / sigma; their product, cov / sigma^3, could leave
+    float32's range. A group with NaN is not flat: NaN reaches the loss.
     """
     flat = var_a <= (var_a + mean_a * mean_a) * FLAT
     sigma = tl.sqrt(tl.where(flat, 1.0, var_a))
@@ -106,7 +106,7 @@ def score_sample(
     SCALE: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
-    """A sample's P, slope, curve, the heatmap's factor, and w_b; the moments are of the heatmap not yet divided."""
+    """A sample's P, slope, curve, the heatmap's factor, and w_b; the moments are those of the undivided heatmap."""
     weight = sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON)
     factor = heatmap_factor(heatmap_divisor(total_h, peak, NORMALIZE), var_h, PEARSON)
     scale = score_scale(terms, PEARSON, SCALE)
@@ -123,7 +123,7 @@ def score_sample(
 
 @triton.jit
 def store_sample(loss_ptr, factor_ptr, scores_ptr, sample, score, weight, REDUCTION: tl.constexpr):
-    """Without a reduction a sample's loss and factor are final; else P_b and w_b go to the workspace."""
+    """Without a reduction stores the sample's final loss and factor; otherwise P_b and w_b go to the workspace."""
     if REDUCTION == NONE:
         tl.store(loss_ptr + sample, tl.where(weight == 0.0, 0.0, weight * score))
         tl.store(factor_ptr + sample, weight)
@@ -134,23 +134,23 @@ def store_sample(loss_ptr, factor_ptr, scores_ptr, sample, score, weight, REDUCT
 
 @triton.jit
 def reduce_batch(loss_ptr, factor_ptr, scores_ptr, batch, REDUCTION: tl.constexpr, BLOCK_B: tl.constexpr):
-    """`sum w P / sum w` or `sum w P`, and every sample's factor, by one program in a fixed order."""
+    """`sum w P / sum w` or `sum w P`, and every sample's factor; run by one program, in a fixed order."""
     totals = tl.zeros([BLOCK_B], tl.float64)
-    masses = tl.zeros([BLOCK_B], tl.float64)
+    weights = tl.zeros([BLOCK_B], tl.float64)
     for first in range(0, batch, BLOCK_B):
         b = first + tl.arange(0, BLOCK_B)
         score = tl.load(scores_ptr + 2 * b, mask=b < batch, other=0.0)
         weight = tl.load(scores_ptr + 2 * b + 1, mask=b < batch, other=0.0)
         totals += tl.where(weight == 0.0, 0.0, weight * score)
-        masses += weight
+        weights += weight
     total = tl.sum(totals, axis=0)
-    mass = tl.sum(masses, axis=0)
-    share = tl.full([], 1.0, tl.float64)
+    total_weight = tl.sum(weights, axis=0)
+    inverse = tl.full([], 1.0, tl.float64)
     if REDUCTION == MEAN:
-        share = tl.where(mass == 0.0, 0.0, 1.0 / tl.where(mass == 0.0, 1.0, mass))
-        total = tl.where(mass == 0.0, 0.0, total * share)
+        inverse = tl.where(total_weight == 0.0, 0.0, 1.0 / tl.where(total_weight == 0.0, 1.0, total_weight))
+        total = tl.where(total_weight == 0.0, 0.0, total * inverse)
     tl.store(loss_ptr, total)
     for first in range(0, batch, BLOCK_B):
         b = first + tl.arange(0, BLOCK_B)
         weight = tl.load(scores_ptr + 2 * b + 1, mask=b < batch, other=0.0)
-        tl.store(factor_ptr + b, weight * share, mask=b < batch)
+        tl.store(factor_ptr + b, weight * inverse, mask=b < batch)

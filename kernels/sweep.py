@@ -1,4 +1,4 @@
-"""How a layer is cut into programs: tiles, splits and vector widths, from its shape and format."""
+"""How a layer is partitioned into programs: tiles, splits and vector widths, given its shape and memory format."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from .launch import ceil_div, power_of_two, vector_width, wanted_programs
 
-#: Elements of a tile: with 4 warps, 32 a thread of each input.
+#: Elements of a tile: with 4 warps, 32 of each input per thread.
 TILE = 4096
 
-#: The widest row of a tile.
-WIDEST = 1024
+#: The most elements in a row of a tile.
+MAX_ROW = 1024
 
-#: A program sweeps at least this many tiles, so that its share of the map stays small beside its input.
-LEAST_TILES = 4
+#: A program sweeps at least this many tiles, so that its partial map is small compared with its input.
+MIN_TILES = 4
 
 
 @dataclass(frozen=True)
 class Sweep:
     """One launch over a layer (B, C, H, W), reading `used` channels of each sample.
 
-    NCHW: a sample is a run of rows of `period` elements; tiles are [block_r rows, block_p columns], and a program takes
-    `rows_per_split` rows of one tile's columns.
-    channels_last: tiles are [block_r cells, block_p channels], and a program takes `rows_per_split` channels of
+    NCHW: a sample is a run of rows of `period` elements; tiles are [block_r rows, block_p columns], and a program
+    processes `rows_per_split` rows of one tile's columns.
+    channels_last: tiles are [block_r cells, block_p channels], and a program processes `rows_per_split` channels of
     `cells_per_tile` cells.
     """
 
@@ -51,17 +51,17 @@ class Sweep:
         return self.batch * self.splits * self.tiles
 
     @property
-    def shares(self) -> int:
-        """Partial maps of a sample that the sweep leaves in memory."""
+    def partials(self) -> int:
+        """Partial maps per sample that the sweep stores."""
         return self.splits if self.channels_last else self.splits * self.period // self.cells
 
     @property
     def exact(self) -> bool:
-        """Whether the channels that take part end where a vector ends."""
+        """Whether the channels that take part end on a vector boundary."""
         return (self.used if self.channels_last else self.used * self.cells) % self.vector == 0
 
     def arguments(self) -> dict[str, int | bool]:
-        """The kernel arguments that describe the sweep, but for the batch."""
+        """The kernel arguments that describe the sweep, except the batch size."""
         return {
             "channels_v": self.channels // self.vector_c,
             "used": self.used,
@@ -81,21 +81,21 @@ class Sweep:
         }
 
 
-#: Those of a sweep's arguments that follow the batch. No address is aligned by them, so kernels are not compiled anew
-#: for those that are 1 or a multiple of 16.
-SPLITTING = ["steps_per_split", "cells_per_tile", "splits", "tiles"]
+#: The arguments of a sweep that depend on the batch size. No address alignment depends on them, so kernels are not
+#: specialised for values of 1 or multiples of 16.
+BATCH_DEPENDENT = ["steps_per_split", "cells_per_tile", "splits", "tiles"]
 
 
 def is_channels_last(layer: Tensor) -> bool:
-    """The format of a layer that is contiguous in one of the two."""
+    """Whether a layer that is contiguous in one of the two memory formats is channels_last."""
     return not layer.is_contiguous()
 
 
 def row_period(cells: int, channels: int, vector: int) -> int:
-    """Elements of a row of the flat run: whole channels, a multiple of `vector`, filling a block well."""
+    """Elements of a row of the flat run: whole channels, a multiple of `vector`, close to a power of two."""
     least = math.lcm(cells, vector)
     best, best_fill = least, 0.0
-    for times in range(1, WIDEST // least + 1):
+    for times in range(1, MAX_ROW // least + 1):
         length = least * times
         if length > least and length > channels * cells:
             break
@@ -106,22 +106,22 @@ def row_period(cells: int, channels: int, vector: int) -> int:
 
 
 def plan(layer: Tensor, *, used: int, swept: int, tile: int = TILE) -> Sweep:
-    """Cuts the first `swept` channels of each sample into programs.
+    """Partitions the first `swept` channels of each sample into programs.
 
-    Args: layer (B, C, H, W); used: n, the channels that take part; swept: n for a sweep that reads, C for
-    one that writes every gradient; tile: elements of a tile, halved for float64.
+    Args: layer (B, C, H, W); used: n, the channels that take part; swept: n for a forward sweep, C for a
+    backward sweep, which writes every gradient; tile: elements of a tile, halved for float64.
     """
     batch, channels, height, width = layer.shape
     cells = height * width
     tile = tile // 2 if layer.dtype == torch.float64 else tile
     vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
     channels_last = is_channels_last(layer)
-    # Rounded down: as many programs as are resident at once, and none left over for a second round.
+    # Rounded down: no more programs than are resident at once, so that there is no second wave.
     wanted = max(1, wanted_programs(layer) // max(1, batch))
     cells_per_tile = 0
     if channels_last:
         vector, period = vector_c, cells
-        block_p = min(power_of_two(swept), WIDEST // 2)
+        block_p = min(power_of_two(swept), MAX_ROW // 2)
         block_r = min(power_of_two(cells), tile // block_p)
         cells_per_tile = ceil_div(ceil_div(cells, block_r), wanted) * block_r
         tiles, rows, step = ceil_div(cells, cells_per_tile), swept, block_p
@@ -129,11 +129,11 @@ def plan(layer: Tensor, *, used: int, swept: int, tile: int = TILE) -> Sweep:
     else:
         vector = vector_width(layer.dtype, channels * cells)
         period = row_period(cells, channels, vector)
-        block_p = min(power_of_two(period), WIDEST)
+        block_p = min(power_of_two(period), MAX_ROW)
         rows = ceil_div(swept * cells, period)
         block_r = min(power_of_two(rows), max(1, tile // block_p))
         tiles, step = ceil_div(period, block_p), block_r
-        least = LEAST_TILES
+        least = MIN_TILES
     steps = ceil_div(rows, step)
     splits = min(max(1, wanted // tiles), max(1, steps // least))
     rows_per_split = ceil_div(steps, splits) * step

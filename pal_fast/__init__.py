@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from pal_fast import faces as faces
     from pal_fast import nn as nn
 
-# In a source tree the Triton kernels lie beside the package; a wheel holds them as pal_fast.kernels.
+# In a source tree the Triton kernels are in a folder beside the package; in a wheel they are pal_fast.kernels.
 if (Path(__file__).parent.parent / "kernels" / "pal_loss.py").is_file():
     __path__.append(str(Path(__file__).parent.parent))
 
-# Rooms imported when first named: some have dependencies of their own, and `import pal_fast` stays light.
-# Not all are in __all__: `from pal_fast import *` must leave another `nn` alone.
+# Submodules imported on first access: some have extra dependencies, and `import pal_fast` stays light.
+# Not all are in __all__: `from pal_fast import *` must not shadow another `nn`.
 _ROOMS = ("compiled", "data", "faces", "landmarks", "metrics", "nn", "visualize")
 
 __all__ = [

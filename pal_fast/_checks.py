@@ -1,4 +1,4 @@
-"""Checks of what a user hands in. Each error names the argument, what was given and what is wanted."""
+"""Checks of users' arguments. Each error names the argument, what was given and what is expected."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MOST_PIXELS = 2**31 - 1
 
 
 class NotReadyError(RuntimeError, ValueError):
-    """A call at the wrong moment, or with tensors of another one: nothing was captured, or nothing can be
-    differentiated. A RuntimeError by Python's custom, and a ValueError as every other wrong call."""
+    """A call at the wrong moment, or with tensors from another forward: nothing was captured, or nothing can be
+    differentiated. A RuntimeError by convention, and a ValueError like every other invalid call."""
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,7 +33,7 @@ def choice(name: str, given: object, known: Sequence[str]) -> None:
 
 
 def _is_whole(given: Any) -> bool:
-    # Python's first, and numpy's apart from it: torch.compile traces this.
+    # Python's int first, and numpy's in a separate test: torch.compile traces this.
     return (isinstance(given, int) and not isinstance(given, bool)) or isinstance(given, np.integer)
 
 
@@ -42,7 +42,7 @@ def _is_real(given: Any) -> bool:
 
 
 def sigma(given: Any) -> None:
-    """Its square, and the inverse of that, must be float32 numbers."""
+    """Restricted so that its square and the inverse of its square are in float32's range."""
     if not _is_real(given):
         raise TypeError(f"sigma must be a positive number, got {describe(given)}")
     if not (given > 0 and _finite(given)):
@@ -59,7 +59,7 @@ def finite_number(name: str, given: Any) -> None:
 
 
 def _finite(given: int | float) -> bool:
-    """As a float: a whole number of more than 308 digits is not."""
+    """Whether it is finite as a float, which an int of more than 308 digits is not."""
     try:
         return math.isfinite(given)
     except OverflowError:
@@ -67,7 +67,7 @@ def _finite(given: int | float) -> bool:
 
 
 def channel_count(given: Any) -> int | float | None:
-    """As Python's own number."""
+    """The checked value as a Python number."""
     if given is None:
         return None
     if not _is_real(given):
@@ -95,7 +95,7 @@ def size_pair(name: str, given: Any) -> tuple[int, int]:
 
 
 def floating_tensor(name: str, given: Any, shape: str, ndim: int) -> None:
-    """A dense floating-point tensor of `ndim` dimensions; `shape` is how the error writes them."""
+    """A dense floating-point tensor of `ndim` dimensions; `shape` describes them in the error."""
     if not isinstance(given, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {shape}, got {describe(given)}")
     if given.ndim != ndim:
@@ -143,7 +143,7 @@ def landmarks(given: Any, batch: int | None = None) -> None:
 
 
 def per_landmark(name: str, given: Any, points: Tensor, *, boolean: bool) -> None:
-    """(B, K), or (K,) and finite for weights, beside `points` (B, K, 2)."""
+    """(B, K), or (K,) and finite for weights, to go with `points` (B, K, 2)."""
     wanted = tuple(points.shape[:2])
     if not isinstance(given, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {wanted}, got {describe(given)}")
@@ -152,7 +152,7 @@ def per_landmark(name: str, given: Any, points: Tensor, *, boolean: bool) -> Non
     if not boolean and not given.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {given.dtype}")
     if tuple(given.shape) != wanted and (boolean or tuple(given.shape) != wanted[1:]):
-        raise ValueError(f"{name} must have shape {wanted}, as the landmarks have, got {tuple(given.shape)}")
+        raise ValueError(f"{name} must have shape {wanted}, like the landmarks, got {tuple(given.shape)}")
     dense(name, given)
     on_device(name, given, "landmarks", points.device)
     if not boolean:
@@ -172,7 +172,7 @@ def sample_weight(given: Any, batch: int, device: torch.device) -> None:
 
 
 def has_values(given: Tensor) -> bool:
-    """Whether Python may look at its values: not while torch.compile traces, nor under `torch.func.vmap`."""
+    """Whether Python can read its values: not while torch.compile traces, nor under `torch.func.vmap`."""
     if torch.compiler.is_compiling():
         return False
     while torch._C._functorch.is_functorch_wrapped_tensor(given):
@@ -183,6 +183,6 @@ def has_values(given: Tensor) -> bool:
 
 
 def _finite_values(name: str, given: Tensor) -> None:
-    """Looks at values where that costs nothing: on a GPU it would stall the queue."""
+    """Reads the values only on the CPU: on a GPU this would synchronise."""
     if given.device.type == "cpu" and has_values(given) and not bool(torch.isfinite(given).all()):
         raise ValueError(f"{name} must be finite, got {given.tolist()}")

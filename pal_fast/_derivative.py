@@ -1,7 +1,7 @@
-"""Autograd for operators, at the price of the call itself: reverse mode, while forward mode is refused.
+"""Autograd for operators without overhead beyond the call itself: reverse mode only; forward mode is refused.
 
-`torch.library.register_autograd` asks the operator's schema for the defaults of arguments that were left out, in time
-quadratic in their number: 0.1 ms for the 20 arguments of the loss, more than all else that Python does there.
+`torch.library.register_autograd` looks up the defaults of omitted arguments in the operator's schema, in time quadratic
+in the number of arguments: 0.1 ms for the 20 arguments of the loss, more than everything else that Python does there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-_libraries: list[Any] = []  # An operator's registration ends with the object that made it.
+_libraries: list[Any] = []  # An operator's registration lasts only as long as its Library object.
 
 
 def register_derivative(
@@ -26,10 +26,10 @@ def register_derivative(
 
     Args:
         name: "namespace::operator".
-        backward: from the context and the outputs' gradients to one gradient, or None, for each argument.
-        setup_context: keeps in the context what `backward` needs, of `inputs` and `output`.
-        keys: the dispatcher's that it is for. A composite operator's own kernel goes before one of "Autograd", but not
-            before those of the devices, "AutogradCPU" and its like.
+        backward: maps the context and the outputs' gradients to one gradient, or None, per argument.
+        setup_context: saves what `backward` needs of `inputs` and `output` in the context.
+        keys: the dispatch keys to register for. A composite operator's own kernel takes precedence over "Autograd", but
+            not over the keys of devices, such as "AutogradCPU".
     """
     namespace, _, operator_name = name.partition("::")
     operator = getattr(getattr(torch.ops, namespace), operator_name).default
@@ -41,7 +41,7 @@ def register_derivative(
             setup_context(ctx, arguments, output)
         return output
 
-    # The class's name is that of the node in the autograd graph.
+    # The class's name becomes the name of the node in the autograd graph.
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     derived: Any = type(f"{namespace}_{operator_name}", (torch.autograd.Function,), members)
 
@@ -60,14 +60,14 @@ def register_derivative(
 
 
 def _refuse_tangents(name: str, arguments: Sequence[Any]) -> None:
-    """Below autograd they would be dropped, which is a derivative of zero.
+    """Refuses forward-mode tangents: below autograd they would be dropped, giving a derivative of zero.
 
-    Raises: NotImplementedError saying what has one.
+    Raises: NotImplementedError naming the alternatives.
     """
     for argument in arguments:
         if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
             raise NotImplementedError(
                 f"{name} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad): for the loss and "
-                'the heatmap use backend="reference", and PyTorch\'s own layer in place of one of pal_fast.nn '
-                "(prepare_head's handle puts it back: restore())"
+                'the heatmap use backend="reference"; for a layer of pal_fast.nn use PyTorch\'s own layer '
+                "(restore() of prepare_head's handle puts it back)"
             )

@@ -1,8 +1,8 @@
-"""Loads the compiled operators, `_C.abi3.so`, and says why when it cannot.
+"""Loads the compiled operators, `_C.abi3.so`, or gives the reason why it cannot.
 
-The extension lies in the package's own directory. A source tree that has not been built in place uses the
-extension of an installed pal_fast, if `sys.path` leads to one; its version is compared by a digest of csrc/
-that the build compiles in, so that a stale extension is told apart.
+The extension is in the package's own directory. A source tree that has not been built in place uses the
+extension of an installed pal_fast, if there is one on `sys.path`; a stale extension is detected by the digest
+of csrc/ that the build compiles in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SOURCE_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 
 
 def find() -> Path | None:
-    """Where the extension lies, or None if it was never built."""
+    """The path of the extension, or None if it was never built."""
     directories = [_PACKAGE, *(Path(entry or ".") / "pal_fast" for entry in sys.path)]
     return next((d / FILE_NAME for d in directories if (d / FILE_NAME).is_file()), None)
 
@@ -39,7 +39,7 @@ def source_digest(csrc: Path) -> str:
 def load() -> str:
     """Registers the compiled operators under `torch.ops.pal_fast`; once per process.
 
-    Returns: "" when they are there, otherwise the reason why not.
+    Returns: "" if they are available, otherwise the reason why not.
     """
     path = find()
     if path is None:
@@ -59,6 +59,6 @@ def load() -> str:
 
 
 def build_info() -> dict[str, str]:
-    """What the loaded extension says of itself: `digest`, `cuda` (its architectures, empty without CUDA)."""
+    """What the loaded extension reports about itself: `digest`, `cuda` (its architectures, empty without CUDA)."""
     text: str = torch.ops.pal_fast.build_info()
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)

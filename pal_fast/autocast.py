@@ -1,4 +1,4 @@
-"""Autocast: whether it is on, what it casts to, and how to stay out of its reach. Not every kind of device has it."""
+"""Autocast: whether it is on, what it casts to, and how to switch it off. Not every device type has it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def autocasts(tensor: Tensor) -> bool:
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """What operations on the device of `tensor` are cast to; None where they are not."""
+    """The dtype that operations on the device of `tensor` are cast to; None if autocast is off."""
     return torch.get_autocast_dtype(tensor.device.type) if autocasts(tensor) else None
 
 
 def cast(value: Any) -> Any:
-    """As autocast casts what its operators are given, where it is on: float64 and what is no tensor stay."""
+    """Casts an operator's argument as autocast does, if it is on: float64 and non-tensors are unchanged."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float64:
         return value
     dtype = autocast_dtype(value)
@@ -28,5 +28,5 @@ def cast(value: Any) -> Any:
 
 
 def outside_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Switches autocast off on the device of `tensor`, where it is on."""
+    """Switches autocast off on the device of `tensor`, if it is on."""
     return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()

@@ -1,4 +1,4 @@
-"""The look at the first batch's values, which synchronises: what makes the loss 0 for every sample, step after step."""
+"""Checks of the first batch's values, with a synchronisation: what would make every loss 0, step after step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pal_fast.options import HeatmapOptions
 from pal_fast.suspect_landmarks import CORNER, IN_PIXELS, coincide, look_normalised
 from pal_fast.warn import FlatLossWarning, warn
 
-#: A landmark further outside the image, in sigmas, leaves less than a hundredth of its Gaussian there.
+#: In sigmas: a landmark further outside the image leaves less than a hundredth of its Gaussian inside.
 _NEAR = 3.0
 
 
 def can_tell(prior: Prior) -> bool:
-    """Whether a look at this batch says anything: not where no sample has a landmark, nor while a graph is captured."""
+    """Whether this batch can be judged: not if no sample has a landmark, nor while a CUDA graph is captured."""
     if prior.landmarks is None:
         return True
     if prior.landmarks.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -27,7 +27,7 @@ def can_tell(prior: Prior) -> bool:
 
 
 def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
-    """Warns if the landmarks that take part cannot be in pixels of the image; whether it did."""
+    """Warns if the valid landmarks cannot be in pixels of the image. Returns whether it did."""
     landmarks, image_size = prior.landmarks, prior.image_size
     if landmarks is None or image_size is None:
         return False
@@ -38,7 +38,7 @@ def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
     if bool(alike.any()):
         warn(
             f"the landmarks of {int(alike.sum())} of {int(valid.any(1).sum())} annotated samples of this batch lie in "
-            "one point each, as those of faces that were not found: give NaN for these, and they are left out"
+            "one point each, as for faces that were not found: give NaN for these, and they are left out"
         )
         valid = valid & ~alike[:, None]
         if not bool(valid.any()):
@@ -47,7 +47,7 @@ def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
     height, width = image_size
     low, high = points.amin(0).tolist(), points.amax(0).tolist()
     span = f"x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}"
-    wanted = f"they are wanted in pixels of the image that the model takes, {height} x {width} (height x width) here"
+    wanted = f"they must be in pixels of the model's input image, {height} x {width} (height x width) here"
     if bool(look_normalised(landmarks.detach(), valid, image_size)[valid.any(1)].all()):
         warn(
             f"all landmarks of every annotated sample lie within {CORNER} pixels of the image's corner "
@@ -63,12 +63,12 @@ def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
 
 
 def warn_of_prior(prior: Prior, options: HeatmapOptions, logits: Tensor, labels: Tensor | None) -> bool:
-    """Warns if no label, where these matter, or no landmark is of any use; whether it did."""
+    """Warns if no label (if labels matter) or no landmark is usable. Returns whether it did."""
     return (labels is not None and _warn_of_labels(logits, labels)) or _warn_of_landmarks(prior, options)
 
 
 def _warn_of_labels(logits: Tensor, labels: Tensor) -> bool:
-    """Warns if no label is one of the classes; whether it did."""
+    """Warns if no label is one of the classes. Returns whether it did."""
     if not labels.numel() or bool(counted(logits, labels, None).any()):
         return False
     warn(
@@ -95,7 +95,7 @@ def warn_if_useless(
         if reduction == "mean" and _cancel(weights):
             warn(
                 f"sample_weight adds up to 0 over the samples of this batch that count ({weights.tolist()}), and the "
-                "weighted mean of nothing is 0: give weights of 0 or more, or take reduction='sum'"
+                "weighted mean is then 0: give weights of 0 or more, or use reduction='sum'"
             )
         elif bool(weights.any()):
             warn(_flat(name, activation), FlatLossWarning)
@@ -122,7 +122,7 @@ def _flat(name: str, activation: Tensor) -> str:
         why = "its map has a single cell, in which nothing can be aligned: choose an earlier layer, or larger images"
     else:
         why = (
-            "in each sample the attribution or the prior is constant in space, as attribution='grad' is behind a "
+            "in each sample the attribution or the prior is constant in space, as attribution='grad' is below a "
             "global average pool and one linear layer: choose an earlier layer, another attribution or another prior"
         )
-    return f"the loss at layer {name!r} is 0 for every sample and moves nothing: {why}"
+    return f"the loss at layer {name!r} is 0 for every sample and has no effect: {why}"

@@ -1,4 +1,4 @@
-"""One call of the loss or the heatmap: what it is given is checked first, then a backend computes."""
+"""One call of the loss or the heatmap: checks the arguments, then computes with a backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
 
 class Prior(NamedTuple):
-    """What the attribution is compared with, and how much each sample counts."""
+    """What the attribution is compared with, and the weight of each sample."""
 
     heatmap: Tensor | None = None
     landmarks: Tensor | None = None
@@ -25,7 +25,7 @@ class Prior(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What `check_call` found out."""
+    """The result of `check_call`."""
 
     backend: str
     channel_count: int
@@ -33,7 +33,7 @@ class Call(NamedTuple):
 
 
 def check_call(layer: Tensor, prior: Prior, options: LossOptions, backend: str | None) -> Call:
-    """Refuses, before anything is computed, what the loss of `layer` (B, C, H, W) cannot take.
+    """Refuses arguments that the loss of `layer` (B, C, H, W) does not support, before anything is computed.
 
     Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run.
     """
@@ -52,7 +52,7 @@ def check_call(layer: Tensor, prior: Prior, options: LossOptions, backend: str |
             _checks.landmarks(landmarks, batch)
             _checks.on_device("landmarks", landmarks, "the layer's output", device)
         if image_size is None:
-            raise ValueError("image_size=(height, width) of the image that landmarks refer to is needed with them")
+            raise ValueError("landmarks need image_size=(height, width), the size of the image that they refer to")
         check_annotations(landmarks, visible, weights)
         moving = landmarks.requires_grad or (weights is not None and weights.requires_grad)
     else:
@@ -140,7 +140,7 @@ def heatmap_of(
     options: HeatmapOptions,
     backend: str | None,
 ) -> Tensor:
-    """`landmark_heatmap` with everything checked already."""
+    """`landmark_heatmap` for arguments that are already checked."""
     points, visible, weights = _landmark_tensors(landmarks, visible, weights)
     name = dispatch.choose(backend, points.device)
     if name != "reference":
@@ -160,7 +160,7 @@ def heatmap_of(
 
 
 def layer_tensors(activation: Tensor | None, gradient: Tensor | None, options: AttributionOptions) -> Tensor:
-    """Checks the two and returns one of them that is used, for its shape."""
+    """Checks both and returns one that is used, for its shape."""
     if activation is not None and gradient is not None and _are_layers(activation, gradient):
         return activation
     kind = options.attribution
@@ -180,7 +180,7 @@ def layer_tensors(activation: Tensor | None, gradient: Tensor | None, options: A
 
 
 def _are_layers(activation: Any, gradient: Any) -> bool:
-    """Whether both are what is wanted: one look for every step, before the checks that say what is not."""
+    """Whether both are valid: one fast test per step, before the detailed checks that name what is wrong."""
     return (
         isinstance(activation, Tensor)
         and isinstance(gradient, Tensor)
@@ -195,7 +195,7 @@ def _are_layers(activation: Any, gradient: Any) -> bool:
 
 
 def _are_landmarks(landmarks: Any, batch: int, device: torch.device) -> bool:
-    """As `_are_layers`."""
+    """A fast test, like `_are_layers`."""
     return (
         isinstance(landmarks, Tensor)
         and landmarks.ndim == 3
@@ -211,7 +211,7 @@ _NO_OPTIONS = HeatmapOptions()
 
 
 def refuse_landmark_options(heatmap: Any, image_size: tuple[int, int] | None, options: HeatmapOptions) -> None:
-    """Raises ValueError if an option of landmarks stands beside a heatmap, which then as a rule is landmarks itself."""
+    """Raises ValueError for options of landmarks given with a heatmap, which is then usually landmarks by mistake."""
     given = [] if image_size is None else ["image_size"]
     if options != _NO_OPTIONS:
         names = ("sigma", "combine", "normalize")
@@ -235,13 +235,13 @@ def check_annotations(landmarks: Tensor, visible: Any, weights: Any) -> None:
 def _landmark_tensors(
     landmarks: Tensor, visible: Tensor | None, weights: Tensor | None, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As the operators take them: contiguous, one computing dtype, weights (B, K)."""
+    """The tensors as the operators require them: contiguous, in the computing dtype, weights (B, K)."""
     dtype = dtype or reference.computing_dtype(landmarks.dtype)
     if visible is not None:
         visible = visible.contiguous()
     if weights is not None:
         weights = weights.to(dtype).expand(landmarks.shape[:2]).contiguous()
-    if landmarks.dtype != dtype or not landmarks.is_contiguous():  # as a rule neither, and a call costs more
+    if landmarks.dtype != dtype or not landmarks.is_contiguous():  # usually neither; testing is cheaper than calling
         landmarks = landmarks.to(dtype).contiguous()
     return landmarks, visible, weights
 
@@ -259,9 +259,9 @@ def _check_heatmap(heatmap: Any, batch: int, device: torch.device) -> None:
 
 
 def _heatmap_tensor(heatmap: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """(B, h, w) or (B, 1, h, w), of any size and real dtype, as (B, H, W) of the computing type.
+    """(B, h, w) or (B, 1, h, w), of any size and real dtype, as (B, H, W) in the computing dtype.
 
-    Resized with antialiased bilinear interpolation, pixel centres kept (align_corners=False).
+    Resized by antialiased bilinear interpolation with align_corners=False.
     """
     heatmap = (heatmap[:, 0] if heatmap.ndim == 4 else heatmap).to(dtype)
     if tuple(heatmap.shape[1:]) != size and heatmap.shape[0]:
@@ -270,7 +270,7 @@ def _heatmap_tensor(heatmap: Tensor, size: tuple[int, int], dtype: torch.dtype) 
 
 
 def one_dtype(activation: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both in the wider of their types."""
+    """Both in the wider of their dtypes."""
     if activation is None or gradient is None or activation.dtype == gradient.dtype:
         return activation, gradient
     dtype = torch.promote_types(activation.dtype, gradient.dtype)
@@ -278,10 +278,10 @@ def one_dtype(activation: Tensor | None, gradient: Tensor | None) -> tuple[Tenso
 
 
 def _one_layout(activation: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both contiguous, or both channels_last; the activation's layout decides, a copy only where it differs.
+    """Both contiguous or both channels_last, as the activation is; copies only what differs. Also one common dtype.
 
-    Tokens behind a class token have their channels innermost, but gaps between the samples: their copy keeps the order
-    in memory. A common dtype too: under autocast the gradient may come back in another type than the activation.
+    Tokens after a class token have their channels innermost, but gaps between samples: their copy keeps the memory
+    order. Under autocast the gradient's dtype may differ from the activation's.
     """
     first = activation if activation is not None else gradient
     assert first is not None

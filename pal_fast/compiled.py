@@ -1,8 +1,8 @@
-"""torch.compile beside an attribution loss: the body compiled and the head eager, or a whole step in one graph.
+"""torch.compile with an attribution loss: the body compiled and the head eager, or a whole step in one graph.
 
-What torch.compile compiles cannot be differentiated twice from outside. So either the layers below the
-attributed one are compiled, which no second derivative passes (the default advice), or the gradient is taken
-inside the compiled function, whose backward is then an ordinary first derivative.
+A compiled region cannot be differentiated twice from outside. So either only the layers below the attributed one are
+compiled, through which no second derivative passes (recommended by default), or the gradient is taken inside the
+compiled function, whose backward is then an ordinary first derivative.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from pal_fast.capture.model_run import in_mode
 __all__ = ["can_compile_a_step", "compile_body", "compile_step"]
 
 _FROZEN_BELOW = (
-    "torch.compile cannot begin to differentiate inside the step, as a PALLoss does at a layer below which "
-    "everything is frozen: compile the layers below it instead (pal_fast.compiled.compile_body), or let one of them "
-    "train"
+    "torch.compile cannot start a graph inside the step, as a PALLoss does at a layer below which everything is "
+    "frozen: compile the layers below it instead (pal_fast.compiled.compile_body), or unfreeze one of them"
 )
 
 Step = TypeVar("Step", bound=Callable[..., Any])
@@ -35,7 +34,7 @@ def compile_step(step: Step, **options: Any) -> Step: ...
 @overload
 def compile_step(step: None = None, **options: Any) -> Callable[[Step], Step]: ...
 def compile_step(step: Any = None, **options: Any) -> Any:
-    """A compiled `step`, in which a PALLoss may be called.
+    """Compiles `step`, which may call a PALLoss.
 
         @pal_fast.compiled.compile_step
         def step(images, labels, landmarks):
@@ -44,17 +43,17 @@ def compile_step(step: Any = None, **options: Any) -> Any:
 
         step(images, labels, landmarks).backward()
 
-    The backward pass, the optimiser and DistributedDataParallel stay outside. Checks that look at values (a softmax
-    in place of logits, a gradient of zero) are left out: `pal.check(images)` makes them beforehand. Attention above
-    the layer runs with the MATH kernel throughout the step.
+    The backward pass, the optimiser and DistributedDataParallel stay outside. Checks that read values (a softmax
+    in place of logits, a gradient of zero) are omitted: `pal.check(images)` makes them beforehand. Attention runs with
+    the MATH kernel throughout the step.
 
     Args:
         step: a function that runs the model and returns the loss; without it, a decorator is returned.
-        options: of `torch.compile`; fullgraph=True unless given. Where there is no GPU, and neither `mode` nor another
+        options: of `torch.compile`; fullgraph=True unless given. Without a GPU, and if neither `mode` nor another
             backend is given, Inductor keeps the model's memory format (options={"layout_optimization": False}).
 
-    Raises: RuntimeError where this PyTorch cannot trace a gradient inside a compiled function; the compiled step one
-        if everything below the attributed layer is frozen: `compile_body` serves there.
+    Raises: RuntimeError if this PyTorch cannot trace a gradient inside a compiled function. The compiled step raises
+        RuntimeError if everything below the attributed layer is frozen: use `compile_body` there.
     """
     if not can_compile_a_step():
         raise RuntimeError(
@@ -66,7 +65,7 @@ def compile_step(step: Any = None, **options: Any) -> Any:
     compiled = torch.compile(step, **_with_defaults(options))
     config: Any = torch._dynamo.config
     caching: Any = torch.compiler.config
-    # A graph that is kept on disk holds the operators' derivatives as they were when it was made.
+    # A graph cached on disk contains the operators' derivatives of the version that compiled it.
     tag = f"{caching.cache_key_tag}pal_fast {__version__}"
 
     @functools.wraps(step)
@@ -89,15 +88,15 @@ def compile_step(step: Any = None, **options: Any) -> Any:
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     chosen = {"fullgraph": True, **options}
     keeps_layout = options.get("backend", "inductor") == "inductor" and options.get("mode") is None
-    # Inductor's convolutions in channels_last cost copies around every other operator of the second derivative. Whether
-    # they pay on a GPU has not been measured.
+    # Inductor's channels_last convolutions cost copies around every other operator of the second derivative. Whether
+    # they pay off on a GPU has not been measured.
     if keeps_layout and not torch.cuda.is_available():
         chosen["options"] = {"layout_optimization": False, **(options.get("options") or {})}
     return chosen
 
 
 def can_compile_a_step() -> bool:
-    """Whether this PyTorch traces `torch.autograd.grad` inside a compiled function."""
+    """Whether this PyTorch can trace `torch.autograd.grad` inside a compiled function."""
     import torch._dynamo.config as config
 
     return hasattr(config, "trace_autograd_ops")
@@ -106,17 +105,17 @@ def can_compile_a_step() -> bool:
 def compile_body(
     model: nn.Module, layer: nn.Module | str | Sequence[nn.Module | str], example: Any, **options: Any
 ) -> tuple[str, ...]:
-    """Compiles, in place, the modules that finish before the attributed layer does; the rest stays eager.
+    """Compiles, in place, the modules that finish no later than the attributed layer; the rest stays eager.
 
     Their order is found in one forward of `example` in eval mode without gradients. The layer itself is compiled
     too. Copies of the model compile their own bodies; a pickled model is loaded uncompiled.
 
     Args:
-        model, layer: as for `PALLoss`, before or after it is made.
+        model, layer: as for `PALLoss`, before or after it is constructed.
         example: an input of the model, or a tuple of its positional inputs.
         options: of `torch.compile`.
 
-    Returns: the dotted names of the compiled modules, the largest whole ones below the layer.
+    Returns: the dotted names of the compiled modules: the outermost ones that finish in time.
 
     Raises: ValueError, TypeError naming the argument; RuntimeError if `example` does not reach the layer.
     """
@@ -134,7 +133,7 @@ def compile_body(
 
 
 class _CompiledForward:
-    """A module's forward, compiled. A copy of the module compiles its own, a pickled one runs uncompiled."""
+    """A module's forward, compiled. A copy of the module compiles its own; a pickled one runs uncompiled."""
 
     def __init__(self, forward: Callable[..., Any], options: dict[str, Any]) -> None:
         self._compiled: Callable[..., Any] = torch.compile(forward, **options)
@@ -145,7 +144,7 @@ class _CompiledForward:
         return self._compiled(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _CompiledForward:
-        # What is bound to a module is bound to the module's copy.
+        # A method bound to a module becomes one bound to the module's copy.
         return _CompiledForward(copy.deepcopy(self._forward, memo), self._options)
 
     def __reduce__(self) -> Any:

@@ -1,7 +1,7 @@
-"""The demo: one small network, trained with cross-entropy alone and with PAL, on faces that mislead.
+"""The demo: one small network, trained with cross-entropy alone and with PAL, on misleading faces.
 
-The training faces' background gives the label away in nine cases out of ten, the test faces' does not. Everything
-is drawn on the spot, and the seeds are fixed here: the demo shows their mean, not the best of them.
+The training faces' background gives the label away in nine cases out of ten, the test faces' does not. Everything is
+drawn at run time, and the seeds are fixed here: the demo shows their mean, not the best of them.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ PAL_OPTIONS: Final[Mapping[str, Any]] = {"weight": 10.0, "target": "label"}
 METHODS: Final[Mapping[str, Mapping[str, Any] | None]] = {"cross-entropy alone": None, "with PAL": PAL_OPTIONS}
 
 _SHOWN_SIZE: Final = 144  # pixels of a face in the picture; the same faces, drawn larger
-_LOOKED_THROUGH: Final = 60  # among the first so many test faces there is one of each expression
+_LOOKED_THROUGH: Final = 60  # the number of test faces searched for one of each expression
 _GREEN, _RED = "#1a7f37", "#c62828"
 
 
 @dataclass
 class Outcome:
-    """What one method reached, a value per seed, and the networks."""
+    """The results of one method, one per seed, and the networks."""
 
     judgements: list[Judgement] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -94,7 +94,7 @@ def run(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Layers and pictures are too small to gain from a second thread; the result must not depend on their number."""
+    """Layers and pictures are too small to gain from a second thread, and results must not depend on the number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,7 +104,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def steps(seeds: int, faces: int, epochs: int) -> int:
-    """How many training steps `run` makes; a last batch of a single face is left out."""
+    """The number of training steps of `run`; a last batch of a single face is left out."""
     return seeds * len(METHODS) * epochs * (faces // BATCH + (faces % BATCH > 1))
 
 
@@ -123,7 +123,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def shown_faces() -> tuple[FaceSet, FaceSet]:
-    """A test face for each expression, small as the networks see it and large to look at.
+    """A test face of each expression, small as the networks see it and large for display.
 
     Chosen by rule: the first whose badge has another expression's colour.
     """
@@ -142,7 +142,7 @@ def _pick(faces: FaceSet, chosen: Sequence[int]) -> FaceSet:
 
 
 def draw(outcomes: Mapping[str, Outcome]) -> Figure:
-    """Faces, the landmarks' heatmap, and where the first seed's networks look for what they say."""
+    """Faces, the landmarks' heatmap, and where the first seed's networks look for their predictions."""
     with _one_thread():
         small, large = shown_faces()
     rows = {"landmark heatmap": landmark_heatmap(small.landmarks, (12, 12), image_size=SIZE)}

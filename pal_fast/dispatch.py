@@ -1,4 +1,4 @@
-"""Which implementation runs: what this machine offers, why the rest cannot, and the choice per call."""
+"""Chooses the implementation: which backends this machine supports, why the others cannot run, the choice per call."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def backends() -> dict[str, BackendStatus]:
 
 
 def _constant(function: _Function) -> _Function:
-    """`torch.compiler.assume_constant_result`, without importing the compiler: traced code takes its result."""
+    """`torch.compiler.assume_constant_result` without importing the compiler: tracing records only the result."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 @_constant
 def choose(requested: str | None, device: torch.device) -> str:
-    """The backend for tensors on `device`: the one asked for, or the fastest that can run there.
+    """The backend for tensors on `device`: the requested one, or the fastest that can run there.
 
-    Raises: ValueError for an unknown name; RuntimeError naming the reason if the one asked for cannot run.
+    Raises: ValueError for an unknown name; RuntimeError naming the reason if the requested one cannot run.
     """
     if requested is None:
         return _fastest(device)
@@ -72,7 +72,7 @@ def choose(requested: str | None, device: torch.device) -> str:
 
 
 def why_not(name: str, device: torch.device) -> str:
-    """Why backend `name` cannot take tensors on `device`; "" if it can."""
+    """Why backend `name` cannot run on `device`; "" if it can."""
     if name == "reference":
         return ""
     if name == "cpu":
@@ -84,7 +84,7 @@ def why_not(name: str, device: torch.device) -> str:
 
 @_constant
 def namespace(name: str, device: torch.device) -> str:
-    """The operator namespace of a compiled backend, registered and ready for tensors on `device`."""
+    """The operator namespace of a non-reference backend, registered and ready for tensors on `device`."""
     if name == "triton":
         _triton_kernels(device)
     else:
@@ -107,14 +107,14 @@ def _fastest(device: torch.device) -> str:
 def _warn_slow(wanted: str, device_type: str, reason: str) -> None:
     warnings.warn(
         f"pal_fast computes {device_type} tensors with its slow reference, because backend {wanted!r} cannot "
-        f'run: {reason}. backend="reference" says that this is wanted',
+        f'run: {reason}. Pass backend="reference" if this is intended',
         stacklevel=5,
     )
 
 
 @lru_cache(maxsize=1)
 def _compiled() -> str:
-    """Loads the extension and completes its operators; "" or the reason why not."""
+    """Loads the extension and registers fake kernels and autograd; "" or the reason why it cannot."""
     reason = _extension.load()
     if not reason:
         ops.register("pal_fast")
@@ -139,7 +139,7 @@ def _why_not_cuda(index: int | None) -> str:
 
 
 def _why_not_cuda_now(index: int | None) -> str:
-    """Also of a device that is in a bad state, or short of memory: that is not remembered, and else an error."""
+    """As `_why_not_cuda`, but reports a device error (a bad state, too little memory) as the reason, uncached."""
     try:
         return _why_not_cuda(index)
     except RuntimeError as error:
@@ -152,7 +152,7 @@ def _cuda_detail() -> str:
 
 
 def _interpreting() -> bool:
-    """Whether triton interprets its kernels on the CPU: it reads the variable once, when it is first imported."""
+    """Whether triton interprets its kernels on the CPU; it reads the variable once, when first imported."""
     if os.environ.get("TRITON_INTERPRET", "0") != "1":
         return False
     language = sys.modules.get("triton.language")
@@ -160,7 +160,7 @@ def _interpreting() -> bool:
 
 
 def _why_not_triton(device: torch.device | None) -> str:
-    """For tensors on `device`; None: on whatever this machine offers."""
+    """For tensors on `device`; None means whichever device this machine has."""
     found = importlib.util.find_spec("triton")
     if found is None or found.origin is None:  # a folder of that name on sys.path has no origin
         return "the package triton is not installed"
@@ -182,9 +182,9 @@ def _why_not_triton(device: torch.device | None) -> str:
 
 @lru_cache(maxsize=1)
 def _why_no_launcher() -> str:
-    """Triton compiles, at its first launch, what calls the driver; "" if this machine lets it."""
+    """Why Triton cannot compile its launcher, which it does at the first launch; "" if it can."""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "it compiles its launcher and finds no C compiler: put gcc or clang on PATH, or its name into CC"
+        return "it compiles its launcher and finds no C compiler: put gcc or clang on PATH, or set CC to its name"
     headers = Path(sysconfig.get_paths()["include"])
     if not (headers / "Python.h").exists():
         return f"it compiles its launcher and finds no Python.h in {headers}: install Python's headers (python3-dev)"

@@ -26,7 +26,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 class Engine:
-    """Computes one PALLoss from captured outputs and logits; keeps what carries over from step to step."""
+    """Computes one PALLoss from captured outputs and logits; keeps the state that carries over between steps."""
 
     def __init__(
         self,
@@ -49,21 +49,21 @@ class Engine:
         self.head = head
         self.backend = backend
         needed = options.attribution.needs_gradient
-        #: Whether the logits are differentiated with respect to the layers: by gradients that are differentiated
-        #: again, or whose derivative is replaced by differences.
+        #: Whether the logits are differentiated with respect to the layers. That gradient is then differentiated
+        #: again (`exact`), or its derivative replaced by finite differences (`by_differences`).
         self.differentiates = needed
         self.exact = needed and second_order == "exact"
         self.by_differences = needed and second_order == "finite_difference"
         self._layout = layout
         self._layouts: dict[Any, Layout] = {}
         self._scale = ScalarScale()
-        #: Whether the first call, with its checks, is over.
+        #: Whether the first call, with its checks, has completed.
         self._begun = False
-        #: Whether the checks of values have run, which they do once: on the first batch in which a sample counts.
+        #: Whether the checks of values have run. They run once, on the first batch in which a sample counts.
         self._looked = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        """A head that is a method of the model becomes that of the model's copy, if `memo` holds it."""
+        """A head that is a method of the model becomes the same method of the model's copy, if that is in `memo`."""
         return self._fresh(copy.deepcopy(self.head, memo))
 
     def __reduce__(self) -> Any:
@@ -86,10 +86,10 @@ class Engine:
         prior: Prior,
         image_size: tuple[int, int] | None,
     ) -> Tensor:
-        """The layers' average.
+        """The loss, averaged over the layers.
 
         Args:
-            taken: what was captured of each layer, output present.
+            taken: what was captured at each layer, including the output.
             image_size: of the model's input or given by the user, for the layouts.
         """
         compiling, seen = is_compiling(), _checks.has_values(logits)
@@ -131,12 +131,12 @@ class Engine:
         look: bool,
         in_group: bool,
     ) -> Tensor:
-        """The layers' average, out of autocast's reach.
+        """The loss, averaged over the layers, without autocast.
 
         Args:
-            layers: each one's layout, f and what was checked of it.
+            layers: the layout, f and the checked call of each layer.
             first: whether this is the first call.
-            look: whether to tell of a loss that is useless.
+            look: whether to warn if the loss has no effect.
         """
         gradients: Sequence[Tensor | None] = [None] * len(taken)
         if self.differentiates:
@@ -167,7 +167,7 @@ class Engine:
         create_graph: bool,
         in_group: bool,
     ) -> list[Tensor]:
-        """g for each layer in its own layout; a leaf that requires gradients, unless `create_graph`.
+        """g for each layer, in the layer's own layout; without `create_graph`, a leaf that requires gradients.
 
         Args:
             in_group: whether this process belongs to a process group.
@@ -190,7 +190,7 @@ class Engine:
     def _scaled_gradients(
         self, logits: Tensor, taken: Sequence[Captured], labels: Tensor | None, create_graph: bool, start: Any
     ) -> Sequence[Tensor | None]:
-        """As `attributed_gradients`; for float16 with S scaled so that they neither overflow nor vanish."""
+        """As `attributed_gradients`; in float16, S is scaled so that they neither overflow nor underflow."""
         outputs = [_output(record) for record in taken]
         if not in_float16(logits, taken):
             return attributed_gradients(logits, outputs, self.target, labels, create_graph=create_graph, start=start)
@@ -200,7 +200,7 @@ class Engine:
             check_labels(logits, "label", labels)
             assert labels is not None
             attributed = counted(logits, labels, None).any()
-        # The first call finds its scale in three attempts; later ones follow the step before.
+        # The first call finds the scale in three attempts; later calls update it from the previous step.
         for _ in range(1 if self._scale.ready else 3):
             scale = self._scale.value
             found = attributed_gradients(
@@ -210,9 +210,9 @@ class Engine:
         return found
 
     def layout_of(self, record: Captured, image_size: tuple[int, int] | None) -> Layout:
-        """The layout of one layer's output; found anew only when its shape or the image's changes.
+        """The layout of one layer's output; cached until its shape or the image's size changes.
 
-        Raises: ValueError, TypeError if the output is no map.
+        Raises: ValueError, TypeError if the output is not a map.
         """
         output = _output(record)
         key = (record.name, output.shape[1:], image_size)
@@ -232,7 +232,7 @@ class Engine:
         heatmap: Tensor,
         image_size: tuple[int, int] | None,
     ) -> preflight.Trial:
-        """One layer on its own, for `preflight.check`."""
+        """Tries one layer on its own, for `preflight.check`."""
         output = _output(record)
         layout = self.layout_of(record, image_size)
         fresh = self._fresh(self.head)
@@ -255,7 +255,7 @@ class Engine:
         labels: Tensor | None,
         first: bool,
     ) -> Tensor:
-        """The loss's gradient through g by finite differences, on a value of 0."""
+        """A term of value 0 with the loss's gradient through g, by finite differences."""
         output, conditions, head = _output(record), record.conditions, self.head
         assert gradient is not None
         assert conditions is not None

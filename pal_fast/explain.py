@@ -1,4 +1,4 @@
-"""What a network attends to in one photograph, beside the heatmap of the face's landmarks."""
+"""What a network attends to in one photograph, next to the heatmap of the face's landmarks."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CROPS: Final = ("face", "whole")
-#: Side of the square that is cut out, over the longer side of the landmarks' box: some hair and neck.
+#: Side of the cropped square relative to the longer side of the landmarks' box, to include some hair and neck.
 FACE_MARGIN: Final = 1.5
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One photograph as the network gets it, and what it does with it.
+    """One photograph as the network receives it, and the network's response.
 
     Attributes:
         picture: (3, S, S) float32 in [0, 1], before normalisation.
-        landmarks: (K, 2), (x, y) in its pixels.
+        landmarks: (K, 2), (x, y) in pixels of the picture.
         heatmap, attribution: (h, w), at the layer's resolution.
         probabilities: (classes,).
-        correlation: Pearson's, of the attribution with the heatmap; NaN where either is flat.
+        correlation: Pearson's, of the attribution with the heatmap; NaN if either is flat.
     """
 
     picture: Tensor
@@ -49,7 +49,7 @@ class Explanation:
 def window_around(landmarks: Tensor, height: int, width: int, crop: str) -> Window:
     """The square of the image that is shown: around the landmarks ("face"), or around the whole image ("whole").
 
-    Raises: ValueError for another crop, or no landmark to put a square around.
+    Raises: ValueError for any other crop, or if there is no landmark to put a square around.
     """
     if crop not in CROPS:
         raise ValueError(f"crop must be one of {CROPS}, got {crop!r}")
@@ -57,17 +57,17 @@ def window_around(landmarks: Tensor, height: int, width: int, crop: str) -> Wind
         return Window(width / 2, height / 2, float(max(height, width)))
     known = landmarks[landmarks.isfinite().all(1)]
     if not len(known):
-        raise ValueError("landmarks hold no point, so there is no face to cut out; take crop='whole'")
+        raise ValueError("landmarks contain no valid point, so there is no face to crop; use crop='whole'")
     low, high = known.amin(0), known.amax(0)
     side = float((high - low).max()) * FACE_MARGIN
     if not side > 1:
-        raise ValueError("landmarks all lie on one pixel, so there is no face to cut out; take crop='whole'")
+        raise ValueError("landmarks all lie on one pixel, so there is no face to crop; use crop='whole'")
     x, y = ((low + high) / 2 + 0.5).tolist()  # windows count from the image's corner
     return Window(x, y, side)
 
 
 def into_window(landmarks: Tensor, window: Window, size: int) -> Tensor:
-    """(K, 2) from pixels of the image to pixels of the window as a picture of `size`; integer = pixel centre."""
+    """(K, 2), from pixels of the image to pixels of the window resized to `size`; integer = pixel centre."""
     corner = landmarks.new_tensor([window.x - window.side / 2, window.y - window.side / 2])
     return (landmarks + 0.5 - corner) * (size / window.side) - 0.5
 
@@ -86,17 +86,17 @@ def explain(
     attribution: str = "grad_input",
     sigma: float | None = None,
 ) -> Explanation:
-    """Runs the network, in eval mode, on one photograph; each module's mode is put back.
+    """Runs the network in eval mode on one photograph; each module's mode is restored.
 
     Args:
         image: (3, H, W) uint8.
-        landmarks: (K, 2), (x, y) in its pixels, integer = pixel centre.
-        layer: the layer to look at, or its name.
+        landmarks: (K, 2), (x, y) in pixels of the image, integer = pixel centre.
+        layer: the layer to attribute, or its name.
         size: side of the network's square input in pixels.
-        crop: what becomes that square, "face" or "whole". The whole image keeps its proportions and gets borders,
-            while `pal_fast.data.eval_transform` resizes either side to the square: of an image that is not square a
-            network trained by `pal-fast train` sees another picture here.
-        mean, std: that the network's input is normalised with; ImageNet's by default.
+        crop: the part of the image that becomes that square, "face" or "whole". The whole image keeps its aspect ratio
+            and gets borders, while `pal_fast.data.eval_transform` resizes both sides to the square: for a non-square
+            image, a network trained by `pal-fast train` sees a different picture here.
+        mean, std: with which the network's input is normalised; ImageNet's by default.
         target: the logits that are attributed, "predicted" or "sum".
         attribution: see `pal_loss`.
         sigma: of the landmarks' Gaussians, in pixels of the network's input.
@@ -118,7 +118,7 @@ def explain(
 
 
 def draw(explanation: Explanation, *, title: str, caption: str = "attribution") -> Figure:
-    """Image, landmarks, heatmap and attribution, side by side. Args: caption: says what the attribution is of."""
+    """Image, landmarks, heatmap and attribution, side by side. Args: caption: the title of the attribution."""
     e = explanation
     aligned = "undefined (a flat map)" if math.isnan(e.correlation) else f"{e.correlation:.2f}"
     return visualize.panels(

@@ -1,5 +1,5 @@
-"""Files that are either whole or not there: written beside their place, flushed to the disk, then moved; and what
-tells one from another."""
+"""Atomic file writes: to a temporary file in the same folder, flushed to disk, then renamed; and a digest of
+files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ import numpy as np
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file in the folder of `path` and moves it there when the block ends without error.
+    """Opens a temporary file in the folder of `path` and renames it to `path` when the block ends without error.
 
-    After an error, a full disk or a kill, `path` is what it was before; an error also removes the temporary
-    file, and `remove_partial` what a kill left.
+    After an error, a full disk or a kill, `path` is unchanged. An error also removes the temporary file; one left by a
+    kill is removed by `remove_partial`.
     """
     path = Path(path)
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent or ".")
-    except OSError as error:  # which names the temporary file
+    except OSError as error:  # its own message names the temporary file
         raise type(error)(error.errno, error.strerror, str(path)) from error
     try:
-        # mkstemp makes files that only the owner may read; results are as readable as any other file.
+        # mkstemp makes files that only the owner may read; results should be as readable as any other file.
         os.chmod(temporary, 0o666 & ~_umask())
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -44,9 +44,9 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def check_writable(path: str | Path, *, makes_folder: bool = False) -> None:
-    """Raises OSError naming the file where none can be written to `path`; leaves nothing.
+    """Raises OSError naming the file if `path` cannot be written; leaves nothing behind.
 
-    Args: makes_folder: whoever writes the file makes the folders above it.
+    Args: makes_folder: whether the writer creates missing parent folders.
     """
     path = Path(path)
     if path.is_dir():
@@ -57,7 +57,7 @@ def check_writable(path: str | Path, *, makes_folder: bool = False) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {folder}")
     try:
-        # What the permissions say is not all: a disk may be mounted for reading only.
+        # Permissions are not sufficient: a disk may be mounted read-only.
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=folder)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
@@ -90,14 +90,14 @@ def _umask() -> int:
 
 
 def remove_partial(path: str | Path) -> None:
-    """Removes the temporary files that killed writers of `path` left. Not while another process writes it."""
+    """Removes temporary files left by killed writers of `path`. Must not run while another process writes it."""
     path = Path(path)
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Calls `write` with an open file and moves the result to `path`."""
+    """Calls `write` with an open file and renames the result to `path`."""
     with atomic_write(path) as file:
         write(file)
 
@@ -111,7 +111,7 @@ def write_npz(path: str | Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None
     """A compressed .npz of plain arrays (no pickle)."""
     pickled = [name for name, array in arrays.items() if array.dtype.hasobject]
     if pickled:
-        raise TypeError(f"arrays must hold no Python objects, got some in {', '.join(pickled)}")
+        raise TypeError(f"arrays must not contain Python objects, got some in {', '.join(pickled)}")
     memory = io.BytesIO()
     plain: dict[str, Any] = arrays
     np.savez_compressed(memory, **plain)
@@ -119,7 +119,7 @@ def write_npz(path: str | Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None
 
 
 def digest(path: str | Path) -> str:
-    """What tells a file's content from others: 16 hexadecimal digits. Raises: OSError that names the file."""
+    """A hash of the file's content: 16 hexadecimal digits. Raises: OSError naming the file."""
     with open(path, "rb") as file:
         found = hashlib.blake2b(digest_size=8)
         while piece := file.read(1 << 20):

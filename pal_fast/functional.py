@@ -30,20 +30,19 @@ def landmark_heatmap(
     normalize: str = "none",
     backend: str | None = None,
 ) -> Tensor:
-    """A Gaussian at each landmark, summed (the paper) or the strongest of them, at a layer's resolution.
+    """A Gaussian at each landmark, combined by sum (the paper) or maximum, at a layer's resolution.
 
     `h_ij = combine_k w_k exp(-((x_j - x_k)^2 + (y_i - y_k)^2) / (2 sigma^2))` at the centres of the cells,
     `x_j = (j + 0.5) IW / W - 0.5`.
 
     Args:
-        landmarks: (B, K, 2), (x, y) in pixels of the input image, an integer being the centre of a pixel. A
-            NaN or infinite landmark is dropped; one outside the frame keeps its tail.
+        landmarks: (B, K, 2), (x, y) in pixels of the input image; integers are pixel centres. A NaN or infinite
+            landmark is dropped; one outside the frame keeps its tail.
         size: (H, W) of the heatmap, or one int for both.
-        image_size: (IH, IW) of the image in pixels, or one int; None means that the heatmap has the image's
-            size.
-        sigma: standard deviation in pixels of the image; None is 1/16 of its longer side.
+        image_size: (IH, IW) of the image in pixels, or one int; None means the size of the heatmap.
+        sigma: standard deviation in image pixels; None is 1/16 of the image's longer side.
         visible: (B, K) bool, False drops a landmark.
-        weights: (B, K) or (K,), finite, each Gaussian's height.
+        weights: (B, K) or (K,), finite: the height of each Gaussian.
         combine: "sum" or "max".
         normalize: "none", "peak" (divide by the maximum) or "sum" (divide by the total).
         backend: None for the fastest, or "cuda", "cpu", "triton", "reference".
@@ -69,7 +68,7 @@ def attribution_map(
     channels: str = "mean",
     channel_count: int | float | None = None,
 ) -> Tensor:
-    """Where the layer's attribution lies: the mean over the channels that take part.
+    """The layer's attribution map: the mean over the channels that take part.
 
     For channels "all" and "each" this is the same map; those strategies differ in what is standardised.
 
@@ -113,14 +112,14 @@ def pal_loss(
     Args:
         activation: (B, C, H, W), f, a layer's output; float16, bfloat16, float32 or float64. May be None for
             attribution="grad".
-        gradient: (B, C, H, W), g = dS/df with S the sum of the logits, made with `create_graph=True`. May be
+        gradient: (B, C, H, W), g = dS/df with S the sum of the logits, computed with `create_graph=True`. May be
             None for attribution="activation".
         heatmap: (B, h, w), any prior; resized to (H, W) if it differs. Either this or `landmarks`.
         landmarks: (B, K, 2), (x, y) in pixels of the image of `image_size`, integer = pixel centre.
         image_size: (IH, IW) or one int, needed with `landmarks`; refused beside a heatmap, as are `sigma`, `combine`,
             `normalize`, `visible` and `weights`.
         visible, weights: (B, K) bool and (B, K) or (K,), see `landmark_heatmap`.
-        sample_weight: (B,), finite, 0 leaves a sample out.
+        sample_weight: (B,), finite; 0 leaves a sample out.
         attribution: "grad_input" (the paper's Grad*Input), "grad" or "activation".
         absolute: abs(g) (the paper) or g.
         channels: "mean" (the map of all channels), "half" (of the first half), "all" (every element), "each"

@@ -1,4 +1,4 @@
-"""Image files: found in a folder, read as they are stored."""
+"""Image files: listed in a folder, read as stored."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Box = tuple[int, int, int, int]
 
 
 class UnreadableImageError(OSError):
-    """A file that is there and cannot be decoded; the message names it."""
+    """A file that exists but cannot be decoded; the message names it."""
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """The images below a folder, as sorted paths from there with forward slashes; hidden ones are left out.
+    """The images below a folder, as sorted relative paths with forward slashes; hidden ones are left out.
 
-    Raises: FileNotFoundError for no folder, or one without images.
+    Raises: FileNotFoundError if there is no such folder, or it contains no images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -46,14 +46,14 @@ def list_images(folder: str | Path) -> list[str]:
 
 
 def check_depth(image: Image) -> None:
-    """Raises ValueError for pixels that cannot be brought to 8 bits, since nothing tells their range."""
-    # Pillow opens some formats of 16 bits in the mode of 32.
+    """Raises ValueError for pixels that cannot be converted to 8 bits, because their range is unknown."""
+    # Pillow opens some 16-bit formats in its 32-bit mode.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise ValueError(f"its pixels (mode {image.mode}) have no known range: 8 or 16 bits are wanted")
+        raise ValueError(f"its pixels (mode {image.mode}) have no known range: they must have 8 or 16 bits")
 
 
 def rgb(image: Image) -> np.ndarray[Any, Any]:
-    """(H, W, 3) uint8 of an image that `check_depth` lets pass: of 16 bits the upper eight."""
+    """(H, W, 3) uint8 of an image that passes `check_depth`; of 16 bits, the upper eight."""
     if image.mode.startswith("I"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     return np.array(image.convert("RGB"))
@@ -62,8 +62,8 @@ def rgb(image: Image) -> np.ndarray[Any, Any]:
 def read_image(path: str | Path, box: Box | None = None) -> Tensor:
     """(3, H, W) uint8, RGB, as stored: an EXIF orientation is not applied, since landmarks count stored pixels.
 
-    Args: box cuts this part out; what lies beyond the image's right and lower border is left off.
-    Raises: UnreadableImageError or another OSError that names the file.
+    Args: box: crops the image; it is clipped at the right and lower border.
+    Raises: UnreadableImageError, or another OSError naming the file.
     """
     from PIL.Image import open as open_image
 

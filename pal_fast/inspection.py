@@ -1,4 +1,4 @@
-"""Attribution maps of a model as it stands: for pictures, metrics and reports, in train or eval mode."""
+"""Attribution maps of a model in its current state, train or eval mode: for pictures, metrics and reports."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def attribute(
 ) -> tuple[Tensor, Tensor]:
     """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
 
-    The model's mode, parameters' gradients, buffers and hooks are left as they were; nothing is
-    differentiable. It may be called under `torch.no_grad` and `torch.inference_mode`, and on a compiled model, which
-    runs uncompiled. Under DistributedDataParallel the network inside runs, on images on its own device: one process may
-    call this without the others, unless the network itself communicates (`fully_shard`; SyncBatchNorm in train mode).
+    The model's mode, parameter gradients, buffers and hooks are left unchanged; the results are not differentiable. May
+    be called under `torch.no_grad` and `torch.inference_mode`, and on a compiled model, which runs eagerly. Of
+    DistributedDataParallel only the wrapped network runs, so the images must be on its device. One process may call
+    this without the others, unless the network itself communicates (`fully_shard`; SyncBatchNorm in train mode).
 
     Args:
-        model, layer: a module and one of its modules, by name or itself.
+        model, layer: a module, and one of its submodules, as the module or by name.
         images: (B, 3, IH, IW), a tuple of the model's positional inputs, or a dict of its keyword arguments.
         attribution, absolute, channels, channel_count: see `pal_loss`.
         target, labels, layout: see `PALLoss`.
-        output: takes the logits out of what the model returns; None takes that itself, its `logits`, or the only
-            tensor in it.
+        output: extracts the logits from what the model returns; None takes the returned tensor, its `logits`, or the
+            only tensor in it.
 
     Returns: maps (B, H, W) float32 (float64 for a float64 model); logits, detached.
 
-    Raises: ValueError, TypeError naming the argument, or that the layer does not reach the logits.
+    Raises: ValueError, TypeError naming the argument, or if the logits do not depend on the layer.
     """
     AttributionOptions(attribution, absolute, channels, channel_count)
     check_target(target)

@@ -1,4 +1,4 @@
-"""`PALLoss`: the loss as a training loop uses it, on any layer of any network, one forward per step."""
+"""`PALLoss`: the loss for use in a training loop, on any layer of any network, with one forward per step."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from pal_fast.regions import Regions
 class PALLoss(CopiedWithModel):
     """Privileged Attribution Loss on one layer, or several, of a model (Bonnard et al., ICPR 2022).
 
-    Call it once after each forward of the model in train mode; add the result to the task's loss. It holds no
-    parameter, and the model's state_dict, copies and pickles are the same with and without it. Its hooks on the model
-    go with it.
+    Call it once after each forward of the model in train mode, and add the result to the task's loss. It has no
+    parameters, and the model's state_dict, copies and pickles are the same with and without it. Its hooks are removed
+    from the model when it is deleted.
 
     Args:
-        model: the network; its forward is the only one that runs. What `torch.compile(model)` returns is taken for
-            attribution="activation" alone.
+        model: the network; no second forward is run. The result of `torch.compile(model)` is accepted only for
+            attribution="activation".
         layer: a module of it, its dotted name, or a list of these (the losses are averaged).
         attribution: "grad_input" (the paper's Grad*Input), "grad" or "activation".
         absolute: abs(g) (the paper) or g.
         channels: "mean", "half", "all" or "each"; see `pal_loss`.
         channel_count: how many channels take part, an int or a fraction in (0, 1].
         score: "pearson" (bounded by 1) or "cross_correlation" (the paper's formula).
-        scale: of "cross_correlation": "sum" (the paper), "mean" or "unit".
-        target: what is attributed: the "sum" of the logits (the paper), the "label"'s or the "predicted"
-            logit, or a callable of (logits, labels) that returns one scalar per sample.
+        scale: for "cross_correlation": "sum" (the paper), "mean" or "unit".
+        target: what is attributed: the "sum" of the logits (the paper), the logit of the "label" or the "predicted"
+            one, or a callable of (logits, labels) that returns one scalar per sample.
         image_size: (IH, IW) that landmarks refer to; None reads it from the model's input.
-        sigma: of the landmarks' Gaussians in pixels of that image; None is 1/16 of its longer side.
+        sigma: of the landmarks' Gaussians, in pixels of that image; None is 1/16 of its longer side.
         combine, normalize: of the Gaussians; see `landmark_heatmap`.
-        regions: which regions of the 68-point scheme take part: a name, several names, or a mapping of names
-            to weights, out of "jaw", "brows", "nose", "eyes", "mouth". None takes all landmarks of any scheme.
+        regions: the regions of the 68-point scheme that take part: a name, several names, or a mapping of names
+            to weights; "jaw", "brows", "nose", "eyes", "mouth". None uses all landmarks of any scheme.
         weight: factor of the loss.
         reduction: over the batch: "mean", "sum" or "none".
         second_order: "exact" differentiates the gradient itself; "finite_difference" replaces that by two more
@@ -59,7 +59,7 @@ class PALLoss(CopiedWithModel):
             (ViT: (B, N, C), class and register tokens first).
         backend: None for the fastest, or "cuda", "cpu", "triton", "reference".
 
-    Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run anywhere.
+    Raises: ValueError, TypeError naming the argument.
     """
 
     def __init__(
@@ -132,27 +132,27 @@ class PALLoss(CopiedWithModel):
         visible: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """The loss of the model's latest forward, times `weight`.
+        """The loss of the model's latest forward, multiplied by `weight`.
 
         Args:
-            logits: (B, classes), what that forward returned, before any softmax.
+            logits: (B, classes), returned by that forward, before any softmax.
             landmarks: (B, K, 2), (x, y) in pixels of the model's input image, integer = pixel centre.
             heatmap: (B, h, w), any prior instead of landmarks; resized to the layer.
-            labels: (B,) integers, for target="label" and callables. With "label", a sample whose label is none of
+            labels: (B,) integers, for target="label" and callables. With "label", a sample whose label is not one of
                 the classes has weight 0, and none of its logits is attributed.
             visible: (B, K) bool, False drops a landmark.
-            sample_weight: (B,), finite, of the samples' scores. 0 leaves a sample's score out; its logits stay in what
-                is attributed, which a BatchNorm above the layer shows to the others.
+            sample_weight: (B,), finite: the weights of the samples' scores. 0 leaves a sample's score out, but its
+                logits are still attributed, which affects other samples through a BatchNorm above the layer.
 
         Returns: 0-dim, or (B,) for reduction="none"; float32 (float64 for a float64 model).
 
-        Raises: ValueError, TypeError naming the argument; one that is also a RuntimeError if the layer has not run
-            or gradients are off.
+        Raises: ValueError, TypeError naming the argument; RuntimeError if `backend` cannot run; NotReadyError, which is
+            a ValueError and a RuntimeError, if the layer has not run or gradients are off.
         """
         if self._settle():
             raise _checks.NotReadyError(
-                "this PALLoss was opened from a file with the model that holds it, and its hooks are on only now: "
-                "repeat the step, or call model.train() before the first"
+                "this PALLoss was loaded together with the model that contains it, and its hooks were registered only "
+                "now: repeat the step, or call model.train() before the first one"
             )
         if not torch.is_grad_enabled():
             self._capture.clear()
@@ -170,7 +170,7 @@ class PALLoss(CopiedWithModel):
         for record in taken:
             if record.output is not None and record.output.shape[0] != logits.shape[0]:
                 raise ValueError(
-                    f"logits hold {logits.shape[0]} samples, but layer {record.name!r} ran on {record.output.shape[0]}"
+                    f"logits have {logits.shape[0]} samples, but layer {record.name!r} ran on {record.output.shape[0]}"
                 )
         prior = Prior(heatmap, landmarks, visible, weights, sample_weight, image_size)
         try:
@@ -178,8 +178,8 @@ class PALLoss(CopiedWithModel):
         except CheckpointError as error:
             self._capture.probe_checkpoints()
             raise _checks.NotReadyError(
-                "an activation checkpoint above the layer was recomputed otherwise than it ran; if checkpointing was "
-                "switched on after a first forward, repeat this step: from the next forward on it is provided for"
+                "the recomputation of an activation checkpoint above the layer differed from its forward; if "
+                "checkpointing was enabled after a first forward, repeat this step: later forwards take it into account"
             ) from error
         finally:
             self._capture.image.forget()
@@ -187,7 +187,7 @@ class PALLoss(CopiedWithModel):
 
     @property
     def _input_size(self) -> tuple[int, int] | None:
-        """(IH, IW) of the model's input, or else what the user said."""
+        """(IH, IW) of the model's input, or else as given by the user."""
         return self._capture.image_size or self._image_size
 
     def _take(self, logits: Tensor) -> list[Captured]:
@@ -196,22 +196,22 @@ class PALLoss(CopiedWithModel):
         return latest_run.take(self.model, logits, self._capture)
 
     def check(self, images: Any, labels: Tensor | None = None, *, output: Output | None = None) -> preflight.Report:
-        """Tries the loss on one small batch and reports, per layer, whether it can do its work.
+        """Tries the loss on one small batch and reports for each layer whether it works.
 
-        Nothing of the model changes: gradients, buffers, random state and mode are put back. It may be called under
-        `torch.no_grad` and `torch.inference_mode`. Under DistributedDataParallel the network inside is tried, so that
-        nothing is reduced; where it holds SyncBatchNorm, every process must call this.
+        The model does not change: gradients, buffers, random state and mode are restored. May be called under
+        `torch.no_grad` and `torch.inference_mode`. Of DistributedDataParallel only the wrapped network runs, so that
+        nothing is reduced; if the network has SyncBatchNorm, every process must call this.
 
         Args:
             images: (B, 3, IH, IW), a tuple of the model's positional inputs, or a dict of its keyword arguments.
-            labels: for target="label" and callables, as in `forward`; None takes class numbers 0, 1, 2...
-            output: takes the logits out of what the model returns; None takes that itself, its `logits`, or the only
-                tensor in it.
+            labels: for target="label" and callables, as in `forward`; None uses class indices 0, 1, 2...
+            output: extracts the logits from what the model returns; None takes the returned tensor, its `logits`, or
+                the only tensor in it.
 
         Returns: a report, readable with `print`; `report.problems` lists what is wrong.
 
         Raises: ValueError for labels that do not fit the target; TypeError for a model under fully_shard: call this
-            before.
+            before sharding.
         """
         self._settle()
         distributed.refuse_sharded(self.model)
@@ -233,12 +233,13 @@ class PALLoss(CopiedWithModel):
         return self._engine.trial(self.model, logits, record, labels, heatmap, self._input_size)
 
     def remove(self) -> None:
-        """Takes the hooks off the model. The loss cannot be called afterwards."""
+        """Removes the hooks from the model. The loss cannot be called afterwards."""
         self._settle()
         self._capture.remove()
 
     def __del__(self) -> None:
-        # The hooks hold the capture, and not the loss, which can go while the model lives. Absent if __init__ raised.
+        # The hooks reference the capture, not the loss, so the loss can be deleted while the model lives. The capture
+        # is absent if __init__ raised.
         capture = self.__dict__.get("_capture")
         if capture is not None:
             capture.remove()

@@ -1,4 +1,4 @@
-"""Copies and pickles of a loss: each is on the copied model, with hooks of its own."""
+"""Copies and pickles of a loss: each is attached to the copied model, with its own hooks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Waiting(NamedTuple):
-    """What is to be done once the model is there."""
+    """What to do once the model is complete."""
 
     layers: tuple[str, ...]
-    attached: bool  # or its hooks were taken off before
+    attached: bool  # False if the hooks had been removed
 
 
 class CopiedWithModel(nn.Module):
-    """A loss that is on a model, which may hold it (`self.pal = PALLoss(self, ...)`).
+    """A loss attached to a model, which may contain it (`self.pal = PALLoss(self, ...)`).
 
-    Such a model is still empty when the loss in it is copied or opened. Hooks then wait: until the copy is complete,
-    or, of an opened file, for the first of train(), to(), check() and a call.
+    Such a model is still empty when the loss in it is copied or unpickled. The hooks are then deferred: until the copy
+    is complete or, when unpickling, until the first of train(), to(), check() and a call.
     """
 
     #: In a tuple, so that the model is not registered as a submodule of the loss.
@@ -46,7 +46,7 @@ class CopiedWithModel(nn.Module):
         self._capture.attach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A loss on the copy of the model (the one in `memo`, if the model is copied along)."""
+        """A loss on a copy of the model (the one in `memo`, if the model is being copied too)."""
         was = self._as_it_is()
         twin = self._unattached()
         memo[id(self)] = twin
@@ -59,7 +59,7 @@ class CopiedWithModel(nn.Module):
         return twin
 
     def _unattached(self) -> Self:
-        """A shallow copy without hooks; copy.copy would put a second set on this very model."""
+        """A shallow copy without hooks; copy.copy would register a second set on the same model."""
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
         del twin.__dict__["_capture"]
@@ -90,7 +90,7 @@ class CopiedWithModel(nn.Module):
             self._capture.remove()
 
     def _settle(self) -> bool:
-        """Ends the waiting, if the model is there; whether it did."""
+        """Attaches deferred hooks, if the model is complete. Returns whether it did."""
         if self._waiting is None or "_modules" not in vars(self._model[0]):
             return False
         self._attach_or_wait(self._waiting)

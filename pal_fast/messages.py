@@ -1,4 +1,4 @@
-"""What messages have in common: a short account of a value, of many names, of an error, and the name that was meant."""
+"""Helpers for messages: short descriptions of a value, of many names and of an error, and suggestions of a name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def describe(given: object) -> str:
-    """A short account of a value of the wrong type."""
+    """A short description of a value of the wrong type."""
     if isinstance(given, Tensor):
         return f"a tensor of shape {tuple(given.shape)} and {given.dtype}"
     text = repr(given)
@@ -24,7 +24,7 @@ def first_few(names: Iterable[str], count: int = 5) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; the name of its type where it says nothing."""
+    """The first line of an error's message; the name of its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -35,7 +35,7 @@ def near(name: str, known: Iterable[str], count: int = 5, likeness: float = 0.4)
 
 
 def near_layer(name: str, modules: Iterable[str], most: int = 12) -> str:
-    """`near` among the dotted names of a model's modules; where nothing is near, the names at the top."""
+    """`near` among the dotted names of a model's modules; if none is near, the names at the top level."""
     named = [module for module in modules if module]
     hint = near(name, named, likeness=0.55)
     if hint or not named:

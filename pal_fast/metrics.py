@@ -8,11 +8,11 @@
     metrics.compute()                                   # {"pearson": ..., "energy_pointing_game": ..., ...}
     metrics["pointing_game"].counts()                   # samples that were scored, and samples that cannot be
 
-Each is a `torchmetrics.Metric` and averages a score per sample. A sample whose score is undefined (an empty
-mask, a flat map, a value that is not finite) is left out of the average and counted; it is never a hit and never a
+Each is a `torchmetrics.Metric` that averages a score per sample. A sample whose score is undefined (an empty
+mask, a flat map, a non-finite value) is left out of the average and counted separately; it is neither a hit nor a
 miss. With no defined sample `compute()` is NaN.
 
-Maps are compared where they are: resize one of the two beforehand, or build the heatmap at the map's size.
+Maps must have the same size: resize one of the two beforehand, or build the heatmap at the map's size.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _share(name: str, value: float) -> float:
 class AlignmentMetric(Metric):
     """The mean of a score per sample, over the samples where it is defined.
 
-    A subclass gives `scores(attribution, heatmap) -> (scores, defined)`, both (B,), for finite (B, H, W) maps; what
-    it returns where `defined` is False is not looked at.
+    A subclass implements `scores(attribution, heatmap) -> (scores, defined)`, both (B,), for finite (B, H, W) maps;
+    scores where `defined` is False are ignored.
     """
 
     higher_is_better = True
@@ -91,7 +91,7 @@ class AlignmentMetric(Metric):
             _checks.on_device(name, given, "the metric", self.total.device)
         if attribution.ndim != 3 or attribution.shape != heatmap.shape:
             raise ValueError(
-                "attribution and heatmap must be (B, H, W) and of one shape, "
+                "attribution and heatmap must be (B, H, W) and of the same shape, "
                 f"got {tuple(attribution.shape)} and {tuple(heatmap.shape)}"
             )
         if attribution.shape[1] * attribution.shape[2] == 0:
@@ -107,11 +107,11 @@ class AlignmentMetric(Metric):
         self.undefined += (~defined).sum()
 
     def compute(self) -> Tensor:
-        """The mean over the defined samples, 0-dim float64; NaN without any."""
+        """The mean over the defined samples, 0-dim float64; NaN if there are none."""
         return self.total / self.defined
 
     def counts(self) -> tuple[int, int]:
-        """How many samples were defined and how many undefined, over all processes: each of them must call this."""
+        """The numbers of defined and undefined samples over all processes, each of which must call this."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             return int(self.defined), int(self.undefined)
 
@@ -138,7 +138,7 @@ class CosineSimilarity(AlignmentMetric):
 
 
 class EnergyPointingGame(AlignmentMetric):
-    """The share of the positive attribution that lies in the mask, each cell weighed by the mask's value.
+    """The share of the positive attribution that lies in the mask, each cell weighted by the mask's value.
 
     Score-CAM's energy-based pointing game (Wang et al., CVPR-W 2020) with masks from 0 to 1; a heatmap is divided
     by its maximum first. On a 0/1 mask this is Quantus's relevance mass accuracy. Undefined where no attribution is
@@ -168,8 +168,8 @@ class _Masked(AlignmentMetric):
 class PointingGame(_Masked):
     """Whether the strongest cell of the map lies in the mask (Zhang et al., IJCV 2018), without a margin.
 
-    Of several equally strong cells one in the mask is enough, as in Quantus. Undefined where the mask is empty or
-    the map is constant.
+    If several cells are equally strong, one of them in the mask suffices, as in Quantus. Undefined where the mask is
+    empty or the map is constant.
     """
 
     def scores(self, attribution: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ class IntersectionOverUnion(_Masked):
 
 
 def _unit_peak(values: Tensor) -> Tensor:
-    """Divided by each map's largest magnitude, so that squares and sums neither vanish nor overflow; zeros stay."""
+    """Divides by each map's largest magnitude, so that squares and sums neither underflow nor overflow; zeros stay."""
     peak = values.abs().amax((1, 2), keepdim=True)
     return values / torch.where(peak == 0, 1.0, peak)
 
@@ -237,6 +237,6 @@ def alignment_metrics(**kwargs: Any) -> MetricCollection:
             "relevance_rank_accuracy": RelevanceRankAccuracy(**kwargs),
             "iou": IntersectionOverUnion(**kwargs),
         },
-        # Equal states after the first batch do not make two metrics one.
+        # Metrics must not share state just because their states are equal after the first batch.
         compute_groups=False,
     )

@@ -1,8 +1,8 @@
 """The operators as PyTorch sees them: shapes for tracing (fake kernels), autograd, and typed calls.
 
-The loss's and the heatmap's, in two namespaces: `pal_fast` (compiled, CPU and CUDA) and `pal_fast_triton`; batch
-normalisation's are in `nn/batch_norm_operators`. What is registered here is the same for both. The loss is
-differentiable once: its gradient formula is a kernel, and differentiating that raises, because a wrong second
+Covers the loss and the heatmap, in two namespaces: `pal_fast` (compiled, CPU and CUDA) and `pal_fast_triton`; batch
+normalisation is in `nn/batch_norm_operators`. The registrations are the same for both namespaces. The loss is
+differentiable once: its gradient is computed by a kernel, and differentiating that raises, because a wrong second
 derivative must never pass silently.
 """
 
@@ -23,7 +23,7 @@ _registered: set[str] = set()
 
 
 def register(namespace: str) -> None:
-    """Adds fakes and autograd to the four operators of `namespace`, which must be defined already."""
+    """Adds fake kernels and autograd to the four operators of `namespace`, which must already be defined."""
     if namespace in _registered:
         return
     _registered.add(namespace)
@@ -35,7 +35,7 @@ def register(namespace: str) -> None:
 def _refuse_double_backward(name: str, namespace: str) -> None:
     def backward(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
-            f"{name} of the {namespace} operators is differentiable once; for a second derivative of the loss "
+            f"{name} of the {namespace} operators is only differentiable once; for a second derivative of the loss "
             'itself use backend="reference"'
         )
 
@@ -159,7 +159,7 @@ def pal_loss(
     options: LossOptions,
     channel_count: int,
 ) -> Tensor:
-    """The fused loss; either `heatmap` (B, H, W) or `landmarks` (B, K, 2). Layouts as `calls` makes them."""
+    """The fused loss; either `heatmap` (B, H, W) or `landmarks` (B, K, 2). Layouts as produced by `calls`."""
     operator = getattr(torch.ops, namespace).pal_loss.default
     result: tuple[Tensor, ...] = operator(
         activation,

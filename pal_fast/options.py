@@ -1,4 +1,4 @@
-"""What a loss computes, checked once: the options of DESIGN's formulas as immutable values."""
+"""The options of a loss, checked once: the choices in DESIGN's formulas as immutable values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pal_fast.constants import (
 
 @dataclass(frozen=True)
 class AttributionOptions:
-    """Which attribution, and which channels of it take part.
+    """Which attribution, and which of its channels take part.
 
     Raises: ValueError or TypeError naming the option.
     """
@@ -40,7 +40,7 @@ class AttributionOptions:
         object.__setattr__(self, "channel_count", _checks.channel_count(self.channel_count))
 
     def count(self, channels: int) -> int:
-        """n, how many of a layer's `channels` take part: always the first ones."""
+        """n, the number of a layer's `channels` that take part: always the first ones."""
         wanted = self.channel_count
         if wanted is None:
             return max(1, channels // 2) if self.channels == "half" else channels
@@ -61,7 +61,7 @@ class AttributionOptions:
 
 @dataclass(frozen=True)
 class HeatmapOptions:
-    """How landmarks become a heatmap. `sigma` in pixels of the image; None is 1/16 of its longer side."""
+    """How landmarks become a heatmap. `sigma` is in image pixels; None is 1/16 of the image's longer side."""
 
     sigma: float | None = None
     combine: str = "sum"
@@ -85,7 +85,7 @@ class HeatmapOptions:
 class LossOptions:
     """A loss in full: attribution, heatmap, score and reduction."""
 
-    attribution: AttributionOptions  # no default: PyTorch 2.11 does not compile one that is an object
+    attribution: AttributionOptions  # no default: PyTorch 2.11 cannot compile a default that is an object
     heatmap: HeatmapOptions
     score: str = "pearson"
     scale: str = "sum"

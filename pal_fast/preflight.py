@@ -1,4 +1,4 @@
-"""What goes wrong silently, found before it costs a training run: `pal.check`."""
+"""`pal.check`: finds silent failures before they cost a training run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pal_fast.options import AttributionOptions
 
 
 class Trial(NamedTuple):
-    """One layer tried: its output and gradient as (B, C, H, W), and its loss, reduced or not."""
+    """The result of trying one layer: its output and gradient as (B, C, H, W), and its loss, reduced or not."""
 
     layout: str
     activation: Tensor
@@ -37,24 +37,24 @@ class Trial(NamedTuple):
     loss: Tensor
 
 
-#: How often `check` times a step, at least and, while it takes less than so many seconds, at most; the fastest counts,
-#: the first warms up.
+#: How often `check` times a step: at least, and at most within so many seconds. The fastest counts; the first is a
+#: warm-up.
 _LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_SECONDS = 3, 30, 0.5
 
-#: Tries one layer from the logits, what was captured of it, labels, and a prior (B, h, w).
+#: Tries one layer, given the logits, what was captured at it, labels, and a prior (B, h, w).
 Try = Callable[[Tensor, Captured, Tensor | None, Tensor], Trial]
 
 
 @dataclass
 class LayerReport:
-    """What `pal.check` found at one layer. Shapes as the loss sees them."""
+    """What `pal.check` found at one layer. Shapes are those that the loss sees."""
 
     name: str
     shape: tuple[int, ...] = ()  # (B, C, H, W)
     layout: str = ""
-    weights_above: tuple[int, int] = (0, 0)  # parameters that the loss moves, and all there are, above the layer
+    weights_above: tuple[int, int] = (0, 0)  # above the layer: parameters with a nonzero gradient, and all
     weights_below: tuple[int, int] = (0, 0)
-    flat_share: float = 0.0  # of the samples (for channels="each": of their channels), attribution constant in space
+    flat_share: float = 0.0  # of samples (for channels="each": of their channels) with attribution constant in space
     flat_of: str = "samples"
     problems: list[str] = field(default_factory=list)
     slow: list[str] = field(default_factory=list)
@@ -72,8 +72,8 @@ class LayerReport:
 
 @dataclass
 class Report:
-    """What `pal.check` found. `step` and `plain_step`, with and without the loss, in seconds on this batch; infinite
-    where a problem made timing pointless."""
+    """What `pal.check` found. `step` and `plain_step` are the seconds of a step on this batch with and without the
+    loss; infinite if a problem made timing pointless."""
 
     layers: list[LayerReport]
     step: float
@@ -182,15 +182,15 @@ def _examine(
             "attribution or other channels"
         )
     elif not alive:
-        report.problems.append("the loss moves no parameter: all weights that it could move are frozen, or it is flat")
+        report.problems.append("the loss moves no parameter: all those that it could move are frozen, or it is flat")
     report.slow += graph.slow_parts(graph.nodes_between(get_gradient_edge(logits).node, [record.output]))
 
 
 def _constant_share(activation: Tensor, gradient: Tensor | None, options: AttributionOptions) -> float:
-    """The share of the loss's own attribution that is constant in space, so that it agrees with no heatmap.
+    """The share of the loss's own attribution that is constant in space and so correlates with no heatmap.
 
-    Of the samples: with "mean" and "half" those whose map is flat, with "all" those whose elements together deviate
-    from their channel's mean by no more than a flat group's. With "each", of the samples' channels.
+    With "mean" and "half", the share of samples whose map is flat; with "all", of samples whose elements together
+    deviate from their channels' means by no more than a flat group's; with "each", of the samples' channels.
     """
     f, g = activation.detach().double(), None if gradient is None else gradient.double()
     a = reference.attribution(f, g, options.attribution, options.absolute)
@@ -214,7 +214,7 @@ def _gradients(scalar: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _prior(logits: Tensor) -> Tensor:
-    """(B, 32, 32), a spot at another place in each sample, never in the middle."""
+    """(B, 32, 32): a spot at a different position in each sample, never in the middle."""
     batch = logits.shape[0]
     centre = torch.linspace(0.2, 0.35, batch, device=logits.device)[:, None, None]
     line = torch.linspace(0, 1, 32, device=logits.device)
@@ -223,7 +223,7 @@ def _prior(logits: Tensor) -> Tensor:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """In train mode inside; mode, buffers and random state afterwards as before."""
+    """Inside, the model is in train mode; on exit, mode, buffers and random state are restored."""
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with (
         torch.random.fork_rng(devices=devices),
@@ -234,7 +234,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 class _Timer:
-    """`with timer:` measures `seconds`, the device's work included."""
+    """`with timer:` measures `seconds`, including the device's work."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -242,7 +242,7 @@ class _Timer:
 
     @staticmethod
     def rounds() -> Iterator[None]:
-        """More of them for quick steps, which other work on the machine disturbs more."""
+        """More rounds for fast steps, whose timing other work on the machine disturbs more."""
         end = time.perf_counter() + _ROUNDS_SECONDS
         for index in range(_MOST_ROUNDS):
             if index < _LEAST_ROUNDS or time.perf_counter() < end:

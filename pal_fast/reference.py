@@ -1,13 +1,13 @@
-"""The judge: every formula of the method in plain PyTorch, differentiable any number of times.
+"""The reference implementation: every formula of the method in plain PyTorch, differentiable any number of times.
 
 Source of the method: Bonnard, Dapogny, Dhombres, Bailly, "Privileged Attribution Constrained Deep Networks
-for Facial Expression Recognition", ICPR 2022, arXiv 2203.12905. Where it leaves a choice, the
-choice is an option and the docstring says which reading it is.
+for Facial Expression Recognition", ICPR 2022, arXiv 2203.12905. Where the paper leaves a choice, it is an option, and
+the docstring says which reading it is.
 
-The functions here trust their arguments and raise nothing of their own: `pal_fast.calls` checks them, and its
-errors name what was given. Coordinates, sigma and sizes of images are in pixels; attributions have the units
-of logits ("grad_input") or whatever the layer's have, and cancel in the standardisation; scores have none. float16
-and bfloat16 are computed in float32, float64 in float64, and losses come back in that computing type.
+The functions here trust their arguments and raise no errors of their own: `pal_fast.calls` checks them, and its
+errors name what was given. Coordinates, sigma and image sizes are in pixels. Attributions have the units of logits
+("grad_input") or of the layer, which cancel in the standardisation; scores have no unit. float16 and bfloat16 are
+computed in float32, float64 in float64, and losses are returned in that computing dtype.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pal_fast.constants import FLAT_TOLERANCE, GROUPING_OF
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which a tensor of `dtype` is accumulated: float64 for float64, float32 for the rest."""
+    """The dtype in which a tensor of `dtype` is accumulated: float64 for float64, float32 for the rest."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def cell_centres(cells: int, image_length: float, like: Tensor) -> Tensor:
-    """Where the centres of a map's cells lie along one axis, in pixels of the image.
+    """The centres of a map's cells along one axis, in image pixels.
 
-    A choice of ours: the layer's cells divide the image evenly.
+    Our choice: the layer's cells divide the image evenly.
     `x_j = (j + 0.5) * image_length / cells - 0.5`: an integer coordinate is the centre of a pixel.
 
     Returns: (cells,) of `like`'s dtype and device.
@@ -36,7 +36,7 @@ def cell_centres(cells: int, image_length: float, like: Tensor) -> Tensor:
 
 
 def valid_landmarks(landmarks: Tensor, visible: Tensor | None) -> Tensor:
-    """Which landmarks take part: finite in both coordinates and not masked out. A choice of ours.
+    """Which landmarks take part: those finite in both coordinates and not masked out. Our choice.
 
     Args: landmarks (B, K, 2); visible (B, K) bool or None.
     Returns: (B, K) bool.
@@ -56,8 +56,8 @@ def landmark_heatmap(
     combine: str = "sum",
     normalize: str = "none",
 ) -> Tensor:
-    """The prior of the paper: a Gaussian at each landmark, summed. The strongest of them, weights and
-    normalisations are options of ours.
+    """The paper's prior: a Gaussian at each landmark, summed. The maximum, weights and normalisations are our
+    additions.
 
     `h_ij = combine_k w_k exp(-((x_j - x_k)^2 + (y_i - y_k)^2) / (2 sigma^2))`, evaluated at the centres of
     the map's cells. A sum of Gaussians is separable, so no (B, K, H, W) tensor is built.
@@ -66,13 +66,13 @@ def landmark_heatmap(
         landmarks: (B, K, 2) float, (x, y) in pixels of the image of `image_size`, integer = pixel centre.
         size: (H, W) of the map.
         image_size: (IH, IW) in pixels, the frame of `landmarks` and `sigma`.
-        sigma: standard deviation of each Gaussian, in pixels of the image.
+        sigma: standard deviation of each Gaussian, in image pixels.
         visible: (B, K) bool; False drops a landmark. NaN and infinite landmarks are always dropped.
         weights: (B, K) or (K,), the height of each Gaussian.
-        combine: "sum" (the paper) or "max" over the landmarks that are left; 0 where none is.
-        normalize: "peak" divides by the map's maximum, "sum" by its total; a map whose divisor is 0 stays.
+        combine: "sum" (the paper) or "max" over the remaining landmarks; 0 if there are none.
+        normalize: "peak" divides by the map's maximum, "sum" by its total; a map whose divisor is 0 is unchanged.
 
-    Returns: (B, H, W) in the computing type of `landmarks`, differentiable in `landmarks` and `weights`.
+    Returns: (B, H, W) in the computing dtype of `landmarks`, differentiable in `landmarks` and `weights`.
     """
     points = landmarks.to(computing_dtype(landmarks.dtype))
     batch, count = points.shape[:2]
@@ -110,8 +110,8 @@ def attribution(activation: Tensor | None, gradient: Tensor | None, kind: str, a
     `abs(g)` or `g`; "activation" is `f` itself, the baseline of forward-feature alignment. The derivative of abs
     at 0 is 0.
 
-    Args: activation f, gradient g = dS/df, both (B, C, H, W); the one that `kind` does not name may be None.
-    Returns: (B, C, H, W) in the computing type.
+    Args: activation f, gradient g = dS/df, both (B, C, H, W); the one that `kind` does not use may be None.
+    Returns: (B, C, H, W) in the computing dtype.
     """
     if kind == "activation":
         assert activation is not None
@@ -126,10 +126,10 @@ def attribution(activation: Tensor | None, gradient: Tensor | None, kind: str, a
 
 
 def _exponent(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """A power of two near the largest magnitude over `dims` (kept), constant for autograd; 1 for zeros.
+    """A power of two near the largest magnitude over `dims` (kept), a constant for autograd; 1 for zeros.
 
-    Dividing by it is exact and keeps squares away from underflow and overflow, which is what makes the loss
-    independent of the attribution's scale.
+    Dividing by it is exact and prevents squares from underflowing or overflowing, which makes the loss independent of
+    the attribution's scale.
     """
     largest = values.detach().abs().amax(dims, keepdim=True)
     _, exponent = torch.frexp(largest)
@@ -141,11 +141,11 @@ def standardise(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """`(values - mean) / std` with population moments over `dims`, and which groups are flat.
 
     The paper's standardisation of the attribution, its standard deviation read with 1/N (`scale="unit"` is the other
-    reading). A flat group, `std <= 1e-5 * rms` or all zero, comes back as zeros with zero gradient: 0/0 is decided
-    here, since an epsilon would break the invariance to scale.
+    reading). A flat group, `std <= 1e-5 * rms` or all zero, becomes zeros with zero gradient: this resolves 0/0 without
+    an epsilon, which would break the invariance to scale.
 
-    Args: values of the computing type; dims, over which one group extends.
-    Returns: z of `values`' shape; flat with `dims` kept as 1.
+    Args: values in the computing dtype; dims over which one group extends.
+    Returns: z of `values`' shape; flat, with `dims` kept as 1.
     """
     scaled = values / _exponent(values, dims)
     mean = scaled.mean(dims, keepdim=True)
@@ -212,9 +212,9 @@ def pal_scores(
 
 
 def sample_weights(heatmap: Tensor, *, score: str, annotated: Tensor | None, sample_weight: Tensor | None) -> Tensor:
-    """`w_b`: the caller's weight (default 1), and 0 for a sample that cannot be scored. A choice of ours.
+    """`w_b`: the caller's weight (default 1), and 0 for a sample that cannot be scored. Our choice.
 
-    That is one with no valid landmark (`annotated`, (B,) bool), with a heatmap that is not finite, or, under
+    A sample cannot be scored without a valid landmark (`annotated`, (B,) bool), with a non-finite heatmap or, under
     "pearson", with a flat heatmap.
 
     Returns: (B,).
@@ -236,7 +236,7 @@ def reduce_scores(scores: Tensor, weight: Tensor, reduction: str) -> Tensor:
     Args: scores and weight, both (B,).
     Returns: 0-dim, or (B,) for "none".
 
-    A sample of weight 0 has exactly zero gradient; without any valid sample the loss is 0 and attached.
+    A sample of weight 0 has exactly zero gradient; without any valid sample the loss is 0, still attached to the graph.
     """
     weighted = torch.where(weight == 0, 0.0, scores * weight)
     if reduction == "none":
@@ -265,13 +265,13 @@ def pal_loss(
 ) -> Tensor:
     """The Privileged Attribution Loss of a batch, from the layer's output, its gradient and the prior.
 
-    The paper's loss is score "cross_correlation" with scale "sum"; the other options are the functions' above.
+    The paper's loss is score "cross_correlation" with scale "sum"; the other options are those of the functions above.
 
     Args:
         activation, gradient: (B, C, H, W), float16 to float64; the one that `attribution_kind` does not use
             may be None.
-        heatmap: (B, H, W), finite or not; see `sample_weights` for what is not scored.
-        annotated: (B,) bool, whether the sample has any valid landmark.
+        heatmap: (B, H, W), finite or not; see `sample_weights` for samples that are not scored.
+        annotated: (B,) bool: whether the sample has any valid landmark.
         sample_weight: (B,), finite.
         channel_count: n, from 1 to C.
 

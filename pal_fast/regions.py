@@ -1,4 +1,4 @@
-"""Regions of the face: which landmarks of the 68-point scheme take part, and how much."""
+"""Regions of the face: which landmarks of the 68-point scheme take part, and with what weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pal_fast.messages import describe
 
 
 def region_weights(regions: str | Sequence[str] | Mapping[str, float] | None) -> Tensor | None:
-    """(68,) float32: the weight of each landmark of the 68-point scheme; None for no choice of regions."""
+    """(68,) float32: the weight of each landmark of the 68-point scheme; None if no regions are chosen."""
     if regions is None:
         return None
     if isinstance(regions, str):
@@ -38,7 +38,7 @@ class Regions:
         self._weights = region_weights(regions)
 
     def weights_for(self, landmarks: Tensor) -> Tensor | None:
-        """(68,), or None for no choice. Raises ValueError for landmarks (B, K, 2) of another scheme."""
+        """(68,), or None if no regions are chosen. Raises ValueError for landmarks (B, K, 2) of another scheme."""
         if self._weights is None:
             return None
         _checks.landmarks(landmarks)

@@ -1,4 +1,4 @@
-"""Landmarks that are none, or in another unit: what their values alone can tell."""
+"""Detects missing landmarks and landmarks in the wrong unit by their values alone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 CORNER = 3
 LEAST_SIDE = 16
 
-#: How to put normalised landmarks right.
+#: How to convert normalised landmarks.
 IN_PIXELS = "multiply normalised ones by (width, height), after (p + 1) / 2 where they go from -1 to 1"
 
 
 def look_normalised(points: Tensor, known: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """(B,) bool: samples whose landmarks all lie within `CORNER` pixels of the image's first pixel, which those of no
-    face do and normalised ones always; none where the image is too small to tell.
+    """(B,) bool: samples whose landmarks all lie within `CORNER` pixels of the image's first pixel, as normalised ones
+    always do and those of a real face never do. All False if the image is too small to tell.
 
-    Args: points (B, K, 2); known (B, K) bool, at least one for a sample that is to be judged.
+    Args: points (B, K, 2); known (B, K) bool; a sample without any known landmark is False.
     """
     if min(image_size) < LEAST_SIDE:
         return torch.zeros(len(points), dtype=torch.bool, device=points.device)
@@ -27,7 +27,7 @@ def look_normalised(points: Tensor, known: Tensor, image_size: tuple[int, int]) 
 
 
 def coincide(points: Tensor, known: Tensor) -> Tensor:
-    """(B,) bool: samples with two or more landmarks, all in one point, as those of a face that was not found.
+    """(B,) bool: samples with two or more landmarks, all in one point, as for a face that was not found.
 
     Args: points (B, K, 2); known (B, K) bool.
     """

@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, however many of the package's frames and torch's lie in between."""
+"""Warnings that point at the user's line, whatever frames of this package and torch are in between."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _INSIDE = (str(Path(__file__).parent) + os.sep, str(Path(torch.__file__).parent)
 
 
 class FlatLossWarning(UserWarning):
-    """The loss of one layer is 0 for every sample that counts, and stays so."""
+    """The loss of one layer is 0 for every sample that counts, and will stay so."""
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """`warnings.warn` at the innermost line that is neither this package's nor torch's."""
+    """`warnings.warn` at the innermost line outside this package and torch."""
     frame: FrameType | None = sys._getframe(1)
     level = 2
     while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):

@@ -1,4 +1,4 @@
-"""What DistributedDataParallel and FSDP need from a loss that takes a gradient inside the step."""
+"""Support for DistributedDataParallel and FSDP in a loss that takes a gradient inside the step."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def refuse_unsound(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.DataParallel):
             raise TypeError(
-                "model must not hold a DataParallel, whose replicas do not share one graph; use DistributedDataParallel"
+                "model must not contain DataParallel, whose replicas do not share a graph; use DistributedDataParallel"
             )
         if in_process_group() and isinstance(module, _fsdp1()):
             raise TypeError(
-                "model must not hold a FullyShardedDataParallel (FSDP1), which frees parameters that the second "
+                "model must not contain FullyShardedDataParallel (FSDP1), which frees parameters that the second "
                 "derivative needs; use torch.distributed.fsdp.fully_shard"
             )
 
@@ -39,16 +39,16 @@ def refuse_sharded(model: nn.Module) -> None:
     """Raises TypeError for fully_shard, whose parameters autograd does not see."""
     if any(_is_fully_sharded(module) for module in model.modules()):
         raise TypeError(
-            "model must not be under fully_shard, whose parameters autograd does not see: call pal.check before"
+            "model must not be under fully_shard, whose parameters autograd does not see: call pal.check before it"
         )
 
 
 @contextlib.contextmanager
 def reducers_aside(model: nn.Module) -> Iterator[None]:
-    """Inside, DistributedDataParallel is its network alone, wherever it lies in `model`, its hooks included.
+    """Inside, every DistributedDataParallel in `model` runs only its network, including the network's hooks.
 
-    For a forward whose backward pass the reducer must not wait for: it neither broadcasts buffers, for which the other
-    processes would have to take part, nor prepares a reduction, which with static_graph=True it does only once.
+    For a forward whose backward pass the reducer must not wait for: it neither broadcasts buffers, in which the other
+    processes would have to take part, nor prepares a reduction, which under static_graph=True happens only once.
     """
     wrappers: list[Any] = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
     before = [vars(wrapper).get("forward") for wrapper in wrappers]
@@ -64,10 +64,10 @@ def reducers_aside(model: nn.Module) -> Iterator[None]:
 
 
 def before_sink(logits: Tensor) -> GradientEdge | Tensor:
-    """Where to differentiate the logits of a model under DDP: below the node that DDP puts on its output.
+    """Where to differentiate the logits of a model under DDP: below the node that DDP adds to its output.
 
-    With static_graph=True that node counts the inner gradient as the backward pass, and the gradients of the
-    first step are never reduced.
+    Under static_graph=True that node would take the inner gradient for the backward pass, and the gradients of the
+    first step would never be reduced.
     """
     node = logits.grad_fn
     if node is not None and node.name() == _SINK:
@@ -78,17 +78,17 @@ def before_sink(logits: Tensor) -> GradientEdge | Tensor:
 
 
 def refuse_sink_between(nodes: Sequence[Any]) -> None:
-    """Raises RuntimeError if the way from a layer to logits that are not DDP's own leads through DDP's output node."""
+    """Raises RuntimeError if DDP's output node is between the layer and logits that are not DDP's own output."""
     if any(node.name() == _SINK for node in nodes):
         raise RuntimeError(
             "the logits were computed from the output of DistributedDataParallel (static_graph or "
-            "find_unused_parameters), whose output node must not be passed twice: pass the very tensor that the "
-            "wrapped model returned, and a callable as target for a function of it"
+            "find_unused_parameters), whose output node must not run backward twice: pass the very tensor that the "
+            "wrapped model returned, and express a function of it as a callable target"
         )
 
 
 class _Attach(torch.autograd.Function):
-    """`loss`, with a gradient of exactly zero for `logits`: every parameter below them then has a gradient."""
+    """`loss`, with a gradient of exactly zero for `logits`, so that every parameter below them receives a gradient."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, logits: Tensor) -> Tensor:
@@ -102,24 +102,24 @@ class _Attach(torch.autograd.Function):
 
 
 def reaching_all_parameters(loss: Tensor, logits: Tensor) -> Tensor:
-    """The loss, attached to `logits`: DDP waits for a gradient of every parameter, and the loss alone gives none
-    to, say, the last bias."""
+    """The loss, attached to `logits`: DDP waits for a gradient of every parameter, and the loss by itself has none
+    for, say, the last bias."""
     attached: Tensor = _Attach.apply(loss, logits)
     return attached
 
 
 @contextlib.contextmanager
 def parameters_kept(model: nn.Module) -> Iterator[None]:
-    """Around the inner gradient: FSDP2 neither frees nor reduces what the second derivative still needs.
+    """Around the inner gradient: stops FSDP2 from freeing parameters and reducing gradients.
 
-    The backward pass of the loss itself then frees and reduces as ever.
+    The second derivative still needs them; the backward pass of the loss itself frees and reduces as usual.
     """
     sharded: list[Any] = [module for module in model.modules() if _is_fully_sharded(module)]
     states = [module._get_fsdp_state() for module in sharded]
     if not states:
         yield
         return
-    # FSDP2 has public setters only; what the user set must be read from its parameter groups to be put back.
+    # FSDP2 has only public setters; the user's settings must be read from its parameter groups to be restored.
     groups = [group for state in states for group in _parameter_groups(state)]
     before = [(group.reshard_after_backward, group.reduce_grads) for group in groups]
     last = [state._state_ctx.is_last_backward for state in states]

@@ -7,7 +7,7 @@ With S the attributed scalar and g = dS/df, the part of the loss's gradient that
 
 so that two more passes of the head, differentiated once, replace its second derivative. The error is of order
 r^2 for a smooth head. At the kinks of a ReLU or a max-pooling it would be of order 1: there, both passes stay on the
-side where the main pass was (see `kinks`), and what cannot be kept there is refused.
+side the main pass was on (see `kinks`), and functions that cannot be kept there are refused.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pal_fast.capture.captured import Conditions
 from pal_fast.capture.model_run import eagerly
 from pal_fast.messages import describe
 
-#: r, by the coarsest type that the head computes in: rounding of S grows as eps / r, the truncation as r^2.
+#: r, by the coarsest dtype that the head computes in: the rounding error of S grows as eps / r, truncation as r^2.
 STEP = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
 def check_options(head: object, reduction: str) -> None:
-    """Raises TypeError or ValueError for options with which the engine cannot work."""
+    """Raises TypeError or ValueError for options that finite differences do not support."""
     if not callable(head):
         raise TypeError(
             "second_order='finite_difference' needs head=, a callable from the layer's output to the logits, got "
@@ -46,14 +46,14 @@ def check_options(head: object, reduction: str) -> None:
 
 
 def refuse_kinks(nodes: Sequence[Any]) -> None:
-    """Raises RuntimeError if a kink is left, or may be hidden, among the nodes of a repeated pass."""
+    """Raises RuntimeError if the nodes of a repeated pass have a kink or may hide one."""
     hidden = hidden_among(nodes)
     if hidden:
         raise RuntimeError(
-            "second_order='finite_difference' is wrong for heads with kinks, and whether there are any inside "
-            f"{', '.join(hidden)} does not show: give a head= that runs without torch.jit.script; of a "
-            "torch.autograd.Function whose derivative does not jump say so, by YourFunction.smooth = True; otherwise "
-            "use second_order='exact'"
+            "second_order='finite_difference' is wrong for heads with kinks, and the graph does not show whether there "
+            f"are any inside {', '.join(hidden)}: pass a head= that runs without torch.jit.script; declare a "
+            "torch.autograd.Function whose derivative does not jump with YourFunction.smooth = True; otherwise use "
+            "second_order='exact'"
         )
     found = kinks_among(nodes)
     if found:
@@ -64,11 +64,11 @@ def refuse_kinks(nodes: Sequence[Any]) -> None:
 
 
 def refuse_other_processes(nodes: Sequence[Any]) -> None:
-    """Raises RuntimeError if samples depend on those of other processes: they would need one step in common."""
+    """Raises RuntimeError if samples depend on those of other processes: they would need a common step."""
     if any("SyncBatchNorm" in node.name() or "AllReduce" in node.name() for node in nodes):
         raise RuntimeError(
-            "second_order='finite_difference' needs one step for all samples, which SyncBatchNorm spreads over "
-            "processes: use second_order='exact' with pal_fast.nn.convert_sync_batchnorm"
+            "second_order='finite_difference' needs one step for all samples, but SyncBatchNorm couples the samples of "
+            "all processes: use second_order='exact' with pal_fast.nn.convert_sync_batchnorm"
         )
 
 
@@ -80,9 +80,9 @@ def is_coupled(nodes: Sequence[Any]) -> bool:
 def refuse_other_head(
     head: Callable[[Tensor], Tensor], model: nn.Module, f: Tensor, logits: Tensor, then: Conditions
 ) -> None:
-    """Raises ValueError unless `head` takes the layer's output to the model's logits."""
+    """Raises ValueError unless `head` maps the layer's output to the model's logits."""
     with torch.no_grad(), _as_in_the_forward(model, then):
-        got = head(f.detach().clone())  # it may begin in place
+        got = head(f.detach().clone())  # the head may start with an in-place operation
     if not isinstance(got, Tensor) or got.shape != logits.shape:
         given = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise ValueError(f"head must return the logits, shape {tuple(logits.shape)}, got {given}")
@@ -90,8 +90,8 @@ def refuse_other_head(
     bound = 1e-3 if _coarsest(f, logits, then) in (torch.float32, torch.float64) else 5e-2
     if not bool(error <= bound):
         raise ValueError(
-            f"head(output of the layer) differs from the logits by {error.item():.1e} (relative L2; rounding may make "
-            f"{bound:.0e} of it): pass everything above the layer, and nothing else"
+            f"head(output of the layer) differs from the logits by {error.item():.1e} (relative L2; rounding may "
+            f"account for {bound:.0e}): head must be everything above the layer, and nothing else"
         )
 
 
@@ -103,15 +103,19 @@ def refuse_state(
     conditions: Conditions,
     following: Sequence[str],
 ) -> None:
-    """Raises RuntimeError if the buffers `following`, which follow f, enter the logits: a difference sees that way."""
+    """Raises RuntimeError if the logits depend on the buffers `following`, which depend on f.
+
+    A finite difference includes that dependence; the exact derivative does not.
+    """
     if not following:
         return
     with torch.no_grad(), _as_in_the_forward(model, replace(conditions, buffers={})):
         again = head(f.detach().clone())
     if bool(_distance(again, logits) > 1e-6):
         raise RuntimeError(
-            f"second_order='finite_difference' sees through the buffers {', '.join(following)}, which follow the "
-            "activations and enter the logits, where the derivative takes them for constants: use second_order='exact'"
+            f"second_order='finite_difference' sees through the buffers {', '.join(following)}, which depend on the "
+            "activations and enter the logits, while the exact derivative treats them as constants: use "
+            "second_order='exact'"
         )
 
 
@@ -134,25 +138,25 @@ def through_gradient(
     first: bool,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """0-dim, of value 0 and with the gradient that the loss has through g.
+    """A 0-dim tensor of value 0 whose gradient is the part of the loss's gradient that flows through g.
 
     Args:
         head: from the layer's output to the logits.
         f: the layer's output in its own layout, any shape (B, ...).
         v: dP/dg, of f's shape.
-        logits: of the main pass; "predicted" is decided there.
-        nodes: of the head in the main pass.
-        conditions: the random state and autocast of the main pass at the layer.
-        first: whether to look for what makes the repeated passes wrong: kinks that are left, and state.
-        scale: by which S was multiplied for g.
+        logits: of the main pass, which also determines "predicted".
+        nodes: the autograd nodes of the head in the main pass.
+        conditions: the state of the main pass at the layer.
+        first: whether to check for what makes the repeated passes wrong: remaining kinks, and state.
+        scale: the factor of S with which g was taken.
 
-    Raises: RuntimeError for these, and for samples that depend on other processes'.
+    Raises: RuntimeError for these, and for samples that depend on those of other processes.
     """
     refuse_other_processes(nodes)
     hidden = hidden_among(nodes)
-    coupled = bool(hidden) or is_coupled(nodes)  # one step for all is right for all
+    coupled = bool(hidden) or is_coupled(nodes)  # a common step is correct in every case
     dims = tuple(range(f.ndim)) if coupled else tuple(range(1, f.ndim))
-    # v grows as 1 / g, so that its square may leave float32.
+    # v grows as 1 / g, so its square may overflow float32.
     length = torch.linalg.vector_norm(v.detach(), dim=dims, keepdim=True, dtype=torch.float64)
     size = torch.linalg.vector_norm(f.detach(), dim=dims, keepdim=True, dtype=torch.float64)
     still = (length == 0) | (size == 0)
@@ -177,7 +181,7 @@ def through_gradient(
         if first:
             repeated = nodes_between(get_gradient_edge(moved).node, [root])
             refuse_kinks(repeated)
-            refuse_other_processes(repeated)  # which a compiled part hid in the main pass
+            refuse_other_processes(repeated)  # a compiled part may have hidden them in the main pass
         if callable(target):
             scalars = per_sample(moved, target, labels)
         else:
@@ -193,17 +197,17 @@ def through_gradient(
 
 
 def _coarsest(f: Tensor, logits: Tensor, conditions: Conditions) -> torch.dtype:
-    """The type of the largest rounding in the head: under autocast a ViT's f is float32, and what follows it is not."""
+    """The dtype of the largest rounding error in the head: under autocast a ViT's f is float32, but the head is not."""
     dtypes = {f.dtype, logits.dtype}
-    if conditions.autocast is not None and f.dtype != torch.float64:  # which autocast leaves alone
+    if conditions.autocast is not None and f.dtype != torch.float64:  # autocast does not affect float64
         dtypes.add(conditions.autocast)
     return max(dtypes, key=STEP.__getitem__)
 
 
 @contextlib.contextmanager
 def _as_in_the_forward(model: nn.Module, conditions: Conditions) -> Iterator[None]:
-    """The random numbers, autocast and buffers of the main pass; buffers and generators afterwards as before. Compiled
-    parts run as they were written, so that their kinks are seen."""
+    """Restores the random state, autocast and buffers of the main pass; on exit, buffers and generators are as before.
+    Compiled parts run eagerly, so that their kinks are visible."""
     modules = [module for module in buffers.stateful(model) if module.training]
     device, cast = conditions.device, conditions.autocast
     devices = [device] if device.type == "cuda" else []

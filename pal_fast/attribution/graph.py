@@ -1,4 +1,4 @@
-"""What lies between a layer's output and the logits in the autograd graph, and what has no second derivative."""
+"""The autograd nodes between a layer's output and the logits, and which of them have no second derivative."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OWN_ATTENTION = (
 )
 _FIRST_ORDER = "choose a layer above it, or use second_order='finite_difference' with head="
 
-#: Part of a node's name -> what it is, and the way out. First match wins.
+#: Part of a node's name -> what the node is, and the remedy. The first match wins.
 WITHOUT_SECOND_DERIVATIVE: dict[str, tuple[str, str]] = {
     "CompiledFunction": (
         "a part compiled with torch.compile",
@@ -50,7 +50,7 @@ WITHOUT_SECOND_DERIVATIVE: dict[str, tuple[str, str]] = {
 
 
 def nodes_between(root: Any, ends: Sequence[Any]) -> list[Any]:
-    """The autograd nodes on paths from `root` (a node) down to `ends` (tensors or nodes), ends' own nodes left out."""
+    """The autograd nodes on paths from `root` (a node) down to `ends` (tensors or nodes), excluding the ends' nodes."""
     last = {get_gradient_edge(end).node if isinstance(end, Tensor) else end for end in ends}
     parents: dict[Any, list[Any]] = {root: []}
     pending = [] if root in last else [root]
@@ -76,11 +76,11 @@ def nodes_between(root: Any, ends: Sequence[Any]) -> list[Any]:
 
 
 def refusal(nodes: Sequence[Any]) -> str:
-    """One sentence on the first node without a second derivative and the way out; "" if there is none known."""
+    """One sentence about the first node without a second derivative, with the remedy; "" if no such node is known."""
     names = {node.name() for node in nodes}
     for part, (what, way_out) in WITHOUT_SECOND_DERIVATIVE.items():
         if any(part in name for name in names):
-            return f"{what} lies between it and the logits, and has no second derivative: {way_out}"
+            return f"{what} lies between it and the logits and has no second derivative: {way_out}"
     return ""
 
 
@@ -90,7 +90,7 @@ def holds(root: Any, part: str) -> bool:
 
 
 def nodes_from(root: Any) -> Iterator[Any]:
-    """The node `root` and all below it."""
+    """The node `root` and all nodes below it."""
     seen, pending = {root}, [root]
     while pending:
         node = pending.pop()
@@ -102,8 +102,8 @@ def nodes_from(root: Any) -> Iterator[Any]:
 
 
 def takes_norm_of_zero(nodes: Sequence[Any]) -> bool:
-    """Whether a vector's norm among `nodes` was zero: its second derivative is NaN. Looks at values."""
-    # What a saved-tensors hook has packed (activation checkpointing) is not recomputed for this.
+    """Whether any of `nodes` took the norm of a zero vector, whose second derivative is NaN. Reads values."""
+    # Tensors packed by a saved-tensor hook (activation checkpointing) are not recomputed for this.
     norms = [
         getattr(node._raw_saved_result, "data", None)
         for node in nodes
@@ -112,12 +112,12 @@ def takes_norm_of_zero(nodes: Sequence[Any]) -> bool:
     return any(bool((norm == 0).any()) for norm in norms if isinstance(norm, Tensor))
 
 
-#: What `prepare_head` has twins of -> a part of the name of PyTorch's node for it; of attention, of its MATH kernel's.
+#: What `prepare_head` can replace -> part of the name of PyTorch's node for it (for attention: of its MATH kernel).
 _PREPARED = {"BatchNorm": "BatchNorm", "LayerNorm": "NativeLayerNorm", "attention": "SafeSoftmax"}
 
 
 def slow_parts(nodes: Sequence[Any]) -> list[str]:
-    """What among `nodes` has a second derivative that is slow for its size, and what to do about it."""
+    """Notes on `nodes` with a disproportionately slow second derivative, and what to do about them."""
     convolutions = [node for node in nodes if node.name() == "ConvolutionBackward0"]
     grouped = sum(node._saved_groups > 1 for node in convolutions)
     notes = []

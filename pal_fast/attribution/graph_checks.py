@@ -1,5 +1,5 @@
-"""What the graph of the logits shows about a layer, at a loss's first call: what cannot work is refused, and what works
-otherwise than it looks is told once."""
+"""Checks of a layer in the graph of the logits, at a loss's first call: raises for what cannot work, and warns once of
+what behaves differently than it appears."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pal_fast.capture.captured import Captured
 from pal_fast.capture.layer_names import plain_name
 from pal_fast.warn import warn
 
-#: Below this share of one class's gradient, that of the rows' sums counts as zero: rounding leaves a few 2^-8 of it in
-#: bfloat16.
+#: The gradient of the rows' sums counts as zero below this share of one class's gradient: in bfloat16 rounding leaves a
+#: few 2^-8 of it.
 VANISHES = 0.05
 NORM_OF_ZERO = (
     "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
@@ -25,15 +25,15 @@ NORM_OF_ZERO = (
 
 
 def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differentiates: bool, exact: bool) -> None:
-    """Refuses what cannot work and warns of what works otherwise than it looks. Costs a walk of the graph and a look
-    at the vector norms in it and at the logits.
+    """Refuses what cannot work and warns of what behaves differently than it appears. Walks the graph once, and reads
+    the vector norms in it and the logits.
 
     Args:
         differentiates: whether the logits are differentiated with respect to the layers.
         exact: whether that gradient is differentiated again.
 
     Raises: ValueError for probabilities; TypeError for DataParallel and FSDP1; RuntimeError for parts above the
-        layer without a second derivative, naming the way out.
+        layer without a second derivative, naming the remedy.
     """
     distributed.refuse_unsound(model)
     for record in taken:
@@ -48,10 +48,11 @@ def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differ
 
 
 def refuse_probabilities(model: nn.Module, logits: Tensor, taken: Sequence[Captured]) -> None:
-    """Raises ValueError for the output of a softmax, or of its logarithm, behind whatever operation.
+    """Raises ValueError for the output of a softmax or log-softmax, even if further operations follow it.
 
-    Told by the values, and, where those are such, by what makes such an output no target: the gradient of its rows'
-    sums is zero at the layers (of its logarithm's rows, weighted by their exponentials), that of one class is not.
+    Detected by the values and, if they match, by the property that makes such an output useless as a target: at the
+    layers the gradient of its rows' sums is zero (for a log-softmax, of the rows weighted by their exponentials), while
+    that of a single class is not.
     """
     suspect = normalised_by_values(logits)
     if suspect is None:
@@ -75,8 +76,8 @@ def refuse_probabilities(model: nn.Module, logits: Tensor, taken: Sequence[Captu
 
 
 def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
-    """Raises RuntimeError if the layer cannot be reached from the logits without harm, or, for `exact`, if something
-    in between has no second derivative."""
+    """Raises RuntimeError if the path from the logits to the layer is unsound, or, if `exact`, if a node on it has no
+    second derivative."""
     start = distributed.before_sink(logits) if distributed.in_process_group() else logits
     root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node
     nodes = graph.nodes_between(root, [output])
@@ -94,28 +95,28 @@ def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool
 
 
 def without_path(logits: Tensor, name: str, output: Tensor) -> str:
-    """Why no gradient leads from the logits to the output of layer `name`."""
+    """Why there is no path from the logits to the output of layer `name`."""
     if output.grad_fn is not None and output.grad_fn is logits.grad_fn:
-        reason = graph.refusal([output.grad_fn])  # one compiled part has returned both
+        reason = graph.refusal([output.grad_fn])  # one compiled part returned both
         if reason:
             return f"layer {name!r} cannot be attributed: {reason}"
     return (
         f"the logits do not depend on the output of layer {name!r} in the latest forward: pass the logits of that very "
-        "forward, and a layer that leads to them"
+        "forward, and a layer that they depend on"
     )
 
 
 def in_place(name: str) -> str:
     return (
-        f"the output of layer {name!r} is overwritten in place by a later layer, e.g. ReLU(inplace=True): what is "
-        "attributed is the overwritten value; name that later layer to say so, or set inplace=False"
+        f"the output of layer {name!r} is overwritten in place by a later layer, e.g. ReLU(inplace=True), and the "
+        "overwritten value is attributed; name that later layer to make this explicit, or set inplace=False"
     )
 
 
 def unreached(model: nn.Module, name: str) -> str:
     earlier = _block_before(model, name)
     return (
-        f"the gradient of the logits at layer {name!r} is zero everywhere, so that the loss moves nothing: in a ViT "
+        f"the gradient of the logits at layer {name!r} is zero everywhere, so the loss has no effect: in a ViT "
         "that pools its class token the last block is such a layer (choose an earlier one"
         f"{f', such as {earlier!r}' if earlier else ''}), and so is any layer while the classifier's weights are all "
         "zero (torchvision's ViT starts like that; initialise them)"

@@ -1,8 +1,8 @@
-"""`torch.autograd.grad` for arguments that are checked already, without the price of its own checks.
+"""`torch.autograd.grad` for arguments that are already checked, without the cost of its own checks.
 
-The public function looks at types, overrides, shapes and dtypes: 20 to 40 us of Python, a third of what PALLoss may add
-to a step. What it then calls is not public, so it is tried out once per process, and where it is not what it was, or
-anything overrides PyTorch's functions, the public function serves.
+The public function checks types, overrides, shapes and dtypes: 20 to 40 us of Python, a third of what PALLoss may add
+to a step. The function it then calls is private, so it is tested once per process; if it behaves differently, or
+anything overrides PyTorch's functions, the public function is the fallback.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.compiler import is_compiling
 def inner_gradient(
     output: Tensor | GradientEdge, inputs: Sequence[Tensor], seed: Tensor, *, create_graph: bool
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of `output`, weighted with `seed` of its shape, for each input; the graph is kept.
+    """The vector-Jacobian product of `output` with `seed`, of its shape, for each input; the graph is retained.
 
-    Returns: None where `output` does not depend on an input.
+    Returns: a gradient for each input; None where `output` does not depend on it.
     """
     if not is_compiling() and type(output) is Tensor and type(seed) is Tensor and not _overridden():
         run = _run_backward()
@@ -37,13 +37,13 @@ def inner_gradient(
 
 
 def _overridden() -> bool:
-    """Whether a mode intercepts PyTorch's functions, or a transform (vmap, functorch's grad) runs."""
+    """Whether a mode intercepts PyTorch's functions, or a transform (vmap, functorch's grad) is active."""
     return bool(torch._C._len_torch_function_stack()) or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @lru_cache(maxsize=1)
 def _run_backward() -> Callable[..., Any] | None:
-    """What `torch.autograd.grad` calls, if it does what it did; else None."""
+    """The private function that `torch.autograd.grad` calls, if it behaves as expected; otherwise None."""
     run: Callable[..., Any] | None = getattr(torch.autograd.graph, "_engine_run_backward", None)
     if run is None:
         return None
@@ -52,6 +52,6 @@ def _run_backward() -> Callable[..., Any] | None:
             x, unused = (torch.ones(2, device="cpu", requires_grad=True) for _ in range(2))
             first, none = run((x**3,), (torch.ones_like(x),), True, True, (x, unused), True, accumulate_grad=False)
             (second,) = torch.autograd.grad(first.sum(), x)
-    except Exception:  # of another release, whatever it says
+    except Exception:  # another release may raise anything
         return None
     return run if none is None and x.grad is None and bool((first == 3).all() & (second == 6).all()) else None

@@ -1,8 +1,8 @@
-"""Functions whose derivative jumps, and passes that stay on the side of each jump where another pass was.
+"""Functions whose derivative jumps, and passes that stay on the same side of each jump as a recorded pass.
 
-ReLU, max-pooling and their like are smooth on either side of a kink. A pass that repeats another one from a slightly
-moved input crosses some kinks, and a difference of two such passes then holds jumps of order 1. Replayed, a ReLU
-keeps the mask and a pooling the places of the recorded pass, so that the repeated passes are smooth.
+ReLU, max-pooling and the like are smooth on either side of a kink. A pass that repeats another from a slightly
+perturbed input crosses some kinks, and the difference of two such passes then contains jumps of order 1. When replayed,
+a ReLU reuses the mask and a pooling the indices of the recorded pass, so that the repeated passes are smooth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from pal_fast.capture.checkpointing import in_checkpointed_segment
 
-#: Parts of the names of autograd nodes whose derivative, or whose value, jumps.
+#: Parts of the names of autograd nodes whose derivative or value jumps.
 _NODES = (
     "ReluBackward",
     "Threshold",
@@ -63,28 +63,28 @@ _NODES = (
     "ROIPool",
 )
 
-#: Parts of the names of nodes that do not show what is inside: compiled and scripted parts, and operators of others.
+#: Parts of the names of opaque nodes: compiled and scripted parts, and third-party operators.
 _CLOSED = ("CompiledFunction", "DifferentiableGraph", "GeneratedBackwardFor", "CppNode")
-#: Parts of the names of functions of others that are smooth: flash-attn's, xformers', torchvision's.
+#: Parts of the names of third-party functions that are smooth: flash-attn's, xformers', torchvision's.
 _SMOOTH = ("FlashAttn", "fMHA", "roi_align", "ROIAlign", "deform_conv", "DeformConv")
 
 
 def kinks_among(nodes: Sequence[Any]) -> list[str]:
-    """The names, sorted, of those autograd nodes that have a kink."""
+    """The sorted names of the autograd nodes that have a kink."""
     return sorted({node.name() for node in nodes if _has_kink(node)})
 
 
 def _has_kink(node: Any) -> bool:
     name = node.name()
-    if name.startswith("EluBackward"):  # ELU and CELU are smooth enough at alpha=1, SELU is not
+    if name.startswith("EluBackward"):  # ELU and CELU are smooth enough if alpha=1; SELU is not
         return node._saved_alpha * node._saved_input_scale != 1
-    if "batch_norm" in name:  # pal_fast.nn.BatchNorm2d with the ReLU inside
+    if "batch_norm" in name:  # pal_fast.nn.BatchNorm2d with a fused ReLU
         return bool(getattr(node, "relu", False))
     return any(part in name for part in _NODES)
 
 
 def hidden_among(nodes: Sequence[Any]) -> list[str]:
-    """The names, sorted, of those autograd nodes that do not show whether there is a kink inside."""
+    """The sorted names of the autograd nodes that may hide a kink."""
     return sorted({node.name() for node in nodes if _hides(node)})
 
 
@@ -94,17 +94,17 @@ def _hides(node: Any) -> bool:
         return False
     if any(part in name for part in _CLOSED):
         return True
-    function = getattr(type(node), "_forward_cls", None)  # the torch.autograd.Function, if it is one written in Python
+    function = getattr(type(node), "_forward_cls", None)  # the torch.autograd.Function, if the node is one
     if function is None or getattr(function, "smooth", False):
         return False
     return function.__module__.partition(".")[0] not in ("torch", "pal_fast")
 
 
 class Sides:
-    """On which side of each kink a pass was, in the order of the calls.
+    """The side of each kink that a pass was on, in call order.
 
-    `with sides.recording():` around a pass, then `with sides.replaying():` around each pass of the same function.
-    Both refer to calls of the thread's Python code; compiled and scripted parts are not seen, and their kinks stay
+    Use `with sides.recording():` around a pass, then `with sides.replaying():` around each repetition of it.
+    Both intercept calls from this thread's Python code. Compiled and scripted parts are not intercepted and keep their
     kinks (`kinks_among` finds them in the graph of a replayed pass).
     """
 
@@ -127,18 +127,18 @@ class Sides:
         def replay(find: Callable[[], Tensor]) -> Tensor:
             side = next(left, None)
             if side is None:
-                raise RuntimeError("the head calls more functions with kinks than in the pass that was recorded")
+                raise RuntimeError("the head calls more functions with kinks than in the recorded pass")
             return side
 
         return _Rewriting(replay)
 
 
-#: From how the side is found to the side: found and kept, or the one that was kept.
+#: Takes a function that finds the side and returns the side: found and recorded, or the recorded one.
 _Side = Callable[[Callable[[], Tensor]], Tensor]
 
 
 class _Rewriting(TorchFunctionMode):
-    """Calls of functions with kinks become calls of their rewritings, which ask `side` where they are."""
+    """Replaces calls of functions with kinks by their rewritings, which obtain the side from `side`."""
 
     def __init__(self, side: _Side) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _Rewriting(TorchFunctionMode):
         if in_checkpointed_segment():
             raise RuntimeError(
                 "second_order='finite_difference' cannot keep a kink on its side in an activation checkpoint, which "
-                f"repeats {getattr(func, '__name__', func)} as it was written: give a head= that runs without "
+                f"re-runs the original {getattr(func, '__name__', func)}: pass a head= that runs without "
                 "checkpointing, or use second_order='exact'"
             )
         rewriting, in_place = _REWRITINGS[func]
@@ -203,7 +203,7 @@ def _leaky_relu(side: _Side, input: Tensor, negative_slope: float = 0.01, inplac
 
 
 def _prelu(side: _Side, input: Tensor, weight: Tensor) -> Tensor:
-    if weight.numel() > 1:  # one for each channel
+    if weight.numel() > 1:  # one per channel
         weight = weight.view(-1, *(1,) * (input.ndim - 2))
     return torch.where(side(lambda: input > 0), input, input * weight)
 

@@ -1,4 +1,4 @@
-"""What was captured of the run that the logits are of, or why there is none."""
+"""Takes what was captured in the forward that produced the logits, or raises with the reason why there is nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pal_fast.capture.layer_names import is_compiled
 
 
 def take(model: nn.Module, logits: Any, capture: Capture) -> list[Captured]:
-    """`capture.take()`, with a better reason where torch.compile is why nothing was captured.
+    """`capture.take()`, with a more specific reason if nothing was captured because of torch.compile.
 
-    Raises: NotReadyError too where one run of a layer has taken the place of another, and the logits do not depend on
-        that run alone.
+    Raises: NotReadyError, also if a run of a layer superseded another and the logits do not depend on the latest run
+        alone.
     """
     try:
         taken = capture.take()
@@ -29,7 +29,7 @@ def take(model: nn.Module, logits: Any, capture: Capture) -> list[Captured]:
         if reason:
             raise _checks.NotReadyError(reason) from None
         raise
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # whose graphs are not these
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # transforms have graphs of their own
     for record in taken:
         if record.superseded and isinstance(logits, Tensor) and logits.requires_grad and not transformed:
             _refuse_other_runs(logits, record)
@@ -56,7 +56,7 @@ def _refuse_other_runs(logits: Tensor, record: Captured) -> None:
 
 
 def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
-    """Why the layer's hook did not fire, if that is torch.compile's doing; "" otherwise."""
+    """Why the layer's hook did not fire, if torch.compile is the cause; "" otherwise."""
     compiled = any(
         is_compiled(module) or getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
     )
@@ -66,6 +66,6 @@ def why_hooks_are_silent(model: nn.Module, logits: Any) -> str:
         return ""
     return (
         "the layer's hook has not fired, because torch.compile does not see hooks that are added after the first "
-        "compiled call: make the PALLoss before that call and compile only the layers below it "
+        "compiled call: construct the PALLoss before that call and compile only the layers below it "
         "(pal_fast.compiled.compile_body), or compile the whole step (pal_fast.compiled.compile_step)"
     )

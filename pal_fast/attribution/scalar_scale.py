@@ -1,4 +1,4 @@
-"""A scale of the attributed scalar with which its gradient survives float16."""
+"""A scale of the attributed scalar that keeps its gradient in float16's range."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from torch import Tensor
 
 from pal_fast.capture.captured import Captured
 
-#: Where the largest entry of g is kept, times the batch's positions (B * H * W). The second derivatives of BatchNorm
-#: sum g over them, and dP/dg is of order 1 / (positions * g): both then keep their distance to float16's 65504,
-#: whatever the size of the batch and of the map.
+#: The target for the largest entry of g times the number of positions in the batch (B * H * W). The second derivative
+#: of BatchNorm sums g over the positions, and dP/dg is of order 1 / (positions * g): with this target both stay well
+#: below float16's 65504 for any size of batch and map.
 LARGEST_SUM = 2.0**11
 
-#: The scale's bound: it enters the backward pass as a float16 number.
+#: The upper bound of the scale, which enters the backward pass as a float16 value.
 MOST = 2.0**15
 
 
 def in_float16(logits: Tensor, layers: Sequence[Captured]) -> bool:
-    """Whether the way from the logits back to the layers leads through float16. The residual stream of a ViT is
-    float32 under autocast, and all that is added to it float16."""
+    """Whether the path from the logits back to the layers passes through float16. Under autocast the residual stream
+    of a ViT is float32, but everything added to it is float16."""
     return logits.dtype == torch.float16 or any(
         layer.float16 or (layer.output is not None and layer.output.dtype == torch.float16) for layer in layers
     )
 
 
 class ScalarScale:
-    """A power of two by which the attributed scalar is multiplied where its gradient is taken in float16.
+    """A power of two that multiplies the attributed scalar when its gradient is taken in float16.
 
-    The loss does not depend on the scale of `g = dS/df` (DESIGN 1), but float16 does: entries under 6e-8 vanish,
-    and dP/dg, of order 1/g, overflows for a small g. The scale follows the largest entry of the previous step's
-    g on the device, without a synchronisation, so that it stays near `LARGEST_SUM` over the number of positions.
+    The loss does not depend on the scale of `g = dS/df` (DESIGN 1), but float16 does: entries below 6e-8 underflow,
+    and dP/dg, of order 1/g, overflows for small g. The scale is updated on the device, without synchronisation, from
+    the largest entry of the previous step's g, which it keeps near `LARGEST_SUM` divided by the number of positions.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class ScalarScale:
 
     @property
     def ready(self) -> bool:
-        """Whether a gradient has been followed yet."""
+        """Whether `follow` has seen a gradient yet."""
         return self._next is not None
 
     @property
@@ -49,11 +49,11 @@ class ScalarScale:
         return self._next
 
     def follow(self, gradients: Sequence[Tensor], attributed: Tensor | None = None) -> None:
-        """Sets the next scale from `gradients`, taken at the present one.
+        """Sets the next scale from `gradients`, taken at the current one.
 
         Args:
-            attributed: 0-dim bool, whether any logit was: where none was, that g is 0 says nothing about the scale.
-                None for yes.
+            attributed: 0-dim bool, whether any logit was attributed: if none was, g = 0 says nothing about the scale.
+                None means true.
         """
         gradients = [g for g in gradients if g.numel()]
         if not gradients:
@@ -69,5 +69,5 @@ class ScalarScale:
 
 
 def _positions(gradient: Tensor) -> int:
-    """B * H * W; the channels are taken for the larger of the two dimensions where they may be."""
+    """B * H * W; of the two dimensions that may hold the channels, the larger is assumed to."""
     return gradient.numel() // max(gradient.shape[1], gradient.shape[-1], 1)

@@ -1,4 +1,4 @@
-"""The scalar that is attributed: which logits, and its gradient with respect to layers' outputs."""
+"""The attributed scalar: which logits it sums, and its gradient with respect to layers' outputs."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ def check_logits(logits: object) -> None:
 
 
 class Normalised(NamedTuple):
-    """Values that may be those of a softmax or of its logarithm."""
+    """Values that may be the output of a softmax or log-softmax."""
 
-    #: (B, classes): with these weights the gradient of such a function's output vanishes.
+    #: (B, classes): the gradient of such an output, weighted by these, vanishes.
     weights: Tensor
-    #: Why its output is no target.
+    #: Why such an output is not a valid target.
     message: str
 
 
 def normalised_by_values(logits: Tensor) -> Normalised | None:
-    """Looks at the values (one synchronisation on a GPU): rows in [0, 1] that sum to one may be a softmax, rows whose
-    exponentials do its logarithm. Logits can be such by chance, most easily where all samples have nearly the same."""
+    """Classifies by the values (one synchronisation on a GPU): rows in [0, 1] that sum to one may be a softmax, rows
+    whose exponentials sum to one a log-softmax. Logits can match by chance, most easily if all samples' are nearly
+    equal."""
     if logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
         return None
     values = logits.detach().float()
@@ -69,16 +70,16 @@ def normalised_by_values(logits: Tensor) -> Normalised | None:
     return None
 
 
-#: The node that a softmax, or its logarithm, leaves in the graph -> why its output is no target.
+#: The autograd node of a softmax or log-softmax -> why its output is not a valid target.
 _NORMALISED = {
     "SoftmaxBackward0": (
         "logits look like a softmax output (rows of probabilities that sum to one): the gradient of their sum is "
         "zero; pass the logits, before the softmax"
     ),
     "LogSoftmaxBackward0": (
-        "logits look like a log_softmax output (rows of log-probabilities): each of them depends on every class, and "
-        "their sum is no sum of scores; pass the logits, before the log_softmax (CrossEntropyLoss takes them in place "
-        "of NLLLoss)"
+        "logits look like a log_softmax output (rows of log-probabilities): each of them depends on every class, so "
+        "their sum is not a sum of scores; pass the logits, before the log_softmax (with CrossEntropyLoss in place of "
+        "NLLLoss)"
     ),
 }
 
@@ -99,11 +100,11 @@ def attributed_gradients(
         logits: (B, classes); for target "sum" any shape.
         target: "sum" of all logits (the paper), "label" or "predicted" (one logit per sample), or a callable
             of (logits, labels) that returns one scalar per sample.
-        labels: (B,) integers, for "label"; for one outside 0..classes-1 the gradient starts at no logit of its sample.
-        scale: 0-dim, by which S is multiplied.
+        labels: (B,) integers, for "label"; a sample whose label is outside 0..classes-1 has no attributed logit.
+        scale: 0-dim, a factor of S.
         start: where in the graph the logits are differentiated, if not at `logits` (see `distributed`).
 
-    Returns: as many gradients as outputs; None where the logits do not depend on that output.
+    Returns: one gradient per output; None where the logits do not depend on that output.
     """
     if is_compiling() or not fabric.is_imported():
         return _attributed_gradients(logits, outputs, target, labels, create_graph, scale, start)
@@ -136,7 +137,7 @@ def _attributed_gradients(
 
 
 def per_sample(logits: Tensor, target: Callable[..., Tensor], labels: Tensor | None) -> Tensor:
-    """(B,), what a callable target makes of the logits, checked."""
+    """(B,): the result of a callable target, checked."""
     scalars = target(logits, labels)
     if not isinstance(scalars, Tensor) or scalars.shape != logits.shape[:1]:
         raise ValueError(
@@ -148,7 +149,7 @@ def per_sample(logits: Tensor, target: Callable[..., Tensor], labels: Tensor | N
 
 
 def one_logit(logits: Tensor, target: str, labels: Tensor | None) -> Tensor:
-    """(B, classes), 1 at the logit that is attributed."""
+    """(B, classes): 1 at the attributed logit of each sample, 0 elsewhere."""
     check_labels(logits, target, labels)
     if target == "predicted":
         labels = logits.detach().argmax(1)
@@ -166,7 +167,7 @@ def check_labels(logits: Tensor, target: str, labels: Tensor | None) -> None:
     if logits.shape[1] == 1:
         raise ValueError(
             "target='label' needs a logit for each class, got logits of shape "
-            f"{tuple(logits.shape)}: take target='sum', which for a head of one logit is that logit"
+            f"{tuple(logits.shape)}: take target='sum', which for a head with one logit is that logit"
         )
     if labels is None:
         raise ValueError("labels are needed for target='label', got None")
@@ -176,16 +177,16 @@ def check_labels(logits: Tensor, target: str, labels: Tensor | None) -> None:
 
 
 def counted(logits: Tensor, labels: Tensor, sample_weight: Tensor | None) -> Tensor:
-    """(B,), `sample_weight` with 0 for each sample whose label is none of the classes. Does not synchronise."""
+    """(B,): `sample_weight`, with 0 for each sample whose label is not one of the classes. Does not synchronise."""
     inside = (labels >= 0) & (labels < logits.shape[1])
     return inside if sample_weight is None else torch.where(inside, sample_weight, 0)
 
 
 def labels_to_try(logits: Tensor, target: Target, labels: Tensor | None) -> Tensor | None:
-    """Labels with which `target` works on `logits`: those given, or class numbers 0, 1, 2... in their place.
+    """Labels with which `target` works on `logits`: the given ones, or class indices 0, 1, 2... if there are none.
 
-    Raises: ValueError for labels that do not fit, and if a callable does not work on class numbers; whatever a callable
-        raises on the labels that were given.
+    Raises: ValueError for labels that do not fit, and if a callable does not accept class indices; whatever a callable
+        raises for the given labels.
     """
     stand_in = labels is None and logits.ndim == 2
     if stand_in:
@@ -199,7 +200,7 @@ def labels_to_try(logits: Tensor, target: Target, labels: Tensor | None) -> Tens
             if not stand_in:
                 raise
             raise ValueError(
-                f"labels are needed to try this target, as check(images, labels): class numbers give {error}"
+                f"labels are needed to try this target, as check(images, labels): class indices give {error}"
             ) from error
     return labels
 
@@ -208,7 +209,7 @@ def _wrong_labels(logits: Tensor, labels: object) -> str:
     hint = ""
     if isinstance(labels, Tensor) and labels.shape == logits.shape:
         hint = (
-            ": for one-hot, mixed or several labels per sample make the loss with "
+            ": for one-hot, mixed or several labels per sample construct the loss with "
             "target=lambda logits, labels: (logits * labels).sum(1)"
         )
     elif isinstance(labels, Tensor) and labels.shape == logits.shape[:1]:

@@ -1,6 +1,6 @@
-"""Keeps the state of modules (running statistics, spectral_norm's vectors) out of passes that repeat a forward.
+"""Protects the state of modules (running statistics, spectral_norm's vectors) from passes that repeat a forward.
 
-Finite differences run the head again, `pal.check` and `attribute` the whole model, and activation checkpointing
+Finite differences re-run the head, `pal.check` and `attribute` the whole model, and activation checkpointing
 its segments.
 """
 
@@ -26,21 +26,21 @@ def _tracks(module: nn.Module) -> bool:
 
 
 def stateful(model: nn.Module) -> list[nn.Module]:
-    """The modules of `model` that hold buffers, to which a forward may write."""
+    """The modules of `model` with buffers, which a forward may modify."""
     return [m for m in model.modules() if len(m._buffers)]
 
 
 def used_in_training(model: nn.Module) -> dict[nn.Module, Buffers]:
-    """Copies of the buffers on which outputs in train mode may depend: not of running statistics."""
+    """Copies of the buffers on which outputs in train mode may depend, which excludes running statistics."""
     return {m: _copied(held_by(m)) for m in stateful(model) if m.training and not _tracks(m)}
 
 
 @contextlib.contextmanager
 def kept(modules: Iterable[nn.Module], start: Mapping[nn.Module, Buffers] | None = None) -> Iterator[None]:
-    """Inside, forwards of `modules` write to copies of their buffers, dropped at the end.
+    """Inside, forwards of `modules` write to copies of their buffers, which are discarded on exit.
 
     Args:
-        start: of some modules, the values that the copies begin with instead of the present ones.
+        start: initial values of the copies, for some of the modules; the current values for the others.
     """
     real: dict[nn.Module, Buffers] = {}
     try:
@@ -60,7 +60,7 @@ def swap_in_copies(module: nn.Module, values: Buffers | None = None) -> Buffers:
 
 
 def put_back(module: nn.Module, buffers: Buffers) -> None:
-    for name, buffer in buffers.items():  # a scripted module's have no update()
+    for name, buffer in buffers.items():  # the buffers of a scripted module have no update()
         module._buffers[name] = buffer
 
 
@@ -69,7 +69,7 @@ def held_by(module: nn.Module) -> Buffers:
 
 
 def differing(model: nn.Module, one: Mapping[nn.Module, Buffers], other: Mapping[nn.Module, Buffers]) -> list[str]:
-    """The names of the buffers, of the same modules, that have not the same values."""
+    """The names of the buffers whose values differ; both mappings hold the same modules."""
     return [
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()

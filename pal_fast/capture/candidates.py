@@ -27,8 +27,8 @@ class Candidate:
     name: str
     shape: tuple[int, int, int, int]  # (B, C, H, W)
     layout: str
-    share_above: float  # of the forward's time: a step with the loss costs about 1 + this, in plain steps
-    #: Whether the gradient of the logits is anything but exactly zero in the map; true where that cannot be told.
+    share_above: float  # of the forward's time, spent above the layer: a step with the loss costs about 1 + this
+    #: Whether the gradient of the logits is nonzero anywhere in the map; true if that is unknown.
     reached: bool = True
 
     def __str__(self) -> str:
@@ -36,10 +36,11 @@ class Candidate:
 
 
 def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
-    """The modules that return a map of at least 3 x 3 cells, in running order, down to a network's blocks.
+    """The modules that return a map of at least 3 x 3 cells, in execution order, down to the level of blocks.
 
-    That is modules one or two names deep ("features.22"), and blocks three deep ("encoder.layers.encoder_layer_5").
-    Found in two forwards without gradients (the first warms up) and one with the gradient of the logits, in eval mode.
+    These are modules at a depth of one or two names ("features.22") and blocks at three
+    ("encoder.layers.encoder_layer_5"). Runs two forwards without gradients (the first is a warm-up) and one with the
+    gradient of the logits, in eval mode.
 
     Args: images (B, 3, IH, IW).
     """
@@ -79,8 +80,8 @@ def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
                     shape, share = (batch, channels, height, width), (end - at) / (end - start)
                     made[name] = Candidate(name, shape, str(layout), share), layout
             found.clear()
-            with torch.enable_grad(), contextlib.suppress(TypeError):  # of a model without one tensor of logits
-                # Not a leaf, so that the first layer may work in place; with it a graph begins below frozen layers.
+            with torch.enable_grad(), contextlib.suppress(TypeError):  # the model returns no single tensor of logits
+                # Not a leaf, so that the first layer may work in place. Starts a graph even below frozen layers.
                 logits = logits_of(model, images.detach().requires_grad_().clone(), None)
     finally:
         for handle in handles:
@@ -92,7 +93,7 @@ def candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
 
 
 def _layout(name: str, tensor: Tensor, images: Tensor, signs: ChannelSigns) -> Layout | None:
-    """The layout of a map with enough cells; None of anything else."""
+    """The layout of a map with enough cells; None for anything else."""
     try:
         layout = layout_of("auto", name, tensor, (images.shape[-2], images.shape[-1]), signs)
     except ValueError:
@@ -101,7 +102,7 @@ def _layout(name: str, tensor: Tensor, images: Tensor, signs: ChannelSigns) -> L
 
 
 def _unreached(logits: Tensor, outputs: dict[str, tuple[Tensor, Layout]]) -> set[str]:
-    """The layers in whose map the gradient of the logits' sum is exactly zero."""
+    """The layers at which the gradient of the logits' sum is exactly zero everywhere."""
     names = [name for name, (tensor, _) in outputs.items() if tensor.requires_grad]
     if not names or not logits.requires_grad:
         return set()

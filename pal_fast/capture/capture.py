@@ -1,7 +1,7 @@
 """Captures a layer's output, and the size of the model's input, during the model's own forward.
 
-Hooks live in the model's modules, but a deep copy of it has none of them, and in a pickle they are no-ops of the
-standard library (see `hook`), so that `deepcopy`, `pickle` and `state_dict` of the model are not disturbed.
+The hooks are on the model's modules, but a deep copy of the model has none of them, and in a pickle they are no-ops of
+the standard library (see `hook`): `deepcopy`, `pickle` and `state_dict` of the model work as before.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pal_fast.capture.hook import Hook
 from pal_fast.capture.math_attention import MathAttention
 from pal_fast.messages import describe
 
-#: A number for each layer that is captured.
+#: A unique number for each captured layer.
 _MARKS = itertools.count()
 
-#: The way out where a layer runs twice, as in siamese networks.
+#: The remedy for a layer that runs twice, as in siamese networks.
 ONE_RUN = "name a layer that runs once, or run both inputs as one batch and split the logits"
 
-#: On each thread, the capture that is `forced`, while it is.
+#: Per thread, the capture that is currently `forced`.
 _FORCED = threading.local()
 
 
@@ -44,32 +44,32 @@ def _forced() -> Capture | None:
 
 @dataclass
 class Capture:
-    """The hooks of one `PALLoss` on one model, and what they caught.
+    """The hooks of one `PALLoss` on one model, and what they captured.
 
-    An output is caught while the model trains with gradients enabled (or inside `forced()`), and is held
-    until `take` or the next such forward of the model. Where only parts of the model are called, the latest run of the
-    layer takes the place of the one before. What is caught is the layer's output tensor: if a later layer overwrites it
-    in place, it holds what that layer wrote.
+    An output is captured while the model trains with gradients enabled (or inside `forced()`), and is held until `take`
+    or the next such forward of the model. If only parts of the model are called, the latest run of the layer replaces
+    the previous one. The captured tensor is the layer's output itself: if a later layer overwrites it in place, it
+    holds what that layer wrote.
     """
 
     model: nn.Module
     layers: dict[str, nn.Module]
     #: Whether the layers above run with attention that can be differentiated twice.
     math_attention: bool = False
-    #: Whether the conditions at the layer are kept, for passes that repeat the head.
+    #: Whether to record the conditions at the layer, for passes that repeat the head.
     keep_conditions: bool = False
     image: InputImage = field(default_factory=InputImage)
     captured: list[Captured] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
-    #: Whether a forward of the model with gradients is under way.
+    #: Whether a forward of the model with gradients is in progress.
     running: bool = False
-    #: Whether it is `forced` on any thread: a GPU's backward pass, and what it recomputes, has one of its own.
+    #: Whether this is `forced` on any thread: a GPU's backward pass, with its recomputations, runs on another thread.
     forcing: bool = False
     attention: MathAttention = field(default_factory=MathAttention)
     segments: CheckpointedSegments | None = None
 
     def attach(self) -> None:
-        """Puts the hooks on: one per layer, two on the model."""
+        """Registers the hooks: one per layer, two on the model."""
         self.captured = [
             Captured(name, signs_of(self.model, layer), mark=f"pal_fast {next(_MARKS)}")
             for name, layer in self.layers.items()
@@ -83,7 +83,7 @@ class Capture:
         self.segments = CheckpointedSegments(self.model, lambda: self.running, lambda: self.attention.entered)
 
     def remove(self) -> None:
-        """Takes the hooks off and drops what they hold. Idempotent."""
+        """Removes the hooks and drops what they hold. Idempotent."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
@@ -93,7 +93,7 @@ class Capture:
         self.clear()
 
     def probe_checkpoints(self) -> None:
-        """Looks for checkpointed segments anew in the next forward."""
+        """Looks for checkpointed segments again in the next forward."""
         if self.segments is not None and self.handles:
             self.segments.probe()
 
@@ -112,8 +112,8 @@ class Capture:
 
     @contextlib.contextmanager
     def forced(self) -> Iterator[None]:
-        """Captures in eval mode, too, and is the only one that captures on this thread: what others hold is for the
-        loss that is still to come."""
+        """Inside, captures in eval mode too, and as the only capture on this thread: what others hold is kept for their
+        next loss."""
         outer, _FORCED.capture = _forced(), self
         before, self.forcing = self.forcing, True
         try:
@@ -124,7 +124,7 @@ class Capture:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """What is captured is afterwards what it was before."""
+        """On exit, restores what was captured on entry."""
         before = [copy.copy(record) for record in self.captured]
         image = copy.copy(self.image)
         try:
@@ -135,16 +135,16 @@ class Capture:
             self.image = image
 
     def _stands_aside(self) -> bool:
-        """Whether what runs is not the forward that the loss is of: a checkpoint's recomputation, inside a backward
-        pass, or the forward of an inspection."""
+        """Whether the current forward is not the loss's own: a checkpoint's recomputation, inside a backward pass, or
+        the forward of an inspection."""
         if is_compiling():
             return False
         forced = _forced()
         return torch._C._current_graph_task_id() != -1 or (forced is not None and forced is not self)
 
     def _beginning_again(self, output: Any) -> Any:
-        """In a checkpoint's recomputation, a copy with which the graph begins at the layer, as it did in the forward;
-        None where the output stays as it is."""
+        """In a checkpoint's recomputation, a copy that starts the graph at the layer, as in the forward; None if the
+        output stays as it is."""
         recomputed = torch._C._current_graph_task_id() != -1 and _forced() in (None, self)
         if not recomputed or not (self.model.training or self.forcing) or not torch.is_grad_enabled():
             return None
@@ -154,9 +154,9 @@ class Capture:
         return with_tensor(output, _beginning(tensor))
 
     def take(self) -> list[Captured]:
-        """The layers' outputs of the latest forward, released here.
+        """The layers' outputs in the latest forward, which are released here.
 
-        Raises: NotReadyError saying why there is none.
+        Raises: NotReadyError with the reason if there are none.
         """
         for record in self.captured:
             if record.output is None or record.problem or record.runs != 1:
@@ -173,23 +173,23 @@ class Capture:
                 f"layer {record.name!r} ran {record.runs} times in one forward, so its output is ambiguous: {ONE_RUN}"
             )
         if not self.handles:
-            return "the hooks of this PALLoss were removed; make a new one"
+            return "the hooks of this PALLoss were removed; construct a new one"
         if not torch.is_grad_enabled():
             return "PALLoss needs gradients, but grad mode is off (torch.no_grad or inference_mode)"
         if not self.model.training:
             return (
                 "the model is in eval mode, in which PALLoss captures nothing; call model.train(), or use "
-                "pal_fast.attribute for attributions of a model in eval mode"
+                "pal_fast.attribute to attribute a model in eval mode"
             )
         ran_without_it = self._last_child_without(record.name)
         if ran_without_it:
             return (
-                f"layer {record.name!r} has not run, its children have (timm's set_grad_checkpointing calls the blocks "
-                f"of a stage without the stage): name its last block, {ran_without_it!r}"
+                f"layer {record.name!r} has not run, but its children have (timm's set_grad_checkpointing calls the "
+                f"blocks of a stage without the stage): name its last block, {ran_without_it!r}"
             )
         return (
-            f"layer {record.name!r} has not run with gradients since the last call of the loss (one that was refused "
-            "counts): call model(images) in train mode once before each, and name a layer which that forward runs"
+            f"layer {record.name!r} has not run with gradients since the last call of the loss (a call that raised "
+            "counts): call model(images) in train mode once before each call, and name a layer which that forward runs"
         )
 
     def _last_child_without(self, name: str) -> str:
@@ -199,7 +199,7 @@ class Capture:
             return ""
         ran = self.segments.ran
         if ran is None:
-            self.segments.probe()  # So that the next forward tells.
+            self.segments.probe()  # The next forward will tell.
             return ""
         children = [] if layer in ran else [child for child, module in layer.named_children() if module in ran]
         return f"{name}.{children[-1]}" if children else ""
@@ -208,10 +208,10 @@ class Capture:
         if self._stands_aside():
             return
         if self.running and not is_compiling():
-            self.attention.leave()  # The forward before this one was interrupted.
+            self.attention.leave()  # The previous forward was interrupted.
         self.running = self.wanted
         if not self.running:
-            return  # What an earlier forward left is for the loss that is still to come.
+            return  # What an earlier forward captured is kept for the next loss.
         for record in self.captured:
             if is_compiling():
                 record.clear()
@@ -240,12 +240,13 @@ class Capture:
             tensor = tensor_of(output)
             if not is_compiling():
                 record.supersede()
-                if record.runs and not self.running:  # Where no forward begins, none tells how many runs are of one.
+                # Without a forward of the model, runs cannot be counted per forward.
+                if record.runs and not self.running:
                     record.runs, record.superseded = 0, True
             record.runs += 1
             if tensor is None:
                 record.problem = (
-                    f"layer {record.name!r} returns {describe(output)}; a layer whose output is one tensor is wanted"
+                    f"layer {record.name!r} returns {describe(output)}; name a layer whose output is one tensor"
                 )
                 return None
             record.float16 = autocast_dtype(tensor) == torch.float16
@@ -262,7 +263,7 @@ class Capture:
             if not is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
                 record.problem = _transformed(record.name)
                 return None
-            # Everything below is frozen: the attribution still needs a graph that starts here.
+            # Everything below is frozen, but the attribution needs a graph that starts here.
             record.output = _beginning(tensor)
             record.version = record.output._version
             if not is_compiling():
@@ -273,20 +274,20 @@ class Capture:
 
 
 def _beginning(tensor: Tensor) -> Tensor:
-    """A copy with which a graph begins, neither a leaf nor a view of one, so that a later layer may overwrite it in
+    """A copy that starts a graph. It is neither a leaf nor a view of one, so that a later layer may overwrite it in
     place."""
     return tensor.detach().requires_grad_().clone()
 
 
 def _transformed(name: str) -> str:
     return (
-        f"layer {name!r} ran inside a transform of torch.func (vmap, jvp, functionalize), in which no gradient can "
-        "begin at it: call the model outside, or take torch.func.grad of parameters below the layer inside"
+        f"layer {name!r} ran inside a transform of torch.func (vmap, jvp, functionalize), where no graph can start at "
+        "it: call the model outside the transform, or take torch.func.grad of parameters below the layer inside it"
     )
 
 
 def _without_gradients(name: str) -> str:
     return (
-        f"layer {name!r} ran without gradients inside a forward that has them: if it lies in an activation "
-        "checkpoint, use use_reentrant=False; otherwise take it out of torch.no_grad"
+        f"layer {name!r} ran without gradients inside a forward with gradients: if it is in an activation "
+        "checkpoint, use use_reentrant=False; otherwise move it out of torch.no_grad"
     )

@@ -1,4 +1,4 @@
-"""What one forward leaves behind at a layer, and the size of the image that went in."""
+"""What is captured at a layer during one forward, and the size of the input image."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pal_fast.capture.channel_axis import ChannelSigns
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a pass that repeats the head must find as it was in the forward."""
+    """State of the forward that a pass repeating the head must restore."""
 
     device: torch.device
     cpu_state: Tensor
     gpu_state: Tensor | None
-    #: What operations are cast to; None where they are not.
+    #: The dtype that autocast casts to; None if it is off.
     autocast: torch.dtype | None
-    #: Those on which what follows may depend.
+    #: Those on which the outputs of later layers may depend.
     buffers: dict[nn.Module, Buffers]
 
     @classmethod
@@ -43,21 +43,21 @@ class Captured:
     """One layer's output in the latest forward."""
 
     name: str
-    #: What the modules tell about which axis of the output holds the channels.
-    signs: ChannelSigns  # no default: PyTorch 2.11 does not compile one that is an object
+    #: Evidence from the modules about which axis of the output holds the channels.
+    signs: ChannelSigns  # no default: PyTorch 2.11 cannot compile a default that is an object
     output: Tensor | None = None
     version: int = 0
-    #: Whether autocast casts to float16 what runs above the layer.
+    #: Whether autocast runs the layers above in float16.
     float16: bool = False
     conditions: Conditions | None = None
     runs: int = 0
     problem: str = ""
-    #: Where the graph of the output begins, as the layer made it; None where torch.compile traces.
+    #: The autograd node of the output as the layer returned it; None under torch.compile tracing.
     node: Any = None
-    #: The key, in autograd nodes' metadata, that marks those of runs whose place a later run has taken.
+    #: The key in autograd nodes' metadata that marks runs superseded by a later run.
     mark: str = ""
-    #: Whether the latest run has taken the place of one that no loss had taken: the graph of the logits tells whether
-    #: they depend on that one, too.
+    #: Whether the latest run superseded one that no loss had taken. The graph of the logits shows whether they depend
+    #: on that one too.
     superseded: bool = False
 
     def clear(self) -> None:
@@ -65,19 +65,19 @@ class Captured:
         self.node, self.superseded = None, False
 
     def supersede(self) -> None:
-        """Marks the run before this one, which is held no longer."""
+        """Marks the node of the previous run, which is no longer held."""
         if self.node is not None:
             self.node.metadata[self.mark] = True
 
     def give_way(self) -> None:
-        """As another forward begins: clears this, and marks a run that no loss has taken."""
+        """At the start of another forward: clears this record, and marks a run that no loss has taken."""
         untaken = self.output is not None
         self.supersede()
         self.clear()
         self.superseded = untaken
 
     def released(self) -> Captured:
-        """What was captured, for one who uses it up; nothing is left here."""
+        """Moves what was captured into a new record, which the caller consumes; this one is cleared."""
         taken = Captured(self.name, self.signs, self.output, self.version, self.float16, self.conditions, self.runs)
         taken.mark, taken.superseded = self.mark, self.superseded
         self.clear()
@@ -90,8 +90,8 @@ class Captured:
 
 
 _NOT_CALLED = (
-    "image_size is not known: the model that this PALLoss was made with has not been called itself, only parts of it; "
-    "make the PALLoss on the module that you call, or pass image_size=(height, width)"
+    "image_size is not known: the model given to this PALLoss was not called as a whole, only parts of it; "
+    "construct the PALLoss with the module that you call, or pass image_size=(height, width)"
 )
 #: How many channels an image has.
 _COLOURS = (1, 3, 4)
@@ -108,8 +108,8 @@ class InputImage:
         self.size, self.why_none = None, _NOT_CALLED
 
     def read(self, inputs: Iterable[Any]) -> None:
-        """From the inputs of a forward that begins. What has not 1, 3 or 4 channels is no image, and images of
-        several sizes leave it open which of them the landmarks are on."""
+        """Reads the size from the inputs at the start of a forward. A tensor without 1, 3 or 4 channels is not an
+        image; with images of several sizes it is ambiguous which of them the landmarks refer to."""
         shapes = [tuple(value.shape) for value in inputs if isinstance(value, Tensor) and value.ndim == 4]
         sizes = {shape[2:] for shape in shapes if shape[1] in _COLOURS}
         self.size = None
@@ -120,11 +120,11 @@ class InputImage:
         if sizes:
             reason = f"the model has inputs of several sizes, {shapes}"
         elif any(shape[3] in _COLOURS for shape in shapes):
-            reason = f"the model's input seems to have its channels last, {shapes[0]}, and not the shape (B, C, H, W)"
+            reason = f"the model's input, {shapes[0]}, seems to be channels-last, not of shape (B, C, H, W)"
         elif shapes:
             reason = (
-                f"the model's input {shapes[0]} has not the 1, 3 or 4 channels of an image; landmarks are in pixels "
-                "of the image"
+                f"the model's input {shapes[0]} does not have the 1, 3 or 4 channels of an image; landmarks are in "
+                "image pixels"
             )
         else:
             reason = "the model's input is not an image of shape (B, C, H, W)"
@@ -132,7 +132,7 @@ class InputImage:
 
 
 def tensor_of(output: Any) -> Tensor | None:
-    """The tensor that a layer returns, alone or first in a tuple."""
+    """The tensor that a layer returns, by itself or first in a tuple; None if there is none."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
@@ -144,6 +144,6 @@ def with_tensor(output: Any, tensor: Tensor) -> Any:
     """`output` with its tensor replaced."""
     if isinstance(output, Tensor):
         return tensor
-    if hasattr(output, "_fields"):  # a NamedTuple takes its values one by one
+    if hasattr(output, "_fields"):  # a NamedTuple takes its values as separate arguments
         return type(output)(tensor, *output[1:])
     return type(output)([tensor, *output[1:]])

@@ -1,6 +1,6 @@
-"""What modules tell of where a layer's output has its channels: second, as after a convolution, or last, as in Swin.
+"""Infers from modules which axis of a layer's output holds the channels: second (convolutions) or last (Swin).
 
-Only the kinds and the sizes of modules are looked at, so that nothing has to run, and a compiled step can ask too.
+Only module types and sizes are inspected, so nothing has to run and it also works in a compiled step.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ _POOL = (
 
 
 class Sign(NamedTuple):
-    """What one module tells of the channels of what it reads and returns."""
+    """What one module implies about the channels of its input and output."""
 
-    axis: str  # where they are: "second", "last", or "" for a normalisation of channels that may be either
-    into: int = 0  # how many; 0 if any
-    out: int = 0
+    axis: str  # "second", "last", or "" for a normalisation whose channels may be either
+    into: int = 0  # channels of the input; 0 if any
+    out: int = 0  # channels of the output; 0 if any
 
 
 @dataclass(frozen=True)
 class ChannelSigns:
-    """What the modules in a layer tell, and the ones that are defined right before and after it."""
+    """The signs of the modules in a layer, and of those defined immediately before and after it."""
 
     inside: tuple[Sign, ...] = ()
     before: Sign | None = None
     after: Sign | None = None
 
     def are_last(self, second: int, last: int) -> bool | None:
-        """Whether the channels are the last dimension of a 4-dimensional output, whose second and last dimensions are
-        given, and not the second; None if that cannot be told.
+        """Whether the channels of a 4-dimensional output are its last dimension rather than its second; None if
+        undecided.
 
-        A layer of nothing but convolutions, their normalisations and pools never has them last; it may turn them, so
-        that it has them second only if the sizes do not speak for the last. Otherwise they are the dimension that is
-        as large as some module's channels (last: of a module that can have them last); where both are or neither is,
-        everything in and around the layer must have them last.
+        A layer of only convolutions, their normalisations and pools does not have them last; but it may permute its
+        output, so the answer is False only if the sizes do not suggest the last dimension. Otherwise the channels are
+        the dimension whose size matches some module's channels (for the last dimension: a module that can have them
+        last). If both or neither match, they are last only if everything in and around the layer has them last.
+
+        Args: second, last: the sizes of those dimensions.
         """
         counted = [(sign.axis, sign.out) for sign in self.inside] or self._around
         axes = {axis for axis, _ in counted}
@@ -67,7 +69,7 @@ NO_SIGNS = ChannelSigns()
 
 
 def signs_of(model: nn.Module, layer: nn.Module) -> ChannelSigns:
-    """What the modules of `model` tell of its module `layer`; its neighbours only if it does not tell by itself."""
+    """The signs for `layer`, a module of `model`; neighbours are considered only if `layer` itself has no sign."""
     itself = _sign(layer)
     if itself is not None:
         return ChannelSigns((itself,))
@@ -105,12 +107,13 @@ def _sign(module: nn.Module) -> Sign | None:
     return None
 
 
-#: Where the forward is written that normalises the last axis: PyTorch's, and that of `prepare_head`'s twin.
+#: The modules that define a forward which normalises the last axis: PyTorch's, and that of `prepare_head`.
 _OF_THE_LAST_AXIS = ("torch.nn.modules.normalization", "pal_fast.nn.layer_norm")
 
 
 def _axis_of_layer_norm(module: nn.LayerNorm | nn.RMSNorm) -> str:
-    """torchvision's and timm's LayerNorm2d are LayerNorms that turn the channels last and back; others may be."""
+    """torchvision's and timm's LayerNorm2d are LayerNorms that permute the channels last and back; other subclasses
+    may do so too."""
     if type(module).__name__.lower().endswith("2d"):
         return "second"
     return "last" if type(module).forward.__module__ in _OF_THE_LAST_AXIS else ""

@@ -1,4 +1,4 @@
-"""Recomputations of activation checkpointing that leave no trace and choose the kernels of the forward.
+"""Makes recomputations by activation checkpointing free of side effects and use the kernels of the forward.
 
 Non-reentrant checkpointing recomputes a segment in every backward pass, and an attribution loss has two of them: a
 BatchNorm in the segment would count each batch three times, and attention above the layer, which ran with the MATH
@@ -22,30 +22,31 @@ from pal_fast.capture.math_attention import MathAttention
 class CheckpointedSegments:
     """Finds, in one forward, the modules that run in checkpointed segments, and guards their recomputations.
 
-    All modules have probes during that forward, and none before or after it, so that they cost nothing. Where running
-    statistics change between two forwards, checkpointing may have been switched on since: the next forward is probed
+    All modules carry probes during that forward only, so that other forwards cost nothing. If running statistics
+    changed between two forwards, checkpointing may have been enabled in the meantime: the next forward is probed
     again.
     """
 
-    #: How many forwards in a row may be probed and show nothing new: DDP, for one, writes statistics between forwards.
+    #: How many consecutive forwards may be probed without finding anything new: DDP, for one, writes statistics between
+    #: forwards.
     FRUITLESS_PROBES = 8
 
     def __init__(self, model: nn.Module, running: Callable[[], bool], above: Callable[[], bool]) -> None:
         """
         Args:
-            running: whether a forward of the model with gradients is under way.
-            above: whether it is past the attributed layer, with attention switched.
+            running: whether a forward of the model with gradients is in progress.
+            above: whether it has passed the attributed layer, with attention switched to MATH.
         """
         self._model, self._running, self._above = model, running, above
         self._names = {module: name for name, module in model.named_modules()}
         self._tracking = dict.fromkeys(tracking(model))
-        # BatchNorm's own kernel writes running_mean unseen, InstanceNorm does not count batches.
+        # BatchNorm's kernel writes running_mean without bumping its version; InstanceNorm does not count batches.
         self._watched = [
             (m._buffers, "num_batches_tracked" if isinstance(m, _BatchNorm) else "running_mean") for m in self._tracking
         ]
         self._probes: list[Any] = []
         self._guards: list[Any] = []
-        #: Whether the next forward is to be probed.
+        #: Whether to probe the next forward.
         self._due = True
         self._left = self.FRUITLESS_PROBES
         self._versions: list[int] = []
@@ -60,8 +61,8 @@ class CheckpointedSegments:
         self._due = True
 
     def begin(self) -> None:
-        """Before a forward with gradients, in a hook of the model's own."""
-        if self._probes:  # The forward before this one was interrupted.
+        """Called before a forward with gradients, from a hook of the model itself."""
+        if self._probes:  # The previous forward was interrupted.
             self._stop_probing()
             self._due = True
         if self._left and not self._due and self._tracking and self._versions != self._versions_now():
@@ -70,17 +71,17 @@ class CheckpointedSegments:
         self.ran = set() if self._due else None
         if self._due:
             self._due = False
-            # Scripted modules take no hooks; what is called inside them cannot be a checkpoint.
+            # Scripted modules accept no hooks, and nothing called inside them can be a checkpoint.
             self._probes = [
                 m.register_forward_pre_hook(Hook(self._probe))
                 for m in self._names
                 if m is not self._model and not isinstance(m, torch.jit.ScriptModule)
             ]
-            # Of the model's hooks this forward runs those that it began with.
+            # This forward ignores hooks added to the model now, so the model itself is probed by hand.
             self._probe(self._model, ())
 
     def end(self) -> None:
-        """After a forward with gradients."""
+        """Called after a forward with gradients."""
         self._stop_probing()
         if self._left and self._tracking:
             self._versions = self._versions_now()
@@ -91,7 +92,7 @@ class CheckpointedSegments:
         self._probes = []
 
     def _versions_now(self) -> list[int]:
-        """How often one buffer of each module with running statistics was written to: no value is looked at."""
+        """The version counter of one buffer of each module with running statistics; no values are read."""
         return [-1 if (b := buffers.get(name)) is None else b._version for buffers, name in self._watched]
 
     def remove(self) -> None:
@@ -140,6 +141,6 @@ class CheckpointedSegments:
 
 
 def in_checkpointed_segment() -> bool:
-    """Whether what runs is inside non-reentrant checkpointing, which recomputes it in the backward pass."""
+    """Whether the caller runs inside non-reentrant checkpointing, which recomputes it in the backward pass."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return bool(hooks) and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"

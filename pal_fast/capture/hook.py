@@ -1,4 +1,4 @@
-"""Hooks on a model's modules that its copies do without."""
+"""Hooks on a model's modules that are not copied with the model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import nn
 class Hook(functools.partial[Any]):
     """A callable for `register_forward_hook` and `register_forward_pre_hook`.
 
-    A deep copy of the module has no such hook. Pickled, the hook becomes a no-op of the standard library.
+    A deep copy of the module does not have the hook. When pickled, the hook becomes a no-op of the standard library.
     """
 
     def __reduce__(self) -> Any:
-        # nullcontext.__exit__ takes what a hook is given and returns None; unpickling it needs no pal_fast.
+        # nullcontext.__exit__ accepts a hook's arguments and returns None; unpickling it does not need pal_fast.
         return getattr, (contextlib.nullcontext(), "__exit__")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A no-op, as the copied module's dict of hooks takes something; it goes when the copy is complete."""
+        """A no-op, as the copied module's hook dict needs an entry; it is removed when the copy is complete."""
         place_holder = contextlib.nullcontext().__exit__
         leftovers = memo.get(id(_LEFTOVERS))
         if leftovers is None:
@@ -33,24 +33,25 @@ class Hook(functools.partial[Any]):
 
     @property
     def __name__(self) -> str:
-        # A partial has no name. torch.jit.script asks every hook for its own, and shows the user what it is told here.
+        # A partial has no name. torch.jit.script asks every hook for its name, and shows this error to the user.
         raise AttributeError(
-            "torch.jit.script takes no model with the hooks of a PALLoss or of a prepare_head that waits for its first "
-            "forward on it: call pal.remove() (or the handle's restore()) first, or script a copy.deepcopy of the model"
+            "torch.jit.script does not accept a model with the hooks of a PALLoss, or of a prepare_head that waits for "
+            "its first forward: call pal.remove() (or the handle's restore()) first, or script a copy.deepcopy of the "
+            "model"
         )
 
 
 def when_copied(memo: dict[int, Any], call: Callable[[], Any]) -> None:
-    """Calls `call` when the copy that `memo` belongs to is complete, as `copy.deepcopy` itself does not."""
+    """Calls `call` when the copy that `memo` belongs to is complete; `copy.deepcopy` has no such callback."""
     memo.setdefault(id(_AT_THE_END), _AtTheEnd()).calls.append(call)
 
 
-#: Its id is the key under which a memo holds what is to be called at its end.
+#: Its id is the memo key of the callbacks to run when the copy is complete.
 _AT_THE_END = object()
 
 
 class _AtTheEnd:
-    """Only the memo of a copy holds it, so that it goes with that, which is when the copy is complete."""
+    """Referenced only by the memo of a copy, and so destroyed with the memo, when the copy is complete."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], Any]] = []
@@ -60,12 +61,12 @@ class _AtTheEnd:
             call()
 
 
-#: Likewise, the `_Leftovers` of that copy.
+#: Likewise, its id is the memo key of the copy's `_Leftovers`.
 _LEFTOVERS = object()
 
 
 class _Leftovers:
-    """Place holders of hooks in copied modules, which go when the copy is complete."""
+    """Placeholders of hooks in copied modules, to be removed when the copy is complete."""
 
     def __init__(self) -> None:
         self._place_holders: list[Any] = []
@@ -73,7 +74,7 @@ class _Leftovers:
         self._seen = 0
 
     def add(self, place_holder: Any, memo: dict[int, Any]) -> None:
-        """Its module is among those that `memo` holds so far: a copy is entered before it is filled."""
+        """The placeholder's module is already in `memo`: deepcopy registers a copy before filling it."""
         self._place_holders.append(place_holder)
         entered = itertools.islice(memo.values(), self._seen, None)
         self._modules += [value for value in entered if isinstance(value, nn.Module)]
@@ -82,7 +83,7 @@ class _Leftovers:
     def remove(self) -> None:
         gone = set(map(id, self._place_holders))
         for module in self._modules:
-            # A copy that failed may lack any of these.
+            # A failed copy may lack any of these.
             state = vars(module)
             for kind in ("_forward_hooks", "_forward_pre_hooks"):
                 hooks = state.get(kind, {})

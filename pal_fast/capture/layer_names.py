@@ -1,4 +1,4 @@
-"""Layers by their names: what a `layer` argument names in a model, whatever wraps the model or its parts."""
+"""Layers by name: resolves a `layer` argument in a model, whatever wraps the model or its parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WRAPPER_NAMES = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 )
 
-#: The name of the model itself, where it is the layer.
+#: The name of the model itself, if it is the layer.
 WHOLE = "(model)"
 
 
@@ -31,19 +31,19 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def within_compiled(model: nn.Module, *, differentiates: bool) -> nn.Module:
-    """The network on which hooks may lie: what `torch.compile` wrapped, as hooks on its wrapper break the compilation.
+    """The network that can carry hooks: the one `torch.compile` wrapped, as hooks on the wrapper break compilation.
 
     Args:
         differentiates: whether the logits are to be differentiated with respect to a layer.
 
-    Raises: TypeError for a compiled model then, naming both ways to compile.
+    Raises: TypeError for a compiled model if `differentiates`, naming both ways to compile.
     """
     if not is_compiled(model):
         return model
     if differentiates:
         raise TypeError(
-            "model must not be what torch.compile(model) returned, which cannot be differentiated twice: make the "
-            "PALLoss on the model itself, and compile only the layers below the attributed one "
+            "model must not be the result of torch.compile(model), which cannot be differentiated twice: construct the "
+            "PALLoss with the model itself, and compile only the layers below the attributed one "
             "(pal_fast.compiled.compile_body) or the whole step (pal_fast.compiled.compile_step)"
         )
     return model.get_submodule("_orig_mod")
@@ -52,8 +52,8 @@ def within_compiled(model: nn.Module, *, differentiates: bool) -> nn.Module:
 def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
     """The modules that `layers` names: a dotted name, a module of the model, or a sequence of these.
 
-    Raises: TypeError for anything else; ValueError for a name or module that the model does not hold, with the
-        nearest names.
+    Raises: TypeError for anything else; ValueError, with the nearest names, for a name or module that is not in the
+        model.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")

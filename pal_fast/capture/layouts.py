@@ -1,7 +1,6 @@
-"""Views of what layers return as (B, C, H, W): images, channels-last images (Swin), tokens (ViT).
+"""Views of layers' outputs as (B, C, H, W): images, channels-last images (Swin), tokens (ViT).
 
-Nothing is copied here. Tokens behind a prefix are no dense map, though, and `calls` copies such a view for the
-kernels.
+Nothing is copied here. A view of tokens after a prefix is not dense, however, so `calls` copies it for the kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pal_fast.capture.channel_axis import NO_SIGNS, ChannelSigns
 
 LAYOUTS = ("auto", "NCHW", "NHWC", "tokens")
 
-#: The most class and register tokens that are taken for a prefix of the grid's tokens.
+#: The most class and register tokens accepted as a prefix of the grid's tokens.
 MOST_PREFIX_TOKENS = 16
 
 
@@ -25,7 +24,7 @@ class Layout:
     """How one layer's output becomes (B, C, H, W)."""
 
     kind: str  # "NCHW", "NHWC" or "tokens"
-    prefix: int = 0  # tokens before the grid's
+    prefix: int = 0  # tokens before those of the grid
     grid: tuple[int, int] = (0, 0)  # (H, W) of the tokens' grid
 
     def view(self, tensor: Tensor) -> Tensor:
@@ -58,18 +57,18 @@ def find_layout(
 ) -> Layout:
     """The layout of an output of `shape`, from the image's aspect ratio and the layer's modules if `wanted` is "auto".
 
-    A 4-dimensional output is NHWC only if its dimensions 1 and 2 have the image's aspect ratio and `signs`, of the
-    modules, have the channels last: other shapes are NCHW, whatever the modules, and the output of convolutions is,
-    whatever the shape.
-    Of N tokens the last H * W are the grid, the largest of the image's aspect ratio that leaves at most 16. For "auto"
-    its cells must be whole patches: squares of whole pixels that fill an image of known size; else a network that drops
-    tokens at random would be given a grid that it has not. "tokens" takes the user's word that there is a grid, also
-    where the patches leave a rest.
+    A 4-dimensional output is NHWC only if its dimensions 1 and 2 have the image's aspect ratio and the modules' `signs`
+    have the channels last. Any other shape is NCHW regardless of the modules, and the output of convolutions is NCHW
+    regardless of the shape.
+    Of N tokens the last H * W are the grid: the largest grid of the image's aspect ratio that leaves at most 16 tokens.
+    For "auto" its cells must be whole patches: squares of whole pixels that fill the image, if its size is known;
+    otherwise a network that drops tokens at random would be assigned a grid that it does not have. "tokens" trusts the
+    user that there is a grid, even if the patches do not fill the image.
 
     Args:
-        turned: whether the output's strides say that its channels were turned last; what convolutions make never is.
+        turned: whether the strides show that the channels were permuted last, which no convolution's output is.
 
-    Raises: ValueError for a shape that is none of these, and for one of which neither tells.
+    Raises: ValueError for a shape that is none of these, and if shape and modules leave the layout undecided.
     """
     if len(shape) == 3 and wanted in ("auto", "tokens"):
         prefix, grid = _token_grid(name, shape, image_size, whole_patches=wanted == "auto")
@@ -87,8 +86,8 @@ def find_layout(
 def layout_of(
     wanted: str, name: str, output: Tensor, image_size: tuple[int, int] | None, signs: ChannelSigns
 ) -> Layout:
-    """`find_layout` of an output, of which the strides are looked at, too."""
-    # Those of a (B, C, H, W) whose channels were turned last.
+    """`find_layout` of an output, whose strides are also considered."""
+    # The strides of a (B, C, H, W) tensor whose channels were permuted last.
     turned = output.ndim == 4 and not output.is_contiguous() and output.permute(0, 3, 1, 2).is_contiguous()
     return find_layout(wanted, name, tuple(output.shape), image_size, signs, turned=turned)
 
@@ -99,19 +98,22 @@ def _of_four_dimensions(
     if not _has_aspect(shape[1], shape[2], image_size):
         return NCHW
     last = signs.are_last(shape[1], shape[3])
-    as_many = shape[1] == shape[3]  # so that the modules' numbers of channels speak for either
+    as_many = shape[1] == shape[3]  # the modules' channel counts match either dimension
     if as_many and last is False and (turned or not _has_aspect(shape[2], shape[3], image_size)):
         last = None
     if last is None:
         raise ValueError(
-            f"the output of layer {name!r}, {tuple(shape)}, may be (B, C, H, W) or (B, H, W, C): neither its shape nor "
-            "the modules in and around it tell; say layout='NCHW' or layout='NHWC'"
+            f"the output of layer {name!r}, {tuple(shape)}, may be (B, C, H, W) or (B, H, W, C): its shape and the "
+            "modules in and around it do not decide; pass layout='NCHW' or layout='NHWC'"
         )
     return Layout("NHWC") if last else NCHW
 
 
 def _has_aspect(height: int, width: int, image_size: tuple[int, int] | None) -> bool:
-    """Whether one stride takes the image to (height, width), both rounded down or both up; no image is square."""
+    """Whether a single stride reduces the image to (height, width), both rounded down or both rounded up.
+
+    An image of unknown size counts as square.
+    """
     if image_size is None:
         return height == width
     (image_height, image_width), least = image_size, 0.5
@@ -123,7 +125,7 @@ def _has_aspect(height: int, width: int, image_size: tuple[int, int] | None) -> 
 
 
 def _are_whole_patches(height: int, width: int, image_size: tuple[int, int] | None) -> bool:
-    """Whether squares of whole pixels fill the image; of an image of unknown size that cannot be told."""
+    """Whether squares of whole pixels fill the image; true if its size is unknown."""
     if image_size is None:
         return True
     image_height, image_width = image_size
@@ -147,13 +149,13 @@ def _token_grid(
                 return prefix, (height, width)
     image = "the image's aspect ratio 1" if image_size is None else f"an image of {image_size[0]} x {image_size[1]}"
     way_out = (
-        "; tokens that are dropped at random (patch_drop_rate) leave none. Name a layer that returns (B, C, H, W), or "
-        "say layout='tokens' if the patches leave a rest of the image"
+        "; tokens dropped at random (patch_drop_rate) leave no grid. Name a layer that returns (B, C, H, W), or "
+        "pass layout='tokens' if the patches do not fill the image"
         if whole_patches
         else "; name a layer that returns (B, C, H, W)"
     )
     raise ValueError(
-        f"layer {name!r} returns {tokens} tokens, shape {tuple(shape)}, which are no grid of "
+        f"layer {name!r} returns {tokens} tokens, shape {tuple(shape)}, which do not form a grid of "
         f"{'whole patches of ' if whole_patches else ''}{image} with up to {MOST_PREFIX_TOKENS} class or register "
         f"tokens before it{way_out}"
     )

@@ -1,8 +1,8 @@
-"""Attention whose derivative can be differentiated again: PyTorch's MATH kernel, between two hooks.
+"""Attention that can be differentiated twice: enables only PyTorch's MATH kernel between two hooks.
 
-The flash and memory-efficient kernels of `scaled_dot_product_attention` have no second derivative, and which
-kernel runs is decided in the forward. The layers above the attributed one therefore run with MATH, unless
-`prepare_head` has replaced them; the body keeps the fast kernels.
+The flash and memory-efficient kernels of `scaled_dot_product_attention` have no second derivative, and the kernel is
+chosen in the forward. The layers above the attributed one therefore run with MATH, unless `prepare_head` has replaced
+them; the body keeps the fast kernels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Kernels = tuple[bool, bool, bool, bool]  # flash, memory-efficient, cuDNN, MATH
 _ONLY_MATH: Kernels = (False, False, False, True)
 
 
-# What torch.backends.cuda wraps: every forward of the model switches twice.
+# The functions that torch.backends.cuda wraps, called directly because every forward of the model switches twice.
 def _enabled() -> Kernels:
     return (
         torch._C._get_flash_sdp_enabled(),
@@ -26,7 +26,7 @@ def _enabled() -> Kernels:
 
 
 def _enable(kernels: Kernels, before: Kernels) -> None:
-    """Switches what differs from `before`."""
+    """Switches the flags that differ from `before`."""
     flash, efficient, cudnn, math = kernels
     if flash != before[0]:
         torch._C._set_sdp_use_flash(flash)
@@ -39,7 +39,7 @@ def _enable(kernels: Kernels, before: Kernels) -> None:
 
 
 class _Process:
-    """The switches are the process's: several losses and threads share them, and the last one switches back."""
+    """The flags are global to the process: losses and threads share them, and the last user restores them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -64,7 +64,7 @@ _process = _Process()
 
 
 class MathAttention:
-    """Switches the process to the MATH kernel, and back to what was enabled before."""
+    """Switches the process to the MATH kernel, and back to the kernels enabled before."""
 
     def __init__(self) -> None:
         self.entered = False

@@ -1,4 +1,4 @@
-"""Forwards of a model for those who run it themselves: in which mode, and its logits, whatever it takes and returns."""
+"""Runs a model: sets its mode, passes any kind of inputs, and extracts the logits from whatever it returns."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from pal_fast import _checks
 from pal_fast.messages import describe, first_line
 
-#: Takes the logits out of what the model returns.
+#: Extracts the logits from what the model returns.
 Output = Callable[[Any], Tensor]
 
 
 def check_output(output: object) -> None:
     if output is not None and not callable(output):
         raise TypeError(
-            f"output must be a callable that takes the logits out of what the model returns, got {describe(output)}"
+            f"output must be a callable that extracts the logits from what the model returns, got {describe(output)}"
         )
 
 
 def logits_of(model: nn.Module, inputs: Any, output: Output | None) -> Any:
-    """Runs the model and returns its logits; what `output` returns is not checked.
+    """Runs the model and returns its logits; the result of `output` is not checked.
 
     Args:
         inputs: a mapping of keyword arguments, a tuple of positional ones, or the only argument.
-        output: None takes the tensor that the model returns, what it calls `logits`, or the only tensor in a tuple,
-            list or mapping.
+        output: None takes the tensor that the model returns, its item or attribute `logits`, or the only tensor in a
+            tuple, list or mapping.
 
-    Raises: TypeError if none or several tensors can be meant.
+    Raises: TypeError if there is no such tensor, or several.
     """
     if isinstance(inputs, Mapping):
         returned = model(**inputs)
@@ -42,22 +42,22 @@ def logits_of(model: nn.Module, inputs: Any, output: Output | None) -> Any:
 
 
 def values_of(inputs: Any) -> tuple[Any, ...]:
-    """The arguments themselves."""
+    """The arguments in `inputs`, as a tuple."""
     if isinstance(inputs, Mapping):
         return tuple(inputs.values())
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def outside_inference_mode(model: nn.Module, images: Any, labels: Tensor | None) -> tuple[Any, Tensor | None]:
-    """Images and labels that autograd may keep: copies of what was made under inference mode.
+    """Images and labels that autograd can save: inference tensors are copied.
 
-    Raises: NotReadyError for a model that was.
+    Raises: NotReadyError for a model that was made under inference mode.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise _checks.NotReadyError(
-                f"the model was made under torch.inference_mode (parameter {name!r}), so that nothing of it can be "
-                "differentiated: build and load it outside"
+                f"the model was made under torch.inference_mode (parameter {name!r}) and cannot be differentiated: "
+                "build and load it outside"
             )
     with torch.inference_mode(False):
         return _copied(images), _copied(labels)
@@ -73,8 +73,8 @@ def _copied(given: Any) -> Any:
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Inside, the whole model is in train mode, or in eval mode; afterwards each module is in its own mode again, so
-    that what was frozen in a model that trains stays so."""
+    """Inside, the whole model is in train or eval mode. On exit each module returns to its own mode, so that frozen
+    parts of a training model stay frozen."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.train(training)
@@ -85,7 +85,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def eagerly() -> contextlib.AbstractContextManager[Any]:
-    """Inside, what torch.compile compiled runs as it was written. Does not import the compiler."""
+    """Inside, compiled code runs eagerly. Does not import the compiler."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
@@ -102,18 +102,18 @@ def _only_logits(returned: Any) -> Tensor:
         return tensors[0]
     what = f"{type(returned).__name__} of {', '.join(map(repr, returned))}" if mapping else type(returned).__name__
     raise TypeError(
-        f"the model returned a {what} with {len(tensors) or 'no'} tensors of which one could be the logits: pass "
-        "output=, a callable that takes the logits out of it"
+        f"the model returned a {what} with {len(tensors) or 'no'} tensors that could be the logits: pass "
+        "output=, a callable that extracts the logits from it"
     )
 
 
 @contextlib.contextmanager
 def running(model: str, side: int, argument: str) -> Iterator[None]:
-    """What a model raises where it is given square images that it does not take, as a ValueError of one line."""
+    """Turns what a model raises for square images it does not accept into a one-line ValueError."""
     try:
         yield
     except ValueError:
-        raise  # Ours, or says enough by itself.
+        raise  # Our own, or clear enough as it is.
     except (AssertionError, RuntimeError, IndexError) as error:
         reason = first_line(error)
         raise ValueError(f"{model} does not run on images of {side} x {side} ({argument}): {reason}") from error

@@ -1,4 +1,4 @@
-"""Layers whose second derivative is fused: what a training step with an attribution loss spends its time on."""
+"""Layers with a fused second derivative, on which a training step with an attribution loss spends most of its time."""
 
 from pal_fast.nn.attention_layers import MultiheadAttention
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d

@@ -1,22 +1,22 @@
-"""`scaled_dot_product_attention` with a second derivative that costs little more than its products of matrices.
+"""`scaled_dot_product_attention` with a second derivative that costs little more than its matrix products.
 
-PyTorch's fused kernels have none, and its MATH kernel computes a half type's attention in float32, at a fraction of the
-speed of its matrices, with a hundred operators in the second derivative. With U, W, Z and N the gradients of dq, dk, dv
-and dM, and c(y) = P (y - sum of P y over a row), the derivative of a softmax times y:
+PyTorch's fused kernels have none, and its MATH kernel computes half-precision attention in float32, at a fraction of
+the speed of the matrix products, with a hundred operators in the second derivative. With U, W, Z and N the gradients of
+dq, dk, dv and dM, and c(y) = P (y - sum of P y over a row), the derivative of a softmax times y:
 
     S = s q k^T + M, P = softmax(S), o = P v         scale s, mask M
     dP = do v^T, dS = c(dP)                          the backward, do the gradient of o
     dq = s dS k, dk = s dS^T q, dv = P^T do, dM = dS
-    G = s (U k^T + q W^T) + N                        differentiated: the gradient of dS
-    T = c(G)                                         that of dP
-    R = c(do Z^T + G (dP - sum of P dP) - dP (sum of P G))      that of S
+    G = s (U k^T + q W^T) + N                        second derivative: the gradient of dS
+    T = c(G)                                         the gradient of dP
+    R = c(do Z^T + G (dP - sum of P dP) - dP (sum of P G))      the gradient of S
     of do: P Z + T v, of q: s (R k + dS W), of k: s (R^T q + dS^T U), of v: T^T do, of M: R
 
-What is the same for all keys does not count in dP, do Z^T and G, nor in products with the rows of dS, T and R, which
-sum to zero. There v, Z, k and W of half types are taken less their means over keys, so that rounding loses little: in
-the second derivative dP, do Z^T and G are in bfloat16 where the layer is. P, dS, T and R are rounded to the half type,
-as PyTorch's fused kernels do with those that they have; S is in float32. Where PyTorch's flash attention serves, the
-forward and the backward are its own, and P is made anew (`flash_attention`).
+A term that is constant over keys has no effect in dP, do Z^T and G, nor in products with the rows of dS, T and R, which
+sum to zero. In half types v, Z, k and W are therefore centred over keys there, to reduce rounding: in the second
+derivative of a bfloat16 layer dP, do Z^T and G are in bfloat16. P, dS, T and R are rounded to the half type, as in
+PyTorch's fused kernels where these have them; S is in float32. If PyTorch's flash attention applies, it computes the
+forward and the backward, and P is recomputed (`flash_attention`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """As `torch.nn.functional.scaled_dot_product_attention`, which it calls where it has nothing to offer: where no
-    gradient is wanted, with dropout, causal or grouped, on nested, sharded or empty tensors."""
+    """As `torch.nn.functional.scaled_dot_product_attention`, which is the fallback without gradients, with dropout, for
+    causal or grouped-query attention, and for nested, sharded or empty tensors."""
     if not torch.is_grad_enabled() or dropout_p or is_causal or enable_gqa or scale == 0:
         computes = False
     else:
@@ -60,7 +60,7 @@ def attention(
 
 
 def _computes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether this implementation applies. Inputs that PyTorch refuses are passed on, so that PyTorch raises."""
+    """Whether this implementation applies. False for invalid inputs, so that PyTorch raises its own error."""
     tensors = (query, key, value) if mask is None else (query, key, value, mask)
     return (
         all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
@@ -93,9 +93,9 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any,
         q: Tensor,  # (R, N, D)
-        k: Tensor,  # (R, M, D), M the keys and padding of zeros
+        k: Tensor,  # (R, M, D), M the keys plus zero padding
         v: Tensor,  # (R, M, E)
-        mask: Tensor | None,  # is broadcast to (..., N, keys)
+        mask: Tensor | None,  # broadcastable to (..., N, keys)
         matrices: Matrices,
     ) -> Tensor:
         weights = matrices.weights(q, k, mask)

@@ -1,4 +1,4 @@
-"""Layers whose attention is `pal_fast.nn.attention`'s: `MultiheadAttention`, and the twins of layers that call
+"""Layers that use `pal_fast.nn.attention`: `MultiheadAttention`, and subclasses ("twins") of layers that call
 `scaled_dot_product_attention` themselves."""
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from pal_fast.nn.attention import attention
 
-#: Names in the code of a forward that calls it: its own, and that of the table through which transformers finds it.
+#: Names in the code of a forward that calls it: the function's own, and the table in which transformers looks it up.
 _CALLS = frozenset({"scaled_dot_product_attention", "ALL_ATTENTION_FUNCTIONS"})
 
 
 class _OwnAttention(TorchFunctionMode):
-    """Inside, `scaled_dot_product_attention` is `attention`."""
+    """Inside, calls of `scaled_dot_product_attention` go to `attention`."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -31,11 +31,11 @@ class _OwnAttention(TorchFunctionMode):
 
 
 def attends(module: nn.Module) -> bool:
-    """Whether the module's forward, as its class has it, calls `scaled_dot_product_attention`.
+    """Whether the forward defined by the module's class calls `scaled_dot_product_attention`.
 
-    False where timm's `fused_attn=False` multiplies by hand, where `forward` is set on the module itself, where it
-    checkpoints a part of itself (which would be repeated out of the twin's sight), and where the class was made for
-    this module alone.
+    False for timm's `fused_attn=False`, which multiplies explicitly, for a `forward` set on the module itself, for one
+    that checkpoints part of itself (whose recomputation would bypass the twin), and for a class created for this module
+    alone.
     """
     if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule) or "forward" in vars(module):
         return False
@@ -47,7 +47,7 @@ def attends(module: nn.Module) -> bool:
 
 
 def _is_plain() -> bool:
-    """Whether PyTorch's own serves: under torch.compile and torch.jit.trace, and where nothing is differentiated."""
+    """Whether to use PyTorch's own: under torch.compile and torch.jit.trace, and without gradients."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
 
 
@@ -55,15 +55,15 @@ _twins: dict[type[nn.Module], type[nn.Module] | None] = {}
 
 
 def attention_twin(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """The one subclass of `kind` with the same results, whose attention is that of `pal_fast.nn.attention`. None
-    where the class allows no such subclass, by its `__init_subclass__` or metaclass.
+    """The unique subclass of `kind` with the same results that uses `pal_fast.nn.attention`. None if `kind` does not
+    allow such a subclass, because of its `__init_subclass__` or metaclass.
 
-    Its objects are copied and pickled as those of `kind`; another process makes the type anew.
+    Its instances are copied and pickled like those of `kind`; another process recreates the type.
     """
     if kind not in _twins:
         try:
             _twins[kind] = _new_twin(kind)
-        except Exception:  # whatever the class says
+        except Exception:  # the class may raise anything
             _twins[kind] = None
     return _twins[kind]
 
@@ -90,7 +90,7 @@ def _new_twin(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _made(function: Callable[..., Any], kind: type[nn.Module], before: tuple[Any, ...], after: tuple[Any, ...]) -> Any:
-    """What `function` makes of the twin of `kind`."""
+    """Unpickles an instance of the twin of `kind`: calls `function` with the twin in the place of the class."""
     return function(*before, attention_twin(kind) or kind, *after)
 
 
@@ -99,9 +99,9 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     Args: as `torch.nn.MultiheadAttention`.
 
-    Without a batch, where the weights are asked for, with dropout, `bias_kv`, `add_zero_attn`, `is_causal` or
-    `key_padding_mask`, where nothing is differentiated, and under torch.compile and torch.jit.trace it is PyTorch's.
-    A third derivative raises RuntimeError.
+    Falls back to PyTorch's implementation for unbatched input, `need_weights`, dropout, `bias_kv`, `add_zero_attn`,
+    `is_causal` or `key_padding_mask`, without gradients, and under torch.compile and torch.jit.trace. A third
+    derivative raises RuntimeError.
     """
 
     def forward(
@@ -121,7 +121,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             rest = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             return super().forward(query, key, value, *rest)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = attn_mask.logical_not()  # here True says what must not be looked at
+            attn_mask = attn_mask.logical_not()  # here True marks positions to ignore
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         q, k, v = (self._heads(t) for t in self._projected(query, key, value))
@@ -130,7 +130,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return output if self.batch_first else output.transpose(0, 1), None
 
     def _computes(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-        """Whether this implementation applies. Inputs that PyTorch refuses are passed on, so that PyTorch raises."""
+        """Whether this implementation applies. False for invalid inputs, so that PyTorch raises its own error."""
         if _is_plain() or self.bias_k is not None or self.add_zero_attn:
             return False
         if query.dim() != 3 or key.shape[:2] != value.shape[:2]:

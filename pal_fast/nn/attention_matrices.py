@@ -1,5 +1,5 @@
-"""The matrices of queries and keys that attention's derivatives are made of: in which type they are, who computes their
-rows, and the second derivative by them. The formulas are those of `pal_fast.nn.attention`."""
+"""The query-key matrices from which attention's derivatives are computed: their dtype, the implementation of their
+row-wise operations, and the second derivative. The formulas are those of `pal_fast.nn.attention`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pal_fast.nn import attention_operators, triton_derivatives
 from pal_fast.reference import computing_dtype
 from pal_fast.warn import warn
 
-#: Rows are filled up with zeros to a multiple of it: products of matrices want rows that start at vectors of 16 bytes,
-#: and Triton reads rows in whole vectors whose length is a multiple of 16.
+#: Rows are zero-padded to a multiple of this: matrix products require rows aligned to vectors of 16 bytes, and Triton
+#: reads rows in whole vectors only if their length is a multiple of 16.
 _COLUMNS = 16
 
 
 class Matrices(NamedTuple):
-    """How the matrices of one call are computed. R below are samples times heads, M the keys and padding."""
+    """How the matrices of one call are computed. Below, R is samples times heads, M the keys plus padding."""
 
-    #: `pal_fast.kernels.attention`, or `attention_operators`, which do the same to rows.
+    #: The row-wise operations: `pal_fast.kernels.attention`, or `attention_operators`, which has the same interface.
     rows: Any
     #: Of q, k, v and P.
     dtype: torch.dtype
-    #: Of those of k and v; the rest are padding.
+    #: The number of rows of k and v that are not padding.
     keys: int
     scale: float
-    #: (..., heads), whose product R is.
+    #: (..., heads); their product is R.
     leading: torch.Size
 
     @classmethod
@@ -68,14 +68,14 @@ class Matrices(NamedTuple):
         return weights
 
     def of_mask(self, of_scores: Tensor, mask: Tensor) -> Tensor:
-        """The mask's gradient, of that of S times the scale."""
+        """The gradient of the mask, given that of S times the scale."""
         whole = self.unpadded(of_scores.contiguous())
         return (whole.to(computing_dtype(whole.dtype)) / self.scale).sum_to_size(mask.shape).to(mask.dtype)
 
     def centred(self, tensor: Tensor) -> Tensor:
-        """`tensor` (R, M, D) of a half type less its mean over keys, which leaves less to round. It may take the
-        place of `tensor` where a constant added to a row of the product changes nothing, or where the rows of the
-        other factor sum to zero."""
+        """`tensor` (R, M, D) minus its mean over keys, which reduces rounding; unchanged unless of a half type. May
+        replace `tensor` if a constant added to a row of the product has no effect, or if the rows of the other factor
+        sum to zero."""
         if tensor.dtype.itemsize > 2:
             return tensor
         return tensor - tensor.mean(1, keepdim=True).mul_(tensor.shape[1] / self.keys)
@@ -96,13 +96,13 @@ class Matrices(NamedTuple):
         of_q, of_k, of_v = (
             torch.zeros_like(of) if grad is None else grad for grad, of in ((of_q, q), (of_k, k), (of_v, v))
         )
-        # 1. Products over features: dP and do Z^T at once; G over the scale.
+        # 1. Products over features: dP and do Z^T in one; G divided by the scale.
         k, v, of_k = self.centred(k), self.centred(v), self.centred(of_k)
         both = _product(d_output, torch.cat([v, self.centred(of_v)], 1).transpose(1, 2))
         u = _product(torch.cat([of_q, q], 2), torch.cat([k, of_k], 2).transpose(1, 2))
         if of_mask is not None:
             self.unpadded(u).add_(of_mask, alpha=1 / self.scale)
-        # 2. Rows.
+        # 2. Row-wise operations.
         of_d_weights, of_scores = self.rows.attention_double_backward(weights, both, u, self.scale)
         of_s, d_scores = of_scores.split(k.shape[1], 2)
         # 3. Products over keys and queries.
@@ -119,11 +119,11 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def without_autocast(method: Method) -> Method:
-    """A forward or backward of an autograd function, out of the reach of autocast, under which a backward may run."""
+    """Decorates a forward or backward of an autograd function to run without autocast, which may be on in backward."""
 
     @functools.wraps(method)
     def outside(ctx: Any, *args: Any) -> Any:
-        # Not from what is saved: of a checkpointed segment that may be asked for only once.
+        # Not a saved tensor: in a checkpointed segment these may be unpacked only once.
         tensor = next((arg for arg in args if isinstance(arg, Tensor)), None)
         with nullcontext() if tensor is None else outside_autocast(tensor):
             return method(ctx, *args)
@@ -132,7 +132,7 @@ def without_autocast(method: Method) -> Method:
 
 
 def wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """a b, (R, N, M), in float32 at least."""
+    """a b, (R, N, M), in at least float32."""
     if a.dtype.itemsize == 2:
         product: Tensor = torch.bmm(a, b, out_dtype=torch.float32)
         return product
@@ -140,12 +140,12 @@ def wide_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b, (R, N, M), where bfloat16 will do; what float16 could not hold is in float32."""
+    """a b, (R, N, M), in the dtype of a and b, except float16, whose products may overflow it: these are in float32."""
     return wide_product(a, b) if a.dtype == torch.float16 else torch.bmm(a, b)
 
 
 def _multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products of matrices of `dtype` can leave the device's units in float32."""
+    """Whether the device supports matrix products of `dtype` with a float32 result."""
 
     def trial() -> bool:
         ones = torch.ones(1, 8, 8, dtype=dtype, device=device)
@@ -156,8 +156,8 @@ def _multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
             problem = first_line(error)
         if problem:
             warn(
-                f"torch {torch.__version__} on {device} has no products of {dtype} matrices into float32 ({problem}): "
-                "attention that prepare_head has prepared is computed in float32, and is slower"
+                f"torch {torch.__version__} on {device} does not support {dtype} matrix products with a float32 result "
+                f"({problem}): attention prepared by prepare_head is computed in float32, which is slower"
             )
         return not problem
 
@@ -168,9 +168,9 @@ _found: dict[Hashable, bool] = {}
 
 
 def tried_out(what: Hashable, trial: Callable[[], bool]) -> bool:
-    """What `trial` has returned, or False if it raised: no one knows beforehand of every device and release of PyTorch.
+    """The result of `trial`, or False if it raised: support varies with the device and the release of PyTorch.
 
-    Once per process; but False for now while a CUDA graph is captured, which a trial would break.
+    Cached for the process. While a CUDA graph is captured, which a trial would break, returns False without caching.
     """
     if what not in _found:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -180,6 +180,6 @@ def tried_out(what: Hashable, trial: Callable[[], bool]) -> bool:
                 _found[what] = trial()
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever another release says
+        except Exception:  # another release may raise anything
             _found[what] = False
     return _found[what]

@@ -1,4 +1,4 @@
-"""What `pal_fast.kernels.attention` does, by PyTorch's operators."""
+"""The interface of `pal_fast.kernels.attention`, implemented with PyTorch's operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _centred(y: Tensor, weights: Tensor) -> Tensor:
 
 
 def attention_weights(scores: Tensor, scale: float, keys: int, dtype: torch.dtype) -> Tensor:
-    """P = softmax of `scale` times `scores` (..., keys), which are written over; 0 in rows that are masked whole."""
+    """P = softmax(scale * scores) of `scores` (..., keys), which are overwritten; 0 in fully masked rows."""
     assert scores.shape[-1] == keys
     assert scores.dtype == dtype
     weights: Tensor = torch.ops.aten._safe_softmax.default(scores.mul_(scale), -1)
@@ -26,18 +26,18 @@ def attention_backward(weights: Tensor, d_weights: Tensor, scale: float) -> Tens
 
 
 def attention_double_backward(weights: Tensor, both: Tensor, u: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The gradient of dP (..., keys), and (..., 2 keys) that of S and dS, both times `scale`.
+    """The gradient of dP (..., keys), and (..., 2 keys): the gradient of S, then dS, both times `scale`.
 
     Args:
         weights: P (..., keys).
-        both: (..., 2 keys), dP and what the gradient of v adds to that of P; written over.
-        u: (..., keys), the gradient of dS over `scale`; written over.
+        both: (..., 2 keys), dP, then the contribution of v's gradient to the gradient of P; overwritten.
+        u: (..., keys), the gradient of dS divided by `scale`; overwritten.
     """
     d_weights, of_weights = both.split(weights.shape[-1], -1)
     d_weights -= torch.linalg.vecdot(weights, d_weights).unsqueeze(-1)
     u = u.mul_(scale)
     u -= torch.linalg.vecdot(weights, u).unsqueeze(-1)
-    of_weights.addcmul_(u, d_weights)  # less what is constant in a row, of which nothing is left
+    of_weights.addcmul_(u, d_weights)  # without terms constant along a row, which cancel
     of_scores = _centred(of_weights, weights)
     of_weights.copy_(d_weights).mul_(weights)
     d_weights.copy_(of_scores)

@@ -9,9 +9,9 @@ from pal_fast.nn import batch_norm_operators
 
 
 class FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """The forward that both classes share. Adds no state of its own, so that `__class__` alone tells them apart."""
+    """The forward shared by both classes. Adds no state, so that they differ from PyTorch's only in `__class__`."""
 
-    #: Whether the ReLU that follows is computed here (set by `prepare_head` where it finds one).
+    #: Whether the ReLU that follows is fused into this layer (set by `prepare_head` if it finds one).
     fused_relu: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         )
 
     def _average_factor(self, updates: bool) -> float:
-        """The share of the new statistics in the running ones; counts the batch if they are updated."""
+        """The weight of the new statistics in the running ones; counts the batch if these are updated."""
         if updates and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # cumulative average
@@ -54,7 +54,7 @@ class BatchNorm1d(FusedBatchNorm, nn.BatchNorm1d):
     Args: as `torch.nn.BatchNorm1d`.
 
     Forward, backward and second derivative are fused operators on CPU and CUDA (compiled or Triton), float16 to
-    float64, also under autocast; where none can run, PyTorch's own serve. A third derivative raises RuntimeError.
+    float64, also under autocast; PyTorch's own are the fallback. A third derivative raises RuntimeError.
     """
 
 
@@ -64,6 +64,6 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
     Args: as `torch.nn.BatchNorm2d`.
 
     Forward, backward and second derivative are fused operators on CPU and CUDA (compiled or Triton), float16 to
-    float64, contiguous and channels_last read in place, also under autocast; where none can run, PyTorch's own
-    serve. A third derivative raises RuntimeError.
+    float64, contiguous and channels_last read in place, also under autocast; PyTorch's own are the fallback. A third
+    derivative raises RuntimeError.
     """

@@ -1,9 +1,9 @@
-"""Batch normalisation's operators as PyTorch sees them: fakes, autograd up to the second derivative, one call.
+"""Batch normalisation's operators as PyTorch sees them: fake kernels, autograd to second order, and one entry point.
 
 Four operators, in `pal_fast` (compiled) and `pal_fast_triton`: the statistics of a batch, the normalisation with
-these, its backward, and the derivative of that backward. Their formulas stand in csrc/batch_norm_problem.h. The
-normalisation is differentiated as the function of its input that it is in training, statistics included, which
-is why `batch_norm` computes both and the two operators are not offered apart.
+these, its backward, and the derivative of that backward. Their formulas are in csrc/batch_norm_problem.h. In training
+the normalisation is differentiated through the statistics, which are a function of its input too; therefore
+`batch_norm` computes both, and the two operators are not exposed separately.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pal_fast.reference import computing_dtype
 
 _registered: set[str] = set()
 
-# (device type, index) -> namespace, or "" for PyTorch's own. A dict, because torch.compile can look into it.
+# (device type, index) -> namespace, or "" for PyTorch's own. A dict, because torch.compile can trace the look-up.
 _namespace_on: dict[tuple[str, int | None], str] = {}
 
 
 def namespace_on(device: torch.device) -> str:
-    """The namespace whose operators take tensors on `device`, ready to be called; "" if there is none."""
+    """The namespace whose operators support `device`, registered and ready to call; "" if there is none."""
     key = (device.type, device.index)
     if key not in _namespace_on:
         _namespace_on[key] = _find_namespace(device)
@@ -45,12 +45,12 @@ def _find_namespace(device: torch.device) -> str:
 
 
 def define_triton() -> None:
-    """Defines batch normalisation in `pal_fast_triton`, whose other operators must be there already."""
+    """Defines batch normalisation in `pal_fast_triton`, whose other operators must already be defined."""
     importlib.import_module("pal_fast.kernels.batch_norm").register()
 
 
 def register(namespace: str) -> None:
-    """Adds fakes and autograd to the batch normalisation of `namespace`, which must be defined already."""
+    """Adds fake kernels and autograd to the batch normalisation of `namespace`, which must already be defined."""
     if namespace in _registered:
         return
     _registered.add(namespace)
@@ -162,15 +162,15 @@ def _register_second_derivative(namespace: str) -> None:
 
     def refuse(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
-            "pal_fast's batch normalisation is differentiable twice; for a third derivative use torch.nn.BatchNorm2d "
-            "(pal_fast.nn.prepare_head's handle puts it back: restore())"
+            "pal_fast's batch normalisation is only differentiable twice; for a third derivative use "
+            "torch.nn.BatchNorm2d (restore() of pal_fast.nn.prepare_head's handle puts it back)"
         )
 
     register_derivative(f"{namespace}::batch_norm_double_backward", refuse)
 
 
 def _in_format_of(input: Tensor, other: Tensor) -> Tensor:
-    """`other` in the memory format and dtype of `input`, contiguous or channels_last; a copy only if need be."""
+    """`other` in the memory format (contiguous or channels_last) and dtype of `input`; a copy only if necessary."""
     layout = torch.contiguous_format if input.is_contiguous() else torch.channels_last
     return other.to(input.dtype).contiguous(memory_format=layout)
 
@@ -188,13 +188,13 @@ def batch_norm(
     eps: float,
     relu: bool,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm`, and the ReLU after it, with operators of `namespace`.
+    """`torch.nn.functional.batch_norm`, with a ReLU after it if `relu`, by the operators of `namespace`.
 
     Args:
         input: (B, C), (B, C, L) or (B, C, H, W), float16, bfloat16, float32 or float64. Contiguous and
             channels_last are read in place.
         weight, bias, running_mean, running_var: (C,) of any floating dtype, or None.
-        training: normalise with the batch's statistics; running_mean and running_var, if given, move.
+        training: normalise with the batch's statistics; running_mean and running_var, if given, are updated.
     """
     operators = getattr(torch.ops, namespace)
     dtype = computing_dtype(input.dtype)
@@ -213,7 +213,7 @@ def batch_norm(
 
 
 def _write_back(buffer: Tensor | None, computed: Tensor | None) -> None:
-    """Into a running statistic that is not of the computing type."""
+    """Copies an updated statistic into its buffer, if the buffer is not of the computing dtype itself."""
     if buffer is not None and computed is not None and buffer is not computed:
         buffer.copy_(computed)
 

@@ -1,11 +1,11 @@
-"""`torch.nn.Conv2d` whose second derivative is three convolutions of the usual kinds.
+"""`torch.nn.Conv2d` whose second derivative consists of three ordinary convolutions.
 
 PyTorch differentiates a convolution's backward with respect to the weight by a forward convolution over
-transposed tensors, whose kernel is as large as the layer's output. That is the weight gradient of an ordinary
-backward, for which cuDNN and oneDNN have kernels of their own:
+transposed tensors, with a kernel as large as the layer's output. That is the weight gradient of an ordinary
+backward, for which cuDNN and oneDNN have dedicated kernels:
 
     dx = dgrad(g, w), dw = wgrad(g, x)      the backward of y = conv(x, w), g the gradient of y
-    <v, dx> + <u, dw>                       differentiated, v and u being the gradients of dx and dw:
+    <v, dx> + <u, dw>                       differentiated, where v and u are the gradients of dx and dw:
         with respect to g: conv(v, w) + conv(x, u)
         with respect to w: wgrad(g, v)
         with respect to x: dgrad(g, u)
@@ -74,7 +74,7 @@ class Conv2d(nn.Conv2d):
 
     Args: as `torch.nn.Conv2d`.
 
-    A third derivative raises RuntimeError, but not under torch.compile, which is given `traced_conv`'s operators.
+    A third derivative raises RuntimeError, except under torch.compile, which uses the operators of `traced_conv`.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

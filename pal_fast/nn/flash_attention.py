@@ -1,7 +1,7 @@
 """PyTorch's flash attention, with the second derivative of `pal_fast.nn.attention`.
 
-Forward and backward keep no matrix of queries and keys; the second derivative makes it anew. Which operators those are
-is PyTorch's own affair, so on a GPU they are tried out once per process and number of features.
+Forward and backward store no query-key matrix; the second derivative recomputes it. The operators behind them are
+private to PyTorch, so on a GPU they are tested once per process for each device, dtype and number of features.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ aten: Any = torch.ops.aten
 
 
 def flash_attention(query: Tensor, key: Tensor, value: Tensor, matrices: Matrices) -> Tensor:
-    """softmax(scale q k^T) v of query (B, heads, N, D), key and value (B, heads, M, D), which PyTorch `serves`."""
+    """softmax(scale q k^T) v of query (B, heads, N, D), key and value (B, heads, M, D), which must pass `serves`."""
     output: Tensor = _Flash.apply(inner(query), inner(key), inner(value), matrices)
     return output
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether PyTorch has such a kernel for these and is the quicker for it: for half types, on a GPU."""
+    """Whether PyTorch has such a kernel for these inputs and it is faster: half types, on a GPU."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return False
     if query.dim() != 4 or not query.dtype == key.dtype == value.dtype or query.shape[-1] != value.shape[-1]:
@@ -39,7 +39,7 @@ def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Sequence[Tensor | None]:
-    """The output, and what `_backward` wants to know of it."""
+    """The output, followed by what else `_backward` needs."""
     if query.device.type == "cpu":
         output, sums = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, scale=scale)
         return output, sums
@@ -67,7 +67,7 @@ def _backward(
 
 
 def _tried_out(device: torch.device, dtype: torch.dtype, features: int) -> bool:
-    """Whether the operators compute on this device, in this release, what they are to."""
+    """Whether the operators give correct results on this device, in this release."""
 
     def trial() -> bool:
         generator = torch.Generator("cpu").manual_seed(0)
@@ -86,8 +86,8 @@ def _tried_out(device: torch.device, dtype: torch.dtype, features: int) -> bool:
         error = float(torch.stack(errors).max())
         if not error < 0.03:
             warn(
-                f"flash attention of torch {torch.__version__} on {device} is off by {error:.2g} of its value in "
-                f"{dtype} with {features} features a head: layers that prepare_head has prepared do without it"
+                f"flash attention of torch {torch.__version__} on {device} has a relative error of {error:.2g} in "
+                f"{dtype} with {features} features per head: layers prepared by prepare_head do not use it"
             )
         return error < 0.03
 

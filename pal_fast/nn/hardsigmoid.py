@@ -1,4 +1,4 @@
-"""Activations without a second derivative in PyTorch, written with operators that have one."""
+"""Activations without a second derivative in PyTorch, expressed by operators that have one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Hardsigmoid(nn.Hardsigmoid):
 
 
 def replace_hardsigmoid(model: nn.Module) -> tuple[str, ...]:
-    """Turns every `torch.nn.Hardsigmoid` of `model` into its twice differentiable twin, in place.
+    """Turns every `torch.nn.Hardsigmoid` of `model` into a twice differentiable `pal_fast.nn.Hardsigmoid`, in place.
 
-    They hold no parameter, so that state_dict and results stay the same. MobileNetV3 needs it.
+    The layers have no parameters, so state_dict and results stay the same. MobileNetV3 needs this.
 
     Returns: the dotted names of the replaced modules.
     """

@@ -1,4 +1,4 @@
-"""`prepare_head`: the layers above the attributed one, with derivatives that cost what they must."""
+"""`prepare_head`: replaces the layers above the attributed one by ones with cheap second derivatives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pal_fast.nn.conv import Conv2d
 from pal_fast.nn.layer_norm import LayerNorm
 from pal_fast.nn.smooth_activations import GELU, SiLU
 
-#: What takes the place of what. Exactly these types: a subclass may compute something else.
+#: Layer type -> its replacement. Exactly these types: a subclass may compute something else.
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
@@ -35,10 +35,10 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _twin_of(module: nn.Module) -> type[nn.Module] | None:
-    """What takes the module's place; None if nothing does."""
+    """The class that replaces the module's; None if there is none."""
     kind = type(module)
     match kind.__module__, kind.__name__:
-        case "timm.layers.norm", "LayerNorm":  # It computes the same, unless it was told to be fast.
+        case "timm.layers.norm", "LayerNorm":  # The same results, unless in its fast mode.
             return None if getattr(module, "_fast_norm", True) else LayerNorm
         case "timm.layers.norm_act", "BatchNormAct2d":
             from pal_fast.nn.timm_layers import BatchNormAct2d
@@ -48,22 +48,22 @@ def _twin_of(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _may_have_twin(module: nn.Module) -> bool:
-    """Without making a class for it: most of a model's layers lie below the attributed one."""
+    """Whether `_twin_of` may find one, without creating a class: most layers lie below the attributed one."""
     return attends(module) or _twin_of(module) is not None
 
 
 class PreparedHead:
-    """What `prepare_head` returns: the layers it replaced, and the way back.
+    """The handle that `prepare_head` returns: lists the replaced layers and can restore them.
 
-    Leaving `with prepare_head(...)` restores, too.
+    Leaving a `with prepare_head(...)` block also restores them.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
-        self._above: dict[str, nn.Module] = {}  # what ran after the layer and has a twin
+        self._above: dict[str, nn.Module] = {}  # replaceable modules that ran after the layer
         self._replaced: dict[str, _Replaced] = {}
         self._handles: list[Any] = []
         self._passed = False
-        self._began_above: dict[str, bool] = {}  # of each candidate's latest forward
+        self._began_above: dict[str, bool] = {}  # for each candidate's latest forward
         names = {module: plain_name(name) for name, module in model.named_modules()}
         for layer in layers.values():
             self._handles.append(layer.register_forward_hook(Hook(self._on_layer)))
@@ -81,7 +81,7 @@ class PreparedHead:
 
     @property
     def ready(self) -> bool:
-        """Whether the model has run, so that it is known which layers lie above."""
+        """Whether the model has run, so that the layers above are known."""
         return not self._handles
 
     def restore(self) -> None:
@@ -138,7 +138,7 @@ class PreparedHead:
                 self._replaced[name] = _Replaced(module, type(module), twin)
                 module.__class__ = twin
             for tensor in (*module.parameters(), *module.buffers()):
-                batch_norm_operators.namespace_on(tensor.device)  # Found now, so that torch.compile need not.
+                batch_norm_operators.namespace_on(tensor.device)  # Cached now, so that torch.compile need not trace it.
         self._above.clear()
 
 
@@ -149,7 +149,7 @@ class _Replaced:
     twin: type[nn.Module]
 
     def restore(self) -> None:
-        """The original for its twin, and for what `torch.nn.utils.parametrize` or FSDP2 has made of the twin since."""
+        """Puts the original class back, also below a class that `torch.nn.utils.parametrize` or FSDP2 has derived."""
         kind = type(self.module)
         if kind is self.twin:
             self.module.__class__ = self.original
@@ -162,29 +162,28 @@ class _Replaced:
 def prepare_head(
     model: nn.Module, layer: nn.Module | str | Sequence[nn.Module | str], example: Any = None
 ) -> PreparedHead:
-    """Gives the layers above the attributed one derivatives that cost what they must, in place.
+    """Replaces the layers above the attributed one, in place, by ones with a cheap second derivative.
 
     Every BatchNorm1d, BatchNorm2d, Conv2d, LayerNorm, MultiheadAttention, GELU and SiLU that runs after `layer` in a
-    forward of the model (with several layers: after the first of them) becomes its twin of `pal_fast.nn`: the same
-    object with the same parameters, buffers, hooks and state_dict, and the same results; only its class changes. So
-    does every layer whose own forward calls `scaled_dot_product_attention` (timm's, transformers', yours). Layers
-    below `layer`, inside or around it, stay as they are, and so do subclasses of those seven, but for timm's LayerNorm
-    and BatchNormAct2d.
+    forward of the model (with several layers: after the first of them) becomes its counterpart in `pal_fast.nn`: the
+    same object with the same parameters, buffers, hooks and state_dict, and the same results; only its class changes.
+    The same holds for every layer whose own forward calls `scaled_dot_product_attention` (timm's, transformers', your
+    own). Layers below `layer`, inside it or around it stay as they are, and so do subclasses of those seven, except
+    timm's LayerNorm and BatchNormAct2d.
 
-    What torch.export makes of a prepared model calls this package's operators: `restore()` first for one that runs
-    without it.
+    A model exported by torch.export while prepared calls this package's operators: call `restore()` before exporting
+    one that must run without the package.
 
     Args:
-        model: the network, not compiled yet.
+        model: the network, not yet compiled.
         layer: as for `PALLoss`.
-        example: an input of the model, or a tuple of its positional inputs. The order is then found at once, in
-            one forward in eval mode without gradients. None finds it in the model's next forward, which itself
+        example: an input of the model, or a tuple of its positional inputs. The execution order is then found at once,
+            in one forward in eval mode without gradients. None finds it in the model's next forward, which itself
             still runs with PyTorch's layers; compile the model after that.
 
-    Returns: a handle whose `restore()` undoes it.
+    Returns: a handle whose `restore()` undoes the replacement.
 
-    Raises: ValueError, TypeError for a `layer` that the model does not hold; RuntimeError if `example` does not
-        reach it.
+    Raises: ValueError, TypeError for a `layer` that is not in the model; RuntimeError if `example` does not reach it.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")

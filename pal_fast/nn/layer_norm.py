@@ -1,14 +1,14 @@
-"""`torch.nn.LayerNorm` whose second derivative is one kernel and a sum, or some twenty operators where PyTorch has 60.
+"""`torch.nn.LayerNorm` whose second derivative is one kernel and a sum, or some twenty operators (PyTorch: 60).
 
 With x^ = (x - mean) r, r = 1 / sqrt(var + eps), a = w g and P y = y - mean(y) - x^ mean(y x^), means over a row:
 
     dx = r P a, dw = sum g x^, db = sum g        the backward of y = w x^ + b, g the gradient of y
-    <v, dx> + <u, dw> + <c, db>                  differentiated, v, u and c being the gradients of dx, dw and db:
+    <v, dx> + <u, dw> + <c, db>                  differentiated, where v, u and c are the gradients of dx, dw and db:
         with respect to g: w r P v + u x^ + c
         with respect to w: sum over rows of g r P v
         with respect to x: -r^2 (P(mean(a x^) v + mean(v x^) a) + x^ mean(v P a)) + r P(u g)
 
-r P is what PyTorch's own backward computes in one kernel, of a layer without a weight.
+r P is what PyTorch's own backward of a layer without a weight computes, in one kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pal_fast.reference import computing_dtype
 
 def _projected(y: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, shape: tuple[int, ...]) -> Tensor:
     """r P y."""
-    if input.device.type == "cpu":  # where the kernel wants mean and rstd in the input's type
+    if input.device.type == "cpu":  # the CPU kernel requires mean and rstd in the input's dtype
         input = input.to(mean.dtype)
     result: tuple[Tensor, ...] = torch.ops.aten.native_layer_norm_backward.default(
         y.to(input.dtype), input, shape, mean, rstd, None, None, (True, False, False)
@@ -111,12 +111,11 @@ class _LayerNormBackward(torch.autograd.Function):
 
 
 class LayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm`: same parameters and results, and a second derivative that is fused.
+    """`torch.nn.LayerNorm`: same parameters and results, and a fused second derivative.
 
     Args: as `torch.nn.LayerNorm`.
 
-    A third derivative raises RuntimeError, but not under torch.compile, which is given PyTorch's own layer and fuses
-    that.
+    A third derivative raises RuntimeError, except under torch.compile, where PyTorch's own layer is used and fused.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -125,7 +124,7 @@ class LayerNorm(nn.LayerNorm):
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
         if input.device.type != "cpu" and autocasts(input):
-            # As autocast does: to float32, but on a CPU.
+            # Autocast runs layer_norm in float32, except on the CPU.
             input = _widened(input)
             weight, bias = (None if t is None else _widened(t) for t in (weight, bias))
         shape = tuple(self.normalized_shape)

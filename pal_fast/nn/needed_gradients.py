@@ -1,4 +1,4 @@
-"""Which gradients a running backward pass wants, so that none is computed which nobody asked for."""
+"""Which gradients a running backward pass needs, so that no others are computed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def computed_now(ctx: Any, index: int) -> bool:
-    """Whether the running backward pass wants the gradient of input `index`.
+    """Whether the running backward pass needs the gradient of input `index`.
 
-    `needs_input_grad` only says whether it could be wanted: in `torch.autograd.grad(.., inputs=[f])` it is True for
-    the weights, too, whose gradient nobody asked for. The engine answers for inner nodes only, see `inner`.
+    `needs_input_grad` only says whether it may be needed: in `torch.autograd.grad(.., inputs=[f])` it is also True for
+    the weights, whose gradient was not requested. The engine can only be asked about non-leaf nodes, see `inner`.
     """
     node = ctx.next_functions[index][0]
     return ctx.needs_input_grad[index] and (node is None or torch._C._will_engine_execute_node(node))
@@ -26,5 +26,5 @@ def wanted_of_three(ctx: Any) -> tuple[bool, bool, bool]:
 
 
 def inner(tensor: Tensor | None) -> Tensor | None:
-    """The tensor behind a node of its own in the graph, if it is a leaf of it."""
+    """The tensor itself, or a view with a node of its own if it is a leaf that requires a gradient."""
     return tensor.view_as(tensor) if tensor is not None and tensor.is_leaf and tensor.requires_grad else tensor

@@ -1,4 +1,4 @@
-"""PyTorch's convolution and its ordinary backward, below autograd: what both of our derivatives are made of."""
+"""PyTorch's convolution and its ordinary backward, below autograd: the parts of the eager and traced derivatives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 def gradients(
     grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dgrad, wgrad, sum of grad per channel), those that are wanted."""
+    """(dgrad, wgrad, sum of grad per channel), where `wanted`."""
     stride, padding, dilation, groups = geometry
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward.default(
         grad, input, weight, [weight.shape[0]], stride, padding, dilation, False, [0] * len(stride), groups, wanted

@@ -53,7 +53,7 @@ def _second(x: Tensor, kind: str) -> Tensor:
 
 
 def _by_operators(v: Tensor, grad: Tensor, input: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """The gradients of <v, g y'> with respect to g and x. In float32 at least: 1 - tanh^2 is a small difference."""
+    """The gradients of <v, g y'> with respect to g and x. In at least float32: 1 - tanh^2 is a small difference."""
     second = _second(input.to(computing_dtype(input.dtype)), kind).mul_(v).mul_(grad)
     return _first(v, input, kind), second.to(input.dtype)
 
@@ -87,15 +87,14 @@ class _ActivationBackward(torch.autograd.Function):
 
 
 def _is_plain(input: Tensor) -> bool:
-    """Whether PyTorch's own serves: under torch.compile, which fuses it, and where nothing is differentiated."""
+    """Whether to use PyTorch's own: under torch.compile, which fuses it, and without gradients."""
     return torch.compiler.is_compiling() or not torch.is_grad_enabled() or not input.is_floating_point()
 
 
 class GELU(nn.GELU):
-    """`torch.nn.GELU`: the same results, and a second derivative that is fused. Input and output have any shape.
+    """`torch.nn.GELU`: the same results, and a fused second derivative. Input and output have any shape.
 
-    A third derivative raises RuntimeError, but not under torch.compile, which is given PyTorch's own layer and fuses
-    that.
+    A third derivative raises RuntimeError, except under torch.compile, where PyTorch's own layer is used and fused.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -106,10 +105,10 @@ class GELU(nn.GELU):
 
 
 class SiLU(nn.SiLU):
-    """`torch.nn.SiLU`: the same results, and derivatives that are fused. Input and output have any shape.
+    """`torch.nn.SiLU`: the same results, and fused derivatives. Input and output have any shape.
 
-    `inplace` is ignored where gradients are computed: PyTorch, too, keeps the input for them. A third derivative raises
-    RuntimeError, but not under torch.compile, which is given PyTorch's own layer and fuses that.
+    `inplace` is ignored when gradients are computed, for which PyTorch also keeps the input. A third derivative raises
+    RuntimeError, except under torch.compile, where PyTorch's own layer is used and fused.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """The sum over the processes of `group`. Its gradient is the sum of theirs, hence this function again."""
+    """The sum over the processes of `group`. Its gradient is the sum of the processes' gradients: the same function."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
@@ -33,8 +33,8 @@ def _all_reduce(tensor: Tensor, group: Any) -> Tensor:
 class SyncBatchNorm(_BatchNorm):
     """`torch.nn.SyncBatchNorm` with derivatives of every order, on CPU and GPU.
 
-    Equal to BatchNorm on the batches of all processes joined, their sizes may differ. Without a process group, and in
-    eval mode, it is plain BatchNorm.
+    Equals BatchNorm on the concatenated batches of all processes, whose sizes may differ. Without a process group, and
+    in eval mode, it is plain BatchNorm.
 
     Args: as `torch.nn.SyncBatchNorm`. Input (B, C, ...).
     """
@@ -52,7 +52,7 @@ class SyncBatchNorm(_BatchNorm):
         *,
         bias: bool = True,
     ) -> None:
-        # Given to PyTorch only where it is wanted: a release without the option refuses it by name.
+        # Passed to PyTorch only if set: a release without the option then names it in its error.
         options: dict[str, Any] = {} if bias else {"bias": False}
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
@@ -65,13 +65,13 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        # In eval mode not even without running statistics: a process may evaluate alone.
+        # Never synchronised in eval mode, even without running statistics: a process may evaluate alone.
         if not self.training or not dist.is_available() or not dist.is_initialized():
             return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()
         dims = (0, *range(2, x.ndim))
         shape = (1, -1, *(1,) * (x.ndim - 2))
-        # [C sums, count]: one message; the second is centred first, so that no digits cancel.
+        # [C sums, count] in one message. The second message has centred squares, to avoid cancellation.
         count = x.new_full((1,), x.numel() / max(x.shape[1], 1))
         sums = _all_reduce(torch.cat([x.sum(dims), count]), self.process_group)
         total = sums[-1].detach()
@@ -88,7 +88,7 @@ class SyncBatchNorm(_BatchNorm):
         return output.to(input.dtype)
 
     def _update(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
-        """Running statistics, the variance unbiased, as BatchNorm keeps them."""
+        """Updates the running statistics as BatchNorm does, with the unbiased variance."""
         if self.running_mean is None or self.running_var is None:
             return
         factor: float | Tensor = 0.0 if self.momentum is None else self.momentum
@@ -106,11 +106,11 @@ _CONVERTED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
-    """Turns every BatchNorm1d, 2d, 3d and SyncBatchNorm of `module` into `SyncBatchNorm` of this module, in place.
+    """Turns every BatchNorm1d, 2d, 3d and SyncBatchNorm of `module` into `pal_fast.nn.SyncBatchNorm`, in place.
 
-    Only the class changes: parameters, buffers, hooks and state_dict are the same objects, so that an optimiser or
-    a PALLoss made before still serves. Exactly these types; call it before DistributedDataParallel wraps the model
-    and before `prepare_head`, which then leaves these layers alone.
+    Only the class changes: parameters, buffers, hooks and state_dict are the same objects, so an optimiser or a PALLoss
+    constructed before stays valid. Only these exact types are converted. Call it before DistributedDataParallel wraps
+    the model and before `prepare_head`, which then leaves these layers alone.
 
     Returns: `module`.
     """

@@ -1,4 +1,4 @@
-"""Twins of timm's own layers. To be imported only where timm is in use."""
+"""Counterparts of timm's own layers. Import only if timm is installed."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Convolution under torch.compile: three operators, each the derivative of the other two, that become PyTorch's own.
+"""Convolution under torch.compile: three operators, closed under differentiation, that decompose into PyTorch's own.
 
     conv(x, w), dgrad(g, w), wgrad(g, x)        y, the gradient of x, the gradient of w
 
-All three are bilinear, and closed under differentiation (`conv.py` has the formulas), so a compiler that traces a
-gradient of a gradient meets nothing but ordinary convolutions and their ordinary backward. They are apart, because a
-traced pass cannot know which gradients will be wanted: what nobody uses, the compiler drops. Each is decomposed into
-aten's operator below autograd, so that the compiler sees the convolutions it knows.
+All three are bilinear, and the derivatives of each are the other two (formulas in `conv.py`), so a compiler that traces
+a gradient of a gradient sees only ordinary convolutions and their ordinary backward. They are separate operators
+because a traced pass cannot know which gradients will be needed; the compiler eliminates the unused ones. Each is
+decomposed into the aten operator below autograd, so that the compiler sees the convolutions it knows.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _NAMESPACE: Final = "pal_fast_nn"
 _GEOMETRY: Final = "int[] stride, int[] padding, int[] dilation, int groups"
 _SCHEMAS: Final = (
     f"conv(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor",
-    # Of the tensor that is not multiplied only the shape is read.
+    # dgrad reads only the shape of input, wgrad only that of weight.
     f"dgrad(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}) -> Tensor",
     f"wgrad(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}) -> Tensor",
 )
-#: Every device that PyTorch compiles for, and none: the operators are traced on meta tensors, too.
+#: Every device that PyTorch compiles for, and Meta: the operators are also traced on meta tensors.
 _KEYS: Final = tuple(f"Autograd{device}" for device in ("CPU", "CUDA", "XPU", "MPS", "Meta", "PrivateUse1"))
 
-_libraries: list[Any] = []  # An operator's registration ends with the object that made it.
+_libraries: list[Any] = []  # An operator's registration lasts only as long as its Library object.
 
 
 def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
@@ -99,6 +99,6 @@ _register()
 
 
 def convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """`torch.nn.functional.conv2d` of (B, C, H, W), any number of times differentiable by ordinary convolutions."""
+    """`torch.nn.functional.conv2d` of (B, C, H, W), differentiable to any order by ordinary convolutions."""
     output: Tensor = torch.ops.pal_fast_nn.conv.default(input, weight, bias, *geometry)
     return output

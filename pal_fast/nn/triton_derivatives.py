@@ -1,4 +1,4 @@
-"""What of the layers' derivatives is computed by Triton in one kernel, where it can run."""
+"""The layers' derivatives that Triton computes in one kernel, if it can run."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch import Tensor
 
 from pal_fast import dispatch
 
-#: Elements of a row that one program takes at once.
+#: The longest row that one program processes as a whole, in elements.
 MOST_WIDTH = 4096
 
 
 @lru_cache(maxsize=64)
 def _module(device: torch.device, name: str) -> Any:
-    """A module of `pal_fast.kernels`; None where Triton cannot take tensors on `device`, or would interpret."""
+    """A module of `pal_fast.kernels`; None if Triton does not support `device`, or would interpret."""
     if device.type != "cuda" or dispatch.why_not("triton", device):
         return None
     return importlib.import_module(f"pal_fast.kernels.{name}")
 
 
 def attention_kernels(device: torch.device, keys: int) -> Any:
-    """`pal_fast.kernels.attention` where it can take rows of `keys` elements on `device`; else None."""
+    """`pal_fast.kernels.attention` if it supports rows of `keys` elements on `device`; otherwise None."""
     return _module(device, "attention") if keys <= MOST_WIDTH else None
 
 
 def layer_norm_double_backward(
     v: Tensor, grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """The gradients of <v, dx> with respect to g, x and w (`layer_norm`), or None: by operators, then.
+    """The gradients of <v, dx> with respect to g, x and w (see `layer_norm`); None if Triton cannot compute them.
 
     v, grad, input (..., *shape); weight (*shape) or None; mean, rstd (..., 1, ...).
     """
@@ -47,7 +47,7 @@ def layer_norm_double_backward(
 
 
 def activation_double_backward(v: Tensor, grad: Tensor, input: Tensor, kind: str) -> tuple[Tensor, Tensor] | None:
-    """The gradients of <v, g y'> with respect to g and x (`smooth_activations`), or None: by operators, then."""
+    """The gradients of <v, g y'> with respect to g and x (`smooth_activations`); None if Triton cannot compute them."""
     kernels = _module(input.device, "smooth_activations")
     if kernels is None or input.numel() == 0:
         return None

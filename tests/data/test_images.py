@@ -36,7 +36,7 @@ def test_pixels_of_no_known_range_are_refused(kind: type, tmp_path: Path) -> Non
         OSError, match=r"a\.tif cannot be read as an image: its pixels \(mode [IF]\) have no known range"
     ):
         read_image(tmp_path / "a.tif")
-    assert "no known range: 8 or 16 bits are wanted" in str(inspect(tmp_path / "a.tif"))
+    assert "no known range: they must have 8 or 16 bits" in str(inspect(tmp_path / "a.tif"))
 
 
 def test_an_exif_orientation_is_applied_nowhere(tmp_path: Path) -> None:

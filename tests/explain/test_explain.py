@@ -87,7 +87,7 @@ def test_the_face_fills_the_crop(points: Tensor) -> None:
 
 
 def test_no_landmark_is_no_face_to_cut_out() -> None:
-    with pytest.raises(ValueError, match="no point"):
+    with pytest.raises(ValueError, match="no valid point"):
         explain.window_around(torch.full((68, 2), torch.nan), 100, 100, "face")
     with pytest.raises(ValueError, match="one pixel"):
         explain.window_around(torch.full((68, 2), 5.0), 100, 100, "face")

@@ -180,7 +180,7 @@ def test_a_model_that_holds_its_loss_is_copied_and_opened_with_it(data, way):
     assert twin.pal.model is twin
     assert twin.pal.layers == ("middle",)
     if way is opened:
-        with pytest.raises(RuntimeError, match=r"opened from a file with the model that holds it.*repeat the step"):
+        with pytest.raises(RuntimeError, match=r"loaded together with the model that contains it.*repeat the step"):
             twin.pal(twin(images), landmarks)
     assert torch.equal(twin.pal(twin(images), landmarks), model.pal(model(images), landmarks))
     again = way(way(model)).train()

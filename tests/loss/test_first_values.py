@@ -120,10 +120,10 @@ def test_a_batch_in_which_no_sample_counts_is_not_told_of(model):
 def test_a_loss_that_is_flat_in_every_sample_is_told_of(model, score, reduction):
     landmarks, options = batch(dtype=torch.float32)[2], {"score": score, "reduction": reduction}
     (text,) = told(model, landmarks, "top", options={"attribution": "grad", **options})
-    assert text.startswith("the loss at layer 'top' is 0 for every sample and moves nothing: in each sample")
+    assert text.startswith("the loss at layer 'top' is 0 for every sample and has no effect: in each sample")
     (text,) = told(model, landmarks, "pool", options=options)
     assert text.startswith(
-        "the loss at layer 'pool' is 0 for every sample and moves nothing: its map has a single cell"
+        "the loss at layer 'pool' is 0 for every sample and has no effect: its map has a single cell"
     )
     (text,) = told(model, landmarks, ["middle", "pool"], options=options)
     assert "'pool'" in text

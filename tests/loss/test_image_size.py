@@ -19,7 +19,9 @@ def test_images_with_their_channels_last_are_not_measured():
     model = ChannelsLast()
     images, _, landmarks = batch(dtype=torch.float32)
     turned = images.permute(0, 2, 3, 1).contiguous()
-    with pytest.raises(ValueError, match=r"image_size=\(height, width\) is needed: .*channels last, \(4, 16, 16, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"image_size=\(height, width\) is needed: .*\(4, 16, 16, 3\), seems to be channels-last"
+    ):
         pal_fast.PALLoss(model, "middle")(model(turned), landmarks)
     sized = pal_fast.PALLoss(model, "middle", image_size=16)
     given = sized(model(turned), landmarks)
@@ -44,10 +46,10 @@ def test_the_size_of_an_earlier_forward_is_not_taken_for_this_one():
     pal = pal_fast.PALLoss(model, "middle")
     pal(model(images), landmarks)
     larger = torch.randn(4, 3, 32, 32)
-    with pytest.raises(ValueError, match="has not been called itself, only parts of it"):
+    with pytest.raises(ValueError, match="was not called as a whole, only parts of it"):
         pal(model.head(model.middle(model.stem(larger))), landmarks)
     pal.check(images)
-    with pytest.raises(ValueError, match="has not been called itself"):
+    with pytest.raises(ValueError, match="was not called as a whole"):
         pal(model.head(model.middle(model.stem(larger))), landmarks)
     pal(model(images), landmarks)
 
@@ -61,7 +63,7 @@ def test_a_loss_made_on_a_module_around_the_one_that_is_called_says_so():
 
     module = Lightning()
     images, _, landmarks = batch(dtype=torch.float32)
-    with pytest.raises(ValueError, match="make the PALLoss on the module that you call, or pass image_size="):
+    with pytest.raises(ValueError, match="construct the PALLoss with the module that you call, or pass image_size="):
         module.pal(module.model(images), landmarks)
     heatmap = torch.rand(4, 8, 8)
     module.pal(module.model(images), heatmap=heatmap)
@@ -80,7 +82,7 @@ def test_a_map_that_goes_into_an_inner_module_is_not_taken_for_the_image():
     model = Stemmed()
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model.inner, "0")
-    with pytest.raises(ValueError, match=r"input \(4, 16, 8, 8\) has not the 1, 3 or 4 channels of an image"):
+    with pytest.raises(ValueError, match=r"input \(4, 16, 8, 8\) does not have the 1, 3 or 4 channels of an image"):
         pal(model(images), landmarks)
     heatmap = pal_fast.landmark_heatmap(landmarks, (6, 6), image_size=(16, 16))
     by_landmarks = pal_fast.PALLoss(model.inner, "0", image_size=16)(model(images), landmarks)

@@ -212,7 +212,7 @@ def test_iou_thresholds_are_shares_of_the_maximum(threshold: float, wanted: floa
         ([[1.0]], torch.ones(1, 1, 1), TypeError, "attribution must be a tensor"),
         (torch.ones(1, 2, 2), np.ones((1, 2, 2)), TypeError, "heatmap must be a tensor"),
         (torch.ones(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.complex64), TypeError, "heatmap must hold real"),
-        (torch.ones(1, 2, 2), torch.ones(1, 4, 4), ValueError, "of one shape"),
+        (torch.ones(1, 2, 2), torch.ones(1, 4, 4), ValueError, "of the same shape"),
         (torch.ones(2, 1, 3, 3), torch.ones(2, 3, 3), ValueError, r"\(B, H, W\).*\(2, 1, 3, 3\)"),
         (torch.ones(1, 0, 2), torch.ones(1, 0, 2), ValueError, "at least one cell"),
         (

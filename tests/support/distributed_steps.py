@@ -285,7 +285,7 @@ def sync_batchnorm_by_differences(rank: int, above: bool) -> None:
     pal = pal_fast.PALLoss(wrapped, "middle", second_order="finite_difference", head=model.head)
     logits = wrapped(images)
     if above:
-        with pytest.raises(RuntimeError, match="one step for all samples, which SyncBatchNorm spreads over processes"):
+        with pytest.raises(RuntimeError, match="one step for all samples, but SyncBatchNorm couples the samples"):
             pal(logits, landmarks)
         return
     pal(logits, landmarks).backward()

@@ -235,7 +235,7 @@ def test_a_stage_whose_children_run_without_it_is_told_with_its_last_block():
     _, gradients = judged(twin(model), "middle.2", images, None, landmarks)
     pal = pal_fast.PALLoss(model, "middle")
     with pytest.raises(
-        RuntimeError, match=r"'middle' has not run, its children have.*: name its last block, 'middle\.2'"
+        RuntimeError, match=r"'middle' has not run, but its children have.*: name its last block, 'middle\.2'"
     ):
         pal(model(images), landmarks)
     with pytest.raises(RuntimeError, match="'middle\\.2'"):

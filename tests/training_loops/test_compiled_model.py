@@ -68,7 +68,7 @@ def test_hooks_added_after_the_first_call_of_a_model_compiled_in_place_are_detec
 def test_a_loss_on_the_compiled_model_is_refused_where_it_is_made_and_the_model_runs_on(options):
     model = torch.compile(SmallNet(), backend="aot_eager")
     images, _, _ = batch(dtype=torch.float32)
-    with pytest.raises(TypeError, match=r"model must not be what torch\.compile.*compile_body.*compile_step"):
+    with pytest.raises(TypeError, match=r"model must not be the result of torch\.compile.*compile_body.*compile_step"):
         pal_fast.PALLoss(model, "middle", **options)
     assert model(images).shape == (4, 5)
 

@@ -71,7 +71,7 @@ def test_what_is_no_map_is_refused(shape, words):
 
 @pytest.mark.parametrize("kept", [196 - 19, 196 - 49, 197 - 19])
 def test_tokens_that_were_dropped_at_random_get_no_grid(kept):
-    with pytest.raises(ValueError, match=r"no grid of whole patches.* 224 x 224.*patch_drop_rate.*layout="):
+    with pytest.raises(ValueError, match=r"not form a grid of whole patches.* 224 x 224.*patch_drop_rate.*layout="):
         find_layout("auto", "blocks.7", (2, kept, 384), (224, 224))
 
 
@@ -86,11 +86,11 @@ def test_a_vit_that_drops_patches_is_refused_in_the_layers_behind():
 
 
 def test_patches_that_leave_a_rest_are_a_grid_by_the_users_word():
-    with pytest.raises(ValueError, match="layout='tokens' if the patches leave a rest"):
+    with pytest.raises(ValueError, match="layout='tokens' if the patches do not fill the image"):
         find_layout("auto", "blocks.7", (2, 197, 384), (230, 230))
     layout = find_layout("tokens", "blocks.7", (2, 197, 384), (230, 230))
     assert (layout.prefix, layout.grid) == (1, (14, 14))
-    with pytest.raises(ValueError, match="no grid of an image of 224 x 224"):
+    with pytest.raises(ValueError, match="not form a grid of an image of 224 x 224"):
         find_layout("tokens", "blocks.7", (2, 255, 384), (224, 224))
 
 
