@@ -215,5 +215,5 @@ def test_the_commands_print_and_write(runs, tmp_path, capsys):
     assert cli.main(["export", str(runs / "plain"), "-o", str(tmp_path / "model.pt2")]) == 0
     said = capsys.readouterr().out
     assert "images (B, 3, 32, 32) to logits of 7 classes" in said
-    assert "that are normalised already, by channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in said
+    assert "already normalised per channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in said
     assert (tmp_path / "model.pt2").exists()

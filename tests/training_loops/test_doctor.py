@@ -208,7 +208,7 @@ def listed(capsys, *arguments):
 
 
 def test_layers_whose_map_no_gradient_reaches_are_left_out_by_name(monkeypatch, capsys):
-    """Behind the last attention of a ViT that pools its class token, the patches lead nowhere."""
+    """After the last attention of a ViT that pools its class token, the patch tokens do not reach the logits."""
     monkeypatch.setattr(sys.modules["some_networks"], "small", Tokens)
     names, text = listed(capsys, "some_networks:small", "--image-size", "16")
     assert {"patches", "blocks.0", "blocks.1"} <= set(names)
