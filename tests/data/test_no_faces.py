@@ -125,7 +125,7 @@ def test_some_normalised_images_among_others_are_warned_of_by_name(tmp_path: Pat
         return FaceDataset(images, [0] * 8, ["a"], names=names, landmarks=points)
 
     dataset, (text,) = told(opened)
-    assert "landmarks: of 4 of 8 annotated images all landmarks lie within 3 pixels of the image's corner" in text
+    assert "landmarks: in 4 of 8 annotated images all landmarks lie within 3 pixels of the image's corner" in text
     assert all(name in text for name in dataset.names[:4])
     assert dataset.names[4] not in text
     assert torch.equal(dataset.landmarks, points)
@@ -133,11 +133,11 @@ def test_some_normalised_images_among_others_are_warned_of_by_name(tmp_path: Pat
 
 def test_more_than_half_of_normalised_images_are_refused() -> None:
     marks = LandmarkSet(half_normalised(5), drawn().names)
-    with pytest.raises(ValueError, match="of 5 of 8 annotated images"):
+    with pytest.raises(ValueError, match="in 5 of 8 annotated images"):
         open_dataset("drawn", OPTIONS, "train", landmarks=marks)
 
 
 def test_landmarks_that_hold_no_point_are_not_called_those_of_other_images() -> None:
     marks = LandmarkSet(torch.full((8, 68, 2), torch.nan), drawn().names)
-    with pytest.raises(NoLandmarksError, match=r"landmarks names 8 of the 8 images .*, but holds no point of any"):
+    with pytest.raises(NoLandmarksError, match=r"landmarks names 8 of the 8 images .*, but holds no points: all"):
         open_dataset("drawn", OPTIONS, "train", landmarks=marks)
