@@ -200,7 +200,8 @@ def test_images_of_another_folder_are_never_taken_for_those_of_the_same_names(fi
         with pytest.raises(KeyboardInterrupt):
             extract(tmp_path / "train", output, Numbers(3, KeyboardInterrupt()), batch=1)
     predictor = Numbers()
-    said = rf"other images of the same names than {2 if finished else 1} of those in .*test \(2\.bmp.*: name another"
+    count = 2 if finished else 1
+    said = rf"{count} images whose names are the same as in .*test, but not their contents \(2\.bmp.*: name another"
     with pytest.raises(ValueError, match=said):
         extract(tmp_path / "test", output, predictor)
     assert predictor.seen == []
@@ -217,7 +218,7 @@ def test_a_data_set_that_was_moved_is_still_done(folder: Path, tmp_path: Path) -
 def test_landmarks_that_do_not_tell_their_images_are_not_continued(folder: Path, tmp_path: Path) -> None:
     names = tuple(sorted(all_names()))
     LandmarkSet(torch.zeros(COUNT, 68, 2), names).save(tmp_path / "m.npz", settings="{}")
-    with pytest.raises(ValueError, match=f"of other images of the same names than {COUNT} of"):
+    with pytest.raises(ValueError, match=f"landmarks of {COUNT} images whose names are the same as in"):
         extract(folder, tmp_path / "m.npz", Numbers())
 
 
