@@ -199,7 +199,7 @@ def test_what_cannot_be_evaluated_is_named(runs, tmp_path, capsys):
     for words, said in (
         ([str(tmp_path)], "holds no model.pt, so it is no run"),
         ([str(tmp_path / "absent")], "there is no file or folder"),
-        ([str(runs / "pal"), "--data", "rafdb"], "root is needed: the folder of rafdb"),
+        ([str(runs / "pal"), "--data", "rafdb"], "root is required: the folder of rafdb"),
         ([str(runs / "pal"), "--split", "tset"], "did you mean 'test'"),
     ):
         assert cli.main(["evaluate", *words]) == 2

@@ -66,7 +66,7 @@ def test_hardsigmoid_is_replaced_and_it_is_told_how_in_a_loop_of_ones_own(model,
     layer = "middle" if ":" in model else "features.8"
     assert main(["doctor", model, "--image-size", "64", "--layer", layer]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"\d+ Hardsigmoid of .* are replaced by their twice differentiable twin", text)
+    assert re.search(r"\d+ Hardsigmoid of .* are replaced by a twice differentiable equivalent", text)
     assert "pal-fast train does it too; in a loop of your own call pal_fast.nn.replace_hardsigmoid(model)" in text
     assert "no problem found" in text
 
