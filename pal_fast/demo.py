@@ -1,7 +1,7 @@
-"""The demo: one small network, trained with cross-entropy alone and with PAL, on faces that mislead.
+"""The demo: one small network, trained with cross-entropy alone and with PAL, on faces with a misleading cue.
 
-The training faces' background gives the label away in nine cases out of ten, the test faces' does not. Everything
-is drawn on the spot, and the seeds are fixed here: the demo shows their mean, not the best of them.
+The training faces' background gives the label away in nine cases out of ten, that of the test faces does not. All data
+are drawn on the fly, and the seeds are fixed here: the demo shows their mean, not the best of them.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ PAL_OPTIONS: Final[Mapping[str, Any]] = {"weight": 10.0, "target": "label"}
 METHODS: Final[Mapping[str, Mapping[str, Any] | None]] = {"cross-entropy alone": None, "with PAL": PAL_OPTIONS}
 
 _SHOWN_SIZE: Final = 144  # pixels of a face in the picture; the same faces, drawn larger
-_LOOKED_THROUGH: Final = 60  # among the first so many test faces there is one of each expression
+_LOOKED_THROUGH: Final = 60  # so many test faces are enough to find one of each expression
 _GREEN, _RED = "#1a7f37", "#c62828"
 
 
 @dataclass
 class Outcome:
-    """What one method reached, a value per seed, and the networks."""
+    """The results of one method, a value per seed, and its networks."""
 
     judgements: list[Judgement] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -69,7 +69,7 @@ def run(
     epochs: int = EPOCHS,
     after_step: Callable[[str, int], None] | None = None,
 ) -> dict[str, Outcome]:
-    """Trains and judges both methods, seed by seed, on one thread.
+    """Trains and evaluates both methods, seed by seed, on one thread.
 
     Args: after_step: called after each step with the method's name and the seed.
     """
@@ -94,7 +94,7 @@ def run(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Layers and pictures are too small to gain from a second thread; the result must not depend on their number."""
+    """One CPU thread: the layers are too small to gain from more, and the result must not depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,7 +104,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def steps(seeds: int, faces: int, epochs: int) -> int:
-    """How many training steps `run` makes; a last batch of a single face is left out."""
+    """The number of training steps that `run` makes; a last batch of a single face is left out."""
     return seeds * len(METHODS) * epochs * (faces // BATCH + (faces % BATCH > 1))
 
 
@@ -142,7 +142,7 @@ def _pick(faces: FaceSet, chosen: Sequence[int]) -> FaceSet:
 
 
 def draw(outcomes: Mapping[str, Outcome]) -> Figure:
-    """Faces, the landmarks' heatmap, and where the first seed's networks look for what they say."""
+    """Faces, the landmarks' heatmap, and the attributions of the predictions of the first seed's networks."""
     with _one_thread():
         small, large = shown_faces()
     rows = {"landmark heatmap": landmark_heatmap(small.landmarks, (12, 12), image_size=SIZE)}
