@@ -1,4 +1,4 @@
-"""`pal-fast bench` is in front of the benchmarks."""
+"""`pal-fast bench` is the front end of the benchmarks."""
 
 from __future__ import annotations
 

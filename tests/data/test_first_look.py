@@ -1,4 +1,4 @@
-"""The transforms' look at the first faces: normalised landmarks are noticed while they can still be told."""
+"""The transforms' check of the first faces: normalised landmarks are detected while they can be told from others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Landmarks as no face has them: none, all in one point, or normalised in some images and in pixels in others."""
+"""Implausible landmarks: none, all in one point, or normalised in some images and in pixels in others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transforms in a data set of one's own: images and landmarks as people have them, or a refusal in words."""
+"""The transforms in a user's own data set: images and landmarks in all common forms, or a clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pal-fast explain` on a real face: the annotation, the geometry, and what is said about the weights."""
+"""`pal-fast explain` on a real face: the annotation, the geometry, and the report on the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extraction: interrupted anywhere it continues and ends the same; shards join; nothing half-written is left."""
+"""Extraction resumes after any interruption with the same result; shards join; no partial files are left."""
 
 from __future__ import annotations
 

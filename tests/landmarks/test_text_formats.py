@@ -1,4 +1,4 @@
-"""The text formats, line by line, against points written out by hand; and what a malformed line says."""
+"""The text formats against points written out by hand, and the errors for malformed lines."""
 
 from __future__ import annotations
 

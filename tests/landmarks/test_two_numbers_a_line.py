@@ -1,4 +1,4 @@
-"""Files of two numbers a line: which of them is x is never guessed, but for the one known dump."""
+"""Files with two numbers per line: which of them is x is never guessed, except for the one known dump."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing else, says what the runs' files say, and trusts no name."""
+"""The report: a self-contained page, faithful to the runs' files, with every name escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The config: checked, kept as a file, read back the same, and the same as the command line's options."""
+"""The config: validated, saved and read back unchanged, and in step with the command line's options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of the training's own images: means over those that they are of."""
+"""The figures on the training images: means over the images to which they apply."""
 
 from __future__ import annotations
 

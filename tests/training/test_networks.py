@@ -1,4 +1,4 @@
-"""Networks by name, and weights only from where they are: what is loaded, and what is not, is said."""
+"""Networks by name and the sources of their weights, with messages about what is loaded and what is not."""
 
 from __future__ import annotations
 

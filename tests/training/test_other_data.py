@@ -1,4 +1,4 @@
-"""A trained network on another data set: classes go by their names, in whatever order each data set has them."""
+"""A trained network on another data set: classes are matched by name, whatever their order there."""
 
 from __future__ import annotations
 

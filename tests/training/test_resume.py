@@ -1,4 +1,4 @@
-"""A run that is killed goes on as if nothing had happened: same weights, bit for bit, in one process and in two."""
+"""A killed run resumes as if nothing had happened: the same weights, bit for bit, in one process and in two."""
 
 from __future__ import annotations
 

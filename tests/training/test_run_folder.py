@@ -1,4 +1,4 @@
-"""What a run's folder is asked when a run is begun, gone on with or given up in it."""
+"""The checks of a run's folder when a run is started, resumed or abandoned in it."""
 
 from __future__ import annotations
 

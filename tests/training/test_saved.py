@@ -1,4 +1,4 @@
-"""After training the loss is gone: evaluation, the saved weights and what is exported know nothing of it."""
+"""After training, nothing of the loss remains in the evaluation, the saved weights or the exported program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweep: every combination once, resumable, and statistics that are SciPy's."""
+"""The sweep: every combination once, resumable, with statistics equal to SciPy's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep's folder over several calls: what is complete stays in the tables, whatever a later call asks for."""
+"""A sweep's folder over several calls: complete runs stay in the tables, whatever a later call asks for."""
 
 from __future__ import annotations
 

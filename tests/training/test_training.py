@@ -1,4 +1,4 @@
-"""A training: what it computes, what it records, and that it can be repeated."""
+"""Training: what it computes, what it records, and that it is reproducible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pal-fast doctor` lists layers and judges the chosen one."""
+"""`pal-fast doctor` lists layers and checks the chosen one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: maps lie where the heatmap says, landmarks where their pixels are, colours mean what is stated."""
+"""Pictures: maps lie where the heatmap says, landmarks on their pixels, and colours mean what is stated."""
 
 from __future__ import annotations
 
