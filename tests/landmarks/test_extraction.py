@@ -200,8 +200,10 @@ def test_images_of_another_folder_are_never_taken_for_those_of_the_same_names(fi
         with pytest.raises(KeyboardInterrupt):
             extract(tmp_path / "train", output, Numbers(3, KeyboardInterrupt()), batch=1)
     predictor = Numbers()
-    count = 2 if finished else 1
-    said = rf"{count} images whose names are the same as in .*test, but not their contents \(2\.bmp.*: name another"
+    said = (
+        rf"of {2 if finished else 1} images whose names are the same as in .*test, "
+        r"but not their contents \(2\.bmp.*: name another"
+    )
     with pytest.raises(ValueError, match=said):
         extract(tmp_path / "test", output, predictor)
     assert predictor.seen == []

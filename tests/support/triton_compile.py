@@ -1,6 +1,6 @@
 """Compiles for an H100, without a GPU, exactly the kernels that the host code launches for given tensors.
 
-The interpreter runs Python: it accepts variables that change their type in a loop, and other code that triton's compiler
+The interpreter runs Python: it accepts variables that change type in a loop, and other code that triton's compiler
 rejects. So launches are intercepted here, their arguments specialised as triton does, and kernels compiled to cubins.
 """
 
