@@ -45,7 +45,7 @@ PAL_OPTIONS: Final[Mapping[str, Any]] = {"weight": 10.0, "target": "label"}
 METHODS: Final[Mapping[str, Mapping[str, Any] | None]] = {"cross-entropy alone": None, "with PAL": PAL_OPTIONS}
 
 _SHOWN_SIZE: Final = 144  # pixels of a face in the picture; the same faces, drawn larger
-_LOOKED_THROUGH: Final = 60  # so many test faces are enough to find one of each expression
+_SEARCHED_FACES: Final = 60  # so many test faces are enough to find one of each expression
 _GREEN, _RED = "#1a7f37", "#c62828"
 
 
@@ -75,9 +75,9 @@ def run(
     """
     outcomes = {name: Outcome() for name in METHODS}
     with _one_thread():
-        judges = fresh_faces(test)
+        test_faces = fresh_faces(test)
         for seed in seeds:
-            learnt_from = training_faces(seed, faces)
+            training_set = training_faces(seed, faces)
             for name, options in METHODS.items():
                 outcome = outcomes[name]
 
@@ -86,9 +86,9 @@ def run(
                     if after_step is not None:
                         after_step(name, seed)
 
-                model = train(learnt_from, seed=seed, pal=options, epochs=epochs, after_step=count)
+                model = train(training_set, seed=seed, pal=options, epochs=epochs, after_step=count)
                 outcome.models.append(model)
-                outcome.judgements.append(judge(model, judges))
+                outcome.judgements.append(judge(model, test_faces))
     return outcomes
 
 
@@ -127,7 +127,7 @@ def shown_faces() -> tuple[FaceSet, FaceSet]:
 
     Chosen by rule: the first whose badge has another expression's colour.
     """
-    small = fresh_faces(_LOOKED_THROUGH)
+    small = fresh_faces(_SEARCHED_FACES)
     misled = small.labels != small.cues
     chosen = [int(((small.labels == label) & misled).nonzero()[0]) for label in range(len(EXPRESSIONS))]
     large = make_faces(max(chosen) + 1, _SHOWN_SIZE, seed=TEST_SEED, cue_agreement=None)

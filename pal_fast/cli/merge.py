@@ -41,16 +41,18 @@ def common_settings(files: Sequence[str]) -> str:
     differ."""
     from pal_fast.landmarks.landmark_set import read_settings
 
-    told: dict[str, list[str]] = {}
+    files_by_settings: dict[str, list[str]] = {}
     for file in files:
-        told.setdefault(read_settings(file), []).append(file)
-    if len(told) > 1:
-        ways = [f"{len(of)} with {how or 'settings not recorded'}, such as {of[0]}" for how, of in told.items()]
+        files_by_settings.setdefault(read_settings(file), []).append(file)
+    if len(files_by_settings) > 1:
+        ways = [
+            f"{len(of)} with {how or 'settings not recorded'}, such as {of[0]}" for how, of in files_by_settings.items()
+        ]
         raise ValueError(
             f"files must hold landmarks made with the same settings, got {'; '.join(ways)} "
             "(pal_fast.landmarks.merge joins any)"
         )
-    return next(iter(told))
+    return next(iter(files_by_settings))
 
 
 def check_shards(files: Sequence[str]) -> None:

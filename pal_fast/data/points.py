@@ -161,7 +161,7 @@ def _rotate(
 
 
 def _by_edges(functional: Callable[..., Any]) -> None:
-    """Registers torchvision's KeyPoints kernel, which measures from the first pixel's edge, with a shift by half."""
+    """Registers torchvision's KeyPoints kernel, which measures from pixel edges, with a shift by half a pixel."""
 
     def moved(points: Landmarks, *args: Any, **kwargs: Any) -> Landmarks:
         edges = tv_tensors.KeyPoints(points.as_subclass(Tensor) + 0.5, canvas_size=points.canvas_size)

@@ -85,10 +85,10 @@ def peaks(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     def between(place: Tensor, count: int, step: int) -> Tensor:
         """The maximum's offset from the pixel, in [-0.5, 0.5]; `step` is the stride to the next pixel in `flat`."""
         inner = (place > 0) & (place < count - 1)
-        beside = torch.stack([index - step, index, index + step], -1).where(inner[..., None], index[..., None])
-        a, b, c = torch.maximum(flat.gather(2, beside), floor).log().unbind(-1)
-        bend = 2 * b - a - c
-        return torch.where(inner & (bend > 1e-6), 0.5 * (c - a) / bend.clamp_min(1e-6), 0.0).clamp(-0.5, 0.5)
+        adjacent = torch.stack([index - step, index, index + step], -1).where(inner[..., None], index[..., None])
+        a, b, c = torch.maximum(flat.gather(2, adjacent), floor).log().unbind(-1)
+        curvature = 2 * b - a - c
+        return torch.where(inner & (curvature > 1e-6), 0.5 * (c - a) / curvature.clamp_min(1e-6), 0.0).clamp(-0.5, 0.5)
 
     x = (column + 0.5 + between(column, width, 1)) / width
     y = (row + 0.5 + between(row, height, width)) / height

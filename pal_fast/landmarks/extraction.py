@@ -103,7 +103,7 @@ def extract(
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
     names = list_images(folder)[shard[0] - 1 :: shard[1]]
     parts = target.with_name(f"{target.name}.parts")
-    with _alone(parts):
+    with _locked(parts):
         done = _resume(target, parts, {} if settings is None else settings)
         _check_same_images(folder, names, done, target, parts, prune)
         todo = [name for name in names if name not in done]
@@ -164,7 +164,7 @@ def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[li
 
 
 @contextlib.contextmanager
-def _alone(parts: Path) -> Iterator[None]:
+def _locked(parts: Path) -> Iterator[None]:
     """Locks the folder of parts for this process; the lock is released when the process ends, however it ends."""
     parts.mkdir(exist_ok=True)
     lock = parts / "lock"
@@ -194,7 +194,7 @@ def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> dict[str, st
         )
     write_text(record, text)
     done: dict[str, str] = {}
-    for path in _pieces(target, parts):
+    for path in _existing_files(target, parts):
         piece = load_npz(path)
         done.update(zip(piece.names, piece.digests or [""] * len(piece), strict=True))
     return done
@@ -229,13 +229,13 @@ def _known_settings(target: Path) -> str:
     return read_settings(target) or "settings that it does not record"
 
 
-def _pieces(target: Path, parts: Path) -> list[Path]:
+def _existing_files(target: Path, parts: Path) -> list[Path]:
     return [*([target] if target.is_file() else []), *sorted(parts.glob("*.npz"))]
 
 
 def _finish(target: Path, parts: Path, names: Sequence[str], settings: dict[str, Any]) -> LandmarkSet:
     """Joins the parts, writes the output and removes the parts. Keeps only `names`."""
-    pieces = [load_npz(path) for path in _pieces(target, parts)]
+    pieces = [load_npz(path) for path in _existing_files(target, parts)]
     if not pieces:
         shutil.rmtree(parts)
         return LandmarkSet(torch.zeros(0, 1, 2), ())

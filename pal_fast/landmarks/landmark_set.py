@@ -255,8 +255,8 @@ def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
     unknown = torch.full((counts[0],), torch.nan)
     scores: Tensor | None = None
     if any(part.scores is not None for part in sets):
-        told = [sets[number].scores for number, _ in places]
-        each = [unknown if known is None else known[row] for known, (_, row) in zip(told, places, strict=True)]
+        parts_scores = [sets[number].scores for number, _ in places]
+        each = [unknown if known is None else known[row] for known, (_, row) in zip(parts_scores, places, strict=True)]
         scores = torch.stack(each) if each else sets[0].scores
     digests: tuple[str, ...] | None = None
     if any(part.digests is not None for part in sets):

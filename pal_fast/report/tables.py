@@ -44,8 +44,8 @@ def summary(runs: Sequence[ReportedRun]) -> str:
             ]
         name = f'<span class="key {style_of(run.colour)}"></span>{escape(run.name)}'
         seconds = sum(entry["seconds"] for entry in run.history)
-        told = [escape(run.kind), escape(run.config.model), escape(run.config.data)]
-        rows.append([name, *figures, epochs, str(run.config.seed), _duration(seconds), *told])
+        labels = [escape(run.kind), escape(run.config.model), escape(run.config.data)]
+        rows.append([name, *figures, epochs, str(run.config.seed), _duration(seconds), *labels])
     head = ["run", "accuracy", "balanced", "alignment", "epochs", "seed", "time", "loss", "network", "data"]
     return table(head, rows, numbers=range(1, 7))
 
@@ -85,8 +85,8 @@ def options(runs: Sequence[ReportedRun]) -> str:
         ]
         text += table(["option", *(escape(run.name) for run in runs)], rows)
     for run, config in zip(runs, configs, strict=True):
-        told = json.dumps({"config": config, "environment": run.environment}, indent=1, ensure_ascii=False)
-        text += f"<details><summary>All options of {escape(run.name)}</summary><pre>{escape(told)}</pre></details>"
+        dumped = json.dumps({"config": config, "environment": run.environment}, indent=1, ensure_ascii=False)
+        text += f"<details><summary>All options of {escape(run.name)}</summary><pre>{escape(dumped)}</pre></details>"
     return text
 
 

@@ -137,7 +137,7 @@ FREE = ("workers", "checkpoint_every")
 
 
 def changes(there: TrainingConfig, config: TrainingConfig) -> list[str]:
-    """The differing options that a resumed run's `config` must share with that of `there`, as "name: there, here".
+    """The differing options that a resumed run's `config` must share with `there`, as "name: there, here".
 
     Paths are compared as the files they name, so that one may be absolute and the other relative.
     """

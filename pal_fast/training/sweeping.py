@@ -176,5 +176,5 @@ def check_conditions(runs: dict[Run, TrainingConfig]) -> None:
                 reasons.setdefault(first_line(error), []).append(condition.name)
     if reasons:
         number = sum(map(len, reasons.values()))
-        told = "; ".join(f"{first_few(names, 3)}: {why}" for why, names in reasons.items())
-        raise ValueError(f"{number} of {len(conditions)} conditions cannot be trained, so no run is started: {told}")
+        listed = "; ".join(f"{first_few(names, 3)}: {why}" for why, names in reasons.items())
+        raise ValueError(f"{number} of {len(conditions)} conditions cannot be trained, so no run is started: {listed}")
