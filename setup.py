@@ -1,14 +1,14 @@
 """The build: one abi3 extension, `pal_fast._C`, against PyTorch's stable ABI and Python's limited API.
 
 Environment variables (README, "Install"):
-    PAL_FAST_CUDA       auto (default: CUDA kernels if nvcc is found), 1 (fail without nvcc), 0 (CPU only),
-                        pypi (bring nvcc from PyPI for this build)
-    PAL_FAST_ARCHS      semicolon-separated architectures, default "75;80;86;89;90;100;120" and PTX of the last
+    PAL_FAST_CUDA       auto (default: CUDA kernels if nvcc is found), 1 (fails without nvcc), 0 (CPU only),
+                        pypi (installs nvcc from PyPI for this build)
+    PAL_FAST_ARCHS      semicolon-separated architectures, default "75;80;86;89;90;100;120", plus PTX of the last
     PAL_FAST_CUDART     a library to link in place of CUDA's static runtime (tests/virtual_gpu)
     PAL_FAST_SANITIZE   e.g. "address,undefined": a debug build of the CPU part
-    PAL_FAST_OBJECTS    where object files are kept between builds, default the build directory; each is made anew
-                        when its sources, headers, flags or PyTorch's version differ
-    MAX_JOBS            compilers at once, default the number of cores
+    PAL_FAST_OBJECTS    where object files are cached between builds, default the build directory; each is recompiled
+                        when its sources, headers, flags or PyTorch's version change
+    MAX_JOBS            number of parallel compilers, default the number of cores
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ import setuptools
 from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-#: pip brings a setuptools that reads pyproject.toml (build-system). `setup.py build_ext` takes the one that is there,
-#: and an older one, which may have no wheels either, suffices for the extension.
+#: pip provides a setuptools that reads pyproject.toml (build-system). `setup.py build_ext` uses the installed one, and
+#: an older one, which may lack bdist_wheel, too, suffices for the extension.
 ONLY_EXTENSION = int(setuptools.__version__.split(".")[0]) < 77 and "build_ext" in sys.argv
 if not ONLY_EXTENSION:
     from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
-TORCH_STABLE_VERSION = "0x020a000000000000"  # 2.10, the oldest PyTorch that the wheel serves
+TORCH_STABLE_VERSION = "0x020a000000000000"  # 2.10, the oldest PyTorch that the wheel supports
 PYTHON_LIMITED_API = "0x030a0000"  # 3.10
 CUDA_MODE = os.environ.get("PAL_FAST_CUDA", "auto").lower()
 ARCHITECTURES = os.environ.get("PAL_FAST_ARCHS", "75;80;86;89;90;100;120").split(";")
 SANITIZE = os.environ.get("PAL_FAST_SANITIZE", "")
 
-# One CUDA release for all five: left alone, crt and nvvm resolve to a newer one whose PTX ptxas refuses.
+# One CUDA release for all five: unpinned, crt and nvvm resolve to a newer one, whose PTX ptxas rejects.
 NVCC_FROM_PYPI = [
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-cuda-crt==13.0.88",
@@ -51,7 +51,7 @@ NVCC_FROM_PYPI = [
 
 
 def source_digest() -> str:
-    """Identifies csrc/, so that a source tree can tell a stale extension (pal_fast/_extension.py)."""
+    """A digest of csrc/, by which a source tree detects a stale extension (pal_fast/_extension.py)."""
     digest = hashlib.sha256()
     for path in sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}):
         digest.update(path.relative_to(CSRC).as_posix().encode())
@@ -60,7 +60,7 @@ def source_digest() -> str:
 
 
 def headers_of(source: Path) -> set[Path]:
-    """The files of csrc/ that a source includes, and those that they include."""
+    """The files of csrc/ that a source includes, directly or indirectly."""
     found: set[Path] = set()
     left = [source]
     while left:
@@ -74,11 +74,10 @@ def headers_of(source: Path) -> set[Path]:
 
 
 def object_key(source: Path, command: list[str]) -> str:
-    """Identifies what an object file was made from, so that a second build compiles only what changed.
+    """A digest of everything an object file depends on, so that a second build compiles only what changed.
 
-    `command` is without the source's own path: what it holds counts, not where it lies. Include paths count by what
-    PyTorch lies there, not by where build isolation happened to put it; macros that name the build count where they
-    are used.
+    `command` excludes the source's own path: only its content counts. Instead of include paths, PyTorch's version
+    counts, since build isolation changes the paths; macros that name the build count only in sources that use them.
     """
     import torch
 
@@ -93,9 +92,9 @@ def object_key(source: Path, command: list[str]) -> str:
 
 
 def code_generation(architectures: list[str]) -> list[str]:
-    """nvcc's flags: machine code for every architecture, and PTX of the newest for those to come.
+    """nvcc's flags: machine code for every architecture, and PTX of the newest for future ones.
 
-    The front end, half of the time, runs once for the architectures from 80 on, which no kernel tells apart.
+    The front end, half of the compile time, runs once for all architectures from 80 on: no kernel distinguishes them.
     """
     older, newer = [a for a in architectures if int(a) < 80], [a for a in architectures if int(a) >= 80]
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in older]
@@ -105,18 +104,18 @@ def code_generation(architectures: list[str]) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
-#: The flags of *_sm90a.cu, which uses what only an H100 or H200 has. Its PTX, which serves no other GPU, is kept for
-#: tests/virtual_gpu.
+#: The flags of *_sm90a.cu, which use features that only an H100 or H200 has. Their PTX, of no use to other GPUs, is
+#: kept for tests/virtual_gpu.
 ONLY_SM90A = ["-gencode=arch=compute_90a,code=[sm_90a,compute_90a]"]
 
 
 def built_for(architectures: list[str]) -> str:
-    """What the extension says that it holds: the machine code, and the PTX for GPUs to come."""
+    """What the extension reports about itself: its machine code, and the PTX for future GPUs."""
     return " ".join([*(f"sm_{a}" for a in architectures), "sm_90a", f"compute_{architectures[-1]}"])
 
 
 def cuda_home_from_pypi(directory: Path) -> Path:
-    """Installs NVIDIA's compiler packages into `directory`, apart from those that PyTorch pins."""
+    """Installs NVIDIA's compiler packages into `directory`, separate from those that PyTorch pins."""
     home = directory / "nvidia" / "cu13"
     if not (home / "bin" / "nvcc").exists():
         subprocess.check_call(
@@ -137,20 +136,20 @@ def find_cuda_home(build_directory: Path) -> Path | None:
         home = os.environ.get(variable)
         if home and (Path(home) / "bin" / "nvcc").exists():
             return Path(home)
-    usual = Path("/usr/local/cuda/bin/nvcc")  # where NVIDIA's installer leaves it, on PATH or not
+    usual = Path("/usr/local/cuda/bin/nvcc")  # the default of NVIDIA's installer, on PATH or not
     nvcc = shutil.which("nvcc") or (str(usual) if usual.exists() else None)
     if nvcc:
         return toolkit_of(nvcc)
     if CUDA_MODE == "1":
         raise SystemExit(
             "PAL_FAST_CUDA=1, but nvcc was found neither on PATH nor under CUDA_HOME; "
-            "PAL_FAST_CUDA=pypi brings it from PyPI"
+            "PAL_FAST_CUDA=pypi installs it from PyPI"
         )
     return None
 
 
 def toolkit_of(nvcc: str) -> Path:
-    """The toolkit's root, as nvcc itself reports it (the nvcc on PATH may be a wrapper)."""
+    """The toolkit's root as reported by nvcc (the one on PATH may be a wrapper)."""
     report = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "probe.cu"], capture_output=True, text=True)
     for line in report.stderr.splitlines():
         if line.startswith("#$ TOP="):
@@ -159,14 +158,14 @@ def toolkit_of(nvcc: str) -> Path:
 
 
 def static_runtime(cuda_home: Path) -> str:
-    """CUDA's runtime, to be linked into the extension."""
+    """CUDA's static runtime library, to be linked into the extension."""
     directories = ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
     found = (cuda_home / directory / "libcudart_static.a" for directory in directories)
     return str(next(path for path in found if path.exists()))
 
 
 class BuildExtension(build_ext):
-    """Compiles .cpp with the host compiler and .cu with nvcc, several files at once, and links them."""
+    """Compiles .cpp with the host compiler and .cu with nvcc, several files in parallel, and links them."""
 
     def build_extension(self, ext: Extension) -> None:
         import torch.utils.cpp_extension as torch_build
@@ -174,7 +173,7 @@ class BuildExtension(build_ext):
         objects = Path(os.environ.get("PAL_FAST_OBJECTS") or self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
         cuda_home = find_cuda_home(objects)
-        # The ops use headers that PyTorch alone provides; CUDA's own come after them.
+        # The operators use headers that only PyTorch provides; CUDA's own come after them.
         include = [str(CSRC), *torch_build.include_paths()]
         definitions = [
             f"TORCH_TARGET_VERSION={TORCH_STABLE_VERSION}",
@@ -192,7 +191,7 @@ class BuildExtension(build_ext):
 
         host = [os.environ.get("CXX", "c++"), "-c", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
         host += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-O3", *common]
-        # Errors name files as csrc/... and torch/..., and the same sources give the same bytes wherever they are built.
+        # Errors name files as csrc/... and torch/..., and builds are reproducible whatever the directory.
         host += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, *torch_build.include_paths())]
         if SANITIZE:
             host += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
@@ -204,7 +203,7 @@ class BuildExtension(build_ext):
         if cuda_home:
             device = [str(cuda_home / "bin" / "nvcc"), "-c", "-O3", "-cudart", "static", "-Xptxas", "-v"]
             device += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *common]
-            # Every driver of CUDA 13 reads the smallest form, a tenth of the plain one.
+            # Every CUDA 13 driver reads the smallest form, a tenth of the uncompressed size.
             device.append("--compress-mode=size")
             host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{built_for(ARCHITECTURES)}"')
             jobs += [(path, host) for path in sorted((CSRC / "cuda").glob("*.cpp"))]
@@ -277,7 +276,7 @@ else:
     settings = {"cmdclass": {"build_ext": BuildExtension, "bdist_wheel": Abi3Wheel}}
 
 setup(
-    # The Triton kernels and the benchmarks lie beside the package and are installed inside it (pyproject.toml,
+    # The Triton kernels and the benchmarks are next to the package and are installed inside it (pyproject.toml,
     # package-dir).
     packages=[*find_packages(include=["pal_fast", "pal_fast.*"]), "pal_fast.kernels", "pal_fast.benchmarks"],
     ext_modules=[Extension("pal_fast._C", sources=[], py_limited_api=True)],

@@ -1,1 +1,1 @@
-"""Speed and memory, measured where the results are right; see `python -m benchmarks.NAME --help`."""
+"""Benchmarks of speed and memory, for right results only; see `python -m benchmarks.NAME --help`."""

@@ -1,4 +1,4 @@
-"""All subjects that share the harness, one after another, or those that are named.
+"""Runs all subjects that share the harness, or the named ones, one after another.
 
     python -m benchmarks [loss] [heatmap] [attribution] [growth] [--quick]
 
@@ -16,7 +16,9 @@ from .arguments import IN_TREE, SUBJECTS, add_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("subject", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)} (default all)")
+    parser.add_argument(
+        "subject", nargs="*", metavar="SUBJECT", help=f"one or more of {', '.join(SUBJECTS)} (default all)"
+    )
     add_options(parser)
 
 
@@ -27,13 +29,13 @@ def run(options: argparse.Namespace) -> int:
     """
     unknown = [name for name in options.subject if name not in SUBJECTS]
     if unknown:
-        raise ValueError(f"unknown subject {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
+        raise ValueError(f"unknown subject {unknown[0]!r}; must be one of {', '.join(SUBJECTS)}")
     status = 0
     for name in dict.fromkeys(options.subject or SUBJECTS):
         status |= importlib.import_module(f"{__package__}.{name}").run(options)
         print()
     if IN_TREE and not options.quick and not options.output:
-        print("now `python -m benchmarks.performance_page` brings docs/performance.md up to date")
+        print("`python -m benchmarks.performance_page` updates docs/performance.md from these results")
     return status
 
 

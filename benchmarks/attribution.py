@@ -1,11 +1,11 @@
-"""The attribution of a layer from the images on, beside captum and pytorch-grad-cam.
+"""The attribution of a layer, starting from the images, against captum and pytorch-grad-cam.
 
     python -m benchmarks.attribution            a ResNet-18; results in benchmarks/results
     python -m benchmarks.attribution --quick    two small images, seconds
 
 Forward is the network, its gradient at the layer and the map; backward goes from the map to weights below and above
-the layer, through the gradient, as an attribution loss needs. Signed Grad*Input, which captum has; the mean over
-channels. What is detached has no backward, and cannot be trained on.
+the layer, through the gradient, as an attribution loss needs. The map is signed Grad*Input, which captum has, averaged
+over channels. A detached result has no backward and cannot be trained on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def cases(device: torch.device, quick: bool) -> Sequence[AttributionCase]:
 def model_and_images(
     case: AttributionCase, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, Tensor]:
-    """The same weights and images for the same case. Evaluation mode, which pytorch-grad-cam insists on."""
+    """The same weights and images for the same case. In eval mode, which pytorch-grad-cam requires."""
     try:
         from torchvision.models import resnet18
     except ImportError as error:
@@ -64,13 +64,13 @@ def model_and_images(
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:
-    """Of the first layer, the last one below the map, and two above it."""
+    """The weights of the first layer, the last layer below the map, and two above it."""
     named = dict(model.named_parameters())
     return [named[name] for name in ("conv1.weight", "layer3.1.conv2.weight", "layer4.0.conv1.weight", "fc.weight")]
 
 
 def by_hand(model: nn.Module, images: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """One forward, the layer's output caught by a hook, its gradient with a graph."""
+    """One forward, with the layer's output captured by a hook and its gradient taken with create_graph."""
     caught: list[Tensor] = []
     hook = model.get_submodule(LAYER).register_forward_hook(lambda module, args, output: caught.append(output))
     try:
@@ -128,7 +128,7 @@ def grad_cam(case: AttributionCase, device: torch.device) -> Prepared:
 
 
 def grad_cam_judge(case: AttributionCase, device: torch.device) -> list[Tensor]:
-    """Grad-CAM's own definition in float64: channels weighed by their mean gradient, clipped, spread to [0, 1]."""
+    """Grad-CAM's own definition in float64: channels weighted by their mean gradient, clipped, rescaled to [0, 1]."""
 
     def combine(activation: Tensor, gradient: Tensor) -> Tensor:
         return (gradient.mean((2, 3), keepdim=True) * activation).sum(1).clamp(min=0)
@@ -154,7 +154,7 @@ SUBJECT = Subject(
     ],
     cases=cases,
     judge=judge,
-    # Rounding is amplified on its way through the network, twice, and now and then turns a ReLU or a maximum over:
+    # Rounding is amplified twice on its way through the network, and occasionally flips a ReLU or a maximum:
     # autograd by hand is 3e-3 from float64 at 224 x 224. Another formula would be off by 0.1 and more.
     bound=lambda case: 1e-2,
 )

@@ -1,4 +1,4 @@
-"""The command that every subject shares: options, a table on the terminal, the CSV and its pictures."""
+"""The command that all subjects share: options, a table on the terminal, the CSV and its pictures."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .deadline import Deadline
 from .harness import Row, Subject, measure
 from .lost_device import LOST, LostDeviceError
 
-#: Rounds that count.
+#: Timed rounds.
 ROUNDS = {"cpu": 15, "cuda": 30}
 
 
 class Main(Protocol):
-    """A subject's command; without arguments it takes the process's."""
+    """A subject's command; without arguments it uses those of the process."""
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
 
 
 def main_of(name: str, run: Callable[[argparse.Namespace], int], description: str | None) -> Main:
-    """`main(arguments)` of a subject."""
+    """Returns the `main(arguments)` of a subject."""
 
     def main(arguments: Sequence[str] | None = None) -> int:
         parser = argparse.ArgumentParser(
@@ -43,7 +43,7 @@ def main_of(name: str, run: Callable[[argparse.Namespace], int], description: st
 
 
 def csv_of(subject: Subject, options: argparse.Namespace) -> Path | None:
-    """Where the rows go; None for a quick run that names no directory."""
+    """The file for the rows; None for a quick run without a directory."""
     directory = options.output or (None if options.quick else DIRECTORY)
     return None if directory is None else directory / f"{subject.name}_{device_of(options).type}.csv"
 
@@ -53,7 +53,7 @@ def device_of(options: argparse.Namespace) -> torch.device:
 
 
 def run_subject(subject: Subject, options: argparse.Namespace) -> int:
-    """Measures every case that there is time for. Status 1 if a peer failed or computed something wrong, else LOST."""
+    """Measures every case that fits in the time. Status 1 if a peer failed or was wrong, LOST if the GPU was lost."""
     device = device_of(options)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -77,7 +77,7 @@ def run_subject(subject: Subject, options: argparse.Namespace) -> int:
         print_rows(case, rows)
         load = machine.load()
         records += [results_csv.record_of(row, {**environment, "load": load}) for row in rows]
-        if path is not None:  # after each case: a run that is cut short keeps what it has
+        if path is not None:  # after each case, so that an interrupted run keeps its results
             results_csv.write(path, records)
     broken = broken_of(records, "peer")
     print(f"\n{subject.name}: {measured} of {len(cases)} cases in {deadline.taken:.0f} s{broken}", flush=True)
@@ -87,13 +87,13 @@ def run_subject(subject: Subject, options: argparse.Namespace) -> int:
 
 
 def broken_of(records: Sequence[Mapping[str, object]], who: str) -> str:
-    """Which of them failed or computed something wrong, and in how many rows; "" if none did."""
+    """Which peers, by the column `who`, were wrong or failed, and in how many rows; "" if none."""
     broken = Counter(str(r[who]) for r in records if str(r["note"]).startswith(("wrong", "failed")))
     return "".join(f"; {name} wrong or failed in {count} rows" for name, count in broken.items())
 
 
 def _publish(path: Path, pictures: bool) -> None:
-    """The CSV's pictures, and the page's tables where it is the tree's own."""
+    """Draws the CSV's pictures, and updates the page's tables if it is the source tree's own CSV."""
     if pictures:
         from .draw import draw
 

@@ -1,4 +1,4 @@
-"""The time that a benchmark was given: it ends between two cases, and keeps what it has."""
+"""A benchmark's time limit: it ends between two cases and keeps its results."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 
 
 class Deadline:
-    """Allows another case while one that takes as long as the longest of the last four would end in time.
+    """Allows another case if one that takes as long as the longest of the last four would end in time.
 
-    The first, which waits for compilers and libraries to start, counts for the second only.
+    The first case, which waits for compilers and libraries to start, counts for the second only.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -23,7 +23,7 @@ class Deadline:
         return time.perf_counter() - self._start
 
     def allows_another(self) -> bool:
-        """To be asked before each case. The first is allowed whatever the time."""
+        """To be called before each case. The first case is always allowed."""
         now = time.perf_counter()
         if not self._asked:
             self._asked, self._begun = True, now

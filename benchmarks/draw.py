@@ -1,6 +1,6 @@
-"""Pictures of the results: every one is drawn here, from a CSV alone.
+"""All pictures of the results, each drawn from a CSV alone.
 
-python -m benchmarks.draw [DIRECTORY]    redraws what lies there
+python -m benchmarks.draw [DIRECTORY]    redraws the pictures of its CSVs
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WHISKERS = ", whiskers and bands from p20 to p80"
 
 
 def draw(path: Path) -> list[Path]:
-    """The pictures of one CSV, beside it."""
+    """Draws the pictures of one CSV, next to it."""
     subject = path.stem.rsplit("_", 1)[0]
     records = [record for record in results_csv.read(path) if record["p50_ms"]] if subject in PICTURES else []
     if not records:
@@ -61,7 +61,7 @@ def caption(record: Record) -> str:
 
 
 def plain_numbers(*axes: Any) -> None:
-    """Logarithmic axes whose ticks read 0.5, 1, 2 and not powers of ten, as many as there is room for."""
+    """Labels the ticks of logarithmic axes 0.5, 1, 2 instead of with powers of ten, as many as fit."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in axes:
@@ -80,7 +80,7 @@ def case_of(record: Record) -> str:
 
 
 def bars(axes: Any, records: Sequence[Record], label: Callable[[Record], str], among: Sequence[Record] = ()) -> None:
-    """A group of horizontal bars for each case, a bar for each peer, as all panels have them (`among`)."""
+    """A group of horizontal bars for each case, with a bar for each peer of `among`, so that panels agree."""
     among = among or records
     groups, names = list(dict.fromkeys(map(label, among))), peers_of(among)
     height = 0.8 / len(names)
@@ -103,7 +103,7 @@ def bars(axes: Any, records: Sequence[Record], label: Callable[[Record], str], a
 
 
 def loss_bars(plt: Any, records: Sequence[Record]) -> Any:
-    """Forward plus backward, with the floor that the machine's copy sets."""
+    """Forward plus backward, with the lower bound set by the machine's copy rate."""
     both = [record for record in records if record["mode"] == "both"]
     groups = list(dict.fromkeys(map(case_of, both)))
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.75 * len(groups)), layout="constrained")
@@ -123,7 +123,7 @@ def loss_bars(plt: Any, records: Sequence[Record]) -> Any:
 
 
 def roofline(plt: Any, records: Sequence[Record]) -> Any:
-    """Operations a second over operations a byte, under the two roofs that the run measured."""
+    """Operations per second over operations per byte, under the two roofs measured in the run."""
     both = [record for record in records if record["mode"] == "both"]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     bandwidth = sorted(float(record["machine_gb_s"]) for record in both)[len(both) // 2]
@@ -163,7 +163,7 @@ def curve(axes: Any, records: Sequence[Record], column: str) -> None:
 
 
 def heatmap_growth(plt: Any, records: Sequence[Record]) -> Any:
-    """Forward over batch, landmarks and size, each from the case that all three share."""
+    """Forward over batch, landmarks and size, each starting from the case that all three share."""
     forward = [record for record in records if record["mode"] == "forward"]
 
     def key(record: Record) -> tuple[str, str, str]:
@@ -195,7 +195,7 @@ def heatmap_growth(plt: Any, records: Sequence[Record]) -> Any:
 
 
 def attribution_bars(plt: Any, records: Sequence[Record]) -> Any:
-    """From images to the map, and to the weights' gradients where that can be had."""
+    """From images to the map, and on to the weights' gradients where the peer supports it."""
     shown = [record for record in records if record["mode"] in ("forward", "both")]
     figure, panels = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained", sharey=True)
     for axes, mode, title in zip(
@@ -211,7 +211,7 @@ def attribution_bars(plt: Any, records: Sequence[Record]) -> Any:
 
 
 def growth_curves(plt: Any, records: Sequence[Record]) -> Any:
-    """Forward plus backward over each size, with the line that was fitted and where calls stop dominating."""
+    """Forward plus backward over each size, with the fitted line and the point where calls stop dominating."""
     both = [record for record in records if record["mode"] == "both"]
     figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     lines = fit(both)

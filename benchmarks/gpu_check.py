@@ -1,14 +1,14 @@
-"""Everything that only a GPU can prove, in one command, and a report of it.
+"""Everything that only a GPU can prove, in one command, with a report.
 
     python -m benchmarks.gpu_check                    builds, tests, counts, measures, captures, repeats, sanitises
     python -m benchmarks.gpu_check --only launches    some of it
-    python -m benchmarks.gpu_check --minutes 9        as far as it gets on a machine that is lent for ten
+    python -m benchmarks.gpu_check --minutes 9        as far as it gets on a GPU that is free for ten
 
-Steps come in the order of what they tell for their time (`gpu_steps`), each in a process of its own. Where the time is
-short each has its share, and what one leaves goes to the next; benchmarks end by themselves with the cases that they
-have. Writes gpu_check.md and gpu_check.json, after every step anew, to --output, else $OUT, else benchmarks/results.
-Last on the terminal come the figures and whether the targets are met (`targets`). Status 1 if a step failed or ran out
-of time. Without a GPU nothing is run and the report says so (status 0; 1 with --require-gpu).
+Steps are ordered by information per second (`gpu_steps`) and run in separate processes. If time is short, each gets a
+share, and what it leaves over goes to the next; benchmarks stop by themselves and keep the cases they have finished.
+Writes gpu_check.md and gpu_check.json to --output, else $OUT, else benchmarks/results, and rewrites them after every
+step. Prints the figures and whether the targets are met (`targets`) last. Status 1 if a step failed or ran out of time.
+Without a GPU nothing is run and the report says so (status 0; 1 with --require-gpu).
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from .gpu_steps import Step, steps
 from .lost_device import LOST, lost_peer
 
 ROOT = Path(__file__).resolve().parents[1]
-#: A step that has fewer is not begun.
+#: A step with less time is not started.
 LEAST_SECONDS = 10.0
-#: What a benchmark's process takes beside its cases: to start, to end, and a case that takes longer than those before.
+#: A benchmark's time besides its cases: to start, to end, and for a case that takes longer than those before.
 ASIDE_SECONDS = 20.0
-#: Characters of a step's output that the report keeps.
+#: Characters of a step's output kept in the report.
 MOST_OUTPUT = 200_000
-#: Lines of figures on the terminal, of which a lent machine's may show the last 12,000 characters.
+#: Lines of figures on the terminal: a remote one may show only the last 12,000 characters.
 MOST_LOSSES, MOST_STEPS = 32, 14
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its status, None if it ran out of time, and all that it printed."""
+    """The outcome of a command: its status, None if it ran out of time, and its whole output."""
 
     status: int | None
     output: str
@@ -59,9 +59,9 @@ Runner = Callable[[Sequence[str], dict[str, str], float], Outcome]
 
 
 def run_command(command: Sequence[str], environment: dict[str, str], timeout: float) -> Outcome:
-    """Runs a command in the source tree. Out of time, it ends with all that it started, which would hold the GPU.
+    """Runs a command in the source tree. On a timeout it is killed with its child processes, which would hold the GPU.
 
-    It prints into a file: what it started in sessions of its own, such as PyTorch's compiler, may outlive it, and would
+    Its output goes to a file: children in sessions of their own, such as PyTorch's compiler, may outlive it and would
     keep a pipe open.
     """
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
@@ -98,13 +98,13 @@ class Result:
 
 
 def share_of(step: Step, later: Sequence[Step], seconds_left: float) -> float:
-    """The most seconds that a step gets: its own, or what the later ones do not want."""
+    """The most seconds that a step gets: its own, or what the later steps do not need."""
     wanted = sum(other.seconds for other in later)
     return min(seconds_left, step.minutes * 60, max(step.seconds, seconds_left - wanted))
 
 
 def perform(step: Step, run: Runner, seconds: float = math.inf) -> Result:
-    """Runs a step. A benchmark in which a peer lost the GPU is run once more without that peer."""
+    """Runs a step. A benchmark in which a peer lost the GPU is repeated once without that peer."""
     command = " ".join(step.command)
     if step.needs and shutil.which(step.needs) is None:
         return Result(step.name, step.shows, command, "skipped", f"{step.needs} is not installed", 0.0)
@@ -142,7 +142,7 @@ def write_report(
     note: str = "",
     verdicts: Sequence[str] = (),
 ) -> None:
-    """gpu_check.json holds the output, gpu_check.md the table, the targets and the end of what failed."""
+    """gpu_check.json holds the output; gpu_check.md the table, the targets and the tail of failed steps' output."""
     directory.mkdir(parents=True, exist_ok=True)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     record = {"when": when, "note": note, **environment, "targets": list(verdicts)}
@@ -167,7 +167,7 @@ def write_report(
 
 
 def environment_of(run: Runner) -> dict[str, object]:
-    """The machine, and what the extension was built for, as a process of its own sees them after the build."""
+    """The machine, and what the extension was built for, as seen by a separate process after the build."""
     outcome = run((sys.executable, "-m", "benchmarks.machine"), {}, 60)
     last = (outcome.output.strip().splitlines() or [""])[-1]
     try:
@@ -188,13 +188,17 @@ def main(arguments: Sequence[str] | None = None, run: Runner = run_command) -> i
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=names, metavar="STEP", help=f"of {', '.join(names)}")
-    parser.add_argument("--skip", nargs="+", choices=names, metavar="STEP", default=[], help="all but these")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="STEP", help=f"some of {', '.join(names)}")
+    parser.add_argument("--skip", nargs="+", choices=names, metavar="STEP", default=[], help="run all but these")
     parser.add_argument("--output", type=Path, help="directory of the report (default $OUT, else benchmarks/results)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="for all steps together (default: no limit)")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="time limit for all steps together (default: no limit)"
+    )
     parser.add_argument("--quick", action="store_true", help="200 repetitions and small benchmarks")
-    parser.add_argument("--all-architectures", action="store_true", help="build the fat binary, not this GPU's part")
-    parser.add_argument("--require-gpu", action="store_true", help="status 1 where there is no GPU")
+    parser.add_argument(
+        "--all-architectures", action="store_true", help="build for all architectures, not just this GPU's"
+    )
+    parser.add_argument("--require-gpu", action="store_true", help="status 1 if there is no GPU")
     options = parser.parse_args(arguments)
     end += 60 * options.minutes
     output: Path = options.output or Path(os.environ.get("OUT") or DIRECTORY)
@@ -220,7 +224,7 @@ def main(arguments: Sequence[str] | None = None, run: Runner = run_command) -> i
         results.append(perform(step, run, share_of(step, chosen[index + 1 :], end - time.perf_counter())))
         print(f"{'':11} {results[-1].state} in {results[-1].seconds:.0f} s: {results[-1].summary[:400]}", flush=True)
         verdicts = [str(verdict) for verdict in targets.verdicts(output, began)]
-        write_report(output, environment, results, "", verdicts)  # before anything else may fail
+        write_report(output, environment, results, "", verdicts)  # before anything else can fail
         if index == 0:
             environment |= environment_of(run)
             write_report(output, environment, results, "", verdicts)

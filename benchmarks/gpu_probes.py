@@ -1,6 +1,6 @@
-"""What only a running GPU shows, a process each: `python -m benchmarks.gpu_probes launches|repeat|graph`.
+"""Checks that need a GPU, one per process: `python -m benchmarks.gpu_probes launches|repeat|graph`.
 
-Prints one JSON object a line, with the claim and whether it holds; status 1 if any does not. `gpu_check` runs them all.
+Prints one JSON object per line: the claim and whether it holds. Status 1 if any does not. `gpu_check` runs them all.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def problem(
 
 
 def backends_on(device: torch.device) -> list[str]:
-    """The compiled ones and triton, as far as they run there."""
+    """The compiled backends and triton, if they run there."""
     return [name for name in ("cuda", "cpu", "triton") if not dispatch.why_not(name, device)]
 
 
 def kernels_of(run: Callable[[], Any]) -> tuple[list[str], Any]:
-    """The names of what a call puts on the GPU, fills and copies included, and what it returns."""
+    """The names of what a call launches on the GPU, fills and copies included, and its result."""
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         result = run()
@@ -91,10 +91,10 @@ def kernels_of(run: Callable[[], Any]) -> tuple[list[str], Any]:
 
 
 def launches(device: torch.device) -> Iterator[Finding]:
-    """One launch forward and one backward, for every strategy and prior, and no wait of the host for the device."""
+    """One launch forward and one backward, for every strategy and prior, without the host waiting for the device."""
     for backend, channels, dense in itertools.product(backends_on(device), CHANNELS, (False, True)):
         one = problem(backend, device, channels=channels, dense=dense)
-        one()  # compiles, and makes what is kept between calls
+        one()  # compiles, and fills the caches between calls
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -115,7 +115,7 @@ def launches(device: torch.device) -> Iterator[Finding]:
 
 
 def repeat(device: torch.device, times: int, seconds: float = math.inf) -> Iterator[Finding]:
-    """The same bits every time: a race between blocks would show. Every configuration has its share of the time."""
+    """The same bits every time: a race between blocks would show. Every configuration gets a share of the time."""
     configurations = list(itertools.product(backends_on(device), CHANNELS, (False, True)))
     end = time.perf_counter() + seconds
     for index, (backend, channels, channels_last) in enumerate(configurations):
@@ -126,7 +126,7 @@ def repeat(device: torch.device, times: int, seconds: float = math.inf) -> Itera
         while done < times and (not done or time.perf_counter() < mine):
             for _ in range(min(50, times - done)):
                 for a, b in zip(first, one(), strict=True):
-                    different += (a != bits(b)).any()  # on the device, so that calls follow one another without a gap
+                    different += (a != bits(b)).any()  # on the device, so that calls follow without a gap
                 done += 1
             count = int(different)
         layout = "channels_last" if channels_last else "contiguous"
@@ -137,12 +137,12 @@ def repeat(device: torch.device, times: int, seconds: float = math.inf) -> Itera
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """As integers, which are equal where the bits are: of NaN, too, and not of 0 and -0."""
+    """The bits as integers, which distinguish 0 from -0 and compare NaN as equal."""
     return tensor.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def graph(device: torch.device) -> Iterator[Finding]:
-    """Captured in a CUDA graph and replayed on new values, forward and backward compute what they compute eagerly."""
+    """Captured in a CUDA graph and replayed on new values, forward and backward give the eager results."""
     for backend, channels in itertools.product(backends_on(device), CHANNELS):
         claim = f"{backend}, {channels}: a CUDA graph replays it"
         one = problem(backend, device, channels=channels)
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("probe", choices=("launches", "repeat", "graph"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--times", type=int, default=10_000, help="of repeat")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="for repeat, which then does less")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time limit of repeat")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():

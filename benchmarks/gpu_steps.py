@@ -1,4 +1,4 @@
-"""The steps of `benchmarks.gpu_check`: their commands, in the order of what they tell for their time."""
+"""The steps of `benchmarks.gpu_check`: their commands, ordered by information per second."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from .arguments import SUBJECTS
 from .step import EAGER, VARIANTS
 
-#: Subjects whose figures are asked for; the others are timed after all checks.
+#: Subjects with targets; the others are timed after all checks.
 FIRST = ("loss", "heatmap")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-#: What of the tests a GPU runs; named, since collecting the others takes longer than running these.
+#: The tests that need a GPU, listed because collecting the others takes longer than running these.
 QUICK_TESTS = (
     "tests/cuda/test_gpu.py",
     "tests/ops/test_loss.py",
@@ -26,29 +26,29 @@ QUICK_TESTS = (
 )
 GPU_TESTS = ("tests/ops", "tests/cuda/test_gpu.py", "tests/loss", "tests/nn", "tests/triton", "tests/training_loops",
              "tests/training/test_resume.py")  # fmt: skip
-#: A file that cannot be imported, since a package is missing, stops no other; a kernel that is wrong everywhere does.
+#: A file that fails to import for a missing package does not stop the others; a kernel that always fails does.
 SURVIVING = ("--continue-on-collection-errors", "--maxfail", "40")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, what its success shows, and how its output is put in a line."""
+    """A command, what its success shows, and how its output is summarised in a line."""
 
     name: str
     shows: str
     command: tuple[str, ...]
     summary: Callable[[str], str]
-    #: Its share where the time for all steps together is short.
+    #: Its share if the time for all steps together is short.
     seconds: float
     environment: dict[str, str] = field(default_factory=dict)
-    minutes: float = 10.0  # the most it gets where it is not
+    minutes: float = 10.0  # the limit otherwise
     needs: str = ""  # a program that must be on PATH
-    timed: bool = False  # takes --seconds, and ends by itself with what it has
-    without: bool = False  # takes --without PEER, and is run again so when that peer lost the GPU
+    timed: bool = False  # accepts --seconds, and stops by itself with its results so far
+    without: bool = False  # accepts --without PEER, and is repeated with it if that peer lost the GPU
 
 
 def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
-    """Every step, in order. `architecture` is what the extension is built for."""
+    """Every step, in order. The extension is built for `architecture`."""
     python = sys.executable
     probe = (python, "-m", "benchmarks.gpu_probes")
     times = "200" if quick else "10000"
@@ -67,7 +67,7 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
             "--no-pictures",
             *small,
         )
-        return Step(name, "what is right is timed beside its peers", command, _cases, seconds, minutes=60, timed=True,
+        return Step(name, "right results are timed against peers", command, _cases, seconds, minutes=60, timed=True,
                     without=True)  # fmt: skip
 
     compiled = [name for name in VARIANTS if name == "plain" or name not in EAGER]
@@ -92,7 +92,7 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
         ),
         Step(
             "step",
-            "a training step with PAL, beside other ways to write it",
+            "a training step with PAL, against other ways to write it",
             (*step, "--variants", *EAGER, "--output", str(output / "step_cuda.csv")),
             _cases,
             110,
@@ -101,13 +101,13 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
             without=True,
         ),
         _sanitizer("memcheck"),
-        _tests("gpu tests", "every test that wants a GPU passes", ("-m", "gpu", *GPU_TESTS), 120),
+        _tests("gpu tests", "every test that needs a GPU passes", ("-m", "gpu", *GPU_TESTS), 120),
         *(_sanitizer(tool) for tool in SANITIZERS if tool != "memcheck"),
         *(subject(name, 40) for name in SUBJECTS if name not in FIRST),
         _tests("other tests", "so does the rest of the test suite", ("-m", "not gpu"), 60),
         Step(
             "compiled step",
-            "compiled training steps, beside the plain one",
+            "compiled training steps, against the plain one",
             (*step, "--variants", *compiled, "--output", str(output / "step_compiled_cuda.csv")),
             _cases,
             60,
@@ -119,7 +119,7 @@ def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
 
 
 def _tests(name: str, shows: str, chosen: Sequence[str], seconds: float) -> Step:
-    """Tests that share the memory of the GPU among workers; those that need much of it stay in one of them."""
+    """Tests whose workers share the GPU's memory; tests that need much of it stay in one worker."""
     workers = min(8, max(1, (os.cpu_count() or 1) // 2)) if importlib.util.find_spec("xdist") else 1
     parallel = ("-n", str(workers), "--dist", "loadgroup") if workers > 1 else ()
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SURVIVING, *parallel, *chosen)
@@ -127,7 +127,7 @@ def _tests(name: str, shows: str, chosen: Sequence[str], seconds: float) -> Step
 
 
 def _sanitizer(tool: str) -> Step:
-    """Small calls of every kernel. What PyTorch asks of CUDA's functions in vain is none of ours."""
+    """Small calls of every kernel. CUDA API errors that PyTorch itself provokes are not reported."""
     return Step(
         tool,
         f"compute-sanitizer's {tool} finds nothing in small calls of every kernel",
@@ -148,7 +148,7 @@ def _last(text: str, pattern: str) -> str:
 
 
 def _passed(text: str) -> str:
-    """What pytest says at its end."""
+    """pytest's summary line."""
     return _last(text, r".*\d+ (passed|failed|error).*")
 
 
@@ -159,12 +159,12 @@ def _sanitized(text: str) -> str:
 
 
 def _cases(text: str) -> str:
-    """What a benchmark says at its end."""
+    """A benchmark's summary line."""
     return _last(text, r"\w+: \d+ of \d+ cases in .*")
 
 
 def _claims(text: str) -> str:
-    """How many claims of a probe hold, and which do not. Its last line may have been cut."""
+    """How many claims of a probe hold, and which do not. The last line may be truncated."""
     found = []
     for line in text.splitlines():
         if line.startswith('{"claim"') and line.endswith("}"):

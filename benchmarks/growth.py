@@ -1,11 +1,11 @@
 """How the loss's cost grows with batch, channels, cells and landmarks over two decades, and where launches dominate.
 
     python -m benchmarks.growth            one axis at a time; results in benchmarks/results
-    python -m benchmarks.growth --quick    three points an axis, seconds
+    python -m benchmarks.growth --quick    three points per axis, seconds
 
 For each axis a line `fixed + slope * size` is fitted to the medians of forward plus backward. Below `fixed / slope` the
-cost is that of calls and launches; above it, of the work. The exponent of growth between the two largest sizes is 1
-where the cost is linear.
+cost of calls and launches dominates, above it the work. The exponent of growth between the two largest sizes is 1 if
+the cost is linear.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DECADES = (1, 3, 10, 30, 100)
 
 @dataclass(frozen=True)
 class GrowthCase(loss.LossCase):
-    """A loss of which one size grows."""
+    """A case of the loss in which one size grows."""
 
     axis: str = "B"
 

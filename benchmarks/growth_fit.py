@@ -1,4 +1,4 @@
-"""The lines through growing costs: what is fixed, what each element costs, and where the one outweighs the other."""
+"""Line fits of growing costs: the fixed cost, the cost per element, and where the two are equal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Growth:
 
     @property
     def turning_point(self) -> float:
-        """The size at which the work costs as much as calls and launches."""
+        """The size at which the work takes as long as calls and launches."""
         return self.fixed_ms / self.slope_ms if self.slope_ms > 0 else math.inf
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Growth:
 
 
 def fit(records: Sequence[dict[str, str]]) -> list[Growth]:
-    """The growth along every axis of every peer that was timed at three sizes or more (two: the line through them)."""
+    """The growth along every axis of every peer timed at two or more sizes (two give the line through them)."""
     lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for record in records:
         if record["mode"] == "both" and record["p50_ms"]:
@@ -41,7 +41,7 @@ def fit(records: Sequence[dict[str, str]]) -> list[Growth]:
 
 
 def _line(axis: str, peer: str, points: list[tuple[float, float]]) -> Growth:
-    """Least squares of relative errors, so that the small sizes count as much as the large ones."""
+    """Least squares of relative errors, so that small sizes count as much as large ones."""
     weights = [1 / y**2 for _, y in points]
     total = sum(weights)
     mean_x = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total

@@ -1,8 +1,8 @@
-"""One set-up per subject feeds speed and memory, forward, backward and both; what is wrong gets no time.
+"""One set-up per subject for speed and memory, forward, backward and both; wrong results are not timed.
 
 A subject has cases and peers. For every case each peer is prepared, compared with its judge (the float64 reference, or
-the peer's own definition) and only then measured. Peers, and a copy of memory, take turns, so that a change of clock or
-load meets all of them; shares and ratios are of medians of the same run.
+the peer's own definition) and only then measured. Peers and a memory copy take turns, so that a change of clock or load
+affects all of them; shares and ratios are of medians of the same run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which keeps the CPU's memory, talks otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler, which records CPU memory
 
 import torch
 from torch import Tensor
@@ -23,23 +23,23 @@ from .timing import Call, peak_memory, quantile, timer_of
 
 MODES = ("forward", "backward", "both")
 
-#: Bounds of DESIGN 4 on the relative L2 error against the float64 reference.
+#: Bounds from DESIGN 4 on the relative L2 error against the float64 reference.
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 class UnavailableError(Exception):
-    """This peer cannot run here, or not this case; the message says why."""
+    """This peer cannot run here, or cannot run this case; the message says why."""
 
 
 class Case(Protocol):
-    """A frozen dataclass; `columns` are its fields as the CSV shows them."""
+    """A frozen dataclass; `columns` are its fields as shown in the CSV."""
 
     def columns(self) -> dict[str, object]: ...
 
 
 @dataclass
 class Prepared:
-    """A peer ready to run. `inputs` are differentiated; empty for a peer that has no gradient."""
+    """A peer ready to run. Gradients are taken with respect to `inputs`; empty for a peer without gradients."""
 
     forward: Callable[[], Tensor]
     inputs: Sequence[Tensor] = ()
@@ -49,8 +49,8 @@ class Prepared:
 class Peer:
     """One way to compute the subject.
 
-    `judge` and `bound`: the peer's own definition where it is not the subject's, and how near it must come.
-    `package`: what it comes from, for its version.
+    `judge` and `bound`: the peer's own definition, if it differs from the subject's, and its error bound.
+    `package`: the package it comes from, for the version.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured. `judge` returns the output and the gradients of the inputs in float64.
+    """What is measured. `judge` returns the output and the gradients with respect to the inputs in float64.
 
     `traffic` and `work`: the bytes that a mode must move and the floating-point operations it must do, or None.
     """
@@ -75,13 +75,13 @@ class Subject:
     bound: Callable[[Any], float]
     traffic: Callable[[Any, str], int | None] = lambda case, mode: None
     work: Callable[[Any, str], int | None] = lambda case, mode: None
-    yardstick: str = "copy"  # or "write": what of the machine the rate is a share of
-    launches: bool = False  # on a GPU: whether the time that the host takes to launch counts
+    yardstick: str = "copy"  # or "write": the rate of the machine that shares refer to
+    launches: bool = False  # on a GPU: whether the host's launch time counts
 
 
 @dataclass
 class Row:
-    """One mode of one peer of one case. What could not be measured is None, and `note` says why."""
+    """One mode of one peer of one case. Unmeasured figures are None, and `note` says why."""
 
     case: Any
     peer: str
@@ -91,7 +91,7 @@ class Row:
     traffic: int | None = None
     work: int | None = None
     yardstick: str = ""
-    machine_rate: float | None = None  # bytes a second of the yardstick, in the same rounds
+    machine_rate: float | None = None  # bytes per second of the yardstick, in the same rounds
     peak_bytes: int | None = None  # beyond the inputs and their gradients
     error: float | None = None
     bound: float | None = None
@@ -100,12 +100,12 @@ class Row:
 
     @property
     def rate(self) -> float | None:
-        """Bytes that must move, a second."""
+        """Required bytes per second."""
         return None if self.milliseconds is None or self.traffic is None else self.traffic / self.milliseconds[1] * 1e3
 
     @property
     def share(self) -> float | None:
-        """Of the yardstick's rate."""
+        """`rate` as a share of the yardstick's."""
         return None if self.rate is None or self.machine_rate is None else self.rate / self.machine_rate
 
 
@@ -117,9 +117,9 @@ class _Running:
 
 
 def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quick: bool = False) -> list[Row]:
-    """Every peer of one case, in every mode. A peer that fails has its reason for a note, and the others go on.
+    """Measures every peer of one case in every mode. A peer that fails gets a note with the reason; the others go on.
 
-    Raises: LostDeviceError if none can go on.
+    Raises: LostDeviceError if none can.
     """
     rows: list[Row] = []
     running: list[_Running] = []
@@ -156,7 +156,7 @@ def measure(subject: Subject, case: Any, device: torch.device, rounds: int, quic
 
 
 def _accepted(row: Row, prepared: Prepared, error: float, subject: Subject, peer: Peer) -> list[_Running]:
-    """What is to be timed of a row: its mode's call, or nothing if it is wrong or has no gradient."""
+    """The call to time for a row; none if the result is wrong or has no gradient."""
     row.error, row.bound = error, subject.bound(row.case) if peer.bound is None else peer.bound
     if not error <= row.bound:  # NaN is wrong, too
         row.note = f"wrong: differs by {error:.1e}, bound {row.bound:.1e}"
@@ -169,14 +169,14 @@ def _accepted(row: Row, prepared: Prepared, error: float, subject: Subject, peer
 
 
 def _note_failure(error: Exception, failed: Sequence[Row], device: torch.device) -> None:
-    """Raises: LostDeviceError if the GPU answers no more."""
+    """Raises: LostDeviceError if the GPU no longer responds."""
     for row in failed:
         row.note = note_of(error)
     recover(failed[0].peer, error, device)
 
 
 def call_of(prepared: Prepared, mode: str) -> Call:
-    """A call of one mode. Backward alone runs on a fresh graph each time, as in training."""
+    """The call for one mode. Backward alone runs on a fresh graph each time, as in training."""
     inputs = list(prepared.inputs)
 
     upstream = upstream_of(prepared.forward())
@@ -192,7 +192,7 @@ def call_of(prepared: Prepared, mode: str) -> Call:
 
 
 def upstream_of(output: Tensor) -> Tensor:
-    """The gradient that is sent back into an output: 1 for a scalar, else a ramp, under which nothing cancels."""
+    """The upstream gradient of an output: 1 for a scalar, else a ramp, so that nothing cancels."""
     if output.ndim == 0:
         return torch.ones_like(output)
     ramp = torch.linspace(-1, 1, max(1, output.numel()), dtype=torch.float64, device=output.device)
@@ -200,7 +200,7 @@ def upstream_of(output: Tensor) -> Tensor:
 
 
 def check(prepared: Prepared, wanted: list[Tensor]) -> float:
-    """The largest relative L2 error of the output and, where the peer has them, the gradients."""
+    """The largest relative L2 error of the output and, if the peer has them, the gradients."""
     output = prepared.forward()
     found = [output]
     if prepared.inputs:
@@ -209,7 +209,7 @@ def check(prepared: Prepared, wanted: list[Tensor]) -> float:
 
 
 def relative_error(value: Tensor, wanted: Tensor) -> float:
-    """||value - wanted|| / ||wanted|| in float64; of a scalar, which may cancel to nothing, over 0.1 at least."""
+    """||value - wanted|| / ||wanted|| in float64; for a scalar, which may cancel, the denominator is at least 0.1."""
     if value.shape != wanted.shape:
         return float("nan")
     value, wanted = value.detach().double(), wanted.detach().to(value.device)
@@ -218,7 +218,7 @@ def relative_error(value: Tensor, wanted: Tensor) -> float:
 
 
 def take_turns(running: list[_Running], subject: Subject, device: torch.device, rounds: int, quick: bool) -> None:
-    """Times the calls, and the yardstick, round by round, and fills the rows."""
+    """Times the calls and the yardstick, round by round, and fills the rows."""
     if not running:
         return
     rulers, moved = [], 0

@@ -1,10 +1,10 @@
-"""Heatmaps of landmarks, beside kornia, mmpose's and face-alignment's drawing, and a product of matrices.
+"""Heatmaps of landmarks, against kornia, mmpose's and face-alignment's drawing, and a matrix product.
 
     python -m benchmarks.heatmap            growth with batch, landmarks and size; results in benchmarks/results
     python -m benchmarks.heatmap --quick    one small case, seconds
 
-The heatmap has the image's size, so that a cell is a pixel and every definition means the same landmark. Landmarks lie
-within the middle half of it, so that no patch is cut by the frame.
+The heatmap has the image's size, so that cells are pixels and all definitions agree on the landmarks' positions. These
+lie within the middle half of the image, so that no patch is clipped at the border.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HeatmapCase:
 
     @property
     def sigma(self) -> float:
-        """1/16 of the image, rounded, because the patches are of whole pixels."""
+        """1/16 of the image, rounded, because the patches cover whole pixels."""
         return float(max(1, round(self.side / 16)))
 
     def columns(self) -> dict[str, object]:
@@ -47,7 +47,7 @@ class HeatmapCase:
         return f"{self.batch} heatmaps of {self.landmarks} landmarks, {self.side} x {self.side}"
 
 
-#: The case that the targets name.
+#: The case named by the targets.
 GPU_BASE = HeatmapCase(256, 68, 224)
 
 
@@ -71,7 +71,7 @@ def landmarks(case: HeatmapCase, device: torch.device) -> Tensor:
 
 
 def formula(points: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """The separable sum, an einsum of two thin tensors."""
+    """The separable sum, as an einsum of two thin tensors."""
     return reference.landmark_heatmap(points, size, image_size=size, sigma=sigma)
 
 
@@ -92,7 +92,7 @@ def compiled(case: HeatmapCase, device: torch.device) -> Prepared:
     run = torch.compile(formula, fullgraph=True, dynamic=False)
     try:
         run(points, case.size, case.sigma)
-    except Exception as error:  # the compiler's own failure: it has no time, and the others go on
+    except Exception as error:  # the compiler's own failure: no time for it, the others go on
         raise UnavailableError(f"torch.compile failed: {first_line(error)[:80]}") from error
     return Prepared(lambda: run(points, case.size, case.sigma), (points,))
 
@@ -110,9 +110,9 @@ def ours(backend: str) -> Callable[[HeatmapCase, torch.device], Prepared]:
     return prepare
 
 
-#: Elements of one map a landmark, of which kornia's renderer keeps several.
+#: Elements of one map per landmark; kornia's renderer holds several such tensors.
 MOST_MAPS = {"cpu": 1 << 28, "cuda": 3 << 29}
-#: What is drawn in NumPy takes some 0.1 ms a landmark.
+#: Drawing in NumPy takes about 0.1 ms per landmark.
 MOST_DRAWN = {"cpu": 1 << 30, "cuda": 2048}
 
 
@@ -159,7 +159,7 @@ SUBJECT = Subject(
             judge=face_alignment_judge,
             note="NumPy, cut at 3 sigma",
         ),
-        # Coordinates and exponents in float32 as they come: the same function, 2e-5 from it in the gradient.
+        # Coordinates and exponents in plain float32: the same function, with an error of 2e-5 in the gradient.
         Peer("einsum", einsum, bound=1e-4),
         Peer("compiled einsum", compiled, bound=1e-4),
         Peer("cpu", ours("cpu")),

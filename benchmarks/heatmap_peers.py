@@ -1,6 +1,6 @@
-"""Other ways to draw landmarks, each with its own definition as its judge.
+"""Other ways to draw landmarks, each judged by its own definition.
 
-mmpose and face-alignment draw on the CPU, a patch a landmark, in NumPy; what they do is written here from their
+mmpose and face-alignment draw on the CPU in NumPy, one patch per landmark; both are reimplemented here from their
 definitions (mmpose `generate_gaussian_heatmaps`, face-alignment `draw_gaussian`), so that neither need be installed.
 """
 
@@ -16,16 +16,16 @@ from .harness import Prepared, UnavailableError, upstream_of
 
 
 def _overlap(start: int, length: int, extent: int) -> tuple[slice, slice]:
-    """What of [start, start + length) lies in [0, extent): as a slice of the image, and of the patch."""
+    """The part of [start, start + length) inside [0, extent): as a slice of the image, and of the patch."""
     first = max(0, start)
     last = max(first, min(extent, start + length))
     return slice(first, last), slice(first - start, last - start)
 
 
 def mmpose_heatmap(points: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarray:
-    """(B, K, 2) -> (B, H, W): a patch that ends at 3 sigma about each rounded landmark, one map each, summed here.
+    """(B, K, 2) -> (B, H, W): a patch truncated at 3 sigma around each rounded landmark, one map each, summed here.
 
-    As in mmpose the patch is computed for every landmark and joined by a maximum.
+    As in mmpose, the patch is computed for every landmark and combined by a maximum.
     """
     radius = int(3 * sigma)
     maps = np.zeros((*points.shape[:2], *size), dtype=np.float32)
@@ -41,12 +41,12 @@ def mmpose_heatmap(points: np.ndarray, size: tuple[int, int], sigma: float) -> n
 
 
 def face_alignment_heatmap(points: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarray:
-    """(B, K, 2) -> (B, H, W): a patch of 6 sigma + 1 pixels added to a map a landmark, clipped at 1, summed here.
+    """(B, K, 2) -> (B, H, W): a patch of 6 sigma + 1 pixels, added to one map per landmark, clipped at 1, summed here.
 
-    Its Gaussian's standard deviation is a quarter of the patch, and its coordinates count from 1. The package, 1.5.0,
-    holds one patch ready, that of sigma 2, and draws no other; here it is made for the sigma that is asked for, once a
-    call. The package clips the whole map after every landmark, which here is done where the patch fell, and at the
-    left and upper borders it puts the patch up to two pixels off, which here it is not.
+    Its Gaussian's standard deviation is a quarter of the patch, and its coordinates count from 1. The package (1.5.0)
+    has a single precomputed patch, for sigma 2; here the patch is computed for the given sigma, once per call. The
+    package clips the whole map after every landmark; here only the patch's area is clipped. At the left and upper
+    borders the package places the patch up to two pixels off; here it is placed exactly.
     """
     length = int(6 * sigma + 1)
     axis = ((np.arange(length) - (length - 1) / 2) / (0.25 * length)) ** 2 / 2
@@ -63,7 +63,7 @@ def face_alignment_heatmap(points: np.ndarray, size: tuple[int, int], sigma: flo
 
 
 def _dense(points: Tensor, size: tuple[int, int], sigma: float, reach: float) -> Tensor:
-    """Sum of Gaussians about `points`, cut off outside a square of half side `reach`, in float64."""
+    """Sum of Gaussians around `points`, truncated outside a square of half side `reach`, in float64."""
     x = torch.arange(size[1], dtype=torch.float64, device=points.device)
     y = torch.arange(size[0], dtype=torch.float64, device=points.device)
     total = points.new_zeros((points.shape[0], *size), dtype=torch.float64)
@@ -86,14 +86,14 @@ def face_alignment_judge(points: Tensor, size: tuple[int, int], sigma: float) ->
 
 
 def drawn(draw: Any, points: Tensor, size: tuple[int, int], sigma: float) -> Prepared:
-    """A NumPy drawing, landmarks fetched from the device and heatmaps sent there."""
+    """A NumPy drawing: landmarks are copied from the device, and heatmaps to it."""
     return Prepared(
         lambda: torch.from_numpy(draw(points.detach().cpu().numpy(), size, sigma)).to(points.device, non_blocking=True)
     )
 
 
 def kornia_heatmap(points: Tensor, size: tuple[int, int], sigma: float) -> Prepared:
-    """kornia's renderer, one map a landmark, summed."""
+    """kornia's renderer, one map per landmark, summed."""
     try:
         from kornia.geometry.subpix import render_gaussian2d
     except ImportError as error:

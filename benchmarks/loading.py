@@ -1,12 +1,12 @@
-"""What landmarks cost the loading of images: decoding and augmentation with them, beside the same without.
+"""The cost of landmarks in image loading: decoding and augmentation with landmarks, against the same without.
 
     python -m benchmarks.loading              both sizes of images
     python -m benchmarks.loading --quick      one size, seconds
 
 Both sides decode the same JPEG files and apply the same torchvision transforms, one to images and landmarks, the
-other to images only, in a dataset that knows of no landmarks. They take turns in one process, as in each worker of a
-loader; time is the processor's, so that other work on the machine does not count. The ratio is the median of the
-rounds' ratios. Heatmaps are made by neither: the loss makes them on the device. A ratio above `LIMIT` ends in status 1.
+other to images only, in a data set without landmarks. They take turns in one process, as in each worker of a loader;
+CPU time is measured, so that other work on the machine does not count. The ratio is the median of the rounds' ratios.
+Neither side renders heatmaps, which the loss does on the device. A ratio above `LIMIT` gives status 1.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from . import machine
 
 RESULTS = Path(__file__).parent / "results" / "loading.csv"
 
-#: Granted: seconds with landmarks over seconds without.
+#: Limit on the seconds with landmarks over the seconds without.
 LIMIT = 1.10
 
 
@@ -50,7 +50,7 @@ class Case:
 
 
 class ImagesOnly(Dataset[tuple[torch.Tensor, int]]):
-    """The pipeline as one without landmarks is written."""
+    """The pipeline as one would write it without landmarks."""
 
     def __init__(self, files: list[Path], labels: list[int], transform: Callable[[Any], Any]) -> None:
         self.files, self.labels, self.transform = files, labels, transform
@@ -64,7 +64,7 @@ class ImagesOnly(Dataset[tuple[torch.Tensor, int]]):
 
 
 def write_images(root: Path, count: int, stored: int) -> LandmarkSet:
-    """An ImageFolder of drawn faces, `count` of them from eight that are drawn."""
+    """Writes an ImageFolder of `count` faces, copies of eight drawn ones."""
     faces = make_faces(8, stored, seed=1)
     names = []
     for index in range(count):
@@ -106,7 +106,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=64)
     args = parser.parse_args(words)
     torch.set_num_threads(1)
-    environment = machine.environment(torch.device("cpu"))  # the load is that before the measurement
+    environment = machine.environment(torch.device("cpu"))  # before the measurement, for the load
     cases = [Case(100, 224)] if args.quick else [Case(100, 100), Case(100, 224), Case(224, 224)]
     rounds, count = (11, 32) if args.quick else (args.rounds, args.images)
     records: list[dict[str, object]] = []

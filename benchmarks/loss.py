@@ -1,4 +1,4 @@
-"""The fused loss from landmarks, beside the reference in eager PyTorch and under torch.compile.
+"""The fused loss from landmarks, against the reference in eager PyTorch and under torch.compile.
 
 python -m benchmarks.loss            the shapes of the specification; results in benchmarks/results
 python -m benchmarks.loss --quick    one small shape, seconds
@@ -23,7 +23,7 @@ from .harness import BOUNDS, Peer, Prepared, Subject, UnavailableError
 IMAGE = 224  # pixels, height and width
 SIGMA = 14.0  # the default: 1/16 of the image
 
-#: (C, H, W) of the layers that a face network is supervised at.
+#: (C, H, W) of the layers at which a face network is supervised.
 LAYERS = ((1024, 14, 14), (512, 28, 28), (512, 14, 14), (2048, 7, 7))
 
 TRAINING_BATCHES = (64, 16, 256)
@@ -65,7 +65,7 @@ def cases(device: torch.device, quick: bool) -> Sequence[LossCase]:
 
 
 def gpu_cases() -> list[LossCase]:
-    """Layers at training batches, and of 256 MB a tensor and more; what is asked for comes first."""
+    """Layers at training batch sizes, and tensors of 256 MB and more; the cases with targets come first."""
     contiguous, channels_last = (
         [(dtype, layout) for dtype in (torch.bfloat16, torch.float32)] for layout in ("contiguous", "channels_last")
     )
@@ -112,7 +112,7 @@ def inputs(case: LossCase, device: torch.device) -> tuple[Tensor, Tensor, Tensor
 
 
 def formula(activation: Tensor, gradient: Tensor, points: Tensor) -> Tensor:
-    """What a user would write, straight from `pal_fast.reference`."""
+    """What a user would write, directly from `pal_fast.reference`."""
     size = (activation.shape[2], activation.shape[3])
     heatmap = reference.landmark_heatmap(points, size, image_size=(IMAGE, IMAGE), sigma=SIGMA)
     annotated = reference.valid_landmarks(points, None).any(1)
@@ -138,7 +138,7 @@ def compiled(case: LossCase, device: torch.device) -> Prepared:
     run = torch.compile(formula, fullgraph=True, dynamic=False)
     try:
         run(activation, gradient, points)
-    except Exception as error:  # the compiler's own failure: it has no time, and the others go on
+    except Exception as error:  # the compiler's own failure: no time for it, the others go on
         raise UnavailableError(f"torch.compile failed: {first_line(error)[:80]}") from error
     return Prepared(lambda: run(activation, gradient, points), (activation, gradient))
 
@@ -158,17 +158,17 @@ def ours(backend: str) -> Callable[[LossCase, torch.device], Prepared]:
 
 
 def traffic(case: LossCase, mode: str) -> int:
-    """Bytes that must move (DESIGN 4), all channels taking part: 2M read, then 2M read and 2M written."""
+    """Bytes that must move (DESIGN 4) if all channels take part: 2M read, then 2M read and 2M written."""
     return {"forward": 2, "backward": 4, "both": 6}[mode] * tensor_bytes(case)
 
 
 def tensor_bytes(case: LossCase) -> int:
-    """Of the activation, and of the gradient."""
+    """Bytes of the activation, and equally of the gradient."""
     return case.batch * case.channels * case.height * case.width * case.dtype.itemsize
 
 
 def work(case: LossCase, mode: str) -> int:
-    """Operations on the elements: abs, multiply, subtract, add; then abs, sign and three multiplies."""
+    """Operations per element: abs, multiply, subtract, add; then abs, sign and three multiplies."""
     elements = case.batch * case.channels * case.height * case.width
     return {"forward": 4, "backward": 5, "both": 9}[mode] * elements
 

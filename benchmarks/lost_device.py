@@ -1,6 +1,6 @@
-"""What a benchmark does about a GPU that one of its peers left unusable.
+"""Handling of a GPU that one of a benchmark's peers left unusable.
 
-After an illegal access, say, every call of the process fails; a new process may go on without that peer.
+After an illegal memory access, for instance, every call of the process fails; a new process can go on without the peer.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import torch
 
 from pal_fast.messages import first_line
 
-#: The status of a command that ended so.
+#: Exit status of a command that lost the GPU.
 LOST = 3
 
 
 class LostDeviceError(Exception):
-    """No call of this process can use the GPU any more; the message names the peer after which that was so."""
+    """This process can no longer use the GPU; the message names the peer that caused it."""
 
     def __init__(self, peer: str) -> None:
         super().__init__(f"lost the GPU in {peer!r}")
 
 
 def note_of(error: Exception) -> str:
-    """What a row says of a peer that failed."""
+    """The note in a row for a peer that failed."""
     return f"failed: {type(error).__name__}: {first_line(error)[:100]}"
 
 
 def recover(peer: str, error: Exception, device: torch.device) -> None:
-    """After `error` in `peer`: frees what it held. Raises: LostDeviceError if the GPU does not answer."""
+    """Frees the memory held by `peer` after `error`. Raises: LostDeviceError if the GPU does not respond."""
     if device.type != "cuda":
         return
     try:
@@ -37,7 +37,7 @@ def recover(peer: str, error: Exception, device: torch.device) -> None:
 
 
 def lost_peer(output: str) -> str:
-    """The peer that a command's output names as the one that lost the GPU, or ""."""
+    """The peer that lost the GPU according to a command's output, or ""."""
     for line in reversed(output.splitlines()):
         if line.startswith("lost the GPU in '") and line.endswith("'"):
             return line.removeprefix("lost the GPU in '").removesuffix("'")

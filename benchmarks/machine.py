@@ -1,6 +1,6 @@
-"""The machine that a figure comes from: its name, versions and load, and how fast it copies memory.
+"""The machine on which figures are measured: its name, versions and load, and its memory copy rate.
 
-python -m benchmarks.machine    prints that as JSON
+python -m benchmarks.machine    prints these as JSON
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import torch
 
 import pal_fast
 
-#: Columns that every row of every result ends with.
+#: The last columns of every row of every result.
 COLUMNS = (
     "device", "driver", "threads", "load", "matmul_gflop_s", "python", "torch", "cuda", "triton", "pal_fast",
     "extension",
 )  # fmt: skip
 
-#: Bytes of the tensors that a yardstick copies or fills: past every cache.
+#: Bytes of the tensors that a yardstick copies or fills: larger than any cache.
 LARGE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """COLUMNS by name. `load` tells how quiet the machine was."""
+    """COLUMNS by name. `load` shows how busy the machine was."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "driver": _driver() if device.type == "cuda" else "",
@@ -47,13 +47,13 @@ def environment(device: torch.device) -> dict[str, object]:
 
 
 def load() -> float | str:
-    """The system's average of the last minute, or "" where it keeps none."""
+    """The system's load average of the last minute, or "" if it has none."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else ""
 
 
 @lru_cache(maxsize=1)
 def processor() -> str:
-    """The CPU's model and its vector extensions, as the system tells."""
+    """The CPU's model and its vector extensions, as reported by the system."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -64,7 +64,7 @@ def processor() -> str:
 
 
 def version(package: str) -> str:
-    """A package's version, or "" where it is not installed."""
+    """A package's version, or "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -94,7 +94,7 @@ def _extension() -> str:
 
 @lru_cache(maxsize=8)
 def matmul_rate(device: torch.device) -> float:
-    """Operations a second of a float32 matrix product, the other roof of a roofline; once a process."""
+    """Operations per second of a float32 matrix product, the other roof of a roofline; measured once per process."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.rand(side, side, device=device) for _ in range(2))
     allowed = torch.backends.cuda.matmul.allow_tf32
@@ -113,19 +113,19 @@ def matmul_rate(device: torch.device) -> float:
 
 
 def copy(device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
-    """A copy between two large tensors, to be timed beside what is measured, and the bytes that it moves."""
+    """A copy between two large tensors, to be timed along with the peers, and the bytes that it moves."""
     source, target = _large(device, quick), _large(device, quick)
     return lambda: target.copy_(source), 2 * source.nbytes
 
 
 def write(device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
-    """A fill of a large tensor, for what writes and hardly reads."""
+    """A fill of a large tensor, the yardstick for operators that write and hardly read."""
     target = _large(device, quick)
     return lambda: target.fill_(1.0), target.nbytes
 
 
 def _large(device: torch.device, quick: bool) -> torch.Tensor:
-    """Of values drawn at random: memory moves zeros more easily."""
+    """A large tensor of random values: zeros move faster."""
     return torch.rand(LARGE_BYTES[device.type] // 4 // (16 if quick else 1), device=device)
 
 

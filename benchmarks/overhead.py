@@ -1,11 +1,11 @@
-"""The Python that PALLoss adds to a bare double backward: hooks, checks and dispatch, in microseconds per call.
+"""The Python overhead of PALLoss over a bare double backward: hooks, checks and dispatch, in microseconds per call.
 
     python -m benchmarks.overhead
 
-Both sides run the same operators on a network so small that Python is what is measured: forward, gradient with
+Both sides run the same operators on a network so small that Python dominates: forward, gradient with
 `create_graph=True`, the loss, backward. The bare side has a network without hooks, and calls the loss's operator with
-its arguments ready made. Rounds alternate, and the thread's own time counts, so that other processes matter less. No
-compile, DDP or autocast is in play.
+precomputed arguments. Rounds alternate, and the thread's CPU time is measured, so that other processes matter less.
+Without compile, DDP or autocast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from . import machine
 from .arguments import DIRECTORY
 
-#: What may be added per call, on a quiet machine.
+#: Limit on the added time per call, on an idle machine.
 LIMIT_US = 100.0
 NAME = "overhead_cpu.csv"
 
@@ -85,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=DIRECTORY, help="directory for the CSV")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
-    environment = machine.environment(torch.device("cpu"))  # the load is that before the measurement
+    environment = machine.environment(torch.device("cpu"))  # before the measurement, for the load
     records: list[dict[str, object]] = []
     for backend in ("cpu", "reference"):
         reason = dispatch.why_not(backend, torch.device("cpu"))

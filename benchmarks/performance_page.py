@@ -1,7 +1,7 @@
-"""Writes the tables of docs/performance.md from benchmarks/results: `python -m benchmarks.performance_page`.
+"""Generates the tables of docs/performance.md from benchmarks/results: `python -m benchmarks.performance_page`.
 
-Only what a CSV holds gets into a table, and a cell that is empty there says so here. The results' pictures follow their
-table, as copies beside the page. tests/docs keeps page, copies and results in step.
+A table contains only what its CSV holds, and states why a cell is empty. The pictures of the results follow their
+table, as copies next to the page. tests/docs keeps page, copies and results in sync.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
 IMAGES: Final = PAGE.parent / "images"
 
-#: Between these lines a table is written.
+#: A table is written between these lines.
 _MARKED: Final = re.compile(
     r"(?P<start><!-- results: (?P<subject>\w+) (?P<device>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
 )
 
-#: Columns of the results to those of the page. The case's own columns come first.
+#: Columns of the results to columns of the page. The case's own columns come first.
 SHOWN: Final = {
     "peer": "implementation",
     "p50_ms": "ms",
@@ -31,16 +31,16 @@ SHOWN: Final = {
     "share": "share of the machine's bandwidth",
     "peak_mb": "peak MB",
 }
-#: The pictures of a subject, by what their names add (`draw.PICTURES`), with what they show.
+#: The pictures of a subject, by the suffix of their names (`draw.PICTURES`), with what they show.
 PICTURES: Final = {
     "loss": {"": "The loss from landmarks", "_roofline": "Roofline of the loss"},
     "heatmap": {"": "The drawing over batch, landmarks and size"},
     "attribution": {"": "From images to the map, and back to the weights"},
     "growth": {"": "The loss over batch, channels, cells and landmarks"},
 }
-#: Subjects that are pictures alone: a table of a hundred sizes would be read by nobody.
+#: Subjects shown as pictures only: nobody would read a table of a hundred sizes.
 DRAWN_ONLY: Final = ("growth",)
-#: What a subject's table shows, where it is not forward plus backward: heatmaps are targets, drawn without gradients.
+#: The mode shown for a subject, if not forward plus backward: heatmaps are targets, drawn without gradients.
 MODE: Final = {"heatmap": "forward"}
 
 _FIRST_MEASURED: Final = "peer"
@@ -48,7 +48,7 @@ _ENVIRONMENT: Final = ("device", "driver", "threads", "load", "python", "torch",
 
 
 def table(subject: str, device: str) -> str:
-    """Every case as Markdown; a sentence where nothing has been measured. Backends of other devices are left out."""
+    """Every case as Markdown; a sentence if nothing has been measured. Backends of other devices are left out."""
     path = RESULTS / f"{subject}_{device}.csv"
     if not path.is_file():
         kind = "GPU" if device == "cuda" else "CPU"
@@ -91,7 +91,7 @@ def _cell(name: str, value: str) -> str:
 
 
 def _environment(rows: list[dict[str, str]]) -> str:
-    """The machines and versions that the rows name."""
+    """The machines and versions named in the rows."""
     said = []
     for name in _ENVIRONMENT:
         values = sorted({row.get(name, "") for row in rows} - {""})
@@ -103,7 +103,7 @@ def _environment(rows: list[dict[str, str]]) -> str:
 
 
 def pictures(subject: str, device: str) -> dict[Path, str]:
-    """The pictures among the results, each with what it shows."""
+    """The pictures of the results, each with what it shows."""
     named = {RESULTS / f"{subject}_{device}{name}.png": words for name, words in PICTURES[subject].items()}
     return {path: words for path, words in named.items() if path.is_file()}
 
@@ -115,17 +115,17 @@ def section(subject: str, device: str) -> str:
 
 
 def written(page: str) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables regenerated."""
     return _MARKED.sub(lambda m: m["start"] + section(m["subject"], m["device"]) + m["end"], page)
 
 
 def shown(page: str) -> list[Path]:
-    """The pictures among the results that the page's sections show."""
+    """The pictures of the results that the page's sections show."""
     return [path for m in _MARKED.finditer(page) for path in pictures(m["subject"], m["device"])]
 
 
 def main() -> None:
-    if not PAGE.is_file():  # installed, there is no page
+    if not PAGE.is_file():  # absent from an installed package
         return
     PAGE.write_text(written(PAGE.read_text()))
     for path in shown(PAGE.read_text()):

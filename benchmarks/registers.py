@@ -3,7 +3,7 @@
     PAL_FAST_CUDA=1 python setup.py build_ext --inplace    # leaves build/temp.*/cuda_*.log
     python -m benchmarks.registers                         # writes benchmarks/results/registers.csv
 
-`tests/cuda/test_registers.py` checks the table: no kernel spills, on no architecture, and none is missing.
+`tests/cuda/test_registers.py` checks the table: no kernel spills on any architecture, and none is missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def read_report(text: str) -> Iterator[tuple[str, str, int, int, int, int]]:
-    """The rows of one report of `ptxas -v`, kernels by their mangled names; shared memory is the static one."""
+    """The rows of one report of `ptxas -v`, with mangled kernel names; shared memory is static only."""
     entry: tuple[str, str] | None = None
     spills: tuple[int, int] | None = None
     for line in text.splitlines():
@@ -42,7 +42,7 @@ def read_report(text: str) -> Iterator[tuple[str, str, int, int, int, int]]:
 
 
 def readable(names: list[str]) -> list[str]:
-    """`_ZN8pal_fast4cuda...` -> `map_forward_kernel<float, true, false>`; needs c++filt, of the binutils."""
+    """`_ZN8pal_fast4cuda...` -> `map_forward_kernel<float, true, false>`; needs c++filt from binutils."""
     if not shutil.which("c++filt"):
         raise SystemExit("c++filt (binutils) is needed to read the kernels' names")
     text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
@@ -50,7 +50,7 @@ def readable(names: list[str]) -> list[str]:
     for line in text.splitlines():
         line = re.sub(r"\(anonymous namespace\)::|pal_fast::cuda::", "", line.removeprefix("void "))
         depth = 0
-        for position, character in enumerate(line):  # the arguments begin at the first bracket outside <>
+        for position, character in enumerate(line):  # the arguments begin at the first parenthesis outside <>
             depth += {"<": 1, ">": -1}.get(character, 0)
             if character == "(" and depth == 0:
                 line = line[:position]
@@ -61,7 +61,7 @@ def readable(names: list[str]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, help="the build's directory of objects (default: build/temp.*)")
+    parser.add_argument("--build", type=Path, help="the build's object directory (default: build/temp.*)")
     parser.add_argument("--output", type=Path, default=TABLE)
     arguments = parser.parse_args()
     directories = [arguments.build] if arguments.build else sorted((ROOT / "build").glob("temp.*"))

@@ -1,4 +1,4 @@
-"""Rows of a result as CSV, and back: one file a subject and device, rewritten after every case."""
+"""Rows of a result to CSV and back: one file per subject and device, rewritten after every case."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(path: Path, records: Sequence[Mapping[str, object]]) -> None:
 
 
 def write_rows(path: Path, columns: Sequence[str], records: Sequence[Mapping[str, object]]) -> None:
-    """Replaces the file as a whole: a run that is killed at this moment keeps the last one."""
+    """Replaces the file atomically: a run that is killed meanwhile keeps the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "w") as file:
         writer = csv.DictWriter(file, columns)
@@ -52,7 +52,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def _rate(value: float | None) -> float | None:
-    """To five digits, wherever they begin: a rate is divided by, and a loaded machine may be slow."""
+    """Rounds to five significant digits: rates are divisors, and may be small on a loaded machine."""
     return None if value is None else float(f"{value:.5g}")
 
 

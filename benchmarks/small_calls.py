@@ -1,8 +1,8 @@
-"""Every kind of kernel of the package on small, odd shapes, for compute-sanitizer, which slows a kernel many times.
+"""Every kind of kernel in the package on small, odd shapes, for compute-sanitizer, which slows kernels many times over.
 
     compute-sanitizer --tool racecheck python -m benchmarks.small_calls --backend cuda
 
-Inputs are made on the CPU, so that hardly any kernels but the package's own are launched. Results are not judged here.
+Inputs are made on the CPU, so that few kernels but the package's own are launched. Results are not checked here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pal_fast import dispatch
 from pal_fast.constants import CHANNELS
 from pal_fast.nn import BatchNorm2d
 
-#: Cells that vectors divide, and cells that they do not; tiles of heatmaps that are whole, and one that is cut.
+#: Numbers of cells that are and are not multiples of the vector width; full heatmap tiles, and a partial one.
 SHAPES = ((3, 70, 14, 14), (2, 64, 7, 7), (2, 9, 13, 11))
 SIDES = (14, 64, 97)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -67,7 +67,7 @@ class HeatmapCall:
 
 @dataclass(frozen=True)
 class BatchNormCall:
-    """Forward, backward and the derivative of that; the operator finds its own backend."""
+    """Forward, backward and double backward; the operator chooses its own backend."""
 
     dtype: torch.dtype
     layout: torch.memory_format
@@ -85,7 +85,7 @@ def _leaf(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def calls(backend: str) -> list[Any]:
-    """Those of every kind first, so that a run that is cut short has met them all."""
+    """All calls, with every kind first, so that even a short run covers them all."""
     first, *others = SHAPES
     kinds = list(itertools.product(DTYPES, LAYOUTS, CHANNELS, (False, True)))
     heatmaps = [
@@ -100,7 +100,7 @@ def calls(backend: str) -> list[Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small_calls", description=__doc__.split("\n")[0])
     parser.add_argument("--backend", default="cuda", choices=("cuda", "triton", "cpu"))
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no call after these")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no call after this time")
     options = parser.parse_args(arguments)
     device = torch.device("cpu" if options.backend == "cpu" else "cuda")
     reason = dispatch.why_not(options.backend, device)

@@ -1,17 +1,17 @@
-"""The cost of a training step with the attribution loss, beside the plain step and beside other ways to write it.
+"""The cost of a training step with the attribution loss, against the plain step and other ways to write it.
 
     python -m benchmarks.step                 the whole table on a GPU; the small one on a CPU
     python -m benchmarks.step --quick         one small case, seconds
     python -m benchmarks.step --case resnet18:layer3:112:16:float32
 
-A time is shown only where the gradients are right, judged by the formula in eager PyTorch (`Naive`) in two ways. In
-float64, on two images, they agree to 1e-6: the step computes the right thing. In the type that is timed they are no
-further from the judge than twice what PyTorch itself moves by when the memory format changes: a deep random network
-amplifies rounding (ReLU masks flip), so that right gradients differ by 1e-2 between kernels, and a fixed bound would
-either refuse right steps or pass wrong ones. Both errors, and that bound, are in the CSV.
+A time is shown only if the gradients are right, judged by the formula in eager PyTorch (`Naive`) in two ways. In
+float64, on two images, they agree to 1e-6: the step computes the right thing. In the timed dtype, their error is at
+most twice the change in PyTorch's own gradients when the memory format changes: a deep random network amplifies
+rounding (ReLU masks flip), so right gradients differ by 1e-2 between kernels, and a fixed bound would either reject
+right steps or accept wrong ones. Both errors and that bound are in the CSV.
 
-Steps of a case take turns, so that a change of clock or load meets all of them; the ratio is the median of the rounds'
-ratios.
+The steps of a case take turns, so that a change of clock or load affects all of them; the ratio is the median of
+the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LAYERS = {
     "vgg16": ("features.29", "features.22"),  # conv5_3 and conv4_3 with their ReLU
     "vit_small": ("blocks.7",),
 }
-#: A run that is cut short has a layer of each network, at every batch and in both types.
+#: Ordered so that a short run has a layer of each network, at every batch size and in both dtypes.
 GPU_CASES = [
     Case(model, layer, 224, batch, dtype)
     for chosen in (lambda layers: layers[:1], lambda layers: layers[1:])
@@ -85,7 +85,7 @@ VARIANTS: dict[str, type[Step]] = {
     "compiled PALLoss, prepare_head": CompiledPAL,
     "graphed": Graphed,
 }
-#: Those that need no compiler, which takes minutes a case.
+#: Variants that need no compiler, which takes minutes per case.
 EAGER = [name for name in VARIANTS if "compiled" not in name]
 COLUMNS = (
     "model", "layer", "image", "batch", "dtype", "variant", "ms", "ms_p20", "ms_p80", "ratio", "one_plus_h",
@@ -96,7 +96,7 @@ COLUMNS = (
 
 @dataclass
 class Row:
-    """One variant of one case. What could not be measured is None, and `note` says why."""
+    """One variant of one case. Unmeasured figures are None, and `note` says why."""
 
     case: Case
     variant: str
@@ -112,7 +112,7 @@ class Row:
 
 
 def measure_case(case: Case, device: torch.device, variants: Sequence[str], rounds: int) -> list[Row]:
-    torch._dynamo.reset()  # every step is compiled anew, and the compiler stops after eight of the same function
+    torch._dynamo.reset()  # every step is recompiled, and the compiler gives up after eight of the same function
     one_plus_h = 1 + head_share(case)
     rows = {name: Row(case, name, one_plus_h) for name in variants}
     steps: dict[str, Step] = {}
@@ -122,7 +122,7 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
             step = _checked(row, judge, device)
         except UnavailableError as reason:
             row.note = str(reason)
-        except InductorError as error:  # unchecked, so no time is shown
+        except InductorError as error:  # not checked, so no time is shown
             row.note = f"the compiler failed: {first_line(error)[:80]}"
         except Exception as error:
             note_failure(row, error, device)
@@ -139,7 +139,7 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
 
 
 def _checked(row: Row, judge: Judge, device: torch.device) -> Step | None:
-    """The row's step, with its peak memory and calls in the row; None, and a note, if its gradients are wrong."""
+    """The row's step, after recording its peak memory and calls; None, and a note, if its gradients are wrong."""
     kind = VARIANTS[row.variant]
     row.exact_error, _ = judge(kind(replace(row.case, batch=2, dtype=torch.float64), device))
     step = kind(row.case, device)
@@ -161,7 +161,7 @@ def _checked(row: Row, judge: Judge, device: torch.device) -> Step | None:
 
 
 def note_failure(row: Row, error: Exception, device: torch.device) -> None:
-    """A variant that fails stops no other. Raises: LostDeviceError if the GPU answers no more."""
+    """A variant that fails does not stop the others. Raises: LostDeviceError if the GPU no longer responds."""
     row.note = note_of(error)
     recover(row.variant, error, device)
 
@@ -169,7 +169,7 @@ def note_failure(row: Row, error: Exception, device: torch.device) -> None:
 def take_turns(
     steps: dict[str, Step], rows: dict[str, Row], device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each step in each round; a step that fails leaves, with a note in its row."""
+    """Seconds of each step in each round; a step that fails is dropped, with a note in its row."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
         for name in list(times):
@@ -237,21 +237,21 @@ def parse_case(text: str) -> Case:
         model, layer, image, batch, dtype = text.split(":")
         return Case(model, layer, int(image), int(batch), {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     except (ValueError, KeyError):
-        raise argparse.ArgumentTypeError(f"wants MODEL:LAYER:IMAGE:BATCH:float32|bfloat16, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be MODEL:LAYER:IMAGE:BATCH:float32|bfloat16, got {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n")[0])
     parser.add_argument("--case", type=parse_case, action="append", help="MODEL:LAYER:IMAGE:BATCH:DTYPE, repeatable")
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, help="default all; quick: those that need no compiler"
+        "--variants", nargs="+", choices=VARIANTS, help="default all; with --quick, those that need no compiler"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--backend", choices=BACKENDS, help="of PALLoss (default the fastest)")
-    parser.add_argument("--rounds", type=int, help="rounds that count (default 20; quick 3)")
+    parser.add_argument("--backend", choices=BACKENDS, help="backend of PALLoss (default the fastest)")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default 20; quick 3)")
     parser.add_argument("--quick", action="store_true", help="one small case")
-    parser.add_argument("--seconds", type=float, help="begin no case that would end later (default: every case)")
-    parser.add_argument("--without", nargs="+", choices=VARIANTS, default=[], help="variants that are left out")
+    parser.add_argument("--seconds", type=float, help="start no case that would end later (default: every case)")
+    parser.add_argument("--without", nargs="+", choices=VARIANTS, default=[], help="variants to leave out")
     parser.add_argument("--output", type=Path, help="the CSV (default benchmarks/results/step_DEVICE.csv; quick: none)")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -271,13 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except LostDeviceError as error:
             print(error)
             return LOST
-        except ImportError as error:  # the library that the network comes from
+        except ImportError as error:  # the network's library
             print(f"{case}: {error}")
             continue
         measured += 1
         print_rows(rows)
         records += [as_record(row, device) for row in rows]
-        if output is not None:  # after each case: a run that is cut short keeps what it has
+        if output is not None:  # after each case, so that an interrupted run keeps its results
             results_csv.write_rows(output, COLUMNS, records)
     broken = broken_of(records, "variant")
     print(f"\nstep: {measured} of {len(cases)} cases in {deadline.taken:.0f} s{broken}")

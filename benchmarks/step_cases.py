@@ -1,4 +1,4 @@
-"""What `benchmarks.step` compares: networks with the layer to attribute, and ways to write the training step."""
+"""What `benchmarks.step` compares: networks with their attributed layer, and ways to write the training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LANDMARKS = 68
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table's left side."""
+    """A network, layer, image size, batch size and dtype: the left columns of the table."""
 
     model: str
     layer: str
@@ -37,17 +37,17 @@ class Case:
 
 
 class UnavailableError(Exception):
-    """This way of writing the step cannot run here; the message says why."""
+    """This variant of the step cannot run here; the message says why."""
 
 
 def build_model(case: Case, device: torch.device) -> nn.Module:
-    """The same weights for the same case. In float32, or float64; a bfloat16 case runs under autocast."""
+    """The same weights for the same case, in float32 or float64; a bfloat16 case runs under autocast."""
     torch.manual_seed(0)
-    with torch.device(device):  # VGG16's weights take seconds to be drawn on a CPU
+    with torch.device(device):  # initialising VGG16 on a CPU takes seconds
         model = _network(case)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # Masks drawn at random could not be compared between variants.
+            module.p = 0.0  # Random dropout masks would differ between variants.
     return model.to(device, torch.float64 if case.dtype == torch.float64 else torch.float32).train()
 
 
@@ -87,7 +87,7 @@ def head_share(case: Case) -> float:
 
 @lru_cache(maxsize=64)
 def _head_share(name: str, layer: str, image: int) -> float:
-    """Without computing: on the meta device, where attention, too, is counted by its matrix products."""
+    """Counted on the meta device, where attention, too, is counted by its matrix products."""
     meta = torch.device("meta")
     model = build_model(Case(name, layer, image, 1, torch.float32), meta)
     until_layer = 0
@@ -105,9 +105,9 @@ def _head_share(name: str, layer: str, image: int) -> float:
 class Step:
     """A training step up to the gradients: forward, loss, backward. Calling it returns the loss."""
 
-    #: Whether operators can be watched while it runs; a compiled function refuses to run under a dispatch mode.
+    #: Whether operator calls can be counted; a compiled function cannot run under a dispatch mode.
     watchable = True
-    #: Whether it lives in memory that was taken when it was made, so that a call has no peak of its own.
+    #: Whether it runs in memory allocated at construction, so that a call has no peak of its own.
     replayed = False
 
     def __init__(self, case: Case, device: torch.device) -> None:
@@ -127,7 +127,7 @@ class Step:
         return loss.detach()
 
     def losses(self) -> tuple[Tensor, Tensor | None]:
-        """The logits (B, CLASSES), and the attribution loss if there is one."""
+        """The logits (B, CLASSES), and the attribution loss, if any."""
         raise NotImplementedError
 
 
@@ -161,7 +161,7 @@ class Naive(Step):
 
 
 class Signed(Naive):
-    """`Naive` with g * f instead of abs(g) * f: what captum's attribution is judged by."""
+    """`Naive` with g * f instead of abs(g) * f: the judge of captum's attribution."""
 
     absolute = False
 
@@ -177,7 +177,7 @@ class Relaid(Naive):
 
 
 class Captum(Step):
-    """captum's LayerGradientXActivation, which runs a forward of its own."""
+    """captum's LayerGradientXActivation, which runs its own forward."""
 
     judge = Signed
 
@@ -211,7 +211,7 @@ class PAL(Step):
 
 
 class Prepared(PAL):
-    """`PALLoss` above which `prepare_head` replaced the layers."""
+    """`PALLoss` with the layers above replaced by `prepare_head`."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         super().__init__(case, device)
@@ -219,7 +219,7 @@ class Prepared(PAL):
 
 
 def naive_loss(attribution: Tensor, landmarks: Tensor, image: int) -> Tensor:
-    """Minus the correlation of the channels' mean with the landmarks' Gaussians. attribution: (B, C, H, W)."""
+    """The negative correlation of the channel mean with the landmarks' Gaussians. attribution: (B, C, H, W)."""
     attribution = as_map(attribution)
     m = attribution.to(torch.promote_types(attribution.dtype, torch.float32)).mean(1)
     height, width = m.shape[1:]

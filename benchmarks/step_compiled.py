@@ -1,4 +1,4 @@
-"""The two ways to take the interpreter out of the step: torch.compile, and a CUDA graph of the whole step."""
+"""Two ways to remove the interpreter from the step: torch.compile, and a CUDA graph of the whole step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CompiledNaive(Naive):
 
 
 class CompiledPrepared(CompiledNaive):
-    """The same with `prepare_head`: BatchNorm's second derivative as one operator, which the compiler leaves alone."""
+    """The same with `prepare_head`: BatchNorm's double backward as one operator, opaque to the compiler."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         super().__init__(case, device)

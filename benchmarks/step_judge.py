@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .step_cases import Case, Naive, Plain, Relaid, Step
 
-# Of the float64 gradients. And the least bound in the timed type, for networks that the memory format does not move.
+# Bound on the float64 error; and the minimum bound in the timed dtype, for networks insensitive to the memory format.
 EXACT = 1e-6
 LEAST_BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -35,7 +35,7 @@ class Judge:
 
 
 def gradients_of(step: Step) -> Tensor:
-    """All parameters' gradients of a step as one vector in float64."""
+    """The gradients of all parameters of a step, as one float64 vector."""
     step()
     gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
     return torch.cat([g.detach().double().flatten() for g in gradients])

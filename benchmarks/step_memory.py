@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no word on a GPU that is not there
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no warnings about an absent GPU
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: What the profiler may put on the GPU's timeline though it is no work of the GPU.
+#: Entries that the profiler may put on the GPU's timeline although they are no GPU work.
 NO_WORK = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 
 
@@ -29,7 +29,7 @@ class Calls(TorchDispatchMode):
 
 
 def calls_of(step: Callable[[], Tensor], device: torch.device) -> int:
-    """On the CPU the operator calls below autograd, on CUDA the kernels that were launched."""
+    """On the CPU, the number of operator calls below autograd; on CUDA, of launched kernels."""
     if device.type != "cuda":
         with Calls() as calls:
             step()
@@ -42,9 +42,9 @@ def calls_of(step: Callable[[], Tensor], device: torch.device) -> int:
 
 
 def peak_of(step: Callable[[], Tensor], device: torch.device) -> int:
-    """The most bytes at once that PyTorch's allocator gave beyond what was there before, gradients included.
+    """Peak bytes allocated by PyTorch beyond those allocated before the call, gradients included.
 
-    What a library takes from elsewhere (oneDNN's scratch memory) is not seen.
+    Memory that a library allocates elsewhere (oneDNN's scratch memory) is not included.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,9 +1,9 @@
-"""The study: does PAL help, against what, and where does it not?  `python -m benchmarks.study`
+"""The study: does PAL help, compared with what, and where does it not?  `python -m benchmarks.study`
 
-Trains a small network on the drawn faces under every condition of `parts()`, with seeds that are fixed here and
-that the set-up was not chosen on, and adds each run to benchmarks/results/study.csv as it ends. Runs that are
-already there are not repeated, so it can be stopped at any time and called again. Then it writes the table of
-docs/study_table.md and the pictures of docs/images (`--report` does only that).
+Trains a small network on the drawn faces under every condition of `parts()`, with seeds that are fixed here and were
+not used to choose the set-up, and appends each run to benchmarks/results/study.csv as it ends. Existing runs are not
+repeated, so the study can be stopped at any time and started again. Then it writes the table of docs/study_table.md
+and the pictures of docs/images (`--report` does only that).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .study_set_up import claim
 RESULTS: Final = Path(__file__).parent / "results" / "study.csv"
 DOCS: Final = Path(__file__).parent.parent / "docs"
 
-#: Fixed before the first run. The set-up was chosen on the seeds 100 and 101, the demo has 0 to 2.
+#: Fixed before the first run. The set-up was chosen with the seeds 100 and 101; the demo uses 0 to 2.
 SEEDS: Final = (5, 6, 7, 8, 9)
 WEIGHTS: Final = (1.0, 3.0, 10.0)
 MEASURES: Final = ("accuracy", "accuracy_occluded", "follows_cue", "alignment", "alignment_of_sum")
@@ -36,7 +36,7 @@ def weighted(condition: Condition, weights: Iterable[float] = WEIGHTS) -> list[C
 
 
 def parts() -> dict[str, list[Condition]]:
-    """The study's questions, in the order in which they are run. Seeds are added by `plan`."""
+    """The study's questions, in the order of their runs. `plan` adds the seeds."""
     pal, alignment = replace(PAL, weight=10.0), replace(ALIGNMENT, weight=10.0)
     best = [CROSS_ENTROPY, pal, alignment]
     return {
@@ -58,7 +58,7 @@ def parts() -> dict[str, list[Condition]]:
 
 
 def plan(chosen: Iterable[str] | None = None, seeds: Iterable[int] = SEEDS) -> list[Condition]:
-    """Every run of the chosen parts (default all), each once, all seeds of a part before the next part."""
+    """The runs of the chosen parts (default all), each once, with all seeds of a part before the next part."""
     questions = parts()
     names = list(questions) if chosen is None else list(chosen)
     runs = [replace(c, seed=seed) for name in names for seed in seeds for c in questions[name]]
@@ -81,7 +81,7 @@ def read(path: Path) -> dict[Condition, dict[str, float]]:
 
 
 def fill(path: Path, runs: list[Condition], processes: int) -> None:
-    """Runs what the table lacks, `processes` at a time, and adds each row as it comes."""
+    """Executes the missing runs, `processes` at a time, and appends each row as it finishes."""
     missing = [condition for condition in runs if condition not in read(path)]
     print(f"{len(runs)} runs, {len(missing)} to do, {processes} processes", flush=True)
     if not missing:
@@ -102,7 +102,7 @@ def fill(path: Path, runs: list[Condition], processes: int) -> None:
                 file.flush()
                 print(f"{done}/{len(missing)} {row}", flush=True)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what is running ends unseen, the rest never starts
+            pool.shutdown(wait=False, cancel_futures=True)  # discards the running ones, never starts the rest
             raise
 
 
@@ -112,9 +112,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help=f"default {' '.join(map(str, SEEDS))}")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--results", type=Path, default=None, help="the table of runs (default: benchmarks/results)")
-    parser.add_argument("--docs", type=Path, default=None, help="where table and pictures go (default: docs)")
-    parser.add_argument("--report", action="store_true", help="only write table and pictures")
-    parser.add_argument("--quick", action="store_true", help="four small runs into ./study_quick, to see that it works")
+    parser.add_argument("--docs", type=Path, default=None, help="folder of the table and the pictures (default: docs)")
+    parser.add_argument("--report", action="store_true", help="only write the table and the pictures")
+    parser.add_argument("--quick", action="store_true", help="four small runs into ./study_quick, as a smoke test")
     args = parser.parse_args(arguments)
     runs = plan(args.parts, args.seeds)
     if args.quick:

@@ -1,4 +1,4 @@
-"""The study's pictures: accuracy over the loss's weight, over the training set, and for each variation."""
+"""The study's pictures: accuracy over the weight of the loss, over the training set, and for each variation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def accuracies(groups: Groups, condition: Condition, measure: str = "accuracy") 
 
 
 def _errorbars(axes: Axes, label: str, points: Sequence[tuple[float, float, float]]) -> None:
-    """(x, mean, half width of the interval) joined by a line; nothing where there are no points."""
+    """(x, mean, half width of the interval) joined by a line; nothing without points."""
     if points:
         x, mean, half = zip(*points, strict=True)
         bars = [0.0 if math.isnan(h) else h for h in half]
@@ -57,11 +57,11 @@ def _finish(axes: Axes, title: str, x: str) -> None:
 
 
 def over_weight(groups: Groups) -> Figure:
-    """What each method gains over cross-entropy alone, seed by seed."""
+    """The gain of each method over cross-entropy alone, seed by seed."""
     figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.subplots()
     weights = sorted({c.weight for c in groups if c.weight > 0})
-    # Beside each other, so that no interval hides another.
+    # Side by side, so that no interval hides another.
     for aside, label, base in (
         (0.96, "PAL, label's logit", PAL),
         (1.08, "PAL, shuffled landmarks", replace(PAL, prior="shuffled")),
@@ -86,7 +86,7 @@ def over_weight(groups: Groups) -> Figure:
 
 
 def over_data(groups: Groups) -> Figure:
-    """Number of training faces, wrong labels, and occluded test faces."""
+    """Accuracy over the number of training faces, wrong labels, and occluded test faces."""
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, sharey=True)
     methods = (
@@ -127,7 +127,7 @@ def over_data(groups: Groups) -> Figure:
 
 
 def variations(groups: Groups) -> Figure:
-    """What the loss gains with one option changed, the others left alone."""
+    """The gain of the loss with one option changed and the others fixed."""
     pal = replace(PAL, weight=10.0)
     options = [
         ("PAL: label's logit, mean, |g| f, sigma 3, weight 10", pal),

@@ -11,7 +11,7 @@ from .study_statistics import Rows, baseline, by_condition, gains, interval, p_v
 
 
 def describe(condition: Condition) -> str:
-    """What differs from the default training, in the names of the options."""
+    """The differences from the default training, by option name."""
     default = Condition()
     if condition == default:
         return "cross-entropy"
@@ -28,7 +28,7 @@ def describe(condition: Condition) -> str:
 
 
 def table(rows: Rows) -> str:
-    """Markdown. Accuracies in percent on faces whose badge says nothing about the label."""
+    """Markdown. Accuracies in percent on faces whose badge carries no information about the label."""
     groups = by_condition(rows)
     lines = [
         "| condition | seeds | accuracy % | occluded % | follows the badge % | alignment | of the sum | gain | p |",
@@ -58,7 +58,7 @@ def table(rows: Rows) -> str:
 
 
 def write(rows: Rows, folder: Path) -> None:
-    """The table and the pictures, from the runs that there are."""
+    """Writes the table and the pictures of the existing runs."""
     from .study_pictures import draw
 
     folder.mkdir(parents=True, exist_ok=True)

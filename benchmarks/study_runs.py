@@ -1,4 +1,4 @@
-"""One run of the study: the demo's small network on the drawn faces under one condition, judged on fresh faces."""
+"""One run of the study: the demo's small network on the drawn faces under one condition, tested on fresh faces."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 from pal_fast.faces import FaceSet
 from pal_fast.faces.experiment import BATCH, EPOCHS, SIZE, TRAINING_FACES, fresh_faces, judge, train, training_faces
 
-#: The landmarks of the faces with the indices (B,) that it is given, asked once a step. -> (B, K, 2)
+#: Face indices (B,) to their landmarks (B, K, 2), called once per step.
 Draw = Callable[[Tensor], Tensor]
 
-BACKEND: Final = "reference"  # the judge of all backends, so that the study does not depend on a build
+BACKEND: Final = "reference"  # the reference for all backends, so that the study does not depend on a build
 GRID: Final = 16  # points along a side of "frame", 3 pixels apart
-#: Steps of a training on `TRAINING_FACES`. Fewer faces are gone through more often, so that small sets are not
-#: trained less; more faces at least `FEWEST_EPOCHS` times.
+#: Steps of a training run on `TRAINING_FACES`. Smaller sets get more epochs, so that they are not trained less; larger
+#: sets at least `FEWEST_EPOCHS`.
 STEPS: Final = EPOCHS * -(-TRAINING_FACES // BATCH)
 FEWEST_EPOCHS: Final = 8
 
 
 @dataclass(frozen=True, order=True)
 class Condition:
-    """What a training is given. `prior` is where the heatmap comes from, most others are PALLoss's options.
+    """The settings of a run. `prior` is the source of the heatmap; most others are options of PALLoss.
 
     Attributes:
-        prior: "none" (cross-entropy alone), or where the points come from, see `prior_landmarks`.
-        target: of PALLoss, or "margin": the label's logit less the mean of all logits.
+        prior: "none" (cross-entropy alone), or the source of the points, see `prior_landmarks`.
+        target: of PALLoss, or "margin": the label's logit minus the mean of all logits.
         sigma: of the Gaussians, in pixels of the 48-pixel image.
         images: number of training faces.
         noise: share of the training labels that are wrong.
-        scatter: how far from the middle the faces lie, in training and test, as a share of the image's side.
+        scatter: how far from the centre the faces may lie, in training and test, as a share of the image's side.
         head: "flattened" or "pooled", see `FaceNet`.
     """
 
@@ -57,7 +57,7 @@ class Condition:
         return asdict(self)
 
     def pal_options(self) -> dict[str, Any] | None:
-        """What PALLoss is made with; None for cross-entropy alone."""
+        """The options of PALLoss; None for cross-entropy alone."""
         if self.prior == "none":
             return None
         target: str | Callable[[Tensor, Tensor | None], Tensor] = margin if self.target == "margin" else self.target
@@ -72,7 +72,7 @@ ALIGNMENT: Final = Condition(prior="landmarks", attribution="activation")
 
 
 def margin(logits: Tensor, labels: Tensor | None) -> Tensor:
-    """(B,): the label's logit less the mean of all, which is what a softmax can see of it."""
+    """(B,): the label's logit minus the mean of all, the part of it to which a softmax is sensitive."""
     assert labels is not None
     return logits.gather(1, labels[:, None])[:, 0] - logits.mean(1)
 
@@ -88,15 +88,15 @@ def _fresh_faces(occlusion: float, scatter: float) -> FaceSet:
 
 
 def prior_landmarks(kind: str, faces: FaceSet, sigma: float, generator: torch.Generator) -> Tensor | Draw:
-    """(N, K, 2), in pixels of the image, or what draws the points of a batch at every step.
+    """(N, K, 2), in pixels of the image, or a function that draws the points of a batch at every step.
 
     - "landmarks": the faces' own; "shuffled": another training face's, drawn once per face.
     - "average": the mean landmarks of the training faces, for each of them.
     - "random": 68 points drawn uniformly over the image, once per face. Their heatmaps are dark at the edges, beyond
-      which no points lie, so that in the mean they tell the middle from the corners.
+      which no points lie, so that their mean distinguishes the centre from the corners.
     - "even": the same density of points, drawn once per face from an area that reaches three sigmas beyond the image:
-      in the mean the heatmap is the same everywhere. "redrawn": the same, with new points at every step.
-    - "frame": for every face the same regular grid of points over the image: what "random" is in the mean.
+      the mean heatmap is uniform. "redrawn": the same, with new points at every step.
+    - "frame": the same regular grid of points over the image for every face: the mean of "random".
     """
     count = len(faces)
     if kind == "shuffled":
@@ -129,7 +129,7 @@ def epochs_for(images: int) -> int:
 
 
 def run(condition: Condition) -> dict[str, object]:
-    """One row of the study's table. The seed sets the faces, the weights, the order and the control's draws."""
+    """One row of the study's table. The seed sets the faces, the weights, the order and the random controls."""
     torch.set_num_threads(1)
     faces = _training_faces(condition.seed, condition.images, condition.noise, condition.scatter)
     draws = torch.Generator().manual_seed(2000 + condition.seed)

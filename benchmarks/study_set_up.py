@@ -1,4 +1,4 @@
-"""What the study's rows were made with, kept beside them, so that rows of different set-ups are never mixed."""
+"""The set-up of the study's rows, stored with them, so that rows of different set-ups are never mixed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from pal_fast.faces import experiment, make_faces
 from pal_fast.faces.network import FaceNet
 
-#: PyTorch's releases and processors round differently.
+#: Rounding differs between PyTorch releases and processors.
 _TOLERANCES = {"colours": 1e-3, "landmarks": 0.02}
 
 
 def set_up() -> dict[str, Any]:
-    """The recipe's constants, the network, and colours and landmarks of a few faces, occluded and not."""
+    """The training constants, the network, and colours and landmarks of a few faces, occluded and not."""
     faces = make_faces(8, experiment.SIZE, seed=1, cue_agreement=experiment.CUE_AGREEMENT, occlusion=0.5)
     network = FaceNet()
     names = ("SIZE", "TEST_FACES", "TEST_SEED", "ALIGNED_FACES", "CUE_AGREEMENT", "EPOCHS", "BATCH", "LEARNING_RATE")
     return {
         **{name: getattr(experiment, name) for name in names},
-        # Not the repr, which changes with PyTorch's releases.
+        # Not the repr, which changes between PyTorch releases.
         "modules": [type(module).__name__ for module in network.modules()],
         "parameters": {name: str(tuple(value.shape)) for name, value in network.named_parameters()},
         "labels": faces.labels.tolist(),
@@ -30,7 +30,7 @@ def set_up() -> dict[str, Any]:
 
 
 def difference(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The names under which two set-ups differ by more than rounding."""
+    """The keys in which two set-ups differ by more than rounding."""
 
     def same(name: str) -> bool:
         a, b = kept.get(name), now.get(name)
@@ -42,18 +42,16 @@ def difference(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def claim(path: Path, *, fresh: bool) -> None:
-    """Writes the set-up to `path` for a table that is `fresh`, or compares it with the one that is there.
+    """Writes the set-up to `path` for a `fresh` table, or compares it with the stored one.
 
-    Raises: RuntimeError if the table's rows were made with another set-up, or nobody knows with which.
+    Raises: RuntimeError if the table's rows were made with another or an unknown set-up.
     """
     if fresh:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(set_up(), indent=1) + "\n")
         return
     if not path.exists():
-        raise RuntimeError(
-            f"{path} is missing: it is not known what the study's rows were made with; start a new table"
-        )
+        raise RuntimeError(f"{path} is missing, so the set-up of the study's rows is unknown; start a new table")
     differing = difference(json.loads(path.read_text()), set_up())
     if differing:
         raise RuntimeError(

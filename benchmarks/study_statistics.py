@@ -1,4 +1,4 @@
-"""The study's runs by condition, and what can be said of them: means, intervals, paired gains and tests."""
+"""The study's runs by condition, and their statistics: means, intervals, paired gains and tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Groups = dict[Condition, dict[int, Mapping[str, float]]]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of Student's 95% interval; NaN for a single value."""
+    """Mean and half width of Student's 95% confidence interval; NaN for a single value."""
     count, mean = len(values), sum(values) / len(values)
     if count < 2:
         return mean, math.nan
@@ -25,7 +25,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def by_condition(rows: Rows) -> Groups:
-    """The runs of each condition, named by the condition with seed 0, by seed."""
+    """The runs of each condition by seed; a condition's key is the condition with seed 0."""
     groups: Groups = defaultdict(dict)
     for condition, measures in rows.items():
         groups[replace(condition, seed=0)][condition.seed] = measures
@@ -38,13 +38,13 @@ def baseline(condition: Condition) -> Condition:
 
 
 def gains(groups: Groups, condition: Condition, other: Condition) -> list[float]:
-    """The condition's accuracy less the other's, in points, for each seed that both have."""
+    """The condition's accuracy minus the other's, in points, for each seed that both have."""
     runs, base = groups.get(condition, {}), groups.get(other, {})
     return [100 * (runs[seed]["accuracy"] - base[seed]["accuracy"]) for seed in sorted(runs.keys() & base.keys())]
 
 
 def p_value(differences: Sequence[float]) -> float:
-    """Of Student's paired test, two-sided; NaN where there is nothing to test."""
+    """The two-sided p value of Student's paired test; NaN if there is nothing to test."""
     if len(differences) < 2 or len(set(differences)) == 1:
         return math.nan
     return float(stats.ttest_1samp(differences, 0.0).pvalue)

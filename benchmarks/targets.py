@@ -1,10 +1,10 @@
-"""Whether the performance targets are met on a GPU, from what the benchmarks measured there.
+"""Whether the performance targets are met on a GPU, from the benchmarks' results there.
 
     python -m benchmarks.targets [DIRECTORY]
 
-Each target is a line: met, not met, or not measured, over how many of its cases, and the range with its worst case. The
-figures are those of the CSVs, so that rates are shares of the bandwidth that the same run measured. By how much the
-loss can lead where memory is the limit is reckoned in NOTES.md, "What the targets' ratios can be".
+Each target is a line: met, not met, or not measured, in how many of its cases, and the range with the worst case. The
+figures are those of the CSVs, so rates are shares of the bandwidth measured in the same run. NOTES.md, "What the
+targets' ratios can be", derives how much faster the loss can be where it is memory-bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from . import heatmap, loss, results_csv, step
 from .arguments import DIRECTORY
 
-#: The least bytes a tensor at which the loss is to reach the copy's rate.
+#: The minimum bytes per tensor at which the loss must reach the copy's rate.
 LARGE_BYTES = 256e6
 LEAST_SHARE = 0.90
 TIMES_EAGER, TIMES_COMPILED, TIMES_KORNIA = 10.0, 3.0, 20.0
@@ -28,7 +28,7 @@ Record = dict[str, str]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target, and what was found: by case, the figure that it bounds, of `wanted` cases in all."""
+    """A target and its findings: the bounded figure by case, out of `wanted` cases in all."""
 
     target: str
     bound: float
@@ -65,7 +65,7 @@ class Verdict:
 
 
 def verdicts(directory: Path, since: float = 0.0) -> list[Verdict]:
-    """Every target, of the results in `directory` that were written after `since` (seconds of the epoch)."""
+    """Every target, from the results in `directory` written after `since` (seconds since the epoch)."""
     losses, heatmaps, steps = (_read(directory / f"{name}_cuda.csv", since) for name in ("loss", "heatmap", "step"))
     return [*loss_verdicts(losses), *heatmap_verdicts(heatmaps), *step_verdicts(steps)]
 
@@ -130,7 +130,7 @@ def step_verdicts(records: Sequence[Record]) -> list[Verdict]:
 
 
 def figures(directory: Path, since: float = 0.0, most_losses: int = 60, most_steps: int = 36) -> list[str]:
-    """A line for each case of the loss (microseconds) and of the step: what the verdicts were computed from."""
+    """A line for each case of the loss (microseconds) and of the step: the figures behind the verdicts."""
     both = [r for r in _read(directory / "loss_cuda.csv", since) if r["mode"] == "both" and r["p50_ms"]]
     timed = [r for r in _read(directory / "step_cuda.csv", since) if r["ms"]]
     losses, steps = (list(dict.fromkeys(map(name, rows))) for name, rows in ((_loss_case, both), (_step_case, timed)))
@@ -161,7 +161,7 @@ def _times_faster(records: Sequence[Record], ours: str, peer: str, name: Callabl
 
 
 def _share(record: Record) -> float:
-    """As measured; the CSV's column is rounded."""
+    """Computed from the measurements; the CSV's column is rounded."""
     return float(record["gb_s"]) / float(record["machine_gb_s"])
 
 

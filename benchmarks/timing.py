@@ -1,4 +1,4 @@
-"""How a call is timed: by the GPU's own events behind a cold cache, or by the wall on a CPU."""
+"""Timing of a call: by CUDA events with a cold L2 cache, or by wall-clock time on a CPU."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-#: GPU cycles: what the host gets at first to queue a call, about half a millisecond, and the most that it gets.
+#: GPU cycles that the host gets to enqueue a call: at first, about half a millisecond, and at most.
 FIRST_SLEEP, LONGEST_SLEEP = 1 << 20, 1 << 25
 
 
 @dataclass
 class Call:
-    """What is timed: `run` of what `before`, which is not timed, returns."""
+    """The timed call: `run`, applied to the result of `before`, which is not timed."""
 
     run: Callable[[Any], Any]
     before: Callable[[], Any] = lambda: None
-    #: Cycles that the GPU sleeps while the host queues the call; `EventTimer` finds out how many it takes.
+    #: Cycles that the GPU sleeps while the host enqueues the call; `EventTimer` determines how many it takes.
     sleep: int = FIRST_SLEEP
 
 
 def timer_of(device: torch.device, launches: bool = False) -> Callable[[Call], float]:
-    """Seconds of a call on `device`. `launches`: on a GPU, the time that the host takes to launch counts."""
+    """Returns a timer for calls on `device`, in seconds. `launches`: on a GPU, include the host's launch time."""
     return EventTimer(device, launches) if device.type == "cuda" else wall_time
 
 
@@ -40,10 +40,10 @@ def wall_time(call: Call) -> float:
 class EventTimer:
     """GPU time between two events, with a cold L2.
 
-    The GPU sleeps while the host queues the whole call, so that gaps between launches are not measured, neither those
-    of many small kernels nor those of few. If it woke before all was queued, the call is timed again behind a longer
-    sleep. A call that waits for the GPU itself is late behind any sleep, and gets none. With `launches` the GPU waits
-    for the host, as in a program.
+    The GPU sleeps while the host enqueues the whole call, so that gaps between launches are not measured, whether the
+    kernels are many or few. If it wakes before everything is enqueued, the call is timed again after a longer sleep. A
+    call that itself synchronises with the GPU outlasts any sleep, and gets none. With `launches` the GPU waits for the
+    host, as in a real program.
     """
 
     def __init__(self, device: torch.device, launches: bool) -> None:
@@ -60,9 +60,9 @@ class EventTimer:
         return seconds
 
     def _once(self, call: Call) -> tuple[float, bool]:
-        """Seconds, and whether the GPU woke before the host was done."""
+        """Seconds, and whether the GPU woke before the host had finished."""
         state = call.before()
-        # Read, not written: what is written would be written back within the time that is measured.
+        # Read, not written: dirty lines would be written back during the measured time.
         self._flush.amax()
         if self._launches:
             torch.cuda.synchronize(self._device)
@@ -77,11 +77,11 @@ class EventTimer:
 
 
 def peak_memory(call: Call, device: torch.device) -> int:
-    """Peak bytes of a call beyond what was there before and, where it returns gradients, beyond those.
+    """Peak bytes of a call beyond those allocated before and, if it returns gradients, beyond those.
 
-    On the CPU from the allocator's record in PyTorch's profiler, which does not see NumPy's arrays.
+    On the CPU, from the allocation record of PyTorch's profiler, which does not include NumPy arrays.
     """
-    results = call.run(call.before())  # warm: workspaces that are kept between calls do not count
+    results = call.run(call.before())  # warm-up: workspaces cached between calls do not count
     kept = sum(t.nbytes for t in results) if isinstance(results, tuple) else 0
     del results
     state = call.before()

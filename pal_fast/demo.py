@@ -1,7 +1,7 @@
-"""The demo: one small network, trained with cross-entropy alone and with PAL, on misleading faces.
+"""The demo: one small network, trained with cross-entropy alone and with PAL, on faces with a misleading cue.
 
-The training faces' background gives the label away in nine cases out of ten, the test faces' does not. Everything is
-drawn at run time, and the seeds are fixed here: the demo shows their mean, not the best of them.
+The training faces' background gives the label away in nine cases out of ten, that of the test faces does not. All data
+are drawn on the fly, and the seeds are fixed here: the demo shows their mean, not the best of them.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ PAL_OPTIONS: Final[Mapping[str, Any]] = {"weight": 10.0, "target": "label"}
 METHODS: Final[Mapping[str, Mapping[str, Any] | None]] = {"cross-entropy alone": None, "with PAL": PAL_OPTIONS}
 
 _SHOWN_SIZE: Final = 144  # pixels of a face in the picture; the same faces, drawn larger
-_LOOKED_THROUGH: Final = 60  # the number of test faces searched for one of each expression
+_SEARCHED_FACES: Final = 60  # so many test faces are enough to find one of each expression
 _GREEN, _RED = "#1a7f37", "#c62828"
 
 
 @dataclass
 class Outcome:
-    """The results of one method, one per seed, and the networks."""
+    """The results of one method, a value per seed, and its networks."""
 
     judgements: list[Judgement] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -69,15 +69,15 @@ def run(
     epochs: int = EPOCHS,
     after_step: Callable[[str, int], None] | None = None,
 ) -> dict[str, Outcome]:
-    """Trains and judges both methods, seed by seed, on one thread.
+    """Trains and evaluates both methods, seed by seed, on one thread.
 
     Args: after_step: called after each step with the method's name and the seed.
     """
     outcomes = {name: Outcome() for name in METHODS}
     with _one_thread():
-        judges = fresh_faces(test)
+        test_faces = fresh_faces(test)
         for seed in seeds:
-            learnt_from = training_faces(seed, faces)
+            training_set = training_faces(seed, faces)
             for name, options in METHODS.items():
                 outcome = outcomes[name]
 
@@ -86,15 +86,15 @@ def run(
                     if after_step is not None:
                         after_step(name, seed)
 
-                model = train(learnt_from, seed=seed, pal=options, epochs=epochs, after_step=count)
+                model = train(training_set, seed=seed, pal=options, epochs=epochs, after_step=count)
                 outcome.models.append(model)
-                outcome.judgements.append(judge(model, judges))
+                outcome.judgements.append(judge(model, test_faces))
     return outcomes
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Layers and pictures are too small to gain from a second thread, and results must not depend on the number."""
+    """One CPU thread: the layers are too small to gain from more, and the result must not depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,7 +104,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def steps(seeds: int, faces: int, epochs: int) -> int:
-    """The number of training steps of `run`; a last batch of a single face is left out."""
+    """The number of training steps that `run` makes; a last batch of a single face is left out."""
     return seeds * len(METHODS) * epochs * (faces // BATCH + (faces % BATCH > 1))
 
 
@@ -123,11 +123,11 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def shown_faces() -> tuple[FaceSet, FaceSet]:
-    """A test face of each expression, small as the networks see it and large for display.
+    """A test face for each expression, small as the networks see it and large to look at.
 
     Chosen by rule: the first whose badge has another expression's colour.
     """
-    small = fresh_faces(_LOOKED_THROUGH)
+    small = fresh_faces(_SEARCHED_FACES)
     misled = small.labels != small.cues
     chosen = [int(((small.labels == label) & misled).nonzero()[0]) for label in range(len(EXPRESSIONS))]
     large = make_faces(max(chosen) + 1, _SHOWN_SIZE, seed=TEST_SEED, cue_agreement=None)
@@ -142,7 +142,7 @@ def _pick(faces: FaceSet, chosen: Sequence[int]) -> FaceSet:
 
 
 def draw(outcomes: Mapping[str, Outcome]) -> Figure:
-    """Faces, the landmarks' heatmap, and where the first seed's networks look for their predictions."""
+    """Faces, the landmarks' heatmap, and the attributions of the predictions of the first seed's networks."""
     with _one_thread():
         small, large = shown_faces()
     rows = {"landmark heatmap": landmark_heatmap(small.landmarks, (12, 12), image_size=SIZE)}

@@ -1,4 +1,4 @@
-"""What every test shares: random inputs from a fresh seed that a failure prints, and poisoned fresh memory."""
+"""Shared by all tests: random inputs from a fresh seed that a failure prints, and poisoned uninitialised memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The command `pal-fast`: one module per subcommand, found by listing this package.
 
-A command module has NAME, HELP, `add_arguments(parser)` and `run(args) -> int`, and imports what is heavy
+A command module has NAME, HELP, `add_arguments(parser)` and `run(args) -> int`, and imports heavy dependencies
 inside `run`.
 """
 
@@ -19,7 +19,7 @@ from pal_fast.messages import near
 
 
 def commands() -> list[Any]:
-    """The command modules in the order of their names."""
+    """The command modules in alphabetical order."""
     return [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
 
 
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. What a user can put right ends in one line and status 2, without a traceback."""
+    """Runs a command. An error that the user can fix prints one line, without a traceback, and returns status 2."""
     args, unknown = build_parser().parse_known_args(arguments)
     if unknown:
         _refuse(args.parser, unknown)
@@ -53,16 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> NoReturn:
-    """Ends as argparse does, but with the usage of the command that was given what it does not know."""
+    """Exits as argparse does, but with the usage of the subcommand that was given the unknown arguments."""
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     options = [argument.partition("=")[0] for argument in unknown if argument.startswith("--")]
     parser.error(f"unrecognized arguments: {' '.join(unknown)}{near(options[0], known, 1, 0.7) if options else ''}")
 
 
 def check_output(path: str | Path, *endings: str, makes_folder: bool = False) -> None:
-    """Before the work: whether a file can be written to the `path` given as --output, which has one of `endings`.
+    """Checks, before any work is done, that `path`, given as --output, has one of `endings` and can be written.
 
-    Raises: ValueError for another ending, OSError for a place where nothing can be written.
+    Raises: ValueError for another ending, OSError if nothing can be written there.
     """
     from pal_fast.files import check_writable
 

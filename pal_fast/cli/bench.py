@@ -1,4 +1,4 @@
-"""`pal-fast bench`: the kernels beside their peers, in one run on this machine."""
+"""`pal-fast bench`: the kernels against their peers, in one run on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import importlib
 
 NAME = "bench"
-HELP = "time the loss, heatmap and attribution beside their peers, checked first; --quick takes seconds"
+HELP = "check the loss, heatmap and attribution, then time them against their peers; --quick takes seconds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

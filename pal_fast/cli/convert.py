@@ -12,27 +12,31 @@ if TYPE_CHECKING:
     from pal_fast.landmarks import LandmarkSet
 
 NAME = "convert"
-HELP = "convert landmarks between formats, or RAF-DB's annotation into its aligned images"
+HELP = "convert landmarks between formats, or map RAF-DB's annotations into its aligned images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a file, or a folder of files with one image each")
     parser.add_argument("-o", "--output", required=True, help="a file, or a folder for formats with one file per image")
     parser.add_argument(
-        "--from", "--format", dest="source", metavar="FORMAT", help="of the input; guessed from it if not given"
+        "--from", "--format", dest="source", metavar="FORMAT", help="format of the input (default: guessed from it)"
     )
-    parser.add_argument("--to", default=None, metavar="FORMAT", help="of the output; from its extension if not given")
+    parser.add_argument("--to", default=None, metavar="FORMAT", help="format of the output (default: by its extension)")
     parser.add_argument("--list-formats", action=_ListFormats, nargs=0, help="list the formats and exit")
     parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of all images, for normalised landmarks"
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of all images in pixels, for normalised landmarks",
     )
-    parser.add_argument("--images", help="folder of the images, whose sizes are read, for normalised landmarks")
-    parser.add_argument("--to-68", action="store_true", help="keep the 68-point scheme of WFLW or MediaPipe landmarks")
+    parser.add_argument("--images", help="folder of the images to read the sizes from, for normalised landmarks")
+    parser.add_argument("--to-68", action="store_true", help="reduce WFLW or MediaPipe points to the 68-point scheme")
     parser.add_argument(
         "--aligned",
         choices=("assumed", "measured"),
-        help="INPUT is RAF-DB's basic folder: its points, brought from the original into the aligned images, by the "
-        "places of eyes and mouth that are usually assumed or by those measured on Image/original and Image/aligned",
+        help="INPUT is RAF-DB's basic folder: map its points from the original to the aligned images, by the usually "
+        "assumed positions of eyes and mouth or by those measured from Image/original and Image/aligned",
     )
     parser.add_argument(
         "--points", choices=("auto", "manual"), default="auto", help="with --aligned: 37 (auto) or 5 (manual) points"
@@ -85,7 +89,7 @@ def aligned_rafdb(root: Path, kind: str, measured: bool) -> LandmarkSet:
         template = measurement.template
         places = ", ".join(f"({x:.2f}, {y:.2f})" for x, y in template.tolist())
         print(
-            f"eyes and mouth of the aligned images at {places}; images agree with a correlation of "
+            f"eyes and mouth of the aligned images lie at {places}; the images agree with a correlation of "
             f"{measurement.correlation:.3f}"
         )
     return LandmarkSet(read_aligned(root / "Annotation", stems, kind, template), tuple(f"{s}_aligned" for s in stems))
@@ -95,5 +99,5 @@ def _format_of(output: str) -> str:
     known = {".npz": "npz", ".xml": "dlib-xml"}
     suffix = Path(output).suffix.lower()
     if suffix not in known:
-        raise ValueError(f"the format of {output!r} is not known from its name: give --to, see --list-formats")
+        raise ValueError(f"the format of {output!r} cannot be told from its name: give --to (see --list-formats)")
     return known[suffix]

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("pal_fast_demo.png"), help="the picture (default: %(default)s)"
     )
     parser.add_argument("--faces", type=int, default=None, metavar="N", help="training faces (default: 350)")
-    parser.add_argument("--epochs", type=int, default=None, metavar="N", help="default: 20; fewer show less")
+    parser.add_argument(
+        "--epochs", type=int, default=None, metavar="N", help="training epochs (default: 20; fewer show less)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         outcomes = demo.run(faces=faces, test=demo.TEST_FACES, epochs=epochs, after_step=advance)
     print(f"\n{demo.table(outcomes)}\n")
     print(
-        f"Means over the {len(demo.SEEDS)} seeds. By chance the badge is followed in 14.3 %. The correlation is the "
-        "attribution's,\nfor the expression that the network names, with the heatmap of the landmarks."
+        f"Means over the {len(demo.SEEDS)} seeds. Chance level for following the badge is 14.3 %. The correlation is "
+        "that of the\nattribution of the predicted expression with the heatmap of the landmarks."
     )
     print(f"Picture: {demo.save(outcomes, args.output)}")
     return 0

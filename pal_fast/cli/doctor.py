@@ -1,4 +1,4 @@
-"""`pal-fast doctor MODEL`: which layers can be attributed, and whether the chosen one will do its work."""
+"""`pal-fast doctor MODEL`: which layers can be attributed, and whether the chosen one will work."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "doctor"
-HELP = "list a model's candidate layers, or check the chosen one, before a GPU is spent on it"
+HELP = "list a model's candidate layers, or check the chosen one, before spending GPU time on it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
-        help="a name as pal-fast train takes it, or PACKAGE.MODULE:FACTORY, in the working directory or installed",
+        help="a name that pal-fast train accepts, or PACKAGE.MODULE:FACTORY, in the working directory or installed",
     )
     parser.add_argument("--layer", action="append", help="the layer to check; repeat it for several")
-    parser.add_argument("--image-size", type=count, default=224, help="of the square images, in pixels (default 224)")
+    parser.add_argument("--image-size", type=count, default=224, help="side of the images in pixels (default 224)")
     parser.add_argument("--batch", type=count, default=2, help="images in the trial batch (default 2)")
     parser.add_argument(
-        "--classes", type=count, default=7, help="of the model's head, where the name takes it (default 7)"
+        "--classes", type=count, default=7, help="number of classes of a model given by its name (default 7)"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
         elif len(reached) < len(found):
             names = ", ".join(candidate.name for candidate in found if not candidate.reached)
             print(
-                f"Left out, since the gradient of the logits is exactly zero in their maps: {names} (after the last "
-                "attention of a ViT that pools its class token, the patches lead nowhere)"
+                f"Left out, since the gradient of the logits is exactly zero in their maps: {names} (in a ViT that "
+                "pools its class token, the patch tokens after the last attention do not reach the logits)"
             )
-        print("Choose one past the middle whose map still has some 7 x 7 cells, then run again with --layer.")
+        print("Choose one past the middle whose map still has about 7 x 7 cells, then run again with --layer.")
         return 0
     with PALLoss(model, args.layer) as pal, running(args.model, args.image_size, "--image-size"):
         report = pal.check(images)
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build(name: str, classes: int, size: int) -> nn.Module:
-    """The model of that name with random weights: PACKAGE.MODULE:FACTORY, or a name as `pal-fast train` takes it, or
-    one of torchvision's networks for segmentation and detection."""
+    """The model of that name with random weights: PACKAGE.MODULE:FACTORY, a name that `pal-fast train` accepts, or
+    one of torchvision's segmentation and detection networks."""
     from pal_fast.training.networks import LIBRARIES, build_network
 
     place, colon, factory = name.partition(":")
@@ -89,14 +89,14 @@ def build(name: str, classes: int, size: int) -> nn.Module:
 def _made_by(name: str, module: str, factory: str) -> nn.Module:
     from torch import nn
 
-    # A console script has its own folder there, where python -m has the working directory.
+    # `python -m` puts the working directory on sys.path; a console script puts its own folder there instead.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         made = getattr(importlib.import_module(module), factory, None)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # one that the module needs
+            raise  # a dependency of the module, not the module itself
         raise ImportError(
             f"model {name!r}: there is no module {error.name!r} in {os.getcwd()} or among those installed"
         ) from error
@@ -109,7 +109,7 @@ def _made_by(name: str, module: str, factory: str) -> nn.Module:
 
 
 def _on_a_backbone(name: str, classes: int) -> nn.Module | None:
-    """torchvision's network for segmentation or detection of that name, neither it nor its backbone with weights."""
+    """torchvision's segmentation or detection network of that name, head and backbone untrained; None for others."""
     try:
         import torchvision
     except ImportError:

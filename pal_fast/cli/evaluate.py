@@ -1,4 +1,4 @@
-"""`pal-fast evaluate`: what a trained network does on a split. It needs no landmarks."""
+"""`pal-fast evaluate`: the accuracy of a trained network on a split. It needs no landmarks."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import argparse
 from pal_fast.cli import check_output, count
 
 NAME = "evaluate"
-HELP = "accuracy, balanced accuracy and confusion of a trained network, without landmarks"
+HELP = "print the accuracy, balanced accuracy and confusion of a trained network; needs no landmarks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trained", metavar="RUN", help="a run's folder, its model.pt or checkpoint.pt")
-    parser.add_argument("--data", help="another data set of the same classes (default: that of the training)")
-    parser.add_argument("--root", metavar="DIR", help="its folder (default: that of the training)")
-    parser.add_argument("--classes", type=count, metavar="N", help="its first N, where it has a choice")
+    parser.add_argument("--data", help="another data set with the same classes (default: the one trained on)")
+    parser.add_argument("--root", metavar="DIR", help="its folder (default: the one trained on)")
+    parser.add_argument("--classes", type=count, metavar="N", help="its first N classes, where it offers a choice")
     parser.add_argument("--split", default="test", help="train or test (default)")
-    parser.add_argument("--alignment", action="store_true", help="measure it too, with the data set's own landmarks")
-    parser.add_argument("--landmarks", metavar="FILE", help="or with these; implies --alignment")
-    parser.add_argument("--format", help="of the landmarks, where the file does not tell")
-    parser.add_argument("--limit", type=count, metavar="N", help="use only so many images, for a trial")
+    parser.add_argument(
+        "--alignment", action="store_true", help="also measure the alignment, with the data set's own landmarks"
+    )
+    parser.add_argument("--landmarks", metavar="FILE", help="landmarks to use instead; implies --alignment")
+    parser.add_argument("--format", help="format of the landmarks, if the file does not show it")
+    parser.add_argument("--limit", type=count, metavar="N", help="use only N images, for a trial run")
     parser.add_argument("--batch", type=count, default=64, metavar="N", help="images at a time (default 64)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes (default 2)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: that of the training)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the figures there too, as .json")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: the training's)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write the figures to this .json file")
 
 
 def run(args: argparse.Namespace) -> int:

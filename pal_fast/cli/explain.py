@@ -22,39 +22,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--landmarks",
         type=Path,
         required=True,
-        help="a file of the image's landmarks (.pts, .npz, ...), or of several images', found by name; in pixels of "
-        "the image as it is stored (an EXIF orientation is not applied)",
+        help="a file with the image's landmarks (.pts, .npz, ...), or with those of several images, looked up by "
+        "name; in pixels of the image as it is stored (an EXIF orientation is not applied)",
     )
-    parser.add_argument("--format", default=None, help="of the landmarks, where the file does not tell")
+    parser.add_argument("--format", default=None, help="format of the landmarks, if the file does not show it")
     parser.add_argument("--model", default="resnet50", help="a name in torchvision or timm (default: %(default)s)")
     parser.add_argument("--layer", default="layer3", help="the layer to look at (default: %(default)s)")
     parser.add_argument(
         "--weights",
         default="auto",
         metavar="auto|fetch|random|FILE",
-        help="the library's own if they are on this machine (auto, the default) or fetched, random, or a checkpoint",
+        help="auto (default): the library's own if they are on this machine; fetch: downloaded if needed; random; or "
+        "a checkpoint",
     )
     parser.add_argument(
-        "--classes", type=count, default=1000, help="logits of the network's head (default: %(default)s)"
+        "--classes", type=count, default=1000, help="number of logits of the network (default: %(default)s)"
     )
     parser.add_argument(
         "--crop",
         choices=("face", "whole"),
         default="face",
-        help="what the network sees: a square around the face, or the "
-        "whole image in a square, with borders; pal-fast train resizes both sides to the square instead",
+        help="what the network sees: a square around the face, or the whole image padded to a square; pal-fast train "
+        "resizes both sides to the square instead",
     )
     parser.add_argument(
-        "--size", type=count, default=None, help="side of its input in pixels (default: the network's own)"
+        "--size", type=count, default=None, help="side of the network's input in pixels (default: its own)"
     )
     parser.add_argument(
         "--target",
         choices=("predicted", "sum"),
         default="predicted",
-        help="the logits attributed; an activation is of none",
+        help="the logits to attribute; an activation depends on none",
     )
     parser.add_argument("--attribution", choices=("grad_input", "grad", "activation"), default="grad_input")
-    parser.add_argument("--sigma", type=float, default=None, help="of the heatmap, in pixels of the network's input")
+    parser.add_argument(
+        "--sigma", type=float, default=None, help="of the heatmap's Gaussians, in pixels of the network's input"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("pal_fast_explain.png"), help="the picture (default: %(default)s)"
     )
@@ -105,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"network      {args.model}, layer {args.layer!r} with {cells} cells")
     print(f"weights      {beginning.source}")
     if state:
-        print(f"             {state.upper()}: what random weights do shows the architecture, not anything learnt")
+        print(f"             {state.upper()}: random weights show the architecture, not anything learnt")
     print(f"prediction   logit {int(best)}, probability {float(probability):.3f}")
     print(f"correlation  {explanation.correlation:.3f}, of the {what} with the landmarks' heatmap")
     weights = "random weights: UNTRAINED" if state == "untrained" else beginning.source.split("; ")[0]
@@ -116,9 +119,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def row_of(image: Path, landmarks: LandmarkSet, source: Path) -> int:
-    """Of a set of one image its own, whatever its name; of several the one that the image's path names.
+    """The row of the image's landmarks: the only one, whatever its name, else the one that the image's path names.
 
-    Raises: ValueError where none or several may be meant.
+    Raises: ValueError if none or several match.
     """
     from pal_fast.messages import first_few
 
@@ -126,13 +129,13 @@ def row_of(image: Path, landmarks: LandmarkSet, source: Path) -> int:
     if row < 0:
         raise ValueError(
             f"landmarks: {source} holds those of {len(landmarks)} images ({first_few(landmarks.names, 3)}), and their "
-            f"names do not tell which is {image}"
+            f"names do not tell which are those of {image}"
         )
     return row
 
 
 def build(name: str, classes: int, size: int, weights: str) -> Beginning:
-    """The network; random weights come from a fixed seed, so that the same picture comes out every time."""
+    """The network. Random weights come from a fixed seed, so that every call draws the same picture."""
     import torch
 
     from pal_fast.training.networks import begin
@@ -149,7 +152,7 @@ def build(name: str, classes: int, size: int, weights: str) -> Beginning:
 
 
 def untrained(beginning: Beginning) -> str:
-    """How much of the network has learnt nothing: "", "partly untrained" or "untrained"."""
+    """How much of the network is untrained: "", "partly untrained" or "untrained"."""
     if beginning.source.startswith("random weights"):
         return "untrained"
     return "partly untrained" if "not in the file" in beginning.source else ""

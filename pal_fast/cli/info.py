@@ -1,15 +1,15 @@
-"""`pal-fast info`: versions, backends and, for each that cannot run, why."""
+"""`pal-fast info`: versions, backends and, for each backend that cannot run, the reason."""
 
 from __future__ import annotations
 
 import argparse
 
 NAME = "info"
-HELP = "print versions and backends, and why a backend cannot run"
+HELP = "print versions and backends, and why any backend cannot run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No argument."""
+    """Takes no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:

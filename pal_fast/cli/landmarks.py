@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 from pal_fast.cli import count
 
 NAME = "landmarks"
-HELP = "find the 68 facial landmarks of a folder of images; resumes where it was interrupted"
+HELP = "find the 68 facial landmarks in a folder of images; resumes where it was interrupted"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", help="folder of images, searched with all folders below")
+    parser.add_argument("images", help="folder of images, searched recursively")
     parser.add_argument("-o", "--output", required=True, help="the .npz to write: names, points, scores")
     parser.add_argument(
         "--boxes",
         default="detect",
-        help="where the face is: detect (default); full, the whole image, for cut-out faces such as aligned RAF-DB; "
-        "beside, a .npy, .t7 or .pth of boxes beside each image; an AffectNet .csv; RAF-DB's Annotation/boundingbox",
+        help="where the faces are: detect (default); full: the whole image, for cropped faces such as aligned RAF-DB; "
+        "beside: a .npy, .t7 or .pth of boxes next to each image; an AffectNet .csv; RAF-DB's Annotation/boundingbox",
     )
     parser.add_argument("--detector", default="sfd", help="sfd (default), blazeface, retinaface or yunet")
     parser.add_argument("--batch", type=count, default=32, help="images at a time (default 32)")
@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="work on the i-th of n parts of the images and write OUTPUT.shard-i-of-n.npz; then pal-fast merge",
     )
     parser.add_argument(
-        "--no-flip", action="store_true", help="leave out the mirrored pass: half the work, a little less exact"
+        "--no-flip", action="store_true", help="skip the mirrored pass: half the work, a little less accurate"
     )
     parser.add_argument(
-        "--prune", action="store_true", help="drop landmarks in the output whose images are gone, instead of an error"
+        "--prune", action="store_true", help="drop landmarks whose images are gone from the output, instead of failing"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     @functools.cache
     def aligner() -> FaceAligner:
-        """Made for the first batch: what is wrong with the images or the output is told before networks are loaded."""
+        """Created at the first batch: problems with images or output are reported before networks are loaded."""
         return FaceAligner(finder, device=device, detector=args.detector, flip=not args.no_flip)
 
     settings = {"network": "face-alignment 2DFAN-4", "boxes": args.boxes, "flip": not args.no_flip}

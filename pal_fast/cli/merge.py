@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", help=".npz files of pal-fast landmarks")
     parser.add_argument("-o", "--output", required=True, help="the .npz to write")
     parser.add_argument(
-        "--overlap", action="store_true", help="images may be in several files; the last file named counts"
+        "--overlap", action="store_true", help="allow images in several files; the last file given wins"
     )
 
 
@@ -37,23 +37,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def common_settings(files: Sequence[str]) -> str:
-    """How all these landmarks were made; "" where no file tells. Raises ValueError where they were made differently."""
+    """The settings that all these landmarks were made with; "" if no file records any. Raises: ValueError if they
+    differ."""
     from pal_fast.landmarks.landmark_set import read_settings
 
-    told: dict[str, list[str]] = {}
+    files_by_settings: dict[str, list[str]] = {}
     for file in files:
-        told.setdefault(read_settings(file), []).append(file)
-    if len(told) > 1:
-        ways = [f"{len(of)} with {how or 'settings that are not told'}, as {of[0]}" for how, of in told.items()]
+        files_by_settings.setdefault(read_settings(file), []).append(file)
+    if len(files_by_settings) > 1:
+        ways = [
+            f"{len(of)} with {how or 'settings not recorded'}, such as {of[0]}" for how, of in files_by_settings.items()
+        ]
         raise ValueError(
-            f"files must hold landmarks that were made in the same way, got {'; '.join(ways)} "
+            f"files must hold landmarks made with the same settings, got {'; '.join(ways)} "
             "(pal_fast.landmarks.merge joins any)"
         )
-    return next(iter(told))
+    return next(iter(files_by_settings))
 
 
 def check_shards(files: Sequence[str]) -> None:
-    """Raises ValueError where some shards of an extraction are there and others are not."""
+    """Raises ValueError if some shards of an extraction are given and others are not."""
     present: dict[tuple[str, int], set[int]] = {}
     for file in files:
         match = re.fullmatch(r"(.*)\.shard-(\d+)-of-(\d+)\.npz", Path(file).name)
@@ -63,4 +66,4 @@ def check_shards(files: Sequence[str]) -> None:
         lacking = sorted(set(range(1, count + 1)) - numbers)
         if lacking:
             listed = ", ".join(map(str, lacking))
-            raise ValueError(f"{stem} was extracted in {count} shards, but number {listed} is not among the files")
+            raise ValueError(f"{stem} was extracted in {count} shards; missing from the files: {listed}")

@@ -11,7 +11,7 @@ HELP = "write one self-contained HTML page about one or more runs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of pal-fast train; several are compared")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of pal-fast train; several are compared")
     parser.add_argument("-o", "--output", metavar="FILE", help="(default: report.html in the first folder)")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 NAME = "sweep"
-HELP = "train every combination of attribution, channels, layer and weight with several seeds, and tabulate"
+HELP = "train every combination of attribution, channels, layer and weight with several seeds, and tabulate the results"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pal_fast.training.sweep_plan import VARIED, Plan
 
     default = Plan()
-    parser.add_argument("--output", metavar="DIR", required=True, help="the sweep's folder; call again to go on")
+    parser.add_argument("--output", metavar="DIR", required=True, help="the sweep's folder; run again to resume")
     varied = parser.add_argument_group(
         "what is varied", "every combination is trained with every seed, and the baseline with every seed"
     )
 
     def add(name: str, values: Sequence[object], **kind: Any) -> None:
-        text = " ".join(map(str, values)) or "the network's"
+        text = " ".join(map(str, values)) or "the network's own"
         varied.add_argument(name, nargs="+", default=values, help=f"(default: {text})", **kind)
 
     add("--attribution", default.attributions, choices=ATTRIBUTION)
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer", default.layers, metavar="LAYER")
     add("--weight", default.weights, type=float, metavar="X")
     add("--seeds", default.seeds, type=int, metavar="N")
-    parser.add_argument("--shard", metavar="i/n", default="1/1", help="run only every n-th, from the i-th on, i from 1")
+    parser.add_argument("--shard", metavar="i/n", default="1/1", help="run only every n-th run, from the i-th on")
     add_options(parser, leave_out=VARIED)
 
 

@@ -1,7 +1,7 @@
-"""Datasets of faces with landmarks, and augmentation that moves landmarks with their image.
+"""Data sets of faces with landmarks, and augmentation that moves landmarks with their image.
 
-`open_dataset` opens RAF-DB, AffectNet, FERPlus, a folder of class folders or the drawn faces. Heatmaps are never made
-here: the loss makes them from landmarks on the device.
+`open_dataset` opens RAF-DB, AffectNet, FERPlus, a folder of class folders or the drawn faces. No heatmaps are made
+here: the loss renders them from the landmarks on the device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torchvision is imported with this name, not with the package.
+    # Deferred: this name needs torchvision, the package does not.
     if name == "Landmarks":
         try:
             from pal_fast.data.points import Landmarks

@@ -1,4 +1,4 @@
-"""AffectNet: the full release (CSV lists and whole images) and the small one (.npy files and cut-out faces)."""
+"""AffectNet: the full release (CSV lists and whole images) and the small one (.npy files and cropped faces)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pal_fast.messages import first_few
 #: Expressions 0 to 7. `classes=7` leaves contempt out. 8 to 10 (none, uncertain, no face) are never read.
 CLASSES: Final = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 
-#: AffectNet has no public test set: its validation set serves.
+#: AffectNet has no public test set; its validation set takes the place.
 _FOLDERS: Final = {"train": "train_set", "test": "val_set"}
 _LISTS: Final = {"train": "training.csv", "test": "validation.csv"}
 
@@ -36,9 +36,9 @@ def list_images(
     """The images of a split, in whichever layout `root` has.
 
     Args:
-        images: of the full release, the folder that the list's paths start from; None looks for it.
-        margin: of the full release, by how much of its width and height a face's box grows on every side.
-        bad_images: "skip" leaves out, with a warning, images for which the list of the full release has no box.
+        images: full release only: the folder that the list's paths are relative to; None looks for it.
+        margin: full release only: by what share of its width and height a face's box grows on every side.
+        bad_images: "skip" leaves out, with a warning, images without a box in the full release's list.
     """
     if (folder := root / _FOLDERS[split]).is_dir():
         return _small(root, folder, own_landmarks)
@@ -46,7 +46,7 @@ def list_images(
 
 
 def list_names(root: Path, split: str) -> list[str]:
-    """The names of a split's images, of all expressions, without a look into the images' annotations."""
+    """The names of a split's images, of all expressions, without reading the images' annotations."""
     if (folder := root / _FOLDERS[split]).is_dir():
         return [file.relative_to(root).as_posix() for file in _images_in(folder)]
     return [row.name for row in affectnet.read_csv(_list_of(root, split))]
@@ -69,7 +69,7 @@ def _small(root: Path, folder: Path, own_landmarks: bool) -> Listing:
     files, annotations = _images_in(folder), folder / "annotations"
     lacking = [file.name for file in files if not (annotations / f"{file.stem}_exp.npy").is_file()]
     if lacking:
-        raise FileNotFoundError(f"{annotations} holds no _exp.npy of {len(lacking)} images: {first_few(lacking)}")
+        raise FileNotFoundError(f"{annotations} holds no _exp.npy for {len(lacking)} images: {first_few(lacking)}")
     labels = read_each(annotations, [annotations / f"{file.stem}_exp.npy" for file in files], affectnet.read_expression)
     kept = [(file, label) for file, label in zip(files, labels, strict=True) if label < len(CLASSES)]
     landmarks = None
@@ -93,7 +93,7 @@ def _full(
     root: Path, path: Path, own_landmarks: bool, images: str | Path | None, margin: float, bad_images: str
 ) -> Listing:
     if not 0 <= margin <= 10:
-        raise ValueError(f"margin must be from 0 to 10 sides of the box, got {margin}")
+        raise ValueError(f"margin must be from 0 to 10, as a share of the box's side, got {margin}")
     rows = [row for row in affectnet.read_csv(path) if row.expression < len(CLASSES)]
     boxless = [f"line {row.line} {row.name}" for row in rows if row.box is None]
     if boxless:

@@ -27,10 +27,10 @@ _READERS: Final[dict[str, Callable[..., listing.Listing]]] = {
     "ferplus": ferplus.list_images,
     "folder": folder.list_images,
 }
-#: Further keywords that a data set takes.
+#: Additional keyword arguments by data set.
 _OPTIONS: Final[dict[str, tuple[str, ...]]] = {"rafdb": ("template",), "affectnet": ("images", "margin")}
 
-#: What lists the names alone, where that is much quicker.
+#: Readers of the names alone, for data sets where that is much faster.
 _NAMES: Final[dict[str, Callable[..., list[str]]]] = {"affectnet": affectnet.list_names}
 
 DATASETS: Final = (*_READERS, "drawn")
@@ -55,8 +55,8 @@ def open_dataset(
 ) -> FaceDataset:
     """Opens a split of a data set and checks it as a whole.
 
-    Images are read as they are stored: an EXIF orientation is not applied, since nothing tells whether landmarks count
-    the pixels of the turned image, and those of `pal-fast landmarks` count stored ones.
+    Images are read as they are stored, without applying an EXIF orientation: landmark files do not say whether they
+    refer to the rotated image, and those of `pal-fast landmarks` refer to the stored one.
 
     Args:
         name: "rafdb" (basic), "affectnet" (full release or the small one with .npy files), "ferplus", "folder" (class
@@ -64,28 +64,28 @@ def open_dataset(
         root: the data set's folder; for "drawn" its options, such as "count=200,size=48" or "".
         split: "train" or "test" (AffectNet: its validation set; FERPlus: PrivateTest, and "validation" for PublicTest).
         landmarks: a file or folder in any format of `pal_fast.landmarks`, or a `LandmarkSet`, in pixels of the whole
-            images. None for those that the data set brings: RAF-DB's 37 automatic points, AffectNet's 68, the drawn
-            faces' 68, none for the others. False for none at all.
-        format: of the file or folder `landmarks`, one of `pal_fast.landmarks.FORMATS`; None guesses.
-        transform: see `FaceDataset`; `train_transform` and `eval_transform` make some.
+            images. None takes the data set's own: RAF-DB's 37 automatic points, AffectNet's 68, the drawn faces' 68,
+            none for the others. False for none at all.
+        format: format of the file or folder `landmarks`, one of `pal_fast.landmarks.FORMATS`; None guesses.
+        transform: see `FaceDataset`; `train_transform` and `eval_transform` return suitable ones.
         classes: the first n classes, or the names of those to keep; AffectNet: 7 leaves contempt out. None for all.
         bad_images: "error" raises one summary of absent and unreadable images, "skip" leaves them out with a warning.
-        verify: "quick" reads every image's header and the end of every JPEG and PNG, which finds files that are none
-            or were cut off, and not those that are damaged in the middle; "full" decodes all; "none" only looks whether
-            the files are there.
+        verify: "quick" reads every image's header and the end of every JPEG and PNG, which finds files that are not
+            images or are truncated, but not those damaged in the middle; "full" decodes all; "none" only checks that
+            the files exist.
         **options: rafdb: `template`, see `pal_fast.landmarks.rafdb.aligned_transform`. affectnet: `images`, the folder
-            that the list's paths start from, and `margin`, by how much of its size a face's box grows on every side.
-            drawn: those of `pal_fast.data.drawn.DEFAULTS`.
+            that the list's paths are relative to, and `margin`, by what share of its size a face's box grows on every
+            side. drawn: those of `pal_fast.data.drawn.DEFAULTS`.
 
-    Raises: FileNotFoundError, ValueError or LandmarkFileError, each with all that is wrong in one message;
-        `pal_fast.landmarks.errors.NoLandmarksError`, which is a ValueError, where no image of the split has any.
+    Raises: FileNotFoundError, ValueError or LandmarkFileError, each listing every problem in one message;
+        `pal_fast.landmarks.errors.NoLandmarksError`, a ValueError, if no image of the split has landmarks.
     """
     _checks.choice("name", name, DATASETS)
     _checks.choice("split", split, _splits(name))
     if landmarks is True:
         raise TypeError("landmarks must be a path, a LandmarkSet, None (the data set's own) or False, got True")
     if format is not None and not isinstance(landmarks, (str, os.PathLike)):
-        raise ValueError(f"format is that of a landmark file, got format={format!r} and no file or folder as landmarks")
+        raise ValueError(f"format applies to a landmark file, got format={format!r} and no file or folder as landmarks")
     if name == "drawn":
         return _open_drawn(os.fspath(root), split, landmarks, format, transform, classes, options)
     for option in options:
@@ -115,7 +115,7 @@ def open_dataset(
 
 
 def _size_of(file: Path, sizes: Tensor | None, row: int) -> tuple[int, int]:
-    """(height, width) of a file's image, from `sizes` (N, 2) where these are known. Raises: OSError naming the file."""
+    """(height, width) of a file's image, from `sizes` (N, 2) if known. Raises: OSError naming the file."""
     if sizes is not None:
         height, width = sizes[row].tolist()
         return height, width
@@ -148,7 +148,7 @@ def _points(
 
 
 def _names_of_other_splits(name: str, where: Path, split: str, options: dict[str, Any]) -> list[str]:
-    """Of those that are there: a copy of a data set may lack a split."""
+    """Of the splits that are present: a copy of a data set may lack one."""
     names: list[str] = []
     for other in _splits(name):
         if other != split:

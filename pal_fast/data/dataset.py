@@ -29,22 +29,22 @@ class ImageSource(Protocol):
 class FaceDataset(Dataset[dict[str, Any]]):
     """Faces with labels and landmarks.
 
-    `dataset[i]` is a dict: `image` (3, H, W), what the transform made of it, without one float32 in [0, 1]; `label`
-    int; `landmarks` (K, 2) float32, (x, y) in pixels of that image, an integer being the centre of a pixel, NaN where
-    one is missing; `index` int, i.
+    `dataset[i]` is a dict: `image` (3, H, W), as the transform returns it, or float32 in [0, 1] without a transform;
+    `label` int; `landmarks` (K, 2) float32, (x, y) in pixels of that image, integers at pixel centres, NaN for missing
+    ones; `index` int, i.
 
     Attributes:
         classes: the classes' names; a label is an index into them.
         labels: (N,) int64.
-        names: N names, the images' paths below the data set's root.
+        names: N names, the images' paths relative to the data set's root.
         landmarks: (N, K, 2) float32 in pixels of the images as they are read.
         landmark_count: K; 0 where the data set was opened without landmarks.
         transform: called with a dict of `image` (torchvision `tv_tensors.Image`, uint8) and `landmarks`
             (`pal_fast.data.points.Landmarks`, a `tv_tensors.KeyPoints`), returns the same; None for none.
 
-    Landmarks that all lie in one point are taken as missing, which a warning counts.
+    If all landmarks of an image coincide, they are treated as missing; a warning counts these images.
 
-    Raises: ValueError for shapes that do not go together, and for landmarks that are not in pixels but normalised.
+    Raises: ValueError for shapes that do not match, and for landmarks that are normalised instead of in pixels.
     """
 
     landmarks: Tensor
@@ -65,7 +65,7 @@ class FaceDataset(Dataset[dict[str, Any]]):
 
     @classmethod
     def _of_checked(cls, images: ImageSource, labels: Any, classes: Any, **given: Any) -> FaceDataset:
-        """The same of landmarks whose values were looked at, with a better name for where they come from."""
+        """The constructor for landmarks whose values the caller has checked, with a better name for their source."""
         made = cls.__new__(cls)
         made._take(images, labels, classes, **given)
         return made
@@ -102,7 +102,7 @@ class FaceDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"landmarks must have shape ({count}, K, 2), got {tuple(self.landmarks.shape)}")
 
     def _size_of(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image as it is read."""
+        """(height, width) of an image as read, before any transform."""
         height, width = self.images[index].shape[-2:]
         return height, width
 
@@ -116,7 +116,7 @@ class FaceDataset(Dataset[dict[str, Any]]):
         return self.labels.bincount(minlength=len(self.classes))
 
     def landmark_set(self) -> LandmarkSet:
-        """Names and landmarks together, to be written to a file."""
+        """Names and landmarks together, for writing to a file."""
         return LandmarkSet(self.landmarks, self.names)
 
     def __len__(self) -> int:
@@ -145,8 +145,8 @@ def _transformed(
 
     from pal_fast.data.points import on_canvas
 
-    # A copy, so that a transform in place leaves the data set as it is.
+    # A copy, so that an in-place transform does not change the data set.
     landmarks = on_canvas(points.clone(), (image.shape[-2], image.shape[-1]))
-    landmarks.checked = True  # when the data set was made
+    landmarks.checked = True  # by the data set's constructor
     made = transform({"image": tv_tensors.Image(image), "landmarks": landmarks})
     return made["image"].as_subclass(Tensor), made["landmarks"].as_subclass(Tensor)

@@ -12,7 +12,7 @@ from pal_fast.data.images import MemoryImages
 from pal_fast.faces import EXPRESSIONS, make_faces
 
 #: Names and defaults of the options. `test_cue` is the cue's agreement in the test split: "none" draws the badge
-#: independently of the label, so that a network which learned the badge instead of the face is found out.
+#: independently of the label, which exposes a network that learnt the badge instead of the face.
 DEFAULTS: Final[dict[str, Any]] = {
     "count": 1000,
     "test_count": 500,
@@ -26,7 +26,7 @@ DEFAULTS: Final[dict[str, Any]] = {
 
 
 def read_options(text: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The options out of "count=200,size=48" and keywords, with the defaults. Raises ValueError for an unknown one."""
+    """The options in "count=200,size=48" and keywords, over the defaults. Raises ValueError for an unknown one."""
     options = dict(DEFAULTS)
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
@@ -48,7 +48,7 @@ def read_options(text: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(split: str, options: dict[str, Any]) -> tuple[MemoryImages, Tensor, Tensor, tuple[str, ...]]:
-    """(images, labels, landmarks (N, 68, 2), names). Training faces have the seed 2 * seed, test faces the next."""
+    """(images, labels, landmarks (N, 68, 2), names). Training faces have the seed 2 * seed, test faces 2 * seed + 1."""
     testing = split == "test"
     faces = make_faces(
         options["test_count" if testing else "count"],

@@ -20,7 +20,7 @@ _COLUMNS: Final = len(CLASSES) + 2
 
 
 def majority(votes: list[float]) -> int | None:
-    """The label of ten counts of votes as FERPlus's "majority" mode takes it, or None: the image is then left out.
+    """The label that FERPlus's "majority" mode derives from ten vote counts, or None: the image is then left out.
 
     Single votes are dropped as outliers; the most frequent label must have more than half of the rest, and must be
     neither unknown nor no face (Barsoum et al., ICMI 2016, and their `ferplus.py`).
@@ -46,7 +46,7 @@ def list_images(root: Path, split: str, **_: Any) -> Listing:
 
 
 def _rows(root: Path, usage: str) -> list[tuple[str, list[float]]]:
-    """(path below root, votes) of every image of a usage."""
+    """(path relative to root, votes) of every image of a usage."""
     for base in ("", "data/"):
         folder = f"{base}{_FOLDERS[usage]}"
         path = root / folder / "label.csv"
@@ -74,7 +74,7 @@ def _read(path: Path) -> list[tuple[int, list[str]]]:
 
 def _votes(path: Path, number: int, cells: list[str]) -> list[float]:
     expected = f"an image's name, optionally its box, and {_COLUMNS} numbers of votes"
-    # Some copies of label.csv hold the face's box, "(0, 0, 48, 48)", behind the name.
+    # Some copies of label.csv hold the face's box, "(0, 0, 48, 48)", after the name.
     given = cells[2:] if len(cells) == 2 + _COLUMNS and cells[1].startswith("(") else cells[1:]
     if len(given) != _COLUMNS:
         raise LandmarkFileError(path, number, expected, f"{len(cells)} columns")
@@ -85,7 +85,7 @@ def _votes(path: Path, number: int, cells: list[str]) -> list[float]:
 
 
 def _images_by_name(root: Path) -> dict[str, str]:
-    """Every file under `root` by its name: its path below root."""
+    """File name to path relative to `root`, for every file under it."""
     found: dict[str, str] = {}
     for folder, _, files in os.walk(root):
         below = Path(folder).relative_to(root)

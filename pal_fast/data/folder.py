@@ -16,7 +16,7 @@ def _split_folder(root: Path, split: str) -> Path | None:
 
 
 def list_images(root: Path, split: str, **_: Any) -> Listing:
-    """The images below the class folders of a split. Classes are the folders' names, of all splits, in their order."""
+    """The images below the class folders of a split. The classes are the sorted folder names of all splits."""
     folder = _split_folder(root, split)
     if folder is None:
         raise FileNotFoundError(f"no folder {' or '.join(_SPLITS[split])} under {root}")

@@ -1,4 +1,4 @@
-"""Images from files, cut out where a face box is given, and from memory; and which files cannot be used."""
+"""Images from files, cropped if a face box is given, and from memory; and which files cannot be used."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from pal_fast.image_files import check_depth, read_image
 
 _THREADS: Final = 8
-_END: Final = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a file that was cut off lacks
-_TAIL: Final = 4096  # bytes at the end of a file in which that is looked for
+_END: Final = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # missing from a truncated file
+_TAIL: Final = 4096  # bytes at the end of a file that are searched for it
 
 
 class ImageFiles:
-    """Images read from files when they are asked for, as they are stored: an EXIF orientation is not applied.
+    """Images read from files on demand, as they are stored: an EXIF orientation is not applied.
 
     Args:
         files: N paths.
-        boxes: (N, 4) int64, (left, top, width, height), to be cut out of the images; None for whole images.
+        boxes: (N, 4) int64, (left, top, width, height), the crops; None for whole images.
     """
 
     def __init__(self, files: Sequence[Path], boxes: Tensor | None = None) -> None:
@@ -54,7 +54,7 @@ class MemoryImages:
 
 
 def absent(files: Sequence[Path]) -> list[int]:
-    """The indices of files that are not there. Lists each folder once, which also a network disk does quickly."""
+    """The indices of files that do not exist. Lists each folder once, which is fast on a network disk, too."""
     folders: dict[Path, list[int]] = defaultdict(list)
     for index, file in enumerate(files):
         folders[file.parent].append(index)
@@ -71,7 +71,7 @@ def absent(files: Sequence[Path]) -> list[int]:
 def inspect(path: Path, *, full: bool = False) -> tuple[int, int] | str:
     """(height, width) of an image file, or why it cannot be used.
 
-    Reads the header and, of a JPEG or PNG, the end, which a file that was cut off lacks; with `full` all pixels.
+    Reads the header and the end of a JPEG or PNG, which a truncated file lacks; with `full`, all pixels.
     """
     from PIL import Image
 
@@ -96,6 +96,6 @@ def _ends_with(path: Path, end: bytes) -> bool:
 
 
 def inspect_all(files: Sequence[Path], *, full: bool = False) -> list[tuple[int, int] | str]:
-    """`inspect` for many files, several at a time, since most of the time is the disk's."""
+    """`inspect` for many files, several at a time, since most of the time goes to the disk."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(lambda file: inspect(file, full=full), files, chunksize=64))

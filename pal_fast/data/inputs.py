@@ -1,4 +1,4 @@
-"""What a transform is given, as torchvision's tensors: images of PIL, tensors and arrays, landmarks as either."""
+"""A transform's inputs as torchvision's tensors: PIL images, tensors and arrays; landmarks as tensor or array."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pal_fast.data.points import Landmarks, on_canvas
 from pal_fast.image_files import check_depth, rgb
 from pal_fast.messages import describe
 
-#: By how much a floating-point image may leave 0 to 1: bicubic resizing overshoots at edges by less.
+#: By how much a floating-point image may exceed [0, 1]: bicubic resizing overshoots at edges by less.
 _OVERSHOOT: Final = 0.25
 
 
 def as_image(given: Any) -> tv_tensors.Image:
     """An image (3, H, W), which may share its memory with `given`.
 
-    Args: given: an image of PIL in any mode, a tensor (3, H, W), uint8 or floating-point from 0 to 1, or an array
+    Args: given: a PIL image of any mode, a tensor (3, H, W), uint8 or floating-point from 0 to 1, or an array
         (H, W, 3) uint8.
     Raises: TypeError, ValueError naming the image.
     """
@@ -35,10 +35,8 @@ def as_image(given: Any) -> tv_tensors.Image:
             raise TypeError(f"image as an array must be uint8, got {given.dtype}")
         return tv_tensors.Image(torch.from_numpy(given).permute(2, 0, 1))
     if not isinstance(given, Tensor):
-        raise TypeError(
-            "image must be an image of PIL, a tensor (3, H, W) or an array (H, W, 3), got " + describe(given)
-        )
-    plain = given.as_subclass(Tensor)  # even `.dtype` of a tensor subclass goes through Python
+        raise TypeError("image must be a PIL image, a tensor (3, H, W) or an array (H, W, 3), got " + describe(given))
+    plain = given.as_subclass(Tensor)  # even `.dtype` of a tensor subclass dispatches through Python
     if plain.ndim != 3 or plain.shape[0] != 3:
         raise ValueError(f"image as a tensor must have shape (3, H, W), got {tuple(plain.shape)}")
     if plain.dtype != torch.uint8:
@@ -47,7 +45,7 @@ def as_image(given: Any) -> tv_tensors.Image:
 
 
 def _check_values(image: Tensor) -> None:
-    """Raises TypeError for whole numbers, ValueError for floating-point ones that are not from 0 to 1."""
+    """Raises TypeError for integers other than uint8, ValueError for floating-point values outside [0, 1]."""
     if not image.is_floating_point():
         raise TypeError(f"image as a tensor must be uint8 (0 to 255) or floating-point (0 to 1), got {image.dtype}")
     low, high = (image.amin().item(), image.amax().item()) if image.numel() else (0.0, 1.0)
@@ -59,7 +57,7 @@ def _check_values(image: Tensor) -> None:
 
 
 def as_landmarks(given: Any, image_size: tuple[int, int]) -> Landmarks:
-    """Landmarks (K, 2) of an image of `image_size`, which may share their memory with `given`.
+    """Landmarks (K, 2) of an image of `image_size`; they may share memory with `given`.
 
     Raises: TypeError, ValueError naming the landmarks.
     """
@@ -74,12 +72,12 @@ def as_landmarks(given: Any, image_size: tuple[int, int]) -> Landmarks:
     if tuple(given.canvas_size) != image_size:
         height, width = given.canvas_size
         raise ValueError(
-            f"landmarks are of an image of {height} x {width}, but image is {image_size[0]} x {image_size[1]} "
+            f"landmarks belong to an image of {height} x {width}, but image is {image_size[0]} x {image_size[1]} "
             "(height x width)"
         )
     return given if isinstance(given, Landmarks) else on_canvas(given.as_subclass(Tensor), image_size)
 
 
 def like(made: Any, given: Any) -> Any:
-    """`made` as torchvision's tensor where `given` is of that type too, else as a plain one."""
+    """`made` as torchvision's tensor if `given` is one, else as a plain tensor."""
     return made if isinstance(given, type(made)) else made.as_subclass(Tensor)

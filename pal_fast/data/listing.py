@@ -1,4 +1,4 @@
-"""What a reader of a data set finds on the disk, checked as a whole: one summary of all that is wrong."""
+"""What a data set's reader finds on the disk, checked as a whole: one summary of all problems."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pal_fast.landmarks import LandmarkSet
 from pal_fast.landmarks.errors import NoLandmarksError
 from pal_fast.messages import first_few
 
-#: A face of which more than this share of the landmarks lies outside its image is none of this image.
+#: If more than this share of a face's landmarks lies outside its image, they do not belong to that image.
 _MOST_OUTSIDE: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Listing:
-    """One split of a data set: N images by path, before any is read.
+    """One split of a data set: the paths of N images, before any is read.
 
     Attributes:
-        names: N paths below the data set's root, with forward slashes.
+        names: N paths relative to the data set's root, with forward slashes.
         files: N paths.
         labels: N indices into `classes`.
-        landmarks: what the data set itself brings: (N, K, 2), in pixels of the whole images, or None.
-        boxes: (N, 4) int64, (left, top, width, height) of the faces to cut out, or None for whole images.
+        landmarks: the data set's own: (N, K, 2), in pixels of the whole images, or None.
+        boxes: (N, 4) int64, (left, top, width, height) of the faces to crop, or None for whole images.
     """
 
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ class Listing:
 
 
 def choose_classes(listing: Listing, classes: int | Sequence[str] | None) -> Listing:
-    """Keeps the images of these classes: the first n of the data set, or those named, in the order given."""
+    """Keeps the images of these classes: the data set's first n, or the named ones in the given order."""
     if classes is None:
         return listing
     if isinstance(classes, int) and not isinstance(classes, bool):
@@ -70,7 +70,7 @@ def choose_classes(listing: Listing, classes: int | Sequence[str] | None) -> Lis
         for name in kept:
             _checks.choice("classes", name, listing.classes)
         if len(set(kept)) < len(kept) or not kept:
-            raise ValueError(f"classes must be different names, at least one, got {kept}")
+            raise ValueError(f"classes must be one or more distinct names, got {kept}")
     number = {listing.classes.index(name): new for new, name in enumerate(kept)}
     rows = [row for row, label in enumerate(listing.labels) if label in number]
     chosen = listing.select(rows)
@@ -78,14 +78,14 @@ def choose_classes(listing: Listing, classes: int | Sequence[str] | None) -> Lis
 
 
 def check_files(listing: Listing, where: Path, verify: str, bad_images: str) -> tuple[Listing, Tensor | None]:
-    """Leaves out, or refuses in one summary, images that are absent or unreadable.
+    """Leaves out images that are absent or unreadable, or rejects them in one summary.
 
     Args:
         where: the data set's root, for the message.
-        verify: "quick" reads every header, "full" every pixel, "none" looks for the files only.
+        verify: "quick" reads every header, "full" every pixel, "none" only checks that the files exist.
         bad_images: "error" or "skip", which warns.
 
-    Returns: the images that can be used, and their (height, width), (N, 2) int64, or None for verify "none".
+    Returns: the usable images, and their (height, width), (N, 2) int64, or None for verify "none".
     """
     _checks.choice("verify", verify, ("quick", "full", "none"))
     _checks.choice("bad_images", bad_images, ("error", "skip"))
@@ -100,7 +100,7 @@ def check_files(listing: Listing, where: Path, verify: str, bad_images: str) -> 
             for row, what in zip(present, found, strict=True):
                 left, top = listing.boxes[row, :2].tolist()
                 if not isinstance(what, str) and (top >= what[0] or left >= what[1]):
-                    reasons[row] = f"the face's box begins outside of {what[1]} x {what[0]} pixels"
+                    reasons[row] = f"the face's box begins outside the {what[1]} x {what[0]} pixels"
         kept_sizes = [what for row, what in zip(present, found, strict=True) if row not in reasons]
         sizes = torch.tensor(kept_sizes, dtype=torch.int64).view(-1, 2)
     if lacking or reasons:
@@ -118,7 +118,7 @@ def check_files(listing: Listing, where: Path, verify: str, bad_images: str) -> 
 
 
 def check_classes(listing: Listing, where: Path) -> None:
-    """Raises ValueError for no image at all, warns of classes without images."""
+    """Raises ValueError if there is no image at all; warns of classes without images."""
     if not len(listing):
         raise ValueError(f"{where} holds no image to use")
     counts = Counter(listing.labels)
@@ -128,13 +128,13 @@ def check_classes(listing: Listing, where: Path) -> None:
 
 
 def attach(listing: Listing, marks: LandmarkSet, source: str, others: Callable[[], Iterable[str]] = tuple) -> Tensor:
-    """The landmarks of the images by name, (N, K, 2), NaN where there are none; a warning counts those.
+    """The landmarks matched to the images by name, (N, K, 2), NaN for images without any; a warning counts those.
 
     Args:
-        others: the names of the data set's further images, of all splits. Landmarks that are called `happy/1.jpg`
-            are of `train/happy/1.jpg` only where there is no `test/happy/1.jpg`.
+        others: the names of the data set's other images, of all splits. Landmarks named `happy/1.jpg` belong to
+            `train/happy/1.jpg` only if there is no `test/happy/1.jpg`.
 
-    Raises: NoLandmarksError if no image has landmarks; ValueError if names fit several images of the data set.
+    Raises: NoLandmarksError if no image has landmarks; ValueError if names match several images of the data set.
     """
     rows = _find(listing, marks, source, others)
     points = (
@@ -146,11 +146,11 @@ def attach(listing: Listing, marks: LandmarkSet, source: str, others: Callable[[
         named = [listing.names[row] for row in (rows >= 0).nonzero().flatten().tolist()]
         raise NoLandmarksError(
             f"{source} names {len(named)} of the {len(listing)} images of the data set ({first_few(named, 3)}), but "
-            "holds no point of any: all their landmarks are missing (NaN)"
+            "holds no points: all their landmarks are missing (NaN)"
         )
     if not found.any():
         raise NoLandmarksError(
-            f"{source} holds landmarks of {len(marks)} images ({first_few(marks.names, 3)}), but of none of the "
+            f"{source} holds landmarks of {len(marks)} images ({first_few(marks.names, 3)}), but for none of the "
             f"{len(listing)} images of the data set ({first_few(listing.names, 3)})"
         )
     unnamed = [listing.names[row] for row in (rows < 0).nonzero().flatten().tolist()]
@@ -159,7 +159,7 @@ def attach(listing: Listing, marks: LandmarkSet, source: str, others: Callable[[
     if unnamed:
         parts.append(f"{len(unnamed)} are not in {source} ({first_few(unnamed, 3)})")
     if faceless:
-        parts.append(f"{len(faceless)} are there without a face ({first_few(faceless, 3)})")
+        parts.append(f"{len(faceless)} are in it without a face ({first_few(faceless, 3)})")
     if parts:
         warnings.warn(
             f"of {len(listing)} images {' and '.join(parts)}: the loss leaves samples without landmarks out",
@@ -173,22 +173,22 @@ def _find(listing: Listing, marks: LandmarkSet, source: str, others: Callable[[]
     rows = marks.find(listing.names)
     held = set(marks.names)
     if not any(row >= 0 and name not in held for row, name in zip(rows.tolist(), listing.names, strict=True)):
-        return rows  # spelled alike: none can be of another image
+        return rows  # identical names: no ambiguity
     together = list(dict.fromkeys([*listing.names, *others()]))
     sure = marks.find(together)[: len(listing)]
     doubtful = ((rows >= 0) & (sure < 0)).nonzero().flatten().tolist()
     if doubtful:
         pairs = [f"{marks.names[int(rows[row])]} for {listing.names[row]}" for row in doubtful]
         raise ValueError(
-            f"{source}: {len(doubtful)} names fit images of more than one split or class ({first_few(pairs, 3)}): "
-            "name the landmarks by their images' paths from the data set's folder, as `pal-fast landmarks` does "
+            f"{source}: {len(doubtful)} names match images of more than one split or class ({first_few(pairs, 3)}): "
+            "name the landmarks by their images' paths relative to the data set's folder, as `pal-fast landmarks` does "
             "when it is given that folder"
         )
     return sure
 
 
 def check_inside(listing: Listing, points: Tensor, sizes: Tensor, source: str) -> None:
-    """Warns of faces whose landmarks mostly lie outside of their image: they belong to others, or to another crop.
+    """Warns of faces whose landmarks mostly lie outside their image: they belong to other images or another crop.
 
     Args: points (N, K, 2) in pixels of the whole images; sizes (N, 2), (height, width).
     """
@@ -199,7 +199,7 @@ def check_inside(listing: Listing, points: Tensor, sizes: Tensor, source: str) -
     wrong = [listing.names[row] for row in (share > _MOST_OUTSIDE).nonzero().flatten().tolist()]
     if wrong:
         warnings.warn(
-            f"{source}: of {len(wrong)} of {len(listing)} images most landmarks lie outside of the image "
-            f"({first_few(wrong, 3)}): are they of the same crop and size?",
+            f"{source}: in {len(wrong)} of {len(listing)} images most landmarks lie outside the image "
+            f"({first_few(wrong, 3)}): do they refer to the same crop and size?",
             stacklevel=4,
         )

@@ -1,5 +1,5 @@
-"""Landmarks that are not in pixels of their image: found where a data set is opened, and at a transform's first faces,
-since afterwards they look like any others."""
+"""Detection of landmarks that are not in pixels of their image, when a data set is opened and at a transform's first
+faces, since after that they look like any others."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pal_fast.warn import warn
 def check_in_pixels(
     points: Tensor, names: Sequence[str], size_of: Callable[[int], tuple[int, int]], source: str
 ) -> None:
-    """Raises ValueError where most annotated images have their landmarks as normalised ones lie, warns where some do.
+    """Raises ValueError if most annotated images have landmarks that look normalised; warns if some do.
 
     Args:
-        points: (N, K, 2), NaN where one is missing.
+        points: (N, K, 2), NaN for missing ones.
         names: N names of images.
-        size_of: (height, width) of the image of that row; asked for one image at most, and only on suspicion.
+        size_of: (height, width) of the image of that row; called for one image at most, and only on suspicion.
         source: where the landmarks come from, for the message.
     """
     known = points.isfinite().all(-1)
@@ -34,9 +34,9 @@ def check_in_pixels(
         return
     low, high = (values.tolist() for values in (points[suspect][known[suspect]].aminmax(dim=0)))
     text = (
-        f"{source}: of {len(rows)} of {annotated} annotated images all landmarks lie within {CORNER} pixels of "
+        f"{source}: in {len(rows)} of {annotated} annotated images all landmarks lie within {CORNER} pixels of "
         f"the image's corner (x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}), as "
-        f"normalised ones do: they are wanted in pixels of the image, "
+        f"normalised ones do: they must be in pixels of the image, "
         f"{height} x {width} (height x width) for the first; {IN_PIXELS}"
     )
     if 2 * len(rows) > annotated:
@@ -45,10 +45,10 @@ def check_in_pixels(
 
 
 class FirstLook:
-    """Looks at landmarks until a face clears them, which the first one does as a rule.
+    """Checks landmarks until one face is plausible, usually the first.
 
-    A face whose landmarks lie as normalised ones do is warned of; the second one before any other is refused. Faces
-    without landmarks, and those of images too small to tell, are passed over. Every worker of a loader has its own.
+    The first face whose landmarks look normalised causes a warning, and a second one before any plausible face an
+    error. Faces without landmarks, and images too small to tell, are skipped. Every worker of a loader has its own.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class FirstLook:
         self._warned = False
 
     def __call__(self, points: Tensor, image_size: tuple[int, int]) -> None:
-        """Args: points (K, 2) of any real dtype, as they were given; image_size (height, width).
+        """Args: points (K, 2) of any real dtype, as given; image_size (height, width).
 
         Raises: ValueError.
         """
@@ -71,9 +71,9 @@ class FirstLook:
         text = (
             f"landmarks: all of this face's lie within {CORNER} pixels of the image's corner "
             f"(x from {left:.4g} to {right:.4g}, y from {top:.4g} to {bottom:.4g}), as normalised ones do: they are "
-            f"wanted in pixels of the image, {image_size[0]} x {image_size[1]} (height x width); {IN_PIXELS}"
+            f"required in pixels of the image, {image_size[0]} x {image_size[1]} (height x width); {IN_PIXELS}"
         )
         if self._warned:
-            raise ValueError(f"{text}; the face before had them, too")
+            raise ValueError(f"{text}; so did the face before")
         self._warned = True
         warn(text)

@@ -1,9 +1,9 @@
 """Landmarks as a torchvision tensor: every geometric transform of `transforms.v2` moves them with their image.
 
-torchvision's own `KeyPoints` kernels count from the outer edge of the first pixel when they resize, rotate or warp, and
-from its centre when they flip, so that a point moves by up to half a pixel against its image. `Landmarks` has kernels
-that count from the centre of the first pixel throughout, leave points outside of the frame where they are, keep NaN,
-and renumber left and right where a flip exchanges them.
+torchvision's own `KeyPoints` kernels measure from the outer edge of the first pixel when they resize, rotate or warp,
+and from its centre when they flip, so a point shifts by up to half a pixel against its image. The kernels of
+`Landmarks` always measure from the centre of the first pixel, do not clamp points outside the frame, keep NaN, and
+renumber left and right when a flip exchanges them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Landmarks(tv_tensors.KeyPoints):
     """(K, 2) float32, (x, y) in pixels of an image of `canvas_size` (height, width), integer = pixel centre.
 
     Attributes:
-        checked: the whole data set's landmarks were looked at, so that a transform need not look at the first ones.
+        checked: the landmarks of the whole data set were checked, so a transform need not check the first ones.
     """
 
     checked: bool = False
@@ -33,7 +33,7 @@ class Landmarks(tv_tensors.KeyPoints):
 class Motion(NamedTuple):
     """An affine motion of the plane: x -> xx * x + xy * y + right, y -> yx * x + yy * y + down.
 
-    Its numbers are plain floats, so that motions are joined before the first tensor is touched: a loader moves the
+    Its entries are plain floats, so that motions are composed before any tensor is touched: a loader moves the
     landmarks of every image.
     """
 
@@ -57,7 +57,7 @@ class Motion(NamedTuple):
         )
 
     def apply(self, points: Tensor) -> Tensor:
-        """Points (..., 2), whole numbers as float32; one with a coordinate that is NaN or infinite becomes NaN."""
+        """Points (..., 2), integers as float32; a point with a NaN or infinite coordinate becomes NaN."""
         if not points.is_floating_point():
             points = points.float()
         turn = torch.tensor(((self.xx, self.yx), (self.xy, self.yy)), dtype=points.dtype)
@@ -72,9 +72,9 @@ def flip_motion(width: int) -> Motion:
 def rotation_motion(
     old: tuple[int, int], angle: float, center: Sequence[float] | None = None, new: tuple[int, int] | None = None
 ) -> Motion:
-    """Counterclockwise by `angle` degrees about `center`, (x, y) from the corner, as torchvision turns the image.
+    """Counterclockwise by `angle` degrees about `center`, (x, y) from the corner, as torchvision rotates the image.
 
-    Args: old, new: (height, width) before and after; the middle of the one comes to the middle of the other.
+    Args: old, new: (height, width) before and after; the centre of the one maps to the centre of the other.
     """
     height, width = old
     x, y = (width / 2, height / 2) if center is None else center
@@ -85,19 +85,19 @@ def rotation_motion(
 
 
 def crop_motion(left: int, top: int, old: tuple[int, int], new: tuple[int, int]) -> Motion:
-    """A part of (height, width) `old` is cut out and resized to `new`: (p - corner + 0.5) * new / old - 0.5."""
+    """A crop of (height, width) `old` is resized to `new`: (p - corner + 0.5) * new / old - 0.5."""
     x, y = new[1] / old[1], new[0] / old[0]
     return Motion(xx=x, yy=y, right=(0.5 - left) * x - 0.5, down=(0.5 - top) * y - 0.5)
 
 
 def on_canvas(points: Tensor, canvas_size: tuple[int, int]) -> Landmarks:
-    """`Landmarks` that share their memory with `points`."""
+    """`Landmarks` that share memory with `points`."""
     return Landmarks._wrap(points, canvas_size=canvas_size, check_dims=False)
 
 
 def move(points: Landmarks, motion: Motion, canvas_size: tuple[int, int], *, mirrored: bool = False) -> Landmarks:
     """The landmarks under a motion; `mirrored` renumbers left and right."""
-    # Even `.dtype` of a tensor subclass goes through Python; of a plain tensor it does not.
+    # Even `.dtype` of a tensor subclass dispatches through Python; that of a plain tensor does not.
     plain = points.as_subclass(Tensor)
     return on_canvas(motion.apply(renumber_mirrored(plain) if mirrored else plain), canvas_size)
 
@@ -135,8 +135,8 @@ def _center_crop(points: Landmarks, output_size: int | Sequence[int], **_: Any) 
 
 
 def _centred(old: int, new: int) -> int:
-    """Where a centred crop begins, as the kernel of images counts: that of KeyPoints comes to another pixel where a
-    crop is larger than its image by 3, 7, 11, ..."""
+    """Where a centred crop begins, by the rounding of the image kernel: that of KeyPoints arrives at another pixel if
+    a crop is larger than its image by 3, 7, 11, ..."""
     return -((new - old) // 2) if new > old else round((old - new) / 2)
 
 
@@ -154,14 +154,14 @@ def _rotate(
 ) -> Landmarks:
     old = new = points.canvas_size
     if expand:
-        # The kernel of images decides the new size; that of KeyPoints comes to another one.
+        # The image kernel decides the new size; that of KeyPoints arrives at another one.
         turned = F.rotate(torch.empty(1, *old), angle, expand=True, center=center)
         new = (turned.shape[-2], turned.shape[-1])
     return move(points, rotation_motion(old, angle, center, new), new)
 
 
 def _by_edges(functional: Callable[..., Any]) -> None:
-    """Registers torchvision's kernel of KeyPoints, which counts from the edge of the first pixel, with the shift."""
+    """Registers torchvision's KeyPoints kernel, which measures from pixel edges, with a shift by half a pixel."""
 
     def moved(points: Landmarks, *args: Any, **kwargs: Any) -> Landmarks:
         edges = tv_tensors.KeyPoints(points.as_subclass(Tensor) + 0.5, canvas_size=points.canvas_size)

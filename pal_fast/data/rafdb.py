@@ -12,7 +12,7 @@ from pal_fast.landmarks.errors import LandmarkFileError, NoLandmarksError
 from pal_fast.landmarks.rafdb import read_aligned
 from pal_fast.landmarks.text_formats import read_lines
 
-#: The labels 1 to 7, as its readme gives them.
+#: The labels 1 to 7, in the order of RAF-DB's readme.
 CLASSES: Final = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 
 LABELS: Final = "EmoLabel/list_patition_label.txt"
@@ -37,16 +37,16 @@ def list_images(
 ) -> Listing:
     """The aligned images of a split.
 
-    Own landmarks are the 37 of `Annotation/auto`, brought into the aligned images by the manual ones; none where the
-    copy holds no `Annotation`. `template` (3, 2) is passed to `pal_fast.landmarks.rafdb.aligned_transform`.
-    `bad_images` "skip" keeps images without annotation, without landmarks.
+    Its own landmarks are the 37 of `Annotation/auto`, mapped to the aligned images by means of the manual ones; none if
+    the copy holds no `Annotation`. `template` (3, 2) is passed to `pal_fast.landmarks.rafdb.aligned_transform`.
+    `bad_images` "skip" keeps images that have no annotation, without landmarks.
     """
     root = find_root(root)
     path = root / LABELS
     names, labels = [], []
     for number, line in read_lines(path):
         words = line.split()
-        expected = "an image's name train_* or test_* and a label from 1 to 7"
+        expected = "an image name train_* or test_* and a label from 1 to 7"
         if len(words) != 2 or words[1] not in "1234567" or not words[0].startswith(("train", "test")):
             raise LandmarkFileError(path, number, expected, repr(line.strip()[:60]))
         if words[0].startswith(split):

@@ -14,14 +14,14 @@ from pal_fast.data.points import Landmarks, Motion, crop_motion, flip_motion, mo
 class RandomView(v2.Transform):
     """`RandomHorizontalFlip`, `RandomRotation` (bilinear) and `RandomResizedCrop` (antialiased), one after the other.
 
-    The same kernels with the same distributions as the three transforms, which each spend more on looking through
-    their inputs than the landmarks' arithmetic takes.
+    The same kernels with the same distributions as the three transforms, each of which spends more time on inspecting
+    its inputs than the landmarks' arithmetic takes.
 
     Args:
         size: (height, width) of the result.
         flip: probability of a flip.
-        degrees: rotation about the centre by an angle within +-degrees.
-        scale, ratio: of the crop, as of `RandomResizedCrop`; scale (1, 1) takes the whole image.
+        degrees: rotation about the centre by an angle within ±degrees.
+        scale, ratio: of the crop, as for `RandomResizedCrop`; scale (1, 1) takes the whole image.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RandomView(v2.Transform):
         self._crop = None if self.scale == (1.0, 1.0) else v2.RandomResizedCrop(self.size, scale=scale, ratio=ratio)
 
     def both(self, image: Any, landmarks: Landmarks) -> tuple[Any, Landmarks]:
-        """What `self(image, landmarks)` returns, the landmarks moved once instead of three times."""
+        """The same result as `self(image, landmarks)`, with the landmarks moved once instead of three times."""
         params = self.make_params([image])
         return self.transform(image, params), self._moved(landmarks, params)
 

@@ -9,7 +9,7 @@ from pal_fast.data.dataset import FaceDataset
 
 
 def class_balanced_sampler(dataset: FaceDataset, generator: torch.Generator | None = None) -> WeightedRandomSampler:
-    """Draws len(dataset) images with replacement, every class that has images equally often in the mean."""
+    """Draws len(dataset) images with replacement; every class that has images is equally likely."""
     if not len(dataset):
         raise ValueError("dataset must hold images to draw from, got none")
     weights = 1.0 / dataset.class_counts.clamp_min(1).double()

@@ -1,4 +1,4 @@
-"""Augmentation and preparation of faces: torchvision v2 transforms that move landmarks with their image."""
+"""Augmentation and preprocessing of faces: torchvision v2 transforms that move landmarks with their image."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ Numbers = tuple[float, float, float]
 
 
 class FaceTransform:
-    """A view of a face, which moves image and landmarks, then transforms that only change the image.
+    """A view of a face, which moves image and landmarks, then transforms that change only the image.
 
-    Called with a dict of `image` and `landmarks` (what else is in it stays as it is), or with an image alone. An image
-    is one of PIL, in its stored pixels (an EXIF orientation is not applied), a tensor (3, H, W), uint8 or floats from
+    Called with a dict of `image` and `landmarks` (other entries are passed through), or with an image alone. An image
+    is a PIL image, in its stored pixels (an EXIF orientation is not applied), a tensor (3, H, W), uint8 or floats from
     0 to 1, or an array (H, W, 3) uint8; landmarks are a tensor or an array (K, 2), (x, y) in pixels of that image,
-    an integer being the centre of a pixel. Both come out as tensors, of torchvision's types where they were given in
-    these.
+    integers at pixel centres. Both are returned as tensors, of torchvision's types if they were given as such.
 
-    The first face is looked at: landmarks that lie as normalised ones do are warned of, and refused where the second
-    face has them too. Those of a `FaceDataset` are not: it looked at all of them when it was made.
+    The first face is checked: landmarks that look normalised cause a warning, and an error if the second face has
+    them, too. Those of a `FaceDataset` are not checked again: its constructor checked them all.
 
     Attributes:
         view: a `pal_fast.data.random_view.RandomView`.
-        paints: torchvision transforms; they never see the landmarks, which saves a loader what torchvision spends on
-            finding out that they are none of its concern.
+        paints: torchvision transforms; they never see the landmarks, which saves the time that torchvision needs to
+            find out that they do not concern it.
     """
 
     def __init__(self, view: Any, paints: Sequence[Any]) -> None:
@@ -46,8 +45,8 @@ class FaceTransform:
             return like(self._painted(self.view(as_image(sample))), sample)
         if "image" not in sample or "landmarks" not in sample:
             raise ValueError(
-                f"sample must hold 'image' and 'landmarks', got {', '.join(map(repr, sample)) or 'nothing'}; where "
-                "there are no landmarks, call the transform with the image alone"
+                f"sample must hold 'image' and 'landmarks', got {', '.join(map(repr, sample)) or 'nothing'}; without "
+                "landmarks, call the transform with the image alone"
             )
         given = as_image(sample["image"])
         points = as_landmarks(sample["landmarks"], (given.shape[-2], given.shape[-1]))
@@ -81,19 +80,19 @@ def train_transform(
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = IMAGENET_STD,
 ) -> Transform:
-    """Random flip, rotation, resized crop and colours, then normalised.
+    """Random flip, rotation, resized crop and colour jitter, then normalisation.
 
     Args:
         size: (height, width) of the result, or one number for both.
-        flip: probability of a horizontal flip; left and right of the 68-point scheme are then renumbered.
-        degrees: rotation about the centre by an angle within +-degrees.
-        scale: the crop's share of the image's area, from and to. (1, 1) resizes the whole image.
-        ratio: width to height of the crop, from and to; ignored for scale (1, 1).
-        colour: brightness, contrast and saturation change by a factor within 1 +- colour.
+        flip: probability of a horizontal flip, which renumbers left and right of the 68-point scheme.
+        degrees: rotation about the centre by an angle within ±degrees.
+        scale: range of the crop's share of the image's area. (1, 1) resizes the whole image.
+        ratio: range of the crop's width over height; ignored for scale (1, 1).
+        colour: brightness, contrast and saturation change by a factor within 1 ± colour.
         erase: probability that a rectangle is erased (set to the mean).
         mean, std: per channel, of RGB images in [0, 1].
 
-    Returns: a `FaceTransform`, which says what it takes; images come out float32 (3, height, width).
+    Returns: a `FaceTransform`, which documents its inputs; images are returned as float32 (3, height, width).
     Raises: ImportError without torchvision; ValueError, TypeError naming the argument.
     """
     for name, share in (("flip", flip), ("erase", erase)):
@@ -120,7 +119,7 @@ def train_transform(
 
 
 def _check_range(name: str, given: Any, most: float | None) -> None:
-    """Raises: TypeError, ValueError unless `given` is (from, to), positive and ordered, and `most` at most."""
+    """Raises: TypeError, ValueError unless `given` is (from, to), positive, ordered and at most `most`."""
     wanted = f"(from, to) with 0 < from <= to{'' if most is None else f' <= {most}'}"
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise TypeError(f"{name} must be {wanted}, got {describe(given)}")
@@ -133,7 +132,7 @@ def _check_range(name: str, given: Any, most: float | None) -> None:
 def eval_transform(
     size: int | tuple[int, int], *, mean: Numbers = IMAGENET_MEAN, std: Numbers = IMAGENET_STD
 ) -> Transform:
-    """Resized to `size` and normalised, nothing random. Arguments as of `train_transform`."""
+    """Resizes to `size` and normalises; nothing random. Arguments as for `train_transform`."""
     v2, torch = _torchvision()
     from pal_fast.data.random_view import RandomView
 

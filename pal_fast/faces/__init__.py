@@ -1,9 +1,9 @@
-"""Faces drawn on the spot: seven expressions, 68 landmarks each, and a background cue that may mislead.
+"""Faces drawn on the fly: seven expressions, 68 landmarks each, and a background cue that may mislead.
 
 A data set for demonstrations, tests and controlled studies, without a download: the expression is in the
-brows, eyes, mouth and jaw, which move as the action units of a face do, while a coloured badge in the
-background can agree with the label. A network trained where it agrees, and tested where it does not, shows
-whether it looked at the face.
+brows, eyes, mouth and jaw, which move by the action units of a face, while a coloured badge in the background
+can agree with the label. Training a network where it agrees, and testing it where it does not, shows whether
+the network looked at the face.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["CUE_COLOURS", "EXPRESSIONS", "FaceSet", "make_faces"]
 #: The expressions; a label is an index into this tuple.
 EXPRESSIONS: Final[tuple[str, ...]] = tuple(EXPRESSION_UNITS)
 
-_PIXELS_AT_ONCE: Final = 64 * 48 * 48  # keeps the working arrays of the painter in the cache
+_PIXELS_AT_ONCE: Final = 64 * 48 * 48  # keeps the renderer's working arrays in cache
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FaceSet:
         images: (N, 3, S, S) float32 in [0, 1], RGB.
         labels: (N,) int64, index into `EXPRESSIONS`; what the annotator wrote.
         landmarks: (N, 68, 2) float32, (x, y) in pixels of the image, integer = pixel centre, numbered as in
-            300-W; exactly where things are drawn, also beyond the image's border.
+            300-W; exact, even outside the image.
         expressions: (N,) int64, what is drawn; differs from `labels` only under `label_noise`.
         cues: (N,) int64, the colour of the badge, index into `CUE_COLOURS`.
     """
@@ -65,21 +65,21 @@ def make_faces(
     occlusion: float = 0.0,
     scatter: float = 0.0,
 ) -> FaceSet:
-    """Draw `count` faces of `size` x `size` pixels.
+    """Draws `count` faces of `size` x `size` pixels.
 
-    The same seed gives the same faces at every size, and the first n of them for every count; only the
-    noise of the pixels depends on the size. Expressions are equally likely.
+    The same seed gives the same faces at every size, and the same first n faces for every count; only the
+    pixel noise depends on the size. Expressions are equally likely.
 
     Args:
         count: number of faces, 0 or more.
         size: side of the images in pixels, 16 or more.
         seed: 0 or more. Use different seeds for training and test faces.
-        cue_agreement: probability that the badge in the background has the colour of the label; where it
+        cue_agreement: probability that the badge in the background has the colour of the label; if it
             does not, any other colour is equally likely. None draws the colour independently of the label.
         label_noise: probability that the label is one of the six expressions that the face does not show.
-        occlusion: probability that a square patch covers part of the face. Landmarks stay as they are.
-        scatter: how far from the middle faces may lie, as a share of the side, in x and in y; 0 to 0.5. By default
-            they lie in the middle but for a few pixels, as in data sets of aligned faces.
+        occlusion: probability that a square patch covers part of the face. Landmarks do not change.
+        scatter: how far from the centre faces may lie, as a share of the side, in x and in y; 0 to 0.5. By default
+            they are centred to within a few pixels, as in data sets of aligned faces.
 
     Raises: ValueError for a number out of its range.
     """

@@ -1,4 +1,4 @@
-"""What all parts of the painter share: the face's frame, the light on the head, and the stroke."""
+"""What all parts of the renderer share: the face's frame, the light on the head, and the stroke."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pal_fast.faces.people import People
 
 
 def pieces_per_curve(canvas: Canvas) -> int:
-    """Segments between two control points of a curve: what a face of this size needs to look smooth."""
+    """Segments between two control points of a curve: enough for a face of this size to look smooth."""
     return 2 if canvas.size <= 72 else 4 if canvas.size <= 200 else 8
 
 
 def frame(window: Window, people: People) -> tuple[Tensor, Tensor]:
-    """The window's pixels in the face's frame (without yaw and pitch), (N, K, K) each."""
+    """x and y of the window's pixels in the face's frame (without yaw and pitch), (N, K, K) each."""
     dx = window.x - people.centre[:, 0, None, None]
     dy = window.y - people.centre[:, 1, None, None]
     cos = (torch.cos(people.roll) / people.scale)[:, None, None]
@@ -24,7 +24,7 @@ def frame(window: Window, people: People) -> tuple[Tensor, Tensor]:
 
 
 def modelling(window: Window, people: People) -> Tensor:
-    """How the light falls on a head-shaped ellipsoid, about 1 on average, (N, K, K)."""
+    """The shading of a head-shaped ellipsoid, about 1 on average, (N, K, K)."""
     u, v = frame(window, people)
     nx, ny = u / 1.22, (v + 0.06) / 1.5
     nz = (1 - nx.square() - ny.square()).clamp_min(0.06).sqrt()

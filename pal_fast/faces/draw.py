@@ -1,7 +1,7 @@
-"""Anti-aliased drawing of many pictures at once, through signed distances.
+"""Anti-aliased drawing of many pictures at once, by signed distances.
 
 A distance is in pixels, negative inside; `coverage` turns it into the share of a pixel that is covered. Shapes
-are drawn in windows: equally large cut-outs, one per picture, that hold the shape, so that small shapes cost
+are drawn in windows: crops of equal size, one per picture, that contain the shape, so that small shapes cost
 little. Coordinates are (x, y) in pixels, integer = pixel centre.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """One cut-out of K x K pixels per picture: the indices of its rows and columns, (N, K) each."""
+    """One crop of K x K pixels per picture: the indices of its rows and columns, (N, K) each."""
 
     rows: Tensor
     columns: Tensor
@@ -32,7 +32,7 @@ class Window:
 
 
 class Canvas:
-    """N square pictures under the brush: `pixels` (N, S, S, 3) in [0, 1]."""
+    """N square pictures to draw on: `pixels` (N, S, S, 3) in [0, 1]."""
 
     def __init__(self, count: int, size: int) -> None:
         self.pixels = torch.zeros(count, size, size, 3)
@@ -43,7 +43,7 @@ class Canvas:
         return Window(index, index)
 
     def around(self, points: Tensor, margin: float) -> Window:
-        """The windows that hold `points` (N, P, 2) and `margin` pixels more, as far as the picture reaches."""
+        """The windows that contain `points` (N, P, 2) with a margin of `margin` pixels, clipped to the picture."""
         low, high = points.amin(1), points.amax(1)  # (N, 2)
         wanted = int(((high - low).max() + 2 * margin).ceil()) + 2
         length = min(wanted, self.size)
@@ -52,7 +52,7 @@ class Canvas:
         return Window(first[:, 1:] + index, first[:, :1] + index)
 
     def blend(self, window: Window, cover: Tensor, colour: Tensor) -> None:
-        """Lay `colour`, (N, 3) or (N, K, K, 3), over the pictures with opacity `cover` (N, K, K)."""
+        """Blends `colour`, (N, 3) or (N, K, K, 3), over the pictures with opacity `cover` (N, K, K)."""
         if colour.dim() == 2:
             colour = colour[:, None, None, :]
         if window.rows.shape[1] == self.size:
@@ -98,7 +98,7 @@ def _segment(window: Window, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor
 
 
 def polyline(window: Window, points: Tensor, radii: Tensor) -> Tensor:
-    """Distance to a stroke along `points` (N, P, 2) whose half width goes through `radii` (N, P)."""
+    """Signed distance to a stroke along `points` (N, P, 2) whose half width interpolates `radii` (N, P)."""
     nearest = None
     for k in range(points.shape[1] - 1):
         squared, along = _segment(window, points[:, k], points[:, k + 1])

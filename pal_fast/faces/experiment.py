@@ -1,7 +1,7 @@
-"""One training on the drawn faces and its judgement: the set-up that the demo and the study share.
+"""One training run on the drawn faces and its evaluation: the set-up that the demo and the study share.
 
-In training, the badge in the background agrees with nine labels in ten; the test faces' badges say nothing. The
-face alone is enough for either, so what a network loses at the test it has learnt from the badge.
+In training, the badge in the background agrees with nine labels in ten; those of the test faces carry no information.
+The face alone suffices for both, so a network that loses accuracy at the test has relied on the badge.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pal_fast.reference import standardise
 SIZE: Final = 48
 TRAINING_FACES: Final = 350
 TEST_FACES: Final = 1000
-TEST_SEED: Final = 10_000  # no training set has it
+TEST_SEED: Final = 10_000  # not used by any training set
 ALIGNED_FACES: Final = 200  # of the test faces; an attribution costs more than a prediction
 CUE_AGREEMENT: Final = 0.9
 EPOCHS: Final = 20
@@ -35,12 +35,12 @@ LEARNING_RATE: Final = 1e-3
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a network does with test faces.
+    """The results of a network on test faces.
 
     Attributes:
-        accuracy: share of faces whose expression is named rightly.
-        follows_cue: share of faces for which the expression that the badge stands for is named; one in seven for a
-            network that does not see the badge.
+        accuracy: share of faces whose expression is predicted correctly.
+        follows_cue: share of faces for which the prediction is the expression that the badge stands for; one in seven
+            for a network that does not see the badge.
         alignment: mean Pearson correlation of the predicted logit's attribution, |gradient| * activation averaged
             over channels, with the landmarks' heatmap; a flat map counts as 0.
         alignment_of_sum: the same for the attribution of the sum of the logits.
@@ -57,7 +57,7 @@ def training_faces(seed: int, count: int = TRAINING_FACES, label_noise: float = 
 
 
 def fresh_faces(count: int = TEST_FACES, occlusion: float = 0.0, scatter: float = 0.0) -> FaceSet:
-    """Faces that no network has seen, for judging; the same ones for every run."""
+    """Faces that no network has seen, for evaluation; the same ones for every run."""
     return make_faces(count, SIZE, seed=TEST_SEED, cue_agreement=None, occlusion=occlusion, scatter=scatter)
 
 
@@ -71,14 +71,14 @@ def train(
     epochs: int = EPOCHS,
     after_step: Callable[[float], None] | None = None,
 ) -> FaceNet:
-    """A `FaceNet` trained with Adam on cross-entropy, and on `PALLoss` beside it if its options are given.
+    """A `FaceNet` trained with Adam on cross-entropy, plus `PALLoss` if its options are given.
 
-    Trainings of one seed share initial weights and the order of the faces.
+    Runs with the same seed share initial weights and the order of the faces.
 
     Args:
-        faces: what is learnt from.
+        faces: the training faces.
         pal: options of `PALLoss`, weight included; None trains with cross-entropy alone.
-        landmarks: (N, K, 2) in place of the faces' own, or a function that is given the indices (B,) of a step's faces
+        landmarks: (N, K, 2) instead of the faces' own, or a function that takes the indices (B,) of a step's faces
             and returns theirs, (B, K, 2).
         after_step: called with the seconds that the step took.
 
@@ -114,7 +114,7 @@ def train(
 
 
 def judge(model: FaceNet, faces: FaceSet) -> Judgement:
-    """Accuracy and the cue's influence on `faces`, alignment on the first `ALIGNED_FACES` of them."""
+    """Accuracy and the influence of the cue on `faces`, alignment on the first `ALIGNED_FACES` of them."""
     hits = follows = 0
     with torch.no_grad():
         for start in range(0, len(faces), 200):

@@ -1,4 +1,4 @@
-"""The features of a face, painted from its landmarks: folds, nose, eyes, brows, mouth, glasses."""
+"""The features of a face, drawn from its landmarks: folds, nose, eyes, brows, mouth, glasses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCLERA = torch.tensor([0.97, 0.96, 0.95])
 
 
 def wrinkles(canvas: Canvas, people: People) -> None:
-    """The folds that go with action units: beside the mouth, between the brows, on the forehead and nose."""
+    """The folds that action units cause: beside the mouth, between the brows, on the forehead and nose."""
     p, pieces = people.landmarks, pieces_per_curve(canvas)
     dark = people.skin * torch.tensor([0.66, 0.56, 0.52])
     unit = {number: people.units[:, column] for number, column in _UNIT.items()}
@@ -76,7 +76,7 @@ def eye(canvas: Canvas, people: People, side: int) -> None:
     upper, lower = curve(p[:, 0:4], pieces), curve(p[:, [3, 4, 5, 0]], pieces)
     window = canvas.around(p, 0.2 * float(scale.max()))
     opening = coverage(polygon(window, torch.cat([upper[:, :-1], lower[:, :-1]], 1)))
-    # The upper lid throws a shadow on the eyeball.
+    # The upper lid casts a shadow on the eyeball.
     shadow = coverage(polyline(window, upper, torch.zeros(upper.shape[:2])), 0.16 * scale[:, None, None])
     white = (_SCLERA * (0.55 + 0.45 * people.skin.mean(1, keepdim=True)))[:, None, None] * (
         1 - 0.4 * shadow.unsqueeze(-1)
@@ -129,7 +129,7 @@ def mouth(canvas: Canvas, people: People) -> None:
     canvas.blend(window, cavity, _THROAT.expand(len(people), 3))
     tongue = coverage(disc(window, p[:, 66] + 0.25 * (p[:, 66] - p[:, 62]), 0.15 * scale))
     canvas.blend(window, cavity * tongue * 0.9, _TONGUE.expand(len(people), 3))
-    # Teeth show where the lips are drawn apart sideways; a mouth that is stretched open hides them.
+    # Teeth show when the lips are drawn apart sideways; a mouth that is stretched open hides them.
     shown = (1.15 - 1.3 * people.units[:, _UNIT[27]] - 0.4 * people.units[:, _UNIT[9]]).clamp(0, 1)
     teeth = coverage(polyline(window, top, 0.07 * scale[:, None].expand(-1, top.shape[1])))
     canvas.blend(window, cavity * teeth * shown[:, None, None], _TEETH.expand(len(people), 3) * 0.92)

@@ -17,7 +17,7 @@ HEADS: Final = ("flattened", "pooled")
 class FaceNet(nn.Module):
     """Four convolutions: `body` ends in (B, 32, 12, 12) for faces of 48 x 48, `head` turns it into logits.
 
-    Small, so that a training takes seconds: the study makes hundreds of them.
+    Small, so that a training run takes seconds: the study makes hundreds of them.
 
     Args: head: "flattened" keeps the positions for its linear layer, as VGG does; "pooled" averages over them, as
     ResNets do.

@@ -1,4 +1,4 @@
-"""From people to pixels: the parts of a picture, painted from the wall to the fringe.
+"""From people to pixels: the parts of a picture, drawn from back to front, the wall to the fringe.
 
 Every part of the face is drawn from the landmarks themselves: the outlines are curves through them.
 """
@@ -57,7 +57,7 @@ def _badge(canvas: Canvas, people: People) -> None:
 
 
 def _place(people: People, x: float, y: float, lean: float) -> Tensor:
-    """A point of the body, which leans `lean` times as much as the head, (N, 2)."""
+    """A point of the body, which tilts `lean` times as much as the head, (N, 2)."""
     point = torch.tensor([[[x, y]]]).expand(len(people), -1, -1)
     return shape.place(point, people.centre, people.scale, lean * people.roll)[:, 0]
 
@@ -95,7 +95,7 @@ def _head(canvas: Canvas, people: People) -> None:
     distance = polygon(window, outline)
     shade = modelling(window, people)
     depth = (-distance / scale[:, None, None]).clamp(0, 0.35) / 0.35
-    shade = shade * (0.80 + 0.20 * depth.sqrt())  # the skin turns away towards the outline
+    shade = shade * (0.80 + 0.20 * depth.sqrt())  # darker where the skin turns away, towards the outline
     for upper, lower in ((19, 38), (24, 43)):
         socket = torch.lerp(p[:, upper], p[:, lower], 0.6)
         shade = shade * (1 - 0.13 * blob(window, socket, 0.17 * scale))

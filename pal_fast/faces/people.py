@@ -1,7 +1,7 @@
-"""Who is in the picture: everything that is drawn by lot, face by face, before the first pixel.
+"""Who is in the picture: everything about a face that is sampled before the first pixel is drawn.
 
-All lots of a face are one row of a table of uniform numbers, so the first n faces of a seed are the same for
-every count, and the same faces come out at every size. Lengths are in pixels or in the face's frame
+All random numbers of a face are one row of a table of uniform numbers, so the first n faces of a seed are the same
+for every count, and the faces are the same at every size. Lengths are in pixels or in the face's frame
 (`shape.py`), colours are RGB in [0, 1].
 """
 
@@ -20,7 +20,7 @@ from pal_fast.faces import shape
 
 Outline = tuple[tuple[float, float], ...]
 
-LOTS: Final = 160  # columns of the table; more than are used, so that a new one does not move the others
+LOTS: Final = 160  # columns of the table; more than are used, so that a new one does not shift the others
 
 SKIN_TONES: Final = (
     *((0.99, 0.87, 0.78), (0.95, 0.78, 0.65), (0.87, 0.67, 0.51)),
@@ -48,7 +48,7 @@ MANE: Final = _mirrored(((-1.07, -0.30), (-1.12, 0.10), (-1.15, 0.40), (-0.98, 0
 
 
 class Lots:
-    """Takes the columns of the table one after another; every value is (N,)."""
+    """Draws random values from successive columns of the table; every value is (N,)."""
 
     def __init__(self, count: int, seed: int) -> None:
         self._table = torch.from_numpy(np.random.default_rng([seed, 0]).random((count, LOTS)))
@@ -58,11 +58,11 @@ class Lots:
         return (low + (high - low) * next(self._columns)).float()
 
     def spare(self, index: int, low: float, high: float) -> Tensor:
-        """Uniform, from the columns at the far end: for what is drawn by lot only where it is asked for."""
+        """Uniform, from the columns at the far end: for values that are sampled only on request."""
         return (low + (high - low) * self._table[:, -1 - index]).float()
 
     def normal(self, deviation: float = 1.0) -> Tensor:
-        """Normal, cut at 2.3 standard deviations."""
+        """Normal, clamped at 2.3 standard deviations."""
         return deviation * torch.special.ndtri(next(self._columns).clamp(0.01, 0.99)).float()
 
     def chance(self, probability: float) -> Tensor:
@@ -87,7 +87,7 @@ class Lots:
 
 @dataclass(frozen=True)
 class People:
-    """N faces, ready to be painted. Points are (N, P, 2) pixels, colours (N, 3), the rest (N,) unless said."""
+    """N faces, ready to be drawn. Points are (N, P, 2) in pixels, colours (N, 3), the rest (N,) unless noted."""
 
     landmarks: Tensor  # (N, 68, 2)
     skull: Tensor
@@ -102,7 +102,7 @@ class People:
     yaw: Tensor  # radians
     gaze: Tensor  # (N, 2), in units of the face's frame
     light: Tensor  # (N, 3), unit vector towards the light; x right, y down, z to the camera
-    contrast: Tensor  # how much the light models the face
+    contrast: Tensor  # strength of the shading of the face
     exposure: Tensor
     warmth: Tensor
     noise: Tensor  # standard deviation of the pixel noise
@@ -113,7 +113,7 @@ class People:
     lips: Tensor
     iris: Tensor
     shirt: Tensor
-    wall: Tensor  # (N, 2, 3): the colours that the background goes between
+    wall: Tensor  # (N, 2, 3): the end colours of the background's gradient
     wall_angle: Tensor
     badge: Tensor  # (N, 2), centre of the cue
     badge_colour: Tensor
@@ -130,7 +130,7 @@ class People:
 
 
 def meet(expressions: Tensor, cues: Tensor, lots: Lots, size: int, occlusion: float, scatter: float) -> People:
-    """Draw the people who show `expressions` (N,) beside badges of colours `cues` (N,)."""
+    """Samples people who show `expressions` (N,) next to badges of colours `cues` (N,)."""
     count = expressions.shape[0]
     names = shape.unit_numbers()
 

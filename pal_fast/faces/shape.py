@@ -1,4 +1,4 @@
-"""Where the 68 landmarks of a drawn face lie: a mean face, its identity, its action units, its pose.
+"""The positions of the 68 landmarks of a drawn face: mean face, identity, action units and pose.
 
 The face's own frame has its origin between the eyes and the mouth, x to the right of the picture, y down, and
 half of the width of the face as its unit. Every change of shape is a displacement of some landmarks, given for
@@ -35,7 +35,7 @@ MEAN_FACE: Final[Displacement] = {
     **{60: (-0.31, 0.682), 61: (-0.10, 0.674), 62: (0.0, 0.682), 66: (0.0, 0.690), 67: (-0.10, 0.684)},
 }
 
-#: How far each landmark lies in front of the plane of the face; pose turns the face about this depth.
+#: How far each landmark lies in front of the plane of the face; yaw and pitch use this depth.
 DEPTH: Final[dict[int, float]] = {
     **{0: -0.55, 1: -0.52, 2: -0.46, 3: -0.36, 4: -0.22, 5: -0.06, 6: 0.06, 7: 0.13, 8: 0.16},
     **{17: -0.05, 18: 0.08, 19: 0.16, 20: 0.21, 21: 0.24},
@@ -109,7 +109,7 @@ EXPRESSION_UNITS: Final[dict[str, dict[int, float]]] = {
     "disgust": {4: 0.35, 7: 0.75, 9: 1.0, 10: 1.0, 15: 0.35, 25: 0.35},
 }
 
-#: Displacements of one standard deviation: what tells one person from another.
+#: Displacements at one standard deviation of the modes of identity, which tell one person from another.
 IDENTITY: Final[dict[str, Displacement]] = {
     "wide jaw": {3: (-0.03, 0.01), 4: (-0.055, 0.02), 5: (-0.06, 0.02), 6: (-0.045, 0.01), 7: (-0.02, 0.0)},
     "long chin": {5: (0.0, 0.02), 6: (0.0, 0.045), 7: (0.0, 0.06), 8: (0.0, 0.065)},
@@ -137,7 +137,7 @@ def unit_numbers() -> list[int]:
 def _table(displacement: Displacement, side: int = 0) -> Tensor:
     """A displacement as (68, 2): of both halves, or of the left (-1) or right (+1) half alone.
 
-    On one side alone, the midline moves half of its way, so that both sides together give the whole.
+    On one side alone, the midline moves half of its way, so that both sides together give the full displacement.
     """
     table = torch.zeros(LANDMARKS, 2)
     for index, (x, y) in displacement.items():
@@ -192,7 +192,7 @@ def face_landmarks(units: Tensor, identity: Tensor) -> Tensor:
 
 
 def turn(points: Tensor, depth: Tensor, yaw: Tensor, pitch: Tensor) -> Tensor:
-    """Turn points about the vertical (yaw) and the horizontal axis (pitch) and project them straight on.
+    """Rotates points about the vertical (yaw) and the horizontal axis (pitch) and projects them orthographically.
 
     Args: points (N, P, 2) and depth (P,) or (N, P) in the face's frame; yaw and pitch (N,) in radians.
     Returns: (N, P, 2).
@@ -205,7 +205,7 @@ def turn(points: Tensor, depth: Tensor, yaw: Tensor, pitch: Tensor) -> Tensor:
 
 
 def place(points: Tensor, centre: Tensor, scale: Tensor, roll: Tensor) -> Tensor:
-    """Take points from the face's frame to the picture.
+    """Maps points from the face's frame to the picture.
 
     Args: points (N, P, 2); centre (N, 2) in pixels; scale (N,), pixels per unit; roll (N,) in radians.
     Returns: (N, P, 2) in pixels, integer = pixel centre.

@@ -1,7 +1,7 @@
 """Facial landmarks: read from every common format, converted, matched with images, extracted.
 
-Everywhere in the package landmarks are (N, K, 2) float32, (x, y) in pixels of their image, an integer being the
-centre of a pixel, NaN where one is missing.
+Throughout the package landmarks are (N, K, 2) float32, (x, y) in pixels of their image, integers at pixel centres, NaN
+for missing ones.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ COLUMNS: Final = (
     *("facial_landmarks", "expression", "valence", "arousal"),
 )
 
-#: What to do about a table of another kind, which an AffectNet list is not.
+#: Advice for a table that is not an AffectNet list.
 _NO_OTHER: Final = (
-    "; AffectNet's list is the only .csv that is read: of any other table make arrays, points (N, K, 2) with (x, y) in "
-    "pixels, and `pal_fast.landmarks.LandmarkSet(points, names).save('landmarks.npz')`"
+    "; AffectNet's list is the only .csv that can be read: turn any other table into an array points (N, K, 2), (x, y) "
+    "in pixels, and call `pal_fast.landmarks.LandmarkSet(points, names).save('landmarks.npz')`"
 )
 
 
@@ -30,11 +30,11 @@ class Row:
     """One line of an AffectNet CSV.
 
     Attributes:
-        name: path of the image below the images' folder.
-        box: (left, top, width, height) of the face in pixels of the full image; None where the list has none.
-        points: (68, 2) float32, (x, y) in pixels of the full image; NaN where the list has none.
+        name: path of the image relative to the images' folder.
+        box: (left, top, width, height) of the face in pixels of the full image; None if the list has none.
+        points: (68, 2) float32, (x, y) in pixels of the full image; NaN if the list has none.
         expression: 0 to 10; 8 none, 9 uncertain, 10 no face.
-        line: its number in the file.
+        line: its line number in the file.
     """
 
     name: str
@@ -88,7 +88,7 @@ def _row(path: Path, number: int, cells: list[str]) -> Row:
 
 
 def load_numbers(path: str | Path) -> Array:
-    """The numbers in an AffectNet .npy, which stores them as numbers or as strings, in any shape. Flat float64."""
+    """The numbers in an AffectNet .npy, which stores them as numbers or strings, in any shape. Returns flat float64."""
     path = Path(path)
     expected = "an .npy of numbers, or of strings that are numbers"
     try:

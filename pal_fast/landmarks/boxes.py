@@ -1,4 +1,4 @@
-"""Where the face is, when that is known: the whole image, a data set's boxes, or a file beside each image."""
+"""Known face boxes: the whole image, a data set's boxes, or a file next to each image."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pal_fast.messages import first_line
 
 
 def box_finder(boxes: str) -> BoxFinder | None:
-    """What `--boxes` asks for.
+    """The box finder for a value of `--boxes`.
 
     Args: boxes, one of
-        "detect": the detector's (returns None);
-        "full": the whole image, for images that are cut-out faces, as RAF-DB's aligned ones;
-        "beside": a file beside each image as face-alignment's detector `folder` reads it, .npy, .t7 or .pth with a
-            list of (left, top, right, bottom), of which the largest counts; no file means no face;
+        "detect": the detector's boxes (returns None);
+        "full": the whole image, for images that are cropped faces, such as RAF-DB's aligned ones;
+        "beside": a file next to each image as face-alignment's detector `folder` reads it, .npy, .t7 or .pth with a
+            list of (left, top, right, bottom), of which the largest is used; no file means no face;
         an AffectNet list (.csv), or RAF-DB's folder `Annotation/boundingbox`: an image that is not in it has no face.
     """
     if boxes == "detect":
@@ -76,7 +76,7 @@ def _beside(image: Path) -> FaceBox | None:
         try:
             found = np.load(file) if suffix == ".npy" else torch.load(file, weights_only=True)
             table = np.asarray([np.asarray(box, np.float64)[:4] for box in found]).reshape(-1, 4)
-        except Exception as error:  # a pickle refused, a shape that is none, a file that is cut off
+        except Exception as error:  # a rejected pickle, a wrong shape, a truncated file
             raise LandmarkFileError(file, None, expected, first_line(error)) from error
         if not len(table):
             return None

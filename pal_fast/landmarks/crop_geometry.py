@@ -1,8 +1,8 @@
-"""The geometry of FAN: a face's box to the network's square input, and its heatmaps back to pixels of the image.
+"""The geometry of FAN: from a face's box to the network's square input, and from its heatmaps to pixels of the image.
 
 FAN (Bulat and Tzimiropoulos, ICCV 2017) sees a square of 200/195 times the box's width plus height, a little above the
-box's centre, and answers with one heatmap per landmark. face-alignment's own code rounds twice to whole pixels of the
-image on the way, which on a face of 100 pixels is an error of the size of a lip; here nothing is rounded.
+box's centre, and returns one heatmap per landmark. face-alignment's own code rounds to whole pixels of the image twice
+on the way, which on a face of 100 pixels is an error of the size of a lip; here nothing is rounded.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 INPUT_SIZE: Final = 256
-_SIDE_PER_BOX: Final = 200  # times width plus height, over the detector's reference
+_SIDE_PER_BOX: Final = 200  # times (width + height), divided by the detector's reference
 REFERENCE: Final = 195.0
-_UPWARDS: Final = 0.12  # of the box's height
-_SHARPEST: Final = 1.5  # pixels of the image per pixel of the input from which on the image is first made smaller
-_FAINTEST: Final = 0.01  # of a peak; a neighbour below it is noise
+_UPWARDS: Final = 0.12  # as a share of the box's height
+_SHARPEST: Final = 1.5  # pixels of the image per pixel of the input above which the image is first reduced
+_FAINTEST: Final = 0.01  # as a share of the peak; a neighbour below it is noise
 
 
 class Window(NamedTuple):
@@ -34,8 +34,8 @@ def window_of(box: Sequence[float], reference: float = REFERENCE) -> Window:
     """The network's window for a face.
 
     Args:
-        box: (left, top, right, bottom) from the image's corner, so that the whole image is (0, 0, width, height).
-        reference: face-alignment's `reference_scale` of the detector that found the box.
+        box: (left, top, right, bottom) from the image's corner; the whole image is (0, 0, width, height).
+        reference: `reference_scale` of the face-alignment detector that found the box.
     """
     left, top, right, bottom = (float(value) for value in box[:4])
     width, height = right - left, bottom - top
@@ -47,7 +47,7 @@ def window_of(box: Sequence[float], reference: float = REFERENCE) -> Window:
 def crop_face(image: Tensor, window: Window, size: int = INPUT_SIZE) -> Tensor:
     """The window of an image (3, H, W) uint8, as (3, size, size) float32 in [0, 1]; black beyond the image."""
     x, y, side = window
-    # Only the part that is seen, with one pixel more on every side for the interpolation.
+    # Only the visible part, with a margin of one pixel on every side for the interpolation.
     left, top = max(0, math.floor(x - side / 2) - 1), max(0, math.floor(y - side / 2) - 1)
     right, bottom = math.ceil(x + side / 2) + 1, math.ceil(y + side / 2) + 1
     part = image[:, top : max(bottom, top + 1), left : max(right, left + 1)]
@@ -68,13 +68,13 @@ def crop_face(image: Tensor, window: Window, size: int = INPUT_SIZE) -> Tensor:
 
 
 def peaks(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
-    """The place and height of every heatmap's maximum.
+    """The position and value of every heatmap's maximum.
 
-    Between pixels, the maximum of the parabola through the logarithms of a peak and its two neighbours along an axis:
-    exact where the heatmap is a Gaussian.
+    Refined to subpixels by the parabola through the logarithms of a peak and its two neighbours along each axis, which
+    is exact for a Gaussian heatmap.
 
     Args: heatmaps (B, K, H, W).
-    Returns: points (B, K, 2), (x, y) as shares of the width and height from the corner; values (B, K).
+    Returns: points (B, K, 2), (x, y) from the corner as shares of the width and height; values (B, K).
     """
     height, width = heatmaps.shape[-2:]
     flat = heatmaps.flatten(2)
@@ -83,12 +83,12 @@ def peaks(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     floor = (_FAINTEST * values).clamp_min(1e-12)[..., None]
 
     def between(place: Tensor, count: int, step: int) -> Tensor:
-        """By how much the maximum lies beside the pixel, in [-0.5, 0.5]; `step` leads to the next pixel in `flat`."""
+        """The maximum's offset from the pixel, in [-0.5, 0.5]; `step` is the stride to the next pixel in `flat`."""
         inner = (place > 0) & (place < count - 1)
-        beside = torch.stack([index - step, index, index + step], -1).where(inner[..., None], index[..., None])
-        a, b, c = torch.maximum(flat.gather(2, beside), floor).log().unbind(-1)
-        bend = 2 * b - a - c
-        return torch.where(inner & (bend > 1e-6), 0.5 * (c - a) / bend.clamp_min(1e-6), 0.0).clamp(-0.5, 0.5)
+        adjacent = torch.stack([index - step, index, index + step], -1).where(inner[..., None], index[..., None])
+        a, b, c = torch.maximum(flat.gather(2, adjacent), floor).log().unbind(-1)
+        curvature = 2 * b - a - c
+        return torch.where(inner & (curvature > 1e-6), 0.5 * (c - a) / curvature.clamp_min(1e-6), 0.0).clamp(-0.5, 0.5)
 
     x = (column + 0.5 + between(column, width, 1)) / width
     y = (row + 0.5 + between(row, height, width)) / height
@@ -96,6 +96,6 @@ def peaks(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_image(shares: Tensor, windows: Sequence[Window]) -> Tensor:
-    """(B, K, 2) shares of the windows to pixels of the images, an integer being the centre of a pixel."""
+    """(B, K, 2) from shares of the windows to pixels of the images, integers at pixel centres."""
     placed = torch.tensor([[window.x, window.y, window.side] for window in windows], device=shares.device)
     return placed[:, None, :2] + (shares - 0.5) * placed[:, None, 2:] - 0.5

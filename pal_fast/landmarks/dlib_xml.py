@@ -1,4 +1,4 @@
-"""The XML lists of dlib's imglab, which its shape predictors are trained on."""
+"""The XML lists of dlib's imglab, from which its shape predictors are trained."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.landmark_set import LandmarkSet
 from pal_fast.landmarks.plausible import warn_of_further_faces
 
-#: More than any scheme has: a larger part name is a mistake in the file.
+#: More than any scheme has: a larger part number is a mistake in the file.
 MOST_PARTS: Final = 10_000
 
 
 def read_dlib_xml(path: str | Path) -> LandmarkSet:
     """`<image file=...><box ...><part name='00' x='.' y='.'/>...`; pixels counted from 0.
 
-    An image's first box with parts counts, and a warning tells how many images have more; an image without one is NaN.
-    The number of landmarks is the largest part name plus one; parts that an image lacks are NaN.
+    An image's first box with parts is used, and a warning counts the images that have more; an image without one is
+    NaN. The number of landmarks is the largest part number plus one; parts that an image lacks are NaN.
     """
     expected = "dlib's XML: <dataset><images><image file><box><part name x y>"
     try:
@@ -65,7 +65,7 @@ def read_dlib_xml(path: str | Path) -> LandmarkSet:
 
 
 def write_dlib_xml(path: str | Path, landmarks: LandmarkSet) -> None:
-    """The box of each image is the one around its points; missing points are left out."""
+    """The box of each image is the bounding box of its points; missing points are left out."""
     rows = []
     for points, name in zip(landmarks.points, landmarks.names, strict=True):
         valid = points[points.isfinite().all(-1)]

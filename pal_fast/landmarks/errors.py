@@ -12,7 +12,7 @@ Read = TypeVar("Read")
 
 
 class LandmarkFileError(ValueError):
-    """A landmark file that does not hold what its format promises."""
+    """A landmark file that does not conform to its format."""
 
     def __init__(self, path: str | Path, line: int | None, expected: str, found: str) -> None:
         place = f"{path}" if line is None else f"{path}, line {line}"
@@ -21,11 +21,11 @@ class LandmarkFileError(ValueError):
 
 
 class NoLandmarksError(FileNotFoundError, ValueError):
-    """There are no landmarks of a split's images, while those of other splits may be there."""
+    """No image of a split has landmarks; images of other splits may have them."""
 
 
 def numbers(text: str, path: Path, line: int, expected: str, separator: str | None = None) -> list[float]:
-    """The numbers of one line. Raises LandmarkFileError with what was expected."""
+    """The numbers of one line. Raises LandmarkFileError that states what was expected."""
     try:
         return [float(word) for word in text.split(separator) if word.strip()]
     except ValueError:
@@ -33,7 +33,7 @@ def numbers(text: str, path: Path, line: int, expected: str, separator: str | No
 
 
 def read_each(where: Path, files: Sequence[Path], read_one: Callable[[Path], Read]) -> list[Read]:
-    """Reads all files. One that fails raises its own error, several one summary with their number and the first."""
+    """Reads all files. A single failure raises its own error; several raise one summary with their count."""
     contents: list[Read] = []
     failures: list[LandmarkFileError] = []
     for file in files:

@@ -1,7 +1,7 @@
-"""Landmarks of a folder of images: in batches, resumable, in shards, with what was done kept on the disk.
+"""Extraction of the landmarks of a folder of images: in batches, resumable, in shards, with its progress on the disk.
 
-Every batch is a file of its own in `OUTPUT.parts/`, written in one piece, so that an interruption loses the batch in
-flight and nothing else. When all images are done the parts become the output, also in one piece.
+Every batch is a separate file in `OUTPUT.parts/`, written atomically, so that an interruption loses only the batch in
+flight. When all images are done, the parts are joined into the output, also atomically.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from pal_fast.image_files import list_images, read_image
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, merge, read_settings
 from pal_fast.messages import first_few
 
-#: The file of parts that holds the settings.
+#: The file in the parts folder that holds the settings.
 RECORD: Final = "settings.json"
 
 _READERS: Final = 4  # threads that decode images
 
 
 class Predictor(Protocol):
-    """`FaceAligner`, or what stands in for it."""
+    """`FaceAligner`, or a substitute for it."""
 
     def __call__(self, names: Sequence[str], files: Sequence[Path], images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Points (B, K, 2) and scores (B, K) of images (3, H, W) uint8; NaN where there is no face."""
+        """Points (B, K, 2) and scores (B, K) of images (3, H, W) uint8; NaN for an image without a face."""
         ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an extraction did.
+    """The result of an extraction.
 
     Attributes:
-        landmarks: of all images of the shard that could be read.
-        resumed: how many of them an earlier run had done.
-        unreadable: "NAME: reason" of images that are left out, and tried again by the next run.
+        landmarks: those of all readable images of the shard.
+        resumed: how many of these images an earlier run had done.
+        unreadable: "NAME: reason" of images that were left out; the next run tries them again.
     """
 
     landmarks: LandmarkSet
@@ -78,21 +78,21 @@ def extract(
     prune: bool = False,
     progress: bool | None = None,
 ) -> Outcome:
-    """Extracts the landmarks of all images below a folder, or continues where a run was interrupted.
+    """Extracts the landmarks of all images below a folder, or resumes an interrupted run.
 
-    The landmarks that are there count as done where they are of the same images: of the same names and contents.
+    Existing landmarks count as done if they belong to the same images, that is, to the same names and contents.
 
     Args:
-        images: the folder; names in the output are paths from there.
-        output: an .npz, `shard_path(output, shard)` for a shard.
+        images: the folder; names in the output are paths relative to it.
+        output: an .npz; for a shard, `shard_path(output, shard)` is written.
         batch: images at a time.
-        shard: (i, n), i from 1: every n-th image from the i-th on.
-        settings: what the landmarks depend on. It is kept beside them, and a run with other settings is refused.
-        prune: drop the landmarks that are there of images that are not; without it they are refused.
-        progress: a progress bar; None for one on a terminal only.
+        shard: (i, n), i from 1: every n-th image, starting with the i-th.
+        settings: what the landmarks depend on. Stored with them; a run with other settings is an error.
+        prune: drop existing landmarks whose images no longer exist; without it they are an error.
+        progress: show a progress bar; None shows one only on a terminal.
 
-    Raises: FileNotFoundError for no images; ValueError for landmarks that are there and were made with other settings
-        or of other images; RuntimeError when another process is at it.
+    Raises: FileNotFoundError if there are no images; ValueError if existing landmarks were made with other settings or
+        from other images; RuntimeError if another process is extracting to the same output.
     """
     folder, target = Path(images), shard_path(Path(output), shard)
     if batch < 1:
@@ -103,7 +103,7 @@ def extract(
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
     names = list_images(folder)[shard[0] - 1 :: shard[1]]
     parts = target.with_name(f"{target.name}.parts")
-    with _alone(parts):
+    with _locked(parts):
         done = _resume(target, parts, {} if settings is None else settings)
         _check_same_images(folder, names, done, target, parts, prune)
         todo = [name for name in names if name not in done]
@@ -141,7 +141,7 @@ def _predict(folder: Path, read: Sequence[tuple[str, _Read]], predictor: Predict
 
 
 def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[list[tuple[str, _Read | str]]]:
-    """Batches of (name, image or why it cannot be read); the next two batches are decoded while one is in use."""
+    """Batches of (name, image or why it cannot be read); the next two batches are decoded while one is processed."""
 
     def read(name: str) -> _Read | str:
         try:
@@ -164,8 +164,8 @@ def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[li
 
 
 @contextlib.contextmanager
-def _alone(parts: Path) -> Iterator[None]:
-    """Holds the folder of parts for this process; the lock ends with the process, however it ends."""
+def _locked(parts: Path) -> Iterator[None]:
+    """Locks the folder of parts for this process; the lock is released when the process ends, however it ends."""
     parts.mkdir(exist_ok=True)
     lock = parts / "lock"
     with open(lock, "w") as file:
@@ -177,11 +177,11 @@ def _alone(parts: Path) -> Iterator[None]:
             yield
         finally:
             if parts.is_dir() and {path.name for path in parts.iterdir()} <= {lock.name, RECORD}:
-                shutil.rmtree(parts, ignore_errors=True)  # nothing was done: nothing is left
+                shutil.rmtree(parts, ignore_errors=True)  # nothing was done, so leave nothing behind
 
 
 def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """The names that are done with their images' digests, after a check that they were done with these settings."""
+    """The finished names with their images' digests. Raises ValueError if they were made with other settings."""
     remove_partial(target)
     for leftover in parts.glob(".*.partial"):
         leftover.unlink()
@@ -194,7 +194,7 @@ def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> dict[str, st
         )
     write_text(record, text)
     done: dict[str, str] = {}
-    for path in _pieces(target, parts):
+    for path in _existing_files(target, parts):
         piece = load_npz(path)
         done.update(zip(piece.names, piece.digests or [""] * len(piece), strict=True))
     return done
@@ -203,9 +203,9 @@ def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> dict[str, st
 def _check_same_images(
     folder: Path, names: Sequence[str], done: dict[str, str], target: Path, parts: Path, prune: bool
 ) -> None:
-    """Raises ValueError where what is done is of other images than `names` below `folder`.
+    """Raises ValueError if finished landmarks belong to other images than `names` below `folder`.
 
-    Args: done, the digest of each image whose landmarks are there.
+    Args: done, the digest of each image whose landmarks exist.
     """
     way_out = f"name another output, or remove {target} and {parts}"
     gone = sorted(done.keys() - set(names))
@@ -220,22 +220,22 @@ def _check_same_images(
     other = [name for name, now in zip(held, found, strict=True) if done[name] != now]
     if other:
         raise ValueError(
-            f"{target} or its parts hold landmarks of other images of the same names than {len(other)} of those in "
-            f"{folder} ({first_few(other, 3)}): {way_out}"
+            f"{target} or its parts hold landmarks of {len(other)} images whose names are the same as in {folder}, but "
+            f"not their contents ({first_few(other, 3)}): {way_out}"
         )
 
 
 def _known_settings(target: Path) -> str:
-    return read_settings(target) or "settings that it does not tell"
+    return read_settings(target) or "settings that it does not record"
 
 
-def _pieces(target: Path, parts: Path) -> list[Path]:
+def _existing_files(target: Path, parts: Path) -> list[Path]:
     return [*([target] if target.is_file() else []), *sorted(parts.glob("*.npz"))]
 
 
 def _finish(target: Path, parts: Path, names: Sequence[str], settings: dict[str, Any]) -> LandmarkSet:
-    """Joins the parts, writes the output and removes the parts. Only `names` are kept."""
-    pieces = [load_npz(path) for path in _pieces(target, parts)]
+    """Joins the parts, writes the output and removes the parts. Keeps only `names`."""
+    pieces = [load_npz(path) for path in _existing_files(target, parts)]
     if not pieces:
         shutil.rmtree(parts)
         return LandmarkSet(torch.zeros(0, 1, 2), ())

@@ -1,4 +1,4 @@
-"""68 landmarks by the package face-alignment: its FAN network and its face detectors, in batches."""
+"""68 landmarks by the package face-alignment, in batches: its FAN network and its face detectors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DETECTORS: Final = ("sfd", "blazeface", "retinaface", "yunet")
 #: (left, top, right, bottom) from the image's corner.
 FaceBox = tuple[float, float, float, float]
 
-#: The face's box in the image of that name, of that file and (height, width); None for no face.
+#: (name, file, image) to the face's box; None for no face.
 BoxFinder = Callable[[str, Path, Tensor], FaceBox | None]
 
 _LANDMARKS: Final = 68
 
-#: Pixels that the detector sees at a time: its first layers hold 256 bytes of each, several times.
+#: Pixels per detector batch: its first layers hold 256 bytes for each, several times over.
 _DETECTED_PIXELS: Final = 1 << 22
 
 
@@ -35,11 +35,11 @@ class FaceAligner:
     """Finds 68 landmarks, one face for each image.
 
     Args:
-        find_box: gives each image's face; None detects it, and of several faces takes the largest.
+        find_box: returns each image's face box; None detects faces and takes the largest.
         device: "cpu", "cuda" or "cuda:0".
-        detector: of face-alignment, where faces are detected.
-        flip: the mean of the heatmaps of each crop and its mirror image, as face-alignment does; twice the work.
-        package: an object with `face_alignment_net` and `face_detector`; None makes face-alignment's.
+        detector: face-alignment's detector, if faces are detected.
+        flip: average the heatmaps of each crop and its mirror image, as face-alignment does; twice the work.
+        package: an object with `face_alignment_net` and `face_detector`; None creates face-alignment's.
 
     Raises: ImportError without face-alignment; FileNotFoundError that says which weights to put where.
     """
@@ -54,10 +54,10 @@ class FaceAligner:
         package: Any = None,
     ) -> None:
         _checks.choice("detector", detector, DETECTORS)
-        # The detector "folder" has no network, so that none needs to be there where none is needed.
+        # The detector "folder" has no network, so none has to be on the machine if none is needed.
         self._package = _load(device, detector if find_box is None else "folder") if package is None else package
         self._find_box = find_box
-        # The other detectors answer to a batch image by image, or in coordinates of an image that was made smaller.
+        # The other detectors process a batch image by image, or return coordinates of a reduced image.
         self._in_batches = detector == "sfd"
         self._reference = float(self._package.face_detector.reference_scale)
         self._device = torch.device(device)
@@ -67,8 +67,8 @@ class FaceAligner:
     def __call__(self, names: Sequence[str], files: Sequence[Path], images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Landmarks of images (3, H, W) uint8.
 
-        Returns: points (B, 68, 2) float32, (x, y) in pixels, integer = pixel centre; scores (B, 68), the heights of
-        the heatmaps' peaks, about 1 where the network is sure. Both NaN for an image without a face.
+        Returns: points (B, 68, 2) float32, (x, y) in pixels, integer = pixel centre; scores (B, 68), the values of the
+        heatmaps' peaks, about 1 where the network is certain. Both NaN for an image without a face.
         """
         points = torch.full((len(images), _LANDMARKS, 2), torch.nan)
         scores = torch.full((len(images), _LANDMARKS), torch.nan)
@@ -98,7 +98,7 @@ class FaceAligner:
         return heatmaps
 
     def _detect(self, images: Sequence[Tensor]) -> list[FaceBox | None]:
-        """The largest face in each image; images of one size are looked at together."""
+        """The largest face in each image; images of equal size are batched."""
         detector = self._package.face_detector
         boxes: list[FaceBox | None] = [None] * len(images)
         for rows in self._groups(images):
@@ -111,7 +111,7 @@ class FaceAligner:
         return boxes
 
     def _groups(self, images: Sequence[Tensor]) -> list[list[int]]:
-        """The rows of images that go through the detector together."""
+        """Indices of the images that go through the detector together."""
         if not self._in_batches:
             return [[row] for row in range(len(images))]
         sizes: dict[tuple[int, ...], list[int]] = {}
@@ -135,7 +135,7 @@ def _load(device: str, detector: str) -> Any:
         import face_alignment
     except ImportError as error:
         if "face_alignment" in str(error) or "face-alignment" in str(error):
-            raise ImportError("landmarks are extracted by face-alignment: pip install 'pal_fast[landmarks]'") from error
+            raise ImportError("extracting landmarks needs face-alignment: pip install 'pal_fast[landmarks]'") from error
         raise ImportError(f"face-alignment cannot be imported: {error}") from error
     wanted = _weights(detector)
     try:
@@ -144,7 +144,7 @@ def _load(device: str, detector: str) -> Any:
             return face_alignment.FaceAlignment(
                 face_alignment.LandmarksType.TWO_D, device=device, face_detector=detector, compile=False
             )
-    except Exception as error:  # urllib, torch.load and load_state_dict raise what they like
+    except Exception as error:  # urllib, torch.load and load_state_dict raise errors of any type
         lacking = [(url, file) for url, file in wanted if not file.exists()]
         if lacking:
             listed = "\n".join(f"  {url}\n    as {file}" for url, file in lacking)
@@ -159,7 +159,7 @@ def _load(device: str, detector: str) -> Any:
 
 
 def _weights(detector: str) -> list[tuple[str, Path]]:
-    """(address, file in the cache) of the weights that face-alignment loads for 2D landmarks and this detector."""
+    """(URL, file in the cache) of the weights that face-alignment loads for 2D landmarks and this detector."""
     from face_alignment import api
 
     urls = [api.models_urls["2DFAN-4"]]

@@ -1,4 +1,4 @@
-"""Every landmark format by its name: guessed from a file, read to a `LandmarkSet`, written from one."""
+"""Every landmark format by name: guessed from a file, read into a `LandmarkSet`, written from one."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Format:
     """One format.
 
     Attributes:
-        describe: what it is, for help texts.
-        read_one: of a format with one file per image: (K, 2) float32 from a file.
-        pattern: how these files are called in a folder.
-        read_all: of a format with many images in a file.
-        write_one, write_all: the same for writing; None where the format cannot be written.
-        extension: of the files that `write_one` makes.
-        check_guess: of a format whose content other formats may have too: raises LandmarkFileError for a file that
-            cannot be told from these, and is then to be named.
+        describe: description for help texts.
+        read_one: for formats with one file per image: (K, 2) float32 from a file.
+        pattern: glob pattern of these files in a folder.
+        read_all: for formats with many images per file.
+        write_one, write_all: the same for writing; None if the format cannot be written.
+        extension: of the files that `write_one` writes.
+        check_guess: for formats whose content may be that of another format: raises LandmarkFileError for an ambiguous
+            file, whose format must then be named.
     """
 
     describe: str
@@ -104,9 +104,9 @@ FORMATS: Final[dict[str, Format]] = {
 def guess_format(path: str | Path) -> str:
     """The format of a file or folder, from its name and first lines.
 
-    Lines of two numbers are taken for "row-column" only where they have its TAB and its whole pixels.
+    Lines of two numbers are taken for "row-column" only if they are whole pixels separated by a TAB.
 
-    Raises: FileNotFoundError; ValueError with the known formats; LandmarkFileError for a .txt that may hold x and y.
+    Raises: FileNotFoundError; ValueError with the known formats; LandmarkFileError for a .txt that may hold x, y.
     """
     path = Path(path)
     if not path.exists():
@@ -126,7 +126,7 @@ def guess_format(path: str | Path) -> str:
         try:
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
         except (ValueError, EOFError):
-            shape = ()  # its reader says what is wrong
+            shape = ()  # its reader reports what is wrong
         return "mediapipe" if len(shape) > 1 and shape[-2] in COUNTS else "affectnet-npy"
     if path.suffix == ".txt":
         if path.name.endswith("_auto_attri.txt"):
@@ -138,7 +138,7 @@ def guess_format(path: str | Path) -> str:
                 return "wflw"
         text_formats.check_row_column_guess(path)
         return "row-column"
-    raise ValueError(f"the format of {path} is not known from its name; name it: {', '.join(FORMATS)}")
+    raise ValueError(f"the format of {path} cannot be told from its name; name it: {', '.join(FORMATS)}")
 
 
 def read_landmark_set(
@@ -152,12 +152,12 @@ def read_landmark_set(
 
     Args:
         path: a file, or a folder of files with one image each (read in the order of their names).
-        format: one of `FORMATS`; None guesses. "x-y" has to be named, and so has "row-column" where its lines are not
-            of whole pixels with a TAB between them.
+        format: one of `FORMATS`; None guesses. "x-y" must be named, and so must "row-column" if its lines are not whole
+            pixels separated by a TAB.
         image_size: (height, width) of all images, for normalised formats.
-        images: folder of the images, whose sizes are read from the files, for normalised formats.
+        images: folder of the images, from whose files the sizes are read, for normalised formats.
 
-    Returns: a set in which an image whose landmarks all lie in one point has none: a warning counts these.
+    Returns: a set in which images whose landmarks all coincide have none; a warning counts these images.
     Raises: LandmarkFileError with file, line and what was expected; FileNotFoundError; ValueError.
     """
     return checked_set(_read(Path(path), format, image_size, images), path)
@@ -204,9 +204,9 @@ def _read_guessed(guessed: Format, path: Path) -> np.ndarray:
 
 
 def _image_of(format: str, path: PurePath) -> str:
-    """The name, without extension, of the image that the annotation at this path belongs to."""
+    """The name, without extension, of the image that the annotation file at this path belongs to."""
     if format.startswith("rafdb"):
-        return stem_of(path.name)  # every name in RAF-DB is different, and its images lie elsewhere
+        return stem_of(path.name)  # names in RAF-DB are unique, and its images are in another folder
     if format == "affectnet-npy":
         folder = path.parent.with_name("images") if path.parent.name == "annotations" else path.parent
         return (folder / stem_of(path.name)).as_posix()
@@ -225,9 +225,9 @@ def read_landmarks(
 
 
 def write_landmarks(path: str | Path, landmarks: LandmarkSet, format: str = "npz") -> None:
-    """Writes landmarks: one file, or for formats with one file per image a folder of them.
+    """Writes landmarks: one file, or, for formats with one file per image, a folder of files.
 
-    A folder appears when all its files are written; in one that is there already each file is written in one piece.
+    A new folder appears only when all its files are written; in an existing folder each file is written atomically.
     Images without any landmark get no file.
 
     Raises: ValueError for a format that cannot be written, or cannot hold these landmarks.
@@ -239,14 +239,14 @@ def write_landmarks(path: str | Path, landmarks: LandmarkSet, format: str = "npz
         return
     if chosen.write_one is None:
         writable = [name for name, known in FORMATS.items() if known.write_one or known.write_all]
-        raise ValueError(f"format {format!r} can be read but not written; writable are {', '.join(writable)}")
+        raise ValueError(f"format {format!r} can be read but not written; writable formats: {', '.join(writable)}")
     if format == "row-column":
         text_formats.check_row_column(landmarks)
     files: dict[PurePosixPath, int] = {}
     for row in landmarks.found.nonzero().flatten().tolist():
         file = PurePosixPath(without_extension(landmarks.names[row]) + chosen.extension)
         if file.is_absolute() or ".." in file.parts:
-            raise ValueError(f"the name {landmarks.names[row]!r} leads out of the folder {path}")
+            raise ValueError(f"the name {landmarks.names[row]!r} points outside the folder {path}")
         if file in files:
             pair = f"{landmarks.names[files[file]]!r} and {landmarks.names[row]!r}"
             raise ValueError(f"images {pair} would share the file {file}")
@@ -263,7 +263,7 @@ def _image_sizes(image_size: int | tuple[int, int] | None, images: str | Path | 
         size = _checks.size_pair("image_size", image_size)
         return lambda name: size
     if images is None:
-        raise ValueError("normalised landmarks need image_size=(height, width), or images= with the images' folder")
+        raise ValueError("normalised landmarks need image_size=(height, width), or images=, the folder of the images")
     folder = Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"no images' folder at {folder}")

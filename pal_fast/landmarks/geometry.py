@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def fit_similarity(source: Tensor, target: Tensor) -> Tensor:
-    """The rotation, scale and translation that bring `source` nearest to `target` in the least-squares sense.
+    """The rotation, scale and translation that map `source` to `target` in the least-squares sense.
 
     The closed form of Umeyama (1991) without reflection, in the plane: with centred points as complex numbers
     s and t, the factor is `sum conj(s) t / sum |s|^2`.

@@ -19,14 +19,14 @@ from pal_fast.files import write_npz
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.messages import first_few
 
-#: What annotation files put behind the name of their image.
+#: Suffixes that annotation files append to the name of their image.
 _ANNOTATION_SUFFIXES = ("_aligned", "_auto_attri", "_manu_attri", "_boundingbox", "_lnd", "_exp")
 
 
-#: What numpy raises for a file that is not an .npz, is cut off, or is an .npy.
+#: What numpy raises for a file that is not an .npz, is truncated, or is an .npy.
 _NOT_AN_NPZ = (ValueError, TypeError, AttributeError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error)
 
-#: Extensions of images and of files with the landmarks of one image. Any other dot belongs to the name.
+#: Extensions of images and of single-image landmark files. Any other dot is part of the name.
 _EXTENSIONS: Final = frozenset(
     {
         *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"),
@@ -43,12 +43,12 @@ def without_extension(name: str) -> str:
 
 
 def stem_of(name: str) -> str:
-    """The name of an image without folder, extension and what RAF-DB and AffectNet append to it."""
+    """The name of an image without its folder, its extension and the suffixes of RAF-DB and AffectNet."""
     return _normal(name).rpartition("/")[2]
 
 
 def _normal(name: str) -> str:
-    """A name without extension and annotation suffix, its folders kept."""
+    """A name without extension and annotation suffix, but with its folders."""
     folder, slash, stem = without_extension(name).rpartition("/")
     for suffix in _ANNOTATION_SUFFIXES:
         stem = stem.removesuffix(suffix)
@@ -62,7 +62,7 @@ def _tails(name: str) -> list[str]:
 
 
 def _where_unique(names: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """The number given to each name; -1 for one that several have."""
+    """The number paired with each name; -1 for a name that occurs more than once."""
     places: dict[str, int] = {}
     for name, place in names:
         places[name] = -1 if name in places else place
@@ -72,10 +72,10 @@ def _where_unique(names: Iterable[tuple[str, int]]) -> dict[str, int]:
 class NameIndex:
     """Finds images by name among the `names` of annotations.
 
-    A name matches its own spelling first. Then extensions and the suffixes of annotation files are left out, and a
-    name matches an equal one, or one of which it is the end, or that is the end of it, at a folder's border (`1.jpg`
-    and `train/happy/1.jpg`, but never `train/1.jpg` and `test/1.jpg`); always only where one annotation and only one
-    of the names asked for at the same time fits.
+    An identical name matches first. Then extensions and the suffixes of annotation files are dropped, and two names
+    match if they are equal or one is the end of the other at a folder boundary (`1.jpg` and `train/happy/1.jpg`, but
+    never `train/1.jpg` and `test/1.jpg`). A match must be unique both among the annotations and among the names looked
+    up in the same call.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -83,13 +83,13 @@ class NameIndex:
 
     @functools.cached_property
     def _by_ends(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Rows by what is left of their names, and by the ends of that."""
+        """Rows by normalised name, and by the tails of normalised names."""
         held = [_normal(name) for name in self._exact]
         equal = _where_unique((name, row) for row, name in enumerate(held))
         return equal, _where_unique((tail, row) for row, name in enumerate(held) for tail in _tails(name))
 
     def find(self, names: Iterable[str]) -> list[int]:
-        """For each name the annotation that belongs to it, or -1."""
+        """For each name, the row of the annotation that belongs to it, or -1."""
         wanted = list(names)
         rows = [self._exact.get(name, -1) for name in wanted]
         if all(row >= 0 for row in rows):
@@ -115,11 +115,11 @@ class LandmarkSet:
     """Landmarks of N images, K each.
 
     Attributes:
-        points: (N, K, 2) float32, (x, y) in pixels of the image, an integer being the centre of a pixel, NaN
-            where a landmark is missing; all NaN for an image in which no face was found.
+        points: (N, K, 2) float32, (x, y) in pixels of the image, integers at pixel centres, NaN for a missing landmark;
+            all NaN for an image in which no face was found.
         names: N names, each an image's path relative to the images' folder, or its stem.
-        scores: (N, K) float32, the confidence of each landmark, NaN where unknown; or None.
-        digests: N times `image_files.digest` of the image's file, "" where unknown; or None.
+        scores: (N, K) float32, the confidence of each landmark, NaN if unknown; or None.
+        digests: N digests of the image files (`image_files.digest`), "" if unknown; or None.
     """
 
     points: Tensor
@@ -137,7 +137,7 @@ class LandmarkSet:
         object.__setattr__(self, "names", tuple(self.names))
         if len(set(self.names)) < len(self.names):
             twice = [name for name, times in Counter(self.names).items() if times > 1]
-            raise ValueError(f"names must differ, got {len(twice)} names more than once: {first_few(twice)}")
+            raise ValueError(f"names must be unique, got {len(twice)} names more than once: {first_few(twice)}")
         if self.scores is not None:
             scores = torch.as_tensor(self.scores, dtype=torch.float32)
             if scores.shape != points.shape[:2]:
@@ -157,9 +157,9 @@ class LandmarkSet:
         return self.points.isfinite().all(-1).any(-1)
 
     def find(self, names: Iterable[str]) -> Tensor:
-        """For each image's name, the row that belongs to it, or -1.
+        """For each image name, the row that belongs to it, or -1.
 
-        See `NameIndex` for what belongs together.
+        See `NameIndex` for which names match.
 
         Returns: int64, one per name.
         """
@@ -174,11 +174,11 @@ class LandmarkSet:
         return LandmarkSet(self.points[index], tuple(self.names[row] for row in chosen), scores, digests)
 
     def save(self, path: str | Path, *, settings: str = "") -> None:
-        """Writes the package's own .npz (arrays `names`, `points`, `scores` and, if known, `digests`; no pickle),
-        whole or not at all.
+        """Writes the package's own .npz atomically: arrays `names`, `points`, `scores` and, if known, `digests`; no
+        pickle.
 
-        Args: settings, how the landmarks were made, is kept beside them.
-        Raises: ValueError for a path that does not end in .npz, by which it is read; OSError naming it.
+        Args: settings, how the landmarks were made, is stored with them.
+        Raises: ValueError for a path that does not end in .npz, by which it is recognised; OSError naming it.
         """
         if Path(path).suffix.lower() != ".npz":
             raise ValueError(f"path must end in .npz, got {str(path)!r}")
@@ -190,12 +190,12 @@ class LandmarkSet:
 
 
 def _strings(values: tuple[str, ...]) -> np.ndarray[Any, Any]:
-    """(N,), of numpy's strings also where there is none to tell the type from."""
+    """(N,) numpy strings, even for N = 0, where numpy would infer floats."""
     return np.array(values or [""], dtype=np.str_)[: len(values)]
 
 
 def load_npz(path: str | Path) -> LandmarkSet:
-    """Reads what `LandmarkSet.save` wrote. Raises LandmarkFileError for any other content."""
+    """Reads a file written by `LandmarkSet.save`. Raises LandmarkFileError for any other content."""
     expected = "an .npz with arrays names (N,), points (N, K, 2) and scores (N, K), no pickle"
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -225,21 +225,21 @@ def load_npz(path: str | Path) -> LandmarkSet:
 
 
 def read_settings(path: str | Path) -> str:
-    """How the landmarks in an .npz of the package's were made, as `save` was given it; "" where it does not tell."""
+    """The `settings` with which the landmarks in one of the package's .npz were saved; "" if it holds none."""
     with np.load(path, allow_pickle=False) as archive:
         return str(archive["settings"]) if "settings" in archive.files else ""
 
 
 def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
-    """One set of all, in the order of names. An image may be in several only with `overlap` (the last one wins).
+    """Joins the sets, sorted by name. An image may be in several sets only with `overlap` (the last one wins).
 
-    Raises: ValueError for no set, different numbers of landmarks, or images that are in several sets.
+    Raises: ValueError for no sets, different numbers of landmarks, or images that are in several sets.
     """
     if not sets:
         raise ValueError("sets must hold at least one LandmarkSet, got none")
     counts = sorted({part.points.shape[1] for part in sets})
     if len(counts) > 1:
-        raise ValueError(f"sets must agree in their number of landmarks, got {counts}")
+        raise ValueError(f"sets must have the same number of landmarks, got {counts}")
     rows: dict[str, tuple[int, int]] = {}
     twice = []
     for number, part in enumerate(sets):
@@ -255,8 +255,8 @@ def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
     unknown = torch.full((counts[0],), torch.nan)
     scores: Tensor | None = None
     if any(part.scores is not None for part in sets):
-        told = [sets[number].scores for number, _ in places]
-        each = [unknown if known is None else known[row] for known, (_, row) in zip(told, places, strict=True)]
+        parts_scores = [sets[number].scores for number, _ in places]
+        each = [unknown if known is None else known[row] for known, (_, row) in zip(parts_scores, places, strict=True)]
         scores = torch.stack(each) if each else sets[0].scores
     digests: tuple[str, ...] | None = None
     if any(part.digests is not None for part in sets):

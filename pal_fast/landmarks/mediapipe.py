@@ -17,7 +17,7 @@ from pal_fast.landmarks.text_formats import read_text
 
 COUNTS = (468, 478)
 _EXPECTED = (
-    "468 or 478 points: a JSON list of {x, y} or [x, y], or an object of image names to such lists (null for no "
+    "468 or 478 points: a JSON list of {x, y} or [x, y], or an object from image names to such lists (null for no "
     "face); or an .npy of shape (N, 468 or 478, 2 or 3)"
 )
 
@@ -26,14 +26,14 @@ ImageSize = Callable[[str], tuple[int, int]]
 
 
 def to_pixels(normalised: Tensor, height: int, width: int) -> Tensor:
-    """(..., K, 2) in [0, 1], 0 and 1 being the image's outer edges, to pixels with integer = pixel centre."""
+    """(..., K, 2) from [0, 1], where 0 and 1 are the image's outer edges, to pixels with integer = pixel centre."""
     return normalised * torch.tensor([width, height], dtype=normalised.dtype) - 0.5
 
 
 def read_mediapipe(path: str | Path, image_size: ImageSize) -> LandmarkSet:
-    """Reads normalised points and brings them to pixels.
+    """Reads normalised points and converts them to pixels.
 
-    Args: image_size gives the (height, width) of each image by its name (the row's number for an .npy).
+    Args: image_size returns the (height, width) of an image by its name (its row number for an .npy).
     """
     path = Path(path)
     named = _from_npy(path) if path.suffix == ".npy" else _from_json(path)
@@ -68,7 +68,7 @@ def _from_json(path: Path) -> dict[str, np.ndarray | None]:
     try:
         content = json.loads(read_text(path, _EXPECTED))
     except RecursionError:
-        raise LandmarkFileError(path, None, _EXPECTED, "lists within lists without end") from None
+        raise LandmarkFileError(path, None, _EXPECTED, "lists nested too deeply") from None
     except json.JSONDecodeError as error:
         raise LandmarkFileError(path, error.lineno, _EXPECTED, error.msg) from error
     named = {path.stem: content} if isinstance(content, list) else content

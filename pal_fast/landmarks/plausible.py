@@ -1,4 +1,4 @@
-"""What the landmarks of faces never look like, told where a file or a data set is opened."""
+"""Warnings about implausible landmarks, given when a file or a data set is opened."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MOUTH: Final = slice(48, 68)
 
 
 def without_coincident(points: Tensor, names: Sequence[str], source: str | Path) -> Tensor:
-    """The landmarks, all NaN in images where they coincide, as a detector writes (0, 0) for a face not found.
+    """The landmarks, set to NaN in images where they all coincide: some detectors write (0, 0) for a face not found.
 
-    A warning has these images' number and some of their names.
+    A warning gives the number of these images and some of their names.
 
     Args:
-        points: (N, K, 2), NaN where one is missing; left as it is.
+        points: (N, K, 2), NaN for missing ones; not modified.
         names: N names of images.
         source: where the landmarks come from, for the message.
     """
@@ -34,20 +34,20 @@ def without_coincident(points: Tensor, names: Sequence[str], source: str | Path)
         return points
     rows = alike.nonzero().flatten().tolist()
     warn(
-        f"{source}: of {len(rows)} of {len(points)} images all landmarks lie in one point, as of faces that were not "
-        f"found ({first_few([names[row] for row in rows])}): they are taken as missing (NaN)"
+        f"{source}: in {len(rows)} of {len(points)} images all landmarks lie in one point, as if no face had been "
+        f"found ({first_few([names[row] for row in rows])}): they are treated as missing (NaN)"
     )
     return points.masked_fill(alike[:, None, None], torch.nan)
 
 
 def warn_of_further_faces(names: Sequence[str], source: str | Path) -> None:
-    """Warns of images of which only the first of several faces was read."""
+    """Warns of images with several faces, of which only the first was read."""
     if names:
         warn(f"{source}: {len(names)} images have several faces, of which the first is read ({first_few(names)})")
 
 
 def checked_set(landmarks: LandmarkSet, source: str | Path) -> LandmarkSet:
-    """The set after `without_coincident`."""
+    """The set with `without_coincident` applied."""
     points = without_coincident(landmarks.points, landmarks.names, source)
     if points is landmarks.points:
         return landmarks
@@ -55,10 +55,10 @@ def checked_set(landmarks: LandmarkSet, source: str | Path) -> LandmarkSet:
 
 
 def warn_unless_upright(points: Tensor, source: str | Path) -> None:
-    """Warns where in most faces the mouth does not lie below the eyes: x and y are exchanged, as a rule.
+    """Warns if in most faces the mouth does not lie below the eyes, which usually means that x and y are swapped.
 
     Args:
-        points: (N, K, 2), (x, y), NaN where one is missing; only the 68-point scheme is looked at.
+        points: (N, K, 2), (x, y), NaN for missing ones; only the 68-point scheme is checked.
         source: where they come from, for the message.
     """
     if points.shape[1] != 68:
@@ -69,5 +69,5 @@ def warn_unless_upright(points: Tensor, source: str | Path) -> None:
     if 2 * lying > judged:
         warn(
             f"{source}: in {lying} of {judged} faces the mouth (points 48-67) does not lie below the eyes (36-47): "
-            "are x and y exchanged? format='x-y' reads lines of x and y, format='row-column' those of row and column"
+            "are x and y swapped? format='x-y' reads lines of x and y, format='row-column' those of row and column"
         )

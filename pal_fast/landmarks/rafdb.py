@@ -1,9 +1,9 @@
 """RAF-DB's annotation files, and the transform from its original images to the aligned 100x100 crops.
 
-The data set's readme: `auto/*_auto_attri.txt` holds 37 points of Face++ "(x, y)" a row; `manual/*_manu_attri.txt`
-five points (eyes' centres, tip of the nose, mouth corners), then gender, race and age; all in pixels of
-`Image/original`. Aligned images come from "similarity transformation according to the two eye locations and the
-center of mouth" and are "then resized to 100*100".
+According to the data set's readme, `auto/*_auto_attri.txt` holds 37 points of Face++, one "(x, y)" per row;
+`manual/*_manu_attri.txt` holds five points (eye centres, tip of the nose, mouth corners), then gender, race and age;
+all in pixels of `Image/original`. Aligned images come from "similarity transformation according to the two eye
+locations and the center of mouth" and are "then resized to 100*100".
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pal_fast.messages import first_few
 
 ALIGNED_SIZE: Final = 100
 
-#: Where the two eyes and the centre of the mouth lie in an aligned image, (x, y). RAF-DB does not publish them:
+#: Positions of the two eyes and the centre of the mouth in an aligned image, (x, y). RAF-DB does not publish them:
 #: these are an assumption (0.286, 0.714 and 0.5 of the width at 0.4 and 0.714 of the height).
-#: `measure_template` measures them on a copy at hand.
+#: `measure_template` measures them on a local copy.
 TEMPLATE: Final[tuple[tuple[float, float], ...]] = ((28.1, 39.5), (70.9, 39.5), (49.5, 70.9))
 
 _ATTRIBUTES = (("gender", range(3)), ("race", range(3)), ("age", range(5)))
@@ -38,8 +38,8 @@ class Manual:
     """What RAF-DB's annotators wrote for one image.
 
     Attributes:
-        points: (5, 2) float32, (x, y) in the original image: right and left eye (as one sees the picture: left
-            and right), nose, mouth corners.
+        points: (5, 2) float32, (x, y) in the original image: the subject's right and left eye (left and right in the
+            picture), nose, mouth corners.
         gender: 0 male, 1 female, 2 unsure.
         race: 0 Caucasian, 1 African-American, 2 Asian.
         age: 0 to 4 for 0-3, 4-19, 20-39, 40-69, 70+ years.
@@ -68,7 +68,7 @@ def read_auto(path: str | Path) -> Array:
 
 
 def read_manual(path: str | Path) -> Manual:
-    """`*_manu_attri.txt`: five points, then gender, race and age, one a line."""
+    """`*_manu_attri.txt`: five points, then gender, race and age, one per line."""
     path = Path(path)
     lines = read_lines(path)
     if len(lines) != 8:
@@ -96,7 +96,7 @@ def read_box(path: str | Path) -> tuple[float, float, float, float]:
 
 
 def anchors(points: Tensor) -> Tensor:
-    """What RAF-DB aligns by: the eyes and the centre of the mouth. (..., 5, 2) -> (..., 3, 2)."""
+    """The points that RAF-DB aligns: the eyes and the centre of the mouth. (..., 5, 2) -> (..., 3, 2)."""
     return torch.stack([points[..., 0, :], points[..., 1, :], (points[..., 3, :] + points[..., 4, :]) / 2], -2)
 
 
@@ -105,7 +105,7 @@ def aligned_transform(manual_points: Tensor, template: Tensor | None = None) -> 
 
     Args:
         manual_points: (..., 5, 2), the manual points in the original image.
-        template: (3, 2), where eyes and mouth lie in an aligned image; None for `TEMPLATE`.
+        template: (3, 2), positions of eyes and mouth in an aligned image; None for `TEMPLATE`.
 
     Returns: (..., 2, 3), for `transform_points`.
     """
@@ -122,16 +122,16 @@ def read_aligned(
     *,
     absent: str = "error",
 ) -> Tensor:
-    """The 37 (`kind="auto"`) or 5 ("manual") points of images in the frame of their aligned crops.
+    """The 37 (`kind="auto"`) or 5 ("manual") points of images, in pixels of their aligned crops.
 
     Args:
         annotation: RAF-DB's folder `Annotation`.
-        names: images' names, `train_00001.jpg`, `train_00001_aligned.jpg` or `train_00001`.
+        names: image names, `train_00001.jpg`, `train_00001_aligned.jpg` or `train_00001`.
         template: see `aligned_transform`.
         absent: "error" raises one summary of images without annotation, "nan" leaves their points NaN.
 
     Returns: (N, 37 or 5, 2) float32, (x, y) in pixels of the aligned image.
-    Raises: FileNotFoundError; NoLandmarksError, which is one, if no image has an annotation; LandmarkFileError.
+    Raises: FileNotFoundError, and its subclass NoLandmarksError if no image has an annotation; LandmarkFileError.
     """
     if kind not in ("auto", "manual"):
         raise ValueError(f"kind must be 'auto' or 'manual', got {kind!r}")
@@ -148,7 +148,7 @@ def read_aligned(
 
 
 def _read_all(folder: Path, stems: list[str], suffix: str, read: Callable[[Path], Array], absent: str) -> Tensor:
-    """(N, K, 2). One error for all files that are absent, or NaN for them; NoLandmarksError if all are."""
+    """(N, K, 2). Absent files raise one error, or become NaN; NoLandmarksError if all are absent."""
     files = [folder / f"{stem}{suffix}" for stem in stems]
     there = [row for row, file in enumerate(files) if file.is_file()]
     lacking = [stems[row] for row in sorted(set(range(len(files))) - set(there))]

@@ -1,7 +1,7 @@
-"""Where eyes and mouth lie in RAF-DB's aligned images, measured by registering them to their originals.
+"""The positions of eyes and mouth in RAF-DB's aligned images, measured by registering these to their originals.
 
-RAF-DB says that it aligns by three points and not where it puts them. A copy shows it: the three places are those
-under which the originals, turned by the resulting similarity transforms, look like the aligned images.
+RAF-DB documents that it aligns three points, but not to which positions. A copy reveals them: they are the positions
+for which the originals, warped by the resulting similarity transforms, look like the aligned images.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pal_fast.image_files import read_image
 from pal_fast.landmarks.geometry import fit_similarity, invert, transform_points
 from pal_fast.landmarks.rafdb import ALIGNED_SIZE, TEMPLATE, anchors, read_manual
 
-#: Blur of the aligned images, in pixels, one after the other: from far to exact.
+#: Blur of the aligned images in pixels, coarse to fine.
 _BLURS: Final = (6.0, 3.0, 1.0)
 _OVERSAMPLED: Final = 1.5  # pixels of a reduced original per pixel of the aligned image
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured.
+    """The result of a measurement.
 
     Attributes:
-        template: (3, 2) float32, for `aligned_transform`. Only the transforms that it leads to are sharp: where all
-            faces have eyes and mouth in the same proportion, several templates lead to the same ones.
-        correlation: of the aligned images and the originals under it, 1 at best.
+        template: (3, 2) float32, for `aligned_transform`. Only the resulting transforms are well determined: if all
+            faces have the same proportions of eyes and mouth, several templates lead to the same transforms.
+        correlation: between the aligned images and the originals warped by it, 1 at best.
     """
 
     template: Tensor
@@ -40,7 +40,7 @@ class Measurement:
 def measure_template(root: str | Path, count: int = 48, *, start: Tensor | None = None) -> Measurement:
     """Measures the template on `count` images spread over RAF-DB's basic folder.
 
-    Args: start, the template (3, 2) to begin at; None for `TEMPLATE`. It may be off by some ten pixels.
+    Args: start, the initial template (3, 2); None for `TEMPLATE`. It may be off by about ten pixels.
     Raises: FileNotFoundError without `Image/original`, `Image/aligned` and `Annotation/manual`.
     """
     root = Path(root)
@@ -95,7 +95,7 @@ def _blurred(image: Tensor, sigma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class _Pair:
-    """An original image, reduced to about the scale of its aligned one, and that one, both grey.
+    """An original image, reduced to about the scale of its aligned image, and the aligned image, both grey.
 
     Attributes: original (h, w); anchors (3, 2) in its pixels; aligned (100, 100).
     """
@@ -122,13 +122,13 @@ class _Pair:
         return cls(original, places, read_image(_aligned(root, stem)).float().mean(0) / 255)
 
     def agreement(self, template: Tensor, wanted: Tensor, blur: float) -> Tensor:
-        """The correlation of the original, turned by the template, with the aligned image where both are defined."""
+        """The correlation of the original, warped by the template, with the aligned image where both are defined."""
         height, width = self.original.shape
         steps = torch.arange(float(ALIGNED_SIZE))
         grid = torch.stack([steps.expand(ALIGNED_SIZE, -1), steps[:, None].expand(-1, ALIGNED_SIZE)], -1)
         source = transform_points(grid.view(-1, 2), invert(fit_similarity(self.anchors, template)))
         places = ((source + 0.5) / torch.tensor([width, height]) * 2 - 1).view(1, ALIGNED_SIZE, ALIGNED_SIZE, 2)
-        # Beyond the original lies whatever RAF-DB filled in: it does not count.
+        # Beyond the original there is only RAF-DB's filling, which does not count.
         inside = (places.detach().abs() < 1).all(-1)[0].float()
         scale = 1.0 / float(fit_similarity(self.anchors, template.detach())[0, :2].norm())
         original = _blurred(self.original, blur * scale) if blur else self.original

@@ -1,4 +1,4 @@
-"""Numbering schemes of facial landmarks: which point mirrors which, and the 68-point scheme out of larger ones."""
+"""Numbering schemes of facial landmarks: mirror pairs, and the reduction of larger schemes to the 68-point one."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _mirror(count: int, pairs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(order)
 
 
-#: For each number of landmarks whose scheme is known: entry k is the landmark that k becomes under a flip.
+#: By number of landmarks, for known schemes: entry k is the landmark that k becomes under a flip.
 MIRROR: Final[dict[int, tuple[int, ...]]] = {
-    5: _mirror(5, [(0, 1), (3, 4)]),  # eyes, nose, mouth corners (RAF-DB manual, dlib has another order)
+    5: _mirror(5, [(0, 1), (3, 4)]),  # eyes, nose, mouth corners (RAF-DB manual; dlib's order differs)
     68: _mirror(68, _PAIRS_68),  # 300-W / iBUG
     98: _mirror(98, _PAIRS_98),  # WFLW
 }
@@ -45,9 +45,9 @@ _MIRROR_INDEX: Final = {count: torch.tensor(order) for count, order in MIRROR.it
 
 
 def renumber_mirrored(points: Tensor) -> Tensor:
-    """Landmarks of an image that was flipped, with left and right numbered as in an unflipped one.
+    """Renumbers the landmarks of a flipped image, so that left and right are numbered as in an unflipped one.
 
-    A scheme that `MIRROR` does not know keeps its order: a heatmap over all landmarks does not depend on it.
+    A scheme that is not in `MIRROR` keeps its order: a heatmap over all landmarks does not depend on it.
 
     Args: points (..., K, 2).
     """
@@ -77,7 +77,7 @@ _TO_68 = {68: tuple(range(68)), 98: _WFLW_TO_68, 468: _MEDIAPIPE_TO_68, 478: _ME
 
 
 def to_68_points(points: Tensor) -> Tensor:
-    """The 68-point scheme out of WFLW's 98 or MediaPipe's 468 or 478 points.
+    """Reduces WFLW's 98 or MediaPipe's 468 or 478 points to the 68-point scheme.
 
     Args: points (..., K, 2).
     Returns: (..., 68, 2).
@@ -86,5 +86,5 @@ def to_68_points(points: Tensor) -> Tensor:
     order = _TO_68.get(points.shape[-2])
     if order is None:
         known = ", ".join(map(str, _TO_68))
-        raise ValueError(f"points can be brought to 68 landmarks from {known}, got {points.shape[-2]}")
+        raise ValueError(f"points can be reduced to 68 landmarks from {known}, got {points.shape[-2]}")
     return points[..., list(order), :]

@@ -1,4 +1,4 @@
-"""Readers of plain-text landmarks: 300-W .pts, WFLW lists, and files of one `x y` or one "row<TAB>column" a line."""
+"""Readers of plain-text landmarks: 300-W .pts, WFLW lists, and files with one `x y` or "row<TAB>column" per line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """A whole file in UTF-8. Raises: LandmarkFileError with the line at which it is none."""
+    """A whole file in UTF-8. Raises: LandmarkFileError with the line that is not UTF-8."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -39,18 +39,18 @@ def read_text(path: Path, expected: str) -> str:
 
 
 def read_rows(path: Path, expected: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file in UTF-8 that are not empty, each with the number of its last line, one at a time.
+    """Yields the non-empty rows of a UTF-8 CSV file, each with the number of its last line.
 
-    Raises: LandmarkFileError with the line and `expected` for what is no such file.
+    Raises: LandmarkFileError with the line and `expected` for any other file.
     """
-    # Bytes that are not UTF-8 come through as surrogates, so that the line which holds them is known.
+    # Bytes that are not UTF-8 are decoded as surrogates, so that their line is known.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file)
         while True:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                raise LandmarkFileError(path, reader.line_num, expected, f"no CSV ({error})") from error
+                raise LandmarkFileError(path, reader.line_num, expected, f"a file that is not CSV ({error})") from error
             if cells is None:
                 return
             number = reader.line_num
@@ -65,7 +65,7 @@ def _is_escaped(text: str) -> bool:
 
 
 def read_pts(path: str | Path) -> Array:
-    """300-W / menpo .pts: `version: 1`, `n_points: K`, `{`, K lines `x y`, `}`; the first pixel is 1.
+    """300-W / menpo .pts: `version: 1`, `n_points: K`, `{`, K lines `x y`, `}`; pixels are counted from 1.
 
     Returns: (K, 2) float32, (x, y), integer = pixel centre (1 is subtracted).
     """
@@ -101,14 +101,14 @@ def write_pts(path: str | Path, points: Array) -> None:
     write_text(path, f"version: 1\nn_points: {len(points)}\n{{\n{body}\n}}\n")
 
 
-#: One of two whole numbers and nothing else but a TAB between them: a line that the known dump writes.
+#: Two whole numbers separated by a TAB and nothing else: a line as the known dump writes it.
 _ROW_TAB_COLUMN = re.compile(r"\s*-?\d+\t-?\d+\s*")
 
 
 def check_row_column_guess(path: str | Path) -> None:
     """Raises LandmarkFileError unless every line is row<TAB>column in whole pixels, as the known dump writes it.
 
-    Two numbers a line tell by nothing else which of them is x.
+    Nothing else about a line of two numbers tells which of them is x.
     """
     path = Path(path)
     for number, line in read_lines(path):
@@ -116,18 +116,18 @@ def check_row_column_guess(path: str | Path) -> None:
             raise LandmarkFileError(
                 path,
                 number,
-                "row<TAB>column in whole pixels, the only lines of two numbers whose order is known without its name",
+                "row<TAB>column in whole pixels, the only lines of two numbers whose order is known without a format",
                 f"{line.strip()[:60]!r}: name the format, 'x-y' for lines of x and y or 'row-column' for lines of row "
                 "and column (format= in Python, --format on the command line)",
             )
 
 
 def read_row_column(path: str | Path, count: int | None = 68) -> Array:
-    """One `row column` a line, in this order, pixels counted from 0: a known dump for aligned RAF-DB.
+    """One `row column` per line, in this order, pixels counted from 0: a known dump for aligned RAF-DB.
 
-    The dump has a TAB and whole pixels; spaces, commas and fractions are taken too.
+    The dump has a TAB and whole pixels; spaces, commas and fractions are accepted, too.
 
-    Args: count: how many lines are wanted; None for any.
+    Args: count: required number of lines; None for any.
     Returns: (K, 2) float32, (x, y): the two columns swapped.
     Raises: LandmarkFileError.
     """
@@ -135,7 +135,7 @@ def read_row_column(path: str | Path, count: int | None = 68) -> Array:
 
 
 def read_x_y(path: str | Path) -> Array:
-    """One `x y` a line, pixels counted from 0, separated by spaces, a TAB or a comma; `nan nan` for a missing one.
+    """One `x y` per line, pixels counted from 0, separated by spaces, a TAB or a comma; `nan nan` for a missing one.
 
     Returns: (K, 2) float32, (x, y), integer = pixel centre.
     Raises: LandmarkFileError.
@@ -144,7 +144,7 @@ def read_x_y(path: str | Path) -> Array:
 
 
 def _pairs(path: str | Path, columns: str, count: int | None) -> Array:
-    """(K, 2) float32, the two numbers of each line, which are called `columns` in errors."""
+    """(K, 2) float32, the two numbers of each line; errors call them `columns`."""
     path = Path(path)
     expected = f"{columns}, two numbers"
     points = []
@@ -165,7 +165,7 @@ def write_x_y(path: str | Path, points: Array) -> None:
 
 
 def check_row_column(landmarks: LandmarkSet) -> None:
-    """Raises ValueError for images of which some landmarks are missing: whole pixels cannot say so."""
+    """Raises ValueError for images with missing landmarks, which whole pixels cannot represent."""
     partial = landmarks.found & ~landmarks.points.isfinite().all(-1).all(-1)
     if partial.any():
         names = [landmarks.names[row] for row in partial.nonzero().flatten().tolist()]
@@ -185,15 +185,15 @@ _WFLW_NUMBERS = {98 * 2: "196 coordinates", 98 * 2 + 4 + 6: "196 coordinates, 4 
 
 
 def read_wflw(path: str | Path) -> LandmarkSet:
-    """A WFLW list: per line 98 points `x y`, optionally rectangle and attributes, and the image's path.
+    """A WFLW list: per line 98 points `x y`, optionally a rectangle and attributes, and the image's path.
 
-    Returns: a set of K = 98. Names are the images' paths; an image with several faces keeps its first, and a warning
-        counts these.
+    Returns: a set with K = 98, named by the images' paths. An image with several faces keeps the first; a warning
+        counts these images.
     """
     path = Path(path)
     points: dict[str, list[float]] = {}
     several: dict[str, None] = {}
-    expected = "196 coordinates (98 points), optionally 4 corners and 6 attributes, and an image's path"
+    expected = "196 coordinates (98 points), optionally 4 corners and 6 attributes, and an image path"
     for number, line in read_lines(path):
         words = line.split()
         if len(words) - 1 not in _WFLW_NUMBERS:
@@ -210,12 +210,12 @@ def read_wflw(path: str | Path) -> LandmarkSet:
 
 
 def write_wflw(path: str | Path, landmarks: LandmarkSet) -> None:
-    """A WFLW list without rectangles and attributes. Raises ValueError unless K is 98 and every name one word."""
+    """A WFLW list without rectangles and attributes. Raises ValueError unless K is 98 and no name contains spaces."""
     if landmarks.points.shape[1] != 98:
         raise ValueError(f"a WFLW list holds 98 points for each image, got {landmarks.points.shape[1]}")
     broken = next((name for name in landmarks.names if len(name.split()) != 1), None)
     if broken is not None:
-        raise ValueError(f"a WFLW list separates by spaces, so it cannot hold the name {broken!r}")
+        raise ValueError(f"a WFLW list is separated by spaces, so it cannot hold the name {broken!r}")
     rows = (
         " ".join(f"{value:.6f}" for value in points.flatten().tolist()) + f" {name}\n"
         for points, name in zip(landmarks.points, landmarks.names, strict=True)

@@ -1,8 +1,8 @@
-"""One self-contained HTML page about trainings: curves, confusions, alignments, and where the networks look.
+"""One self-contained HTML page about training runs: curves, confusions, alignments, and where the networks look.
 
     write_report(["runs/baseline", "runs/pal"], "report.html")
 
-Pictures and charts are in the page; it loads nothing, and is read in light and dark, on a desk and on a phone.
+Pictures and charts are embedded; the page loads nothing, and suits light and dark themes, desktops and phones.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["write_report"]
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Writes the page about one or more runs of `pal-fast train`, complete or under way.
+    """Writes the page about one or more runs of `pal-fast train`, complete or in progress.
 
     Args:
-        runs: their folders. Of runs that share their gallery's faces, baselines come first in each comparison.
-        output: the file; None is report.html in the first folder.
+        runs: their folders. Among runs with the same gallery faces, baselines come first in each comparison.
+        output: the file; None writes report.html to the first folder.
 
     Returns: the file's path.
 

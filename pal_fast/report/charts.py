@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: colours come from the page's style, values from hovering, nothing from elsewhere."""
+"""Line charts as inline SVG: coloured by the page's style, with values on hovering, and no external resources."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RIGHT: Final = 12
 TOP: Final = 10
 BOTTOM: Final = 34
 
-#: Colours that the style knows; further series repeat them dashed.
+#: Number of colours in the style; further series repeat them dashed.
 COLOURS: Final = 8
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: (x, y) in the order of x; what has no y is left out. `colour` counts on past the known colours."""
+    """A line: (x, y) in the order of x; points without y are left out. `colour` may exceed the number of colours."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
@@ -33,12 +33,12 @@ class Series:
 
 
 def style_of(colour: int) -> str:
-    """The class of the n-th colour; past the last one they begin again, dashed."""
+    """The CSS class of the n-th colour; past the last one, colours repeat dashed."""
     return f"c{colour % COLOURS}" + (" dashed" if colour >= COLOURS else "")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, about `count` of them."""
+    """About `count` round numbers that cover `low` to `high`."""
     if high <= low:
         low, high = low - (abs(low) or 1) * 0.05, low + (abs(low) or 1) * 0.05
     rough = (high - low) / max(1, count - 1)
@@ -60,7 +60,7 @@ def whole_ticks(low: float, high: float, count: int = 7) -> list[float]:
 
 
 def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, x_name: str = "epoch") -> str:
-    """A <figure> with the chart; empty text where no series has a point."""
+    """A <figure> with the chart; an empty string if no series has a point."""
     drawn = [line for line in series if line.known]
     if not drawn:
         return ""
@@ -107,7 +107,7 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, x
 
 
 def _digits(step: float, percent: bool) -> int:
-    """Decimals that tell ticks apart."""
+    """The number of decimals needed to tell ticks apart."""
     step = step * 100 if percent else step
     return max(0, min(6, -math.floor(math.log10(step) + 1e-9) + (0 if _is_round(step) else 1)))
 

@@ -1,4 +1,4 @@
-"""The gallery: the same faces as several networks, or one at several epochs, look at them, sorted by alignment."""
+"""The gallery: the same faces as seen by several networks, or by one at several epochs, sorted by alignment."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch
 from pal_fast.report.runs import Arrays, ReportedRun
 from pal_fast.visualize import overlay
 
-#: The least side of a picture of a map, so that a map on a small image is not drawn in its coarse pixels.
+#: The minimum side of a picture with a map, so that a map on a small image is not drawn in its coarse pixels.
 LEAST_SIDE: Final = 144
-#: The largest; what is larger is made smaller, for the page's size.
+#: The maximum; larger pictures are reduced to limit the page's size.
 LARGEST_SIDE: Final = 224
 
 
 @dataclass(frozen=True)
 class Column:
-    """One look at all faces."""
+    """One network's attributions for all faces."""
 
     title: str
     seen: Arrays
@@ -31,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Faces, and the looks at them side by side: before first, after last. `folded` is how the page begins."""
+    """Faces with the columns side by side: "before" first, "after" last. `folded` is the initial state on the page."""
 
     title: str
     faces: Arrays
@@ -49,15 +49,15 @@ class Comparison:
         return self.columns[-1].seen["alignment"]
 
     def order(self) -> list[int]:
-        """The faces by their alignment in the last column, the highest first, those without one last."""
+        """The faces by alignment in the last column, highest first, undefined ones last."""
         keys = np.where(np.isnan(self.after), -np.inf, self.after)
         return [int(place) for place in np.argsort(-keys, kind="stable")]
 
 
 def comparisons(runs: list[ReportedRun]) -> list[Comparison]:
-    """Runs that looked at the same faces are compared at their ends; every other run with its own beginning.
+    """Compares runs with the same faces at their last epochs, and every other run with its own first epoch.
 
-    Raises: ValueError naming a file whose arrays do not belong together.
+    Raises: ValueError naming a file whose arrays do not match.
     """
     shown = [run for run in runs if run.faces is not None and run.gallery_epochs]
     groups: dict[tuple[Any, ...], list[ReportedRun]] = {}
@@ -163,7 +163,7 @@ def _cell(image: str, title: str, below: str, *, raw: bool = False) -> str:
 
 
 def _face(picture: np.ndarray[Any, Any], size: tuple[int, int], landmarks: np.ndarray[Any, Any]) -> str:
-    """The face with its landmarks, (K, 2) in pixels of `size`; those that are missing or outside are not drawn."""
+    """The face with its landmarks, (K, 2) in pixels of `size`; missing landmarks and those outside are not drawn."""
     height, width = size
     radius = max(size) / 110
     dots = "".join(

@@ -16,18 +16,18 @@ from pal_fast.report.style import SCRIPT, STYLE
 def page(runs: Sequence[ReportedRun]) -> str:
     """The HTML of a report about at least one run.
 
-    Raises: ValueError, OSError naming a gallery's file that is not what it should be.
+    Raises: ValueError, OSError naming an invalid gallery file.
     """
     runs = list(runs)
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} trainings compared"
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} training runs compared"
     sections = [
         f"<h1>{escape(title)}</h1>",
-        '<p class="lead">Report of <code>pal-fast train</code>: how the trainings went, what the networks confuse, and '
+        '<p class="lead">Report of <code>pal-fast train</code>: how training went, what the networks confuse, and '
         "where they look.</p>",
         tables.summary(runs),
-        '<p class="note">Figures of the latest epoch on the validation images; none is chosen by its result. '
+        '<p class="note">Figures are of the latest epoch on the validation images; no epoch is selected by its result. '
         "Alignment: the Pearson correlation of |gradient| × input at the layer with the heatmap of the landmarks, "
-        "averaged over the images; the same yardstick for every run, whatever it was trained with.</p>",
+        "averaged over the images; the same measure for every run, whatever it was trained with.</p>",
         "<h2>Over the epochs</h2>",
         _curves(runs),
         *_confusions(runs),
@@ -60,7 +60,7 @@ def _curves(runs: Sequence[ReportedRun]) -> str:
         line_chart("Validation cross-entropy", _validation(runs, lambda _, v: v["cross_entropy"])),
         line_chart("Training cross-entropy", _training(runs, "cross_entropy")),
         line_chart("Training accuracy", _training(runs, "accuracy"), percent=True),
-        line_chart("PAL in training, before its weight", _training(runs, "pal")),
+        line_chart("PAL in training, unweighted", _training(runs, "pal")),
     ]
     legend = ""
     if len(runs) > 1:
@@ -88,7 +88,7 @@ def _training(runs: Sequence[ReportedRun], name: str) -> list[Series]:
 
 def _confusions(runs: Sequence[ReportedRun]) -> list[str]:
     matrices = [tables.confusion(run) for run in runs if run.last is not None]
-    return ["<h2>Confusions</h2>", f'<div class="matrices">{"".join(matrices)}</div>'] if matrices else []
+    return ["<h2>Confusion matrices</h2>", f'<div class="matrices">{"".join(matrices)}</div>'] if matrices else []
 
 
 def _galleries(runs: Sequence[ReportedRun]) -> list[str]:
@@ -97,7 +97,7 @@ def _galleries(runs: Sequence[ReportedRun]) -> list[str]:
         return []
     return [
         "<h2>Where the networks look</h2>",
-        '<p class="note">Validation faces, classes in turn, chosen before training. Bright: a strong attribution; each '
-        "map has its own scale. Below each the prediction and its probability.</p>",
+        '<p class="note">Validation faces, classes in turn, chosen before training. Bright means a strong attribution; '
+        "each map has its own scale. Below each map: the prediction and its probability.</p>",
         *(gallery.section(comparison, number) for number, comparison in enumerate(compared)),
     ]

@@ -1,4 +1,4 @@
-"""What a report needs of a run's folder, read and checked."""
+"""The contents of a run's folder that a report needs, read and checked."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run as far as it has come.
+    """A run, complete or in progress.
 
     Attributes:
-        name: short, and another for each run of a report.
+        name: short, and unique within a report.
         history: one entry per epoch, see `pal_fast.training`.
         environment: versions and device.
         complete: whether the training has ended.
-        colour: its place in the page's list of colours.
+        colour: its index in the page's list of colours.
     """
 
     folder: RunFolder
@@ -41,7 +41,7 @@ class ReportedRun:
 
     @property
     def layer(self) -> str:
-        """Where alignment is measured first; empty for none."""
+        """The first layer at which alignment is measured; "" for none."""
         return self.config.layer[0] if self.config.layer else ""
 
     @property
@@ -68,7 +68,7 @@ class ReportedRun:
         return list(self.last["recalls"]) if self.last else []
 
     def alignment(self, validation: dict[str, Any], metric: str = "pearson") -> float | None:
-        """At the first layer; None where there is none."""
+        """The metric at the first layer; None if there is none."""
         value: float | None = validation["alignment"].get(self.layer, {}).get(metric)
         return value
 
@@ -80,7 +80,7 @@ class ReportedRun:
 
     @cached_property
     def gallery_epochs(self) -> list[int]:
-        """The epochs at whose end the gallery was looked at; 0 is before training."""
+        """The epochs at whose end the gallery was recorded; 0 is before training."""
         return sorted(int(path.stem.removeprefix("epoch_")) for path in self.folder.gallery.glob("epoch_*.npz"))
 
     def seen(self, epoch: int) -> Arrays:
@@ -108,7 +108,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """What differs of the paths: they without the folders that all have in common."""
+    """The paths without the folders that all have in common."""
     if len(paths) == 1:
         return [paths[0].name]
     common = Path(os.path.commonpath([path.parent for path in paths]))
@@ -117,7 +117,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read(folder: RunFolder, name: str) -> ReportedRun:
     if not folder.config.is_file():
-        raise FileNotFoundError(f"{folder.path} is no run of pal-fast train: it holds no config.json")
+        raise FileNotFoundError(f"{folder.path} is not a run of pal-fast train: it holds no config.json")
     config = TrainingConfig.from_mapping(folder.read_json(folder.config), str(folder.config))
     history = folder.read_json(folder.history) if folder.history.exists() else []
     if not history:
@@ -131,4 +131,4 @@ def _arrays(path: Path, names: Sequence[str]) -> Arrays:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no gallery file of pal-fast train: {error}") from error
+        raise ValueError(f"{path} is not a gallery file of pal-fast train: {error}") from error

@@ -16,7 +16,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
-    """Cells are HTML already; the columns `numbers` are aligned as such."""
+    """An HTML table. Cells must already be HTML; the columns `numbers` are right-aligned."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
@@ -32,7 +32,7 @@ def summary(runs: Sequence[ReportedRun]) -> str:
     rows = []
     for run in runs:
         done = run.history[-1]["epoch"]
-        epochs = str(done) if run.complete else f"{done} of {run.config.epochs}, under way"
+        epochs = str(done) if run.complete else f"{done} of {run.config.epochs}, in progress"
         last = run.last
         figures = ["", "", ""]
         if last is not None:
@@ -44,8 +44,8 @@ def summary(runs: Sequence[ReportedRun]) -> str:
             ]
         name = f'<span class="key {style_of(run.colour)}"></span>{escape(run.name)}'
         seconds = sum(entry["seconds"] for entry in run.history)
-        told = [escape(run.kind), escape(run.config.model), escape(run.config.data)]
-        rows.append([name, *figures, epochs, str(run.config.seed), _duration(seconds), *told])
+        labels = [escape(run.kind), escape(run.config.model), escape(run.config.data)]
+        rows.append([name, *figures, epochs, str(run.config.seed), _duration(seconds), *labels])
     head = ["run", "accuracy", "balanced", "alignment", "epochs", "seed", "time", "loss", "network", "data"]
     return table(head, rows, numbers=range(1, 7))
 
@@ -74,7 +74,7 @@ def confusion(run: ReportedRun) -> str:
 
 
 def options(runs: Sequence[ReportedRun]) -> str:
-    """The options in which the runs differ as a table; each config in full to unfold."""
+    """The options in which the runs differ, as a table; each full config in a collapsed section."""
     configs = [run.config.to_mapping() for run in runs]
     text = ""
     if len(runs) > 1:
@@ -85,8 +85,8 @@ def options(runs: Sequence[ReportedRun]) -> str:
         ]
         text += table(["option", *(escape(run.name) for run in runs)], rows)
     for run, config in zip(runs, configs, strict=True):
-        told = json.dumps({"config": config, "environment": run.environment}, indent=1, ensure_ascii=False)
-        text += f"<details><summary>All of {escape(run.name)}</summary><pre>{escape(told)}</pre></details>"
+        dumped = json.dumps({"config": config, "environment": run.environment}, indent=1, ensure_ascii=False)
+        text += f"<details><summary>All options of {escape(run.name)}</summary><pre>{escape(dumped)}</pre></details>"
     return text
 
 

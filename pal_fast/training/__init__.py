@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "TrainingConfig", "evaluate", "export", "load_network", "sweep", "train"]
 
-# Accelerate and torchvision are imported with the first of these, not with the package.
+# Importing one of these imports Accelerate and torchvision; importing the package does not.
 _HOMES = {
     "Evaluation": "evaluation",
     "evaluate": "trained",

@@ -1,4 +1,4 @@
-"""Command-line options of a `TrainingConfig`: made from its fields, so that they cannot differ from it."""
+"""Command-line options of a `TrainingConfig`, generated from its fields, so that they cannot diverge from it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pal_fast.training.config import TrainingConfig, option_fields, read_config
 _GROUPS = {
     "data": "data",
     "network": "network",
-    "loss": "loss (as of pal_fast.PALLoss)",
+    "loss": "loss (options of pal_fast.PALLoss)",
     "training": "training",
     None: "records",
 }
 
 
 def add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
-    """Adds --config and an option for every field but those in `leave_out`. Read them with `config_from`."""
-    parser.add_argument("--config", metavar="FILE", help="options from a .json or .toml file; those given here win")
+    """Adds --config and an option for every field except those in `leave_out`. Read them with `config_from`."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="options from a .json or .toml file; options given here override it"
+    )
     groups = {key: parser.add_argument_group(title) for key, title in _GROUPS.items()}
     for name, (entry, kinds) in option_fields().items():
         if name in leave_out:
@@ -47,12 +49,12 @@ def add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options on the command line, by their names in the config."""
+    """The options given on the command line, by their names in the config."""
     return {name.removeprefix("option_"): value for name, value in vars(args).items() if name.startswith("option_")}
 
 
 def config_from(args: argparse.Namespace) -> TrainingConfig:
-    """The config of --config and the command line together.
+    """The config from --config and the command line.
 
     Raises: ValueError, TypeError, OSError naming the option or the file.
     """
@@ -62,7 +64,7 @@ def config_from(args: argparse.Namespace) -> TrainingConfig:
 
 
 def default_name(config: TrainingConfig) -> str:
-    """A folder's name from the options that runs usually differ in."""
+    """A folder name built from the options in which runs usually differ."""
     parts = [config.data, config.model.replace(":", "_")]
     if config.weight:
         parts += ["+".join(config.layer), config.attribution, config.channels, f"w{config.weight:g}"]

@@ -1,4 +1,4 @@
-"""Where a training stands: what a checkpoint holds beside the weights, and how it is written and read."""
+"""The progress of a training run: what a checkpoint holds besides the weights, and how it is written and read."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pal_fast.training.run_folder import RunFolder, read_state, write_state
 
 CHECKPOINT = "checkpoint"
 
-#: What `Progress.sums` adds up over an epoch's images, in this order; "pal" over those that "annotated" counts.
+#: What `Progress.sums` accumulates over an epoch's images, in this order; "pal" only over the "annotated" images.
 SUMS = ("images", "cross_entropy", "pal", "correct", "annotated")
 
 
 @dataclass
 class Progress:
-    """How far a training has come.
+    """How far a training run has come.
 
     Attributes:
-        epoch: epochs that are complete.
-        step: steps of the epoch after them that are done.
-        sums: (5,) float64, `SUMS` over those steps and all processes.
-        seconds: spent in that epoch's steps.
+        epoch: completed epochs.
+        step: completed steps of the current epoch.
+        sums: (5,) float64, `SUMS` over these steps and all processes.
+        seconds: time spent in these steps.
         history: one entry per complete epoch.
     """
 
@@ -50,7 +50,7 @@ def save(
     scaler: Any,
     processes: int,
 ) -> None:
-    """Writes the checkpoint, or leaves the one that is there. Raises: OSError naming the file."""
+    """Writes the checkpoint; on failure the previous one is kept. Raises: OSError naming the file."""
     write_state(
         folder.checkpoint,
         {
@@ -71,12 +71,11 @@ def save(
 
 
 def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any, processes: int) -> Progress:
-    """Puts everything back to where the checkpoint was written; the beginning, if there is none.
+    """Restores the state in the checkpoint; without one, returns the initial progress.
 
-    Warns where another number of processes wrote it: each then has other batch statistics, and sums come in another
-    order.
+    Warns if another number of processes wrote it: batch statistics per process and the order of sums then differ.
 
-    Raises: ValueError naming a file that is no checkpoint, or one of another version of the package.
+    Raises: ValueError naming a file that is not a checkpoint, or is one of another version of the package.
     """
     if not folder.checkpoint.exists():
         return Progress()
@@ -84,13 +83,13 @@ def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any, p
     before = state.get("processes", processes)
     if before != processes:
         warnings.warn(
-            f"{folder.path} was trained in {before} processes until now and goes on in {processes}: its weights will "
+            f"{folder.path} was trained in {before} processes and resumes in {processes}: its weights will "
             "not be those of an uninterrupted run",
             stacklevel=2,
         )
     if len(state["sums"]) != len(SUMS):
         raise ValueError(
-            f"{folder.checkpoint} was written by a version of pal_fast that kept other figures of an epoch: go on with "
+            f"{folder.checkpoint} was written by a version of pal_fast with other figures per epoch: resume with "
             "that version, or give another --output"
         )
     network.load_state_dict(state["network"])
@@ -101,9 +100,9 @@ def resume(folder: RunFolder, network: nn.Module, optimiser: Any, scaler: Any, p
 
 
 def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
-    """The config to go on with: what pretrained="auto" found when the run began stays as it was found.
+    """The config to resume with: what pretrained="auto" resolved to when the run began is kept.
 
-    Raises: ValueError if the folder holds another run than `config`'s, or files that are none of a run's.
+    Raises: ValueError if the folder holds a run with another config, or files that do not belong to a run.
     """
     if not folder.path.exists():
         return config
@@ -115,10 +114,10 @@ def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
             folder.gallery.name,
             folder.environment.name,
             folder.data.name,
-        }  # of a run that was killed as it began
+        }  # left by a run that was killed as it began
         if set(others) - leftovers:
             raise ValueError(
-                f"output {folder.path} is no folder of a run: it holds {', '.join(others[:3])} and no config.json"
+                f"output {folder.path} is not a run's folder: it holds {', '.join(others[:3])} and no config.json"
             )
         return config
     there = TrainingConfig.from_mapping(folder.read_json(folder.config), str(folder.config))
@@ -133,12 +132,12 @@ def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
     return config
 
 
-#: Options that decide nothing of the result, and so may be others when a run goes on.
+#: Options that do not affect the result, and so may change when a run resumes.
 FREE = ("workers", "checkpoint_every")
 
 
 def changes(there: TrainingConfig, config: TrainingConfig) -> list[str]:
-    """The options in which a run's `config` may not differ from that `there`, each as "name: there, here".
+    """The differing options that a resumed run's `config` must share with `there`, as "name: there, here".
 
     Paths are compared as the files they name, so that one may be absolute and the other relative.
     """
@@ -152,9 +151,9 @@ def changes(there: TrainingConfig, config: TrainingConfig) -> list[str]:
 
 
 def describe_data(config: TrainingConfig) -> dict[str, Any]:
-    """What a run's folder keeps of the data beside their names: a digest of the landmarks' file or folder, or None."""
+    """What a run records about its data besides their names: a digest of the landmarks' file or folder, or None."""
     place = None if config.landmarks is None else Path(config.landmarks)
-    if place is None or not place.exists():  # that it is not there is told where it is read
+    if place is None or not place.exists():  # an absent file is reported when it is read
         return {"landmarks": None}
     if place.is_file():
         return {"landmarks": digest(place)}
@@ -164,7 +163,7 @@ def describe_data(config: TrainingConfig) -> dict[str, Any]:
 
 
 def check_data(folder: RunFolder, data: dict[str, Any], config: TrainingConfig) -> None:
-    """Raises ValueError if the run in the folder was made with other landmarks under the same name.
+    """Raises ValueError if the run in the folder was trained with other landmarks under the same name.
 
     Args: data: of `describe_data`.
     """
@@ -179,7 +178,7 @@ def check_data(folder: RunFolder, data: dict[str, Any], config: TrainingConfig) 
 
 
 def clean(folder: RunFolder) -> None:
-    """Removes what killed writers left half-written. Not while another process writes to the folder."""
+    """Removes partial files left by killed writers. Must not be called while another process writes to the folder."""
     for place in (folder.path, folder.gallery):
         for temporary in place.glob(".*.partial"):
             temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`TrainingConfig`: everything that decides the result of a training, checked, and kept as a file beside it."""
+"""`TrainingConfig`: everything that determines the result of a training run, checked, and stored as a file with it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ DEVICES: Final = ("auto", "cpu", "cuda")
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
-    """A field with its line of help; `choices`, `metavar` and `group` go to the command line."""
+    """A field with its help text; `choices`, `metavar` and `group` are for the command line."""
     return field(default=default, metadata={"help": text, **metadata})
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A training in full. Same config, same number of processes, same machine: same weights, bit for bit.
+    """The full set of options. The same config, number of processes and machine give the same weights, bit for bit.
 
     Raises: ValueError, TypeError naming the option.
     """
@@ -41,22 +41,22 @@ class TrainingConfig:
         None, "its folder; for drawn its options, such as count=200,test_count=100", metavar="DIR", group="data"
     )
     landmarks: str | None = option(
-        None, "landmarks of the images, where the data set brings none", metavar="FILE", group="data"
+        None, "landmarks of the images, if the data set has none of its own", metavar="FILE", group="data"
     )
     format: str | None = option(
         None,
-        "of the landmarks, where their files do not tell: one of pal-fast convert --list-formats",
+        "format of the landmarks, if their files do not show it: one of pal-fast convert --list-formats",
         choices=tuple(FORMATS),
         group="data",
     )
-    classes: int | None = option(None, "number of classes, where the data set has a choice", group="data")
+    classes: int | None = option(None, "number of classes, where the data set offers a choice", group="data")
     size: int | None = option(None, "side of the images in pixels (default 224; 48 for drawn faces)", group="data")
     bad_images: str = option(
-        "error", "absent and unreadable images: one error, or leave them out", choices=("error", "skip"), group="data"
+        "error", "absent and unreadable images: report one error, or skip them", choices=("error", "skip"), group="data"
     )
     verify: str = option(
         "quick",
-        "before the training read each image's header and the end of its file; full: decode all of it",
+        "check of each image before training; quick: the header and the end of its file; full: decode it",
         choices=("quick", "full"),
         group="data",
     )
@@ -64,58 +64,62 @@ class TrainingConfig:
     balanced: str = option(
         "auto", "sample classes equally often; auto: for affectnet only", choices=ANSWERS, group="data"
     )
-    limit: int | None = option(None, "use only so many images of each split, for a trial", metavar="N", group="data")
-    workers: int = option(2, "loading processes of each training process", group="data")
+    limit: int | None = option(None, "use only N images of each split, for a trial run", metavar="N", group="data")
+    workers: int = option(2, "data-loading processes per training process", group="data")
 
     model: str = option(
         "resnet50", "a network of torchvision or timm (timm:NAME if both have it), or small", group="network"
     )
     pretrained: str = option(
         "auto",
-        "the library's own weights; auto: if they are on this machine, and it is said; yes: fetched if need be",
+        "the library's own weights; auto: if they are on this machine (a message says so); yes: downloaded if needed",
         choices=ANSWERS,
         group="network",
     )
     weights: str | None = option(
         None,
-        "a state_dict to begin with instead (.pt, .pth or .safetensors), or an earlier run's folder",
+        "a state_dict to start from instead (.pt, .pth or .safetensors), or an earlier run's folder",
         metavar="FILE",
         group="network",
     )
-    sync_batchnorm: bool = option(False, "batch statistics over all processes", group="network")
+    sync_batchnorm: bool = option(False, "compute batch statistics over all processes", group="network")
     prepare_head: bool = option(
         False, "cheaper second derivatives above the layer (pal_fast.nn.prepare_head)", group="network"
     )
 
-    weight: float = option(1.0, "of the loss; 0 is the baseline, without any of it", group="loss")
+    weight: float = option(1.0, "weight of the loss; 0 trains the baseline, without it", group="loss")
     layer: tuple[str, ...] = option(
         (), "the attributed layer; several are averaged (default: known for common networks)", group="loss"
     )
-    attribution: str = option("grad_input", "what is attributed", choices=ATTRIBUTION, group="loss")
+    attribution: str = option("grad_input", "the kind of attribution", choices=ATTRIBUTION, group="loss")
     absolute: bool = option(True, "take the absolute gradient, as the paper does", group="loss")
     channels: str = option("mean", "the channel strategy", choices=CHANNELS, group="loss")
     channel_count: int | float | None = option(
         None, "how many channels take part: a number, or a fraction such as 0.25", group="loss"
     )
     score: str = option("pearson", "pearson, or the paper's formula", choices=SCORE, group="loss")
-    scale: str = option("sum", "of cross_correlation", choices=SCALE, group="loss")
-    target: str = option("sum", "the scalar that is attributed", choices=TARGETS, group="loss")
-    sigma: float | None = option(None, "of the Gaussians, in pixels (default: a sixteenth of the size)", group="loss")
-    combine: str = option("sum", "of the Gaussians", choices=COMBINE, group="loss")
-    normalize: str = option("none", "of the heatmap", choices=NORMALIZE, group="loss")
+    scale: str = option("sum", "scale of cross_correlation", choices=SCALE, group="loss")
+    target: str = option("sum", "the scalar to attribute", choices=TARGETS, group="loss")
+    sigma: float | None = option(
+        None, "standard deviation of the Gaussians in pixels (default: a sixteenth of the size)", group="loss"
+    )
+    combine: str = option("sum", "how the Gaussians are combined", choices=COMBINE, group="loss")
+    normalize: str = option("none", "how the heatmap is normalised", choices=NORMALIZE, group="loss")
     regions: tuple[str, ...] = option(
         (), "regions of the 68-point scheme that take part: eyes, or eyes=2 with a weight", group="loss"
     )
-    backend: str | None = option(None, "of the loss (default: the fastest)", choices=BACKENDS, group="loss")
+    backend: str | None = option(None, "backend of the loss (default: the fastest)", choices=BACKENDS, group="loss")
 
     epochs: int = option(30, "passes over the training images", group="training")
-    batch: int = option(64, "images per step of the optimiser, over all processes and parts", group="training")
-    accumulate: int = option(1, "parts into which each process splits its share of the batch", group="training")
-    learning_rate: float = option(1e-4, "of Adam, at the beginning", group="training")
-    power: float = option(1.0, "of the polynomial decay to 0; 0 keeps the rate", group="training")
-    weight_decay: float = option(0.0, "of Adam", group="training")
-    precision: str = option("no", "autocast to bf16 or fp16", choices=PRECISIONS, group="training")
-    seed: int = option(0, "of the weights, the order, the augmentation and dropout", group="training")
+    batch: int = option(64, "images per optimiser step, over all processes and accumulated parts", group="training")
+    accumulate: int = option(
+        1, "parts into which each process splits its share of the batch, for gradient accumulation", group="training"
+    )
+    learning_rate: float = option(1e-4, "initial learning rate of Adam", group="training")
+    power: float = option(1.0, "exponent of the polynomial decay to 0; 0 keeps the rate constant", group="training")
+    weight_decay: float = option(0.0, "weight decay of Adam", group="training")
+    precision: str = option("no", "mixed precision: none, bf16 or fp16", choices=PRECISIONS, group="training")
+    seed: int = option(0, "seed of the weights, the data order, the augmentation and dropout", group="training")
     deterministic: bool = option(
         True, "reproducible kernels where PyTorch has them; --no-deterministic may be faster on a GPU", group="training"
     )
@@ -123,7 +127,7 @@ class TrainingConfig:
 
     checkpoint_every: int = option(1000, "steps between checkpoints; one is also written after each epoch")
     validate_every: int = option(1, "epochs between validations; the last epoch always has one")
-    gallery: int = option(24, "validation faces whose attributions are kept for pictures")
+    gallery: int = option(24, "validation faces whose attributions are stored for pictures")
 
     def __post_init__(self) -> None:
         for name, kinds in _KINDS.items():
@@ -155,9 +159,9 @@ class TrainingConfig:
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
         if self.weights is not None and self.pretrained == "yes":
-            raise ValueError("weights and pretrained='yes' are two beginnings for one network: give one of them")
+            raise ValueError("weights and pretrained='yes' both set the network's initial weights: give one of them")
         if self.format is not None and self.landmarks is None:
-            raise ValueError(f"format is that of the landmarks' file, got format={self.format!r} and no landmarks")
+            raise ValueError(f"format applies to the landmarks' file, got format={self.format!r} and no landmarks")
         self.loss_options()
         region_weights(self.region_choice())
 
@@ -189,9 +193,9 @@ class TrainingConfig:
         return chosen
 
     def resolved(self) -> TrainingConfig:
-        """The config with every default that depends on another option written out.
+        """The config with every default that depends on another option filled in.
 
-        Raises: ValueError if the loss is wanted on a network whose layer is neither named nor known.
+        Raises: ValueError if the loss is used on a network whose layer is neither given nor known.
         """
         layer = self.layer
         if not layer:
@@ -210,7 +214,7 @@ class TrainingConfig:
         return replace(self, layer=layer, balanced=balanced, size=size)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values, as they stand in the file."""
+        """Plain values, as stored in the file."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def to_json(self) -> str:
@@ -240,7 +244,7 @@ def difference(one: TrainingConfig, other: TrainingConfig) -> list[str]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The options in a .json or .toml file; a file may leave any out.
+    """The options in a .json or .toml file, which may omit any of them.
 
     Raises: ValueError, OSError naming the file.
     """
@@ -254,7 +258,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise type(error)(f"config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no valid {path.suffix.lstrip('.') or 'JSON'} file: {error}") from None
+        raise ValueError(f"{path} is not a valid {path.suffix.lstrip('.') or 'JSON'} file: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a table of options, got {describe(values)}")
     return values
@@ -287,5 +291,5 @@ _WORDS: Final = {
 
 
 def option_fields() -> dict[str, tuple[Any, tuple[type, ...]]]:
-    """Each option's dataclass field and the types that it takes, for the command line."""
+    """Each option's dataclass field and accepted types, for the command line."""
     return {name: (entry, _KINDS[name]) for name, entry in _FIELDS.items()}

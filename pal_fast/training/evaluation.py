@@ -1,4 +1,4 @@
-"""Accuracy, balanced accuracy, confusion and, where landmarks are given, the alignment of attributions with them."""
+"""Accuracy, balanced accuracy, confusion and, given landmarks, the alignment of attributions with them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pal_fast import attribute, landmark_heatmap
 from pal_fast.capture.model_run import in_mode
 
 
-#: What alignment is measured on, whatever a network was trained with: one yardstick for all.
+#: The attribution on which alignment is measured, whatever a network was trained with, so that figures compare.
 def measured_attribution(network: nn.Module, layer: nn.Module | str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps that alignment is measured on, whatever was trained, and the logits."""
+    """The maps on which alignment is measured, whatever the network was trained with, and the logits."""
     return attribute(network, layer, images, attribution="grad_input", absolute=True, channels="mean")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network does on a split.
+    """The results of a network on a split.
 
     Attributes:
         classes: their names.
         confusion: (classes, classes) int64, rows the labels, columns the predictions.
         cross_entropy: mean over the images.
-        alignment: per layer the means of `pal_fast.metrics.alignment_metrics` over the images where each is defined;
+        alignment: per layer, the means of `pal_fast.metrics.alignment_metrics` over the images where each is defined;
             empty without landmarks.
-        undefined: per layer, how many images have no alignment ("pearson"): no landmark, or a flat map.
+        undefined: per layer, the number of images without an alignment ("pearson"): no landmark, or a flat map.
         labels, predictions: (N,) int64, in the data set's order.
         image_alignment: (N,) float32, "pearson" at the first layer, NaN where undefined; None without landmarks.
     """
@@ -62,7 +62,7 @@ class Evaluation:
         return float(np.nanmean(self.recalls))
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values for a JSON file; without the rows per image."""
+        """Plain values for a JSON file, without the per-image rows."""
         return {
             "images": int(self.confusion.sum()),
             "accuracy": self.accuracy,
@@ -82,7 +82,7 @@ class Evaluation:
 
 
 class _Rows:
-    """What one process saw, image by image."""
+    """The per-image results of one process."""
 
     def __init__(self) -> None:
         self.index: list[Tensor] = []
@@ -110,14 +110,14 @@ def evaluate_network(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> Evaluation:
-    """Runs the network in eval mode over the batches; each module's mode is put back.
+    """Runs the network in eval mode over the batches; each module's mode is restored.
 
     Args:
         batches: dicts with "image", "label", "index" and, for an alignment, "landmarks".
-        layers: where alignment is measured, by `measured_attribution`; nothing is where a batch has no landmarks.
+        layers: where alignment is measured, by `measured_attribution`; skipped for batches without landmarks.
         sigma: of the heatmap's Gaussians.
-        autocast: makes the context in which the network runs.
-        gather: of one object from each process; every process gets all.
+        autocast: returns the context in which the network runs.
+        gather: all-gathers one object from each process.
 
     Raises: ValueError, RuntimeError naming what is wrong with the network, a layer or the labels.
     """
@@ -167,7 +167,7 @@ def image_alignment(maps: Tensor, heatmap: Tensor) -> Tensor:
 def _new_metrics(device: torch.device) -> Any:
     from pal_fast.metrics import alignment_metrics
 
-    # Processes are brought together by `gather`, in which one that saw no image takes part too.
+    # `gather` combines the processes, including those that saw no image.
     return alignment_metrics(sync_on_compute=False).to(device)
 
 

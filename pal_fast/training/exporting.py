@@ -15,28 +15,28 @@ from pal_fast.training.trained import Saved, load_network
 
 FORMATS = ("torch", "onnx")
 
-#: The name under which a program keeps what its user must know: classes, size, normalisation.
+#: The key under which a program stores what its user must know: classes, size, normalisation.
 DESCRIPTION = "description.json"
 
-#: Allowed between the exported and the original logits, relative to the largest: another order of sums, no more.
+#: Bound on the difference between exported and original logits, relative to the largest: rounding, no more.
 TOLERANCE = 1e-4
 
 
 def export(path: str | Path, output: str | Path, *, format: str = "torch") -> dict[str, Any]:
     """Writes the network of a run for use without pal_fast: images (B, 3, S, S) in, logits (B, classes) out.
 
-    The batch size is free. The file carries the classes' names and how images are normalised; nothing of the loss is
-    in it, and no landmark is wanted.
+    The batch size is dynamic. The file carries the class names and the normalisation of images; it contains nothing of
+    the loss and needs no landmarks.
 
     Args:
         path: see `load_network`.
         output: the file; ".pt2" and ".onnx" are usual.
         format: "torch" (`torch.export`, read with `torch.export.load`) or "onnx" (needs onnx and onnxscript).
 
-    Returns: the description, and under "difference" the largest relative difference of logits that was seen.
+    Returns: the description, with the largest relative difference of logits that was observed as "difference".
 
     Raises: ValueError, OSError naming the argument; ImportError without onnx; RuntimeError if the network cannot be
-        exported, or the exported one answers otherwise.
+        exported, or its exported form gives other logits.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
@@ -49,13 +49,13 @@ def export(path: str | Path, output: str | Path, *, format: str = "torch") -> di
     content = (
         _to_torch(saved.network, images, description) if format == "torch" else _to_onnx(saved, images, description)
     )
-    # Other images, and another number of them, than those it was traced with.
+    # Other images than those it was traced with, and another batch size.
     probe = torch.randn(3, *images.shape[1:])
     with torch.no_grad():
         wanted: Tensor = saved.network(probe)
     found = _run_torch(content, probe) if format == "torch" else _run_onnx(content, probe)
     difference = float((found - wanted).abs().max() / wanted.abs().max())
-    if not difference <= TOLERANCE:  # a NaN is none of the network's answers either
+    if not difference <= TOLERANCE:  # rejects NaN, too
         raise RuntimeError(
             f"the exported network's logits differ by {difference:.1e} of the largest; nothing is written"
         )
@@ -65,7 +65,7 @@ def export(path: str | Path, output: str | Path, *, format: str = "torch") -> di
 
 
 def describe(saved: Saved) -> dict[str, Any]:
-    """What a user of the network must know."""
+    """What a user of the exported network must know."""
     from pal_fast.data import IMAGENET_MEAN, IMAGENET_STD
 
     return {
@@ -117,7 +117,7 @@ def _to_onnx(saved: Saved, images: Tensor, description: dict[str, Any]) -> bytes
 
 
 def _run_onnx(content: bytes, images: Tensor) -> Tensor:
-    """By onnxruntime, or else by ONNX's own reference, which is slow."""
+    """By onnxruntime if installed, else by ONNX's own reference evaluator, which is slow."""
     try:
         import onnxruntime
     except ImportError:

@@ -1,4 +1,4 @@
-"""The same validation faces at every epoch: what the network says of them, and where it looks."""
+"""The same validation faces at every epoch: what the network predicts for them, and where it looks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pal_fast.training.run_folder import RunFolder, write_arrays
 
 
 def choose(labels: Any, count: int) -> list[int]:
-    """`count` places (or all), classes in turn, spread evenly over each class; the same for the same labels."""
+    """`count` indices (or all), classes in turn, spread evenly over each class; determined by the labels alone."""
     labels = np.asarray(labels)
     count = min(count, len(labels))
     places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -32,7 +32,7 @@ def choose(labels: Any, count: int) -> list[int]:
 
 
 def _spread(count: int) -> np.ndarray[Any, Any]:
-    """Keys whose order visits 0..count-1 evenly: the places' binary digits reversed (van der Corput)."""
+    """Sort keys whose order visits 0..count-1 evenly: the bit-reversed indices (van der Corput)."""
     bits = max(1, (count - 1).bit_length())
     numbers = np.arange(count)
     return sum((numbers >> bit & 1) << (bits - 1 - bit) for bit in range(bits))  # type: ignore[return-value]
@@ -40,12 +40,12 @@ def _spread(count: int) -> np.ndarray[Any, Any]:
 
 @dataclass
 class Gallery:
-    """The chosen faces as the network gets them.
+    """The chosen faces as the network receives them.
 
     Attributes:
         images: (G, 3, H, W) float32, normalised.
         landmarks: (G, K, 2) float32.
-        labels, indices: (G,) int64; the place in the data set.
+        labels, indices: (G,) int64; the index in the data set.
         names: of the image files.
     """
 
@@ -69,7 +69,7 @@ class Gallery:
         )
 
     def write_faces(self, folder: RunFolder, pictures: torch.Tensor) -> None:
-        """Args: pictures: (G, 3, H, W) float32 in [0, 1], the faces before they were normalised."""
+        """Args: pictures: (G, 3, H, W) float32 in [0, 1], the faces before normalisation."""
         write_arrays(
             folder.gallery / "faces.npz",
             {
@@ -91,7 +91,7 @@ class Gallery:
         sigma: float | None,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Where the network looks now, on the yardstick of all alignments.
+        """Where the network looks now, by the attribution on which all alignments are measured.
 
         Returns: "maps" (G, h, w) float32; "alignment" (G,) float32, NaN where undefined; "probabilities" (G, classes).
         """

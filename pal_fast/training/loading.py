@@ -1,4 +1,4 @@
-"""Batches: which images a process loads at which step, as a function of the seed, the epoch and the step alone."""
+"""Batches: which images a process loads at which step, determined by the seed, the epoch and the step alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pal_fast.training.randomness import Key, SeededDataset, derive
 
 
 class Part(Dataset[dict[str, Any]]):
-    """Some samples of a data set, with the attributes of the whole."""
+    """A subset of a data set, with the attributes of the whole."""
 
     def __init__(self, dataset: Any, chosen: Sequence[int]) -> None:
         self.dataset, self.chosen = dataset, list(chosen)
@@ -68,7 +68,7 @@ def open_split(
     from pal_fast.data import open_dataset
 
     if config.root is None and config.data != "drawn":
-        raise ValueError(f"root is needed: the folder of {config.data}")
+        raise ValueError(f"root is required: the folder of {config.data}")
     dataset = open_dataset(
         config.data,
         config.root or "",
@@ -86,19 +86,19 @@ def open_split(
 
 
 def check_classes(dataset: Any, split: str, limit: int | None = None) -> None:
-    """Raises: ValueError naming the classes of which a split to train on, of at most `limit` images, has no image."""
+    """Raises: ValueError naming the classes without an image in a training split of at most `limit` images."""
     empty = [str(name) for name, count in zip(dataset.classes, dataset.class_counts, strict=True) if count == 0]
     if empty:
         raise ValueError(
             f"data: {len(empty)} of {len(dataset.classes)} classes have no {split} image: {first_few(empty)}; add "
-            f"images,{f' take a limit (--limit) above {limit},' if limit else ''} or leave classes out with classes "
+            f"images,{f' set limit (--limit) above {limit},' if limit else ''} or leave classes out with classes "
             "(--classes N keeps the first N)"
         )
 
 
 @dataclass
 class EpochBatches:
-    """One process's batches of one epoch, from a step on; set `epoch` and `first_step` before each iteration.
+    """One process's batches of one epoch, starting at a step; set `epoch` and `first_step` before each iteration.
 
     Every process computes the same order of the whole epoch and takes its share of each step's `batch` images, in
     `accumulate` parts. The last images that do not fill a step are left out of that epoch.
@@ -120,7 +120,7 @@ class EpochBatches:
         return len(self.dataset) // self.batch
 
     def order(self) -> list[int]:
-        """The epoch's images, in the order in which they are used."""
+        """Indices of the epoch's images, in the order of use."""
         generator = torch.Generator().manual_seed(derive(self.seed, "order", self.epoch))
         if self.balanced:
             from pal_fast.data import class_balanced_sampler
@@ -142,7 +142,7 @@ class EpochBatches:
 
 
 def training_batches(config: TrainingConfig, dataset: Any, process: int, processes: int) -> EpochBatches:
-    """Raises: ValueError if the batch does not divide, or exceeds the data set."""
+    """Raises: ValueError if the batch cannot be divided evenly, or exceeds the data set."""
     share = processes * config.accumulate
     if config.batch % share:
         raise ValueError(
@@ -156,7 +156,7 @@ def training_batches(config: TrainingConfig, dataset: Any, process: int, process
 
 
 def training_loader(config: TrainingConfig, batches: EpochBatches, pin: bool) -> DataLoader[dict[str, Any]]:
-    """Iterate it once an epoch, after setting `batches.epoch` and `batches.first_step`."""
+    """Iterate over it once per epoch, after setting `batches.epoch` and `batches.first_step`."""
     return DataLoader(
         SeededDataset(batches.dataset),
         batch_sampler=batches,
@@ -169,16 +169,16 @@ def training_loader(config: TrainingConfig, batches: EpochBatches, pin: bool) ->
 def evaluation_loader(
     dataset: Any, batch: int, workers: int, process: int, processes: int, pin: bool
 ) -> DataLoader[dict[str, Any]]:
-    """The samples `process`, `process + processes`, ... in this order: each once over all processes."""
+    """The samples `process`, `process + processes`, ... in this order: together the processes see each once."""
     mine = range(process, len(dataset), processes)
     return DataLoader(dataset, batch_size=batch, sampler=mine, num_workers=workers, pin_memory=pin)
 
 
 @contextlib.contextmanager
 def errors_in_one_line(way_out: str = "") -> Iterator[None]:
-    """What loaders raise in this block, as if they had no processes of their own: of those PyTorch tells a traceback.
+    """Re-raises loaders' errors as if there were no worker processes, whose errors PyTorch reports with a traceback.
 
-    Args: way_out: what an error about an image that cannot be decoded ends with.
+    Args: way_out: advice appended to an error about an image that cannot be decoded.
     """
     try:
         yield

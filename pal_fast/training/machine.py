@@ -1,4 +1,4 @@
-"""The processes, the device and the precision of a training: Accelerate, and no more of it than is needed."""
+"""The processes, the device and the precision of a training run: the parts of Accelerate that are needed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pal_fast._version import __version__
 
 
 def make_accelerator(device: str, precision: str) -> Any:
-    """An `accelerate.Accelerator` for one process or for those that torchrun or `accelerate launch` started.
+    """An `accelerate.Accelerator` for one process, or for those started by torchrun or `accelerate launch`.
 
-    Raises: ImportError without Accelerate; ValueError for a device or a way of distributing that is not there.
+    Raises: ImportError without Accelerate; ValueError for a device or distribution type that is not supported.
     """
     try:
         from accelerate import Accelerator
@@ -31,7 +31,7 @@ def make_accelerator(device: str, precision: str) -> Any:
     try:
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     except ValueError:
-        # Accelerate keeps a process's first settings for ever, and an earlier run in this process may have had others.
+        # Accelerate never changes a process's first settings, and an earlier run in this process may have had others.
         if torch.distributed.is_initialized():
             raise
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -41,25 +41,25 @@ def make_accelerator(device: str, precision: str) -> Any:
     known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     if accelerator.distributed_type not in known:
         raise ValueError(
-            f"Accelerate is configured for {accelerator.distributed_type.value}; pal-fast train knows one process, or "
+            f"Accelerate is configured for {accelerator.distributed_type.value}; pal-fast train needs one process, or "
             "several with DistributedDataParallel (accelerate launch --multi_gpu, torchrun)"
         )
     return accelerator
 
 
 def is_main() -> bool:
-    """Whether this is the first process of those that were started, or the only one."""
+    """Whether this is the first of the launched processes, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def is_alone() -> bool:
-    """Whether no other process was started beside this one."""
+    """Whether this is the only launched process."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Reproducible kernels where PyTorch has them, with a warning of those where it has not; put back afterwards."""
+    """Reproducible kernels where PyTorch has them, with a warning where it has none; restored afterwards."""
     memory, cudnn = torch.utils.deterministic, torch.backends.cudnn
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -70,7 +70,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
     )
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # What fresh memory holds is never read; filling it would cost a pass over every output.
+        # Uninitialised memory is never read; filling it would cost a pass over every output.
         memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(wanted, warn_only=True)
     cudnn.deterministic, cudnn.benchmark = wanted, not wanted
@@ -83,7 +83,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def gatherer(accelerator: Any) -> Callable[[Any], list[Any]]:
-    """A function that gives every process one object of each."""
+    """A function that all-gathers one object from each process."""
     if accelerator.num_processes == 1:
         return lambda value: [value]
 
@@ -96,7 +96,7 @@ def gatherer(accelerator: Any) -> Callable[[Any], list[Any]]:
 
 
 def total(accelerator: Any, values: Tensor) -> Tensor:
-    """The sum over the processes; `values` itself stays as it is."""
+    """The sum over the processes; `values` itself is not modified."""
     if accelerator.num_processes == 1:
         return values.clone()
     summed = values.clone()
@@ -105,14 +105,14 @@ def total(accelerator: Any, values: Tensor) -> Tensor:
 
 
 def share_buffers(accelerator: Any, network: nn.Module) -> None:
-    """Gives every process the first one's running statistics, as DDP does before its next forward."""
+    """Broadcasts the first process's running statistics, as DDP does before its next forward."""
     if accelerator.num_processes > 1:
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, 0)
 
 
 def environment(accelerator: Any) -> dict[str, Any]:
-    """What a run's figures depend on beside its config."""
+    """What a run's figures depend on besides its config."""
     versions = {}
     for name in ("torch", "torchvision", "timm", "accelerate", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

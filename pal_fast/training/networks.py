@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's, timm's and a small one for drawn faces, with weights only where they are."""
+"""Networks by name: torchvision's, timm's and a small one for drawn faces, and their initial weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pal_fast.training.run_folder import RunFolder
 
 SMALL = "small"
 
-#: What may stand before a name, with a colon.
+#: Allowed prefixes of a name, followed by a colon.
 LIBRARIES = ("torchvision", "timm")
 
-#: The layer to begin with (docs/training_loops.md), by library and the start of the network's name: the last stage
-#: but one, at a sixteenth of the image's side. The first pattern that fits counts.
+#: The default layer (docs/training_loops.md), by library and the start of the network's name: the last stage
+#: but one, at a sixteenth of the image's side. The first matching pattern is used.
 DEFAULT_LAYERS: Final[dict[str, dict[str, str]]] = {
     "torchvision": {
         r"resnet|resnext|wide_resnet": "layer3",
@@ -28,7 +28,7 @@ DEFAULT_LAYERS: Final[dict[str, dict[str, str]]] = {
         r"convnext|efficientnet_b0$": "features.5",
     },
     "timm": {
-        # networks that are called ResNet, and built of other blocks
+        # networks named ResNet but built from other blocks
         r"resnetv2_|resnet\d+(x\d+)?_(clip|mlp)|resnex?t\d+(ts|q)$": "stages.2",
         r"resnet|resnext|wide_resnet": "layer3",
         r"densenet": "features.denseblock3",
@@ -41,7 +41,7 @@ DEFAULT_LAYERS: Final[dict[str, dict[str, str]]] = {
 class SmallNetwork(nn.Module):
     """Four convolutions for small images: `body` ends in (B, 48, S / 4, S / 4), `head` turns it into logits.
 
-    The head keeps positions, as VGG's does.
+    The head keeps the positions, like VGG's.
     """
 
     def __init__(self, classes: int, size: int) -> None:
@@ -63,7 +63,7 @@ class SmallNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Beginning:
-    """A network before training, and in words where its weights are from."""
+    """A network before training, and the origin of its weights in words."""
 
     network: nn.Module
     source: str
@@ -73,7 +73,7 @@ class Beginning:
 def build_network(name: str, classes: int, size: int) -> nn.Module:
     """The network of that name with random weights and a head of `classes` logits.
 
-    Raises: ValueError for an unknown name, with the nearest; ImportError without torchvision and timm.
+    Raises: ValueError for an unknown name, with the nearest ones; ImportError without torchvision and timm.
     """
     if name == SMALL:
         return SmallNetwork(classes, size)
@@ -82,14 +82,14 @@ def build_network(name: str, classes: int, size: int) -> nn.Module:
 
 
 def begin(name: str, classes: int, size: int, *, pretrained: str = "no", weights: str | None = None) -> Beginning:
-    """The network with the weights that a training starts from.
+    """The network with its initial weights.
 
     Args:
-        pretrained: "yes" lets torchvision or timm find or fetch its own weights; "auto" takes them only if they are
+        pretrained: "yes" lets torchvision or timm find or download its own weights; "auto" uses them only if they are
             on this machine already.
-        weights: a file of a state_dict instead.
+        weights: a file with a state_dict to use instead.
 
-    Raises: ValueError, OSError naming the file or the weights that could not be had.
+    Raises: ValueError, OSError naming the file or the weights that could not be loaded.
     """
     network = build_network(name, classes, size)
     if weights is not None:
@@ -108,20 +108,20 @@ def begin(name: str, classes: int, size: int, *, pretrained: str = "no", weights
 
 
 def make_twice_differentiable(network: nn.Module, name: str) -> str:
-    """Replaces, in place, what has no second derivative and a twin that has one; says so, or "" where nothing is.
+    """Replaces, in place, modules without a second derivative that have an equivalent with one. Returns a message.
 
-    Weights, their names and the values stay as they are.
+    Weights, parameter names and output values do not change.
     """
     from pal_fast.nn import replace_hardsigmoid
 
     replaced = len(replace_hardsigmoid(network))
     if not replaced:
         return ""
-    return f"{replaced} Hardsigmoid of {name} are replaced by their twice differentiable twin: same values"
+    return f"{replaced} Hardsigmoid of {name} are replaced by a twice differentiable equivalent: same values"
 
 
 def default_layer(name: str) -> str | None:
-    """The layer to attribute where none is named; None for a network that `DEFAULT_LAYERS` does not know."""
+    """The layer to attribute by default; None for a network that is not in `DEFAULT_LAYERS`."""
     if name == SMALL:
         return "body"
     library, plain = _library_of(name)
@@ -130,7 +130,7 @@ def default_layer(name: str) -> str | None:
 
 
 def _library_of(name: str) -> tuple[str, str]:
-    """As `find_library`, of a name that need not exist, also where the libraries are not installed."""
+    """Like `find_library`, but for names that need not exist, and without requiring the libraries."""
     prefix, colon, rest = name.partition(":")
     if colon:
         return prefix, rest
@@ -143,19 +143,19 @@ def _library_of(name: str) -> tuple[str, str]:
 
 
 def find_library(name: str) -> tuple[str, str]:
-    """("torchvision" or "timm", the name there); a name that both have is torchvision's."""
+    """("torchvision" or "timm", the name in it); a name in both is torchvision's."""
     try:
         import timm
         import torchvision
     except ImportError as error:
         raise ImportError(
-            f"model {name!r} needs torchvision and timm: pip install 'pal_fast[train]' (or take model 'small')"
+            f"model {name!r} needs torchvision and timm: pip install 'pal_fast[train]' (or use model 'small')"
         ) from error
     prefix, colon, rest = name.partition(":")
     if colon and prefix not in LIBRARIES:
         raise ValueError(f"model {name!r} must be a name, timm:NAME or torchvision:NAME")
     plain = rest if colon else name
-    # The first models of torchvision's list are classifiers; detection and the like carry their package's name.
+    # torchvision's top-level models are classifiers; those for detection etc. are in packages of their own.
     if prefix != "timm" and plain in torchvision.models.list_models(module=torchvision.models):
         return "torchvision", plain
     if prefix != "torchvision" and timm.is_model(plain):
@@ -177,7 +177,7 @@ def _from_torchvision(name: str, classes: int) -> nn.Module:
 def _from_timm(name: str, classes: int, size: int) -> nn.Module:
     import timm
 
-    # Transformers hold an embedding per position and want to know the size; convolutional networks refuse to be told.
+    # Transformers hold an embedding per position and need the image size; convolutional networks reject the argument.
     with contextlib.suppress(TypeError):
         sized: nn.Module = timm.create_model(name, num_classes=classes, img_size=size)
         return sized
@@ -213,8 +213,8 @@ def _timm_weights(name: str, fetch: bool) -> tuple[dict[str, Tensor] | None, str
     hub = config.hf_hub_id if config is not None else None
     if config is None or hub is None:
         if fetch:
-            raise ValueError(f"pretrained: timm knows no weights on the hub for model {name!r}; give a file as weights")
-        return None, f"timm knows no weights on the hub for {name}"
+            raise ValueError(f"pretrained: timm has no weights on the hub for model {name!r}; give a file as weights")
+        return None, f"timm has no weights on the hub for {name}"
     for file in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin"):
         place = try_to_load_from_cache(hub, file) if file else None
         if isinstance(place, str):
@@ -223,7 +223,7 @@ def _timm_weights(name: str, fetch: bool) -> tuple[dict[str, Tensor] | None, str
         return None, f"timm's {hub} is not in this machine's hub cache"
     try:
         return load_state_dict_from_hf(hub), f"timm's {hub}"
-    except Exception as error:  # the hub's client has an exception of its own for each way of not finding a file
+    except Exception as error:  # the hub's client raises different exceptions for each way of not finding a file
         raise OSError(
             f"pretrained: timm's {hub} could not be fetched ({type(error).__name__}); fill the hub's cache where there "
             "is a network, or give the file as weights"
@@ -231,15 +231,15 @@ def _timm_weights(name: str, fetch: bool) -> tuple[dict[str, Tensor] | None, str
 
 
 def load_weights(network: nn.Module, path: Path) -> str:
-    """Loads the entries of a file that fit the network, and says how many.
+    """Loads the entries of a file that match the network, and returns how many in words.
 
-    Raises: ValueError, OSError naming the file if it cannot be read or nothing of it fits.
+    Raises: ValueError, OSError naming the file if it cannot be read or nothing in it matches.
     """
     return f"{path}; {_load_matching(network, _read_weights(path), str(path))}"
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file or a run's folder, taken out of the wrappings that checkpoints have.
+    """The state_dict in a file or a run's folder, unwrapped from common checkpoint layouts.
 
     Raises: ValueError, OSError naming the file.
     """
@@ -256,7 +256,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"weights: {path} is no readable state_dict ({type(error).__name__}); .safetensors, or .pt and .pth "
+            f"weights: {path} is not a readable state_dict ({type(error).__name__}); use .safetensors, or .pt and .pth "
             "without pickled code"
         ) from error
     for wrapping in ("network", "model", "state_dict", "model_state_dict"):
@@ -278,7 +278,7 @@ def _load_matching(network: nn.Module, state: dict[str, Tensor], source: str) ->
     missing = [name for name in own if name not in state]
     if not any(own[name].ndim > 1 for name in fitting):
         raise ValueError(
-            f"weights: nothing in {source} fits the network; it holds {first_few(state, 4)}, "
+            f"weights: nothing in {source} matches the network; it holds {first_few(state, 4)}, "
             f"the network {first_few(own, 4)}"
         )
     network.load_state_dict(fitting, strict=False)

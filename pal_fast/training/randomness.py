@@ -1,4 +1,4 @@
-"""Random numbers as a function of where a training stands, so that a resumed one draws what it would have drawn."""
+"""Random numbers as a function of the training progress, so that a resumed run draws what it would have drawn."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.utils.data import Dataset
 
 
 def derive(*parts: int | str) -> int:
-    """A 63-bit seed from names and numbers; equal parts, equal seed, on every machine."""
+    """A 63-bit seed from names and numbers; equal parts give equal seeds on every machine."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-#: (seed, position, index): of a sample's augmentation, its place in the epoch, its place in the data set.
+#: (seed of the sample's augmentation, position in the epoch, index in the data set).
 Key = tuple[int, int, int]
 
 
 class SeededDataset(Dataset[dict[str, Any]]):
-    """A data set addressed by `Key`, whose random transforms depend on the key alone.
+    """A data set indexed by `Key`, whose random transforms depend on the key alone.
 
-    What a sample looks like then does not depend on the number of loading or training processes, nor on the samples
+    A sample's augmentation then does not depend on the number of loading or training processes, nor on the samples
     before it. Transforms must draw from PyTorch's CPU generator, as torchvision's do.
     """
 

@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: history, TensorBoard's scalars and pictures, the gallery's maps."""
+"""What a run records for people to look at: history, TensorBoard scalars and pictures, the gallery's maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pal_fast.training.run_folder import RunFolder, write_arrays, write_json
 
 
 def line(entry: dict[str, Any], epochs: int, layers: Sequence[str]) -> str:
-    """An epoch in one line."""
+    """A one-line summary of an epoch."""
     train, validation = entry["train"], entry.get("validation")
     said = f"epoch {entry['epoch']}/{epochs}: cross-entropy {train['cross_entropy']:.4f}"
     if train["pal"] is not None:
@@ -32,7 +32,7 @@ def line(entry: dict[str, Any], epochs: int, layers: Sequence[str]) -> str:
 
 
 class Recorder:
-    """Writes in the first process, and nowhere else."""
+    """Writes in the first process only."""
 
     def __init__(self, folder: RunFolder, main: bool, progress: Progress, steps: int) -> None:
         self._folder, self._progress, self._board = folder, progress, None
@@ -87,13 +87,13 @@ def _summary_writer(folder: RunFolder, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("training records to TensorBoard: pip install 'pal_fast[train]'") from error
-    # Events of the epochs that are trained again are not shown.
+        raise ImportError("recording a training needs TensorBoard: pip install 'pal_fast[train]'") from error
+    # Hides the events of epochs that are trained again.
     return SummaryWriter(str(folder.tensorboard), purge_step=step + 1 if step else None)
 
 
 def pictures(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] from what `pal_fast.data`'s transforms return."""
+    """(B, 3, H, W) in [0, 1] from the normalised images of `pal_fast.data`'s transforms."""
     from pal_fast.data import IMAGENET_MEAN, IMAGENET_STD
     from pal_fast.visualize import unnormalise
 
@@ -101,7 +101,7 @@ def pictures(images: torch.Tensor) -> torch.Tensor:
 
 
 def sheet(tiles: list[np.ndarray[Any, Any]], columns: int = 8) -> np.ndarray[Any, Any]:
-    """Pictures (H, W, 3) of one size, side by side and below one another."""
+    """Tiles pictures (H, W, 3) of equal size in a grid."""
     columns = min(columns, len(tiles))
     blank = np.ones_like(tiles[0])
     padded = tiles + [blank] * (-len(tiles) % columns)
@@ -110,7 +110,7 @@ def sheet(tiles: list[np.ndarray[Any, Any]], columns: int = 8) -> np.ndarray[Any
 
 
 def confusion_picture(evaluation: Evaluation) -> np.ndarray[Any, Any]:
-    """The confusion matrix by rows, (H, W, 3) uint8."""
+    """The row-normalised confusion matrix as a picture, (H, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and where a run keeps what."""
+"""Atomic writes, and the layout of a run's folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pal_fast.messages import first_line
 
 @contextlib.contextmanager
 def named_write(path: Path) -> Iterator[IO[bytes]]:
-    """`atomic_write`, whose errors name the file and say that the one before it is kept. Raises: OSError."""
+    """`atomic_write`, whose errors name the file and say that the previous one is kept. Raises: OSError."""
     try:
         with atomic_write(path) as file:
             yield file
     except OSError as error:
-        kept = "; the file that was there is kept" if path.exists() else ""
+        kept = "; the previous file is kept" if path.exists() else ""
         raise OSError(f"cannot write {path}: {error.strerror or error}{kept}") from error
 
 
@@ -49,7 +49,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """A file for `torch.load(weights_only=True)`: tensors and plain values."""
-    # Through memory: torch's zip writer, stopped by a full disk, hides the cause behind errors of its own.
+    # Through memory: torch's zip writer hides a full disk behind errors of its own.
     memory = io.BytesIO()
     torch.save(state, memory)
     with named_write(path) as file:
@@ -57,20 +57,20 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, wanted: str) -> dict[str, Any]:
-    """What `write_state` wrote, on the CPU.
+    """The contents of a file written by `write_state`, on the CPU.
 
-    Raises: ValueError naming the file if it is not a whole file of ours of the kind `wanted`.
+    Raises: ValueError naming the file if it is not a complete file of the kind `wanted`.
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except pickle.UnpicklingError as error:
-        # torch's own words advise to load the file without its protection.
-        raise ValueError(f"{path} is no readable file of tensors, so it is no {wanted} of pal-fast train") from error
+        # torch's own message advises loading the file without its protection.
+        raise ValueError(f"{path} is not a readable file of tensors, so it is no {wanted} of pal-fast train") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"{path} is no readable file of tensors: {reason}") from error
+        raise ValueError(f"{path} is not a readable file of tensors: {reason}") from error
     if not isinstance(state, dict) or state.get("kind") != wanted:
         raise ValueError(f"{path} is no {wanted} of pal-fast train")
     return state
@@ -80,16 +80,16 @@ def read_state(path: Path, wanted: str) -> dict[str, Any]:
 class RunFolder:
     """The files of one run.
 
-    config.json      the options; `pal-fast train --config` takes it
-    data.json        a digest of the landmarks' file, which a resumption compares
-    environment.json versions and processes at the latest start
+    config.json      the options; `pal-fast train --config` accepts it
+    data.json        a digest of the landmarks' file, compared when the run resumes
+    environment.json versions and number of processes at the latest start
     checkpoint.pt    the latest state to resume from
     history.json     one entry per epoch
     gallery/         attributions of some validation faces: faces.npz, epoch_NNNN.npz
     tensorboard/     scalars and pictures
     model.pt         the final weights, the classes and the config
     predictions.npz  of the final weights, one row per validation image
-    result.json      the final numbers; its presence says that the run is complete
+    result.json      the final numbers; its presence marks the run as complete
     """
 
     path: Path
@@ -142,4 +142,4 @@ class RunFolder:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is no valid JSON: {error}") from None
+            raise ValueError(f"{path} is not valid JSON: {error}") from None

@@ -1,4 +1,4 @@
-"""What a run trains on and with: the two splits that go together, the loss, and a step to try them out."""
+"""The set-up of a run: the training and validation splits, the loss, and a trial step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pal_fast.training.evaluation import check_logits, measured_attribution
 from pal_fast.training.loading import check_classes, evaluation_loader, open_split, training_batches, training_loader
 from pal_fast.warn import FlatLossWarning
 
-#: Landmarks of the scheme that regions belong to.
+#: Number of landmarks in the scheme in which regions are defined.
 REGION_POINTS = 68
 
-#: What PyTorch says where batch statistics are of one number.
+#: PyTorch's message for batch statistics over a single value.
 _SINGLE_VALUE = "Expected more than 1 value per channel when training"
 
 
@@ -41,7 +41,7 @@ class Splits:
 def open_splits(config: TrainingConfig, size: int, accelerator: Any) -> Splits:
     """The data of `config`, images of `size` x `size` pixels.
 
-    Raises: ValueError where the splits do not go together, or the landmarks not with the loss.
+    Raises: ValueError if the splits do not match each other, or the landmarks do not suit the loss.
     """
     from pal_fast import data
 
@@ -57,7 +57,7 @@ def open_splits(config: TrainingConfig, size: int, accelerator: Any) -> Splits:
         )
     if config.weight and not training.landmark_count:
         raise ValueError(
-            f"landmarks are needed for weight={config.weight:g}, and {config.data} brings none: make a file with "
+            f"landmarks are needed for weight={config.weight:g}, and {config.data} has none: make a file with "
             "`pal-fast landmarks` and give it as landmarks, or train the baseline with weight 0"
         )
     if config.weight and config.regions and training.landmark_count != REGION_POINTS:
@@ -81,7 +81,7 @@ def open_splits(config: TrainingConfig, size: int, accelerator: Any) -> Splits:
 
 
 def _open_validation(config: TrainingConfig, transform: Any) -> Any:
-    """Landmarks are privileged: the test split may lack them, and is then validated without an alignment."""
+    """Landmarks are privileged information: a test split without them is validated without an alignment."""
     try:
         return open_split(config, "test", transform=transform)
     except NoLandmarksError as error:
@@ -90,10 +90,10 @@ def _open_validation(config: TrainingConfig, transform: Any) -> Any:
 
 
 def prepare(config: TrainingConfig, network: nn.Module, size: int, accelerator: Any) -> None:
-    """`prepare_head` at once, where the loss and `config.prepare_head` want it.
+    """Calls `prepare_head` right away, if the loss and `config.prepare_head` ask for it.
 
-    Not in the first step, as it would without an example: a resumed run would then do another step unprepared than
-    one that was never stopped. The example leaves no trace: eval mode, no gradient, and random states are put back.
+    Without an example it would act in the first step, and a resumed run would take a different step unprepared from an
+    uninterrupted one. The example leaves no trace: eval mode, no gradients, and random states are restored.
 
     Args: network, on its device, before Accelerate wraps it; its input is `size` x `size`.
     """
@@ -128,9 +128,9 @@ def make_loss(config: TrainingConfig, model: nn.Module) -> PALLoss:
 
 
 def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: int, accelerator: Any) -> None:
-    """A step of a copy of `network` on images of noise, before the run's folder counts as this run's.
+    """Runs one step of a copy of `network` on noise images, before the folder is claimed for this run.
 
-    On two images, or on one where each part of a step holds one.
+    It uses two images, or one if each part of a step holds one.
 
     Raises: ValueError, TypeError, RuntimeError naming the layer or the option that does not fit the network.
     """
@@ -138,7 +138,7 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
     network = copy.deepcopy(network)
     noise = torch.Generator().manual_seed(0)
     part = config.batch // (accelerator.num_processes * config.accumulate)
-    # Batch statistics over all processes, which the copy has not, are of more than one part.
+    # Synchronised batch statistics, which the copy lacks, cover more than one part.
     count = 2 if config.sync_batchnorm and accelerator.num_processes > 1 else min(2, part)
     images = torch.randn(count, 3, size, size, generator=noise).to(device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
@@ -153,7 +153,7 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
             raise ValueError(
                 f"batch: a BatchNorm of {config.model} sees a single value per channel, since each part of a step "
                 f"holds {part} image (batch={config.batch}, accumulate={config.accumulate}, "
-                f"{accelerator.num_processes} processes) and its map at size={size} a single cell: take a larger batch "
+                f"{accelerator.num_processes} processes) and its map at size={size} a single cell: use a larger batch "
                 "or size, or a smaller accumulate"
             ) from error
         prepare(config, network, size, accelerator)

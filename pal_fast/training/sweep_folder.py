@@ -1,4 +1,4 @@
-"""What earlier calls of a sweep left in its folder: their runs, why some failed, and the layers of their baselines."""
+"""What earlier calls of a sweep left in its folder: runs, reasons for failures, and the layers of baselines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pal_fast.training.config import TrainingConfig
 from pal_fast.training.run_folder import RunFolder, write_text
 from pal_fast.training.sweep_plan import VARIED, Condition, Run
 
-#: The folder of a sweep that says why runs failed.
+#: The subfolder that records why runs failed.
 FAILURES: Final = "failures"
 
 
@@ -22,11 +22,11 @@ def run_folder(output: Path, run: Run) -> RunFolder:
 
 @dataclass(frozen=True)
 class Earlier:
-    """Runs in a sweep's folder that are not in the plan of the present call.
+    """Runs in a sweep's folder that are not in the plan of the current call.
 
     Attributes:
-        runs: those that are complete or failed, and agree with this call in all that a sweep does not vary.
-        foreign: what keeps others out, by the names of their folders.
+        runs: complete or failed runs that agree with this call in everything that a sweep does not vary.
+        foreign: why other runs are excluded, by folder name.
     """
 
     runs: dict[Run, RunFolder]
@@ -34,7 +34,7 @@ class Earlier:
 
 
 def earlier_runs(output: Path, base: TrainingConfig, planned: Iterable[Run], data: dict[str, Any]) -> Earlier:
-    """Looks for the runs of earlier calls. Args: data: of `checkpoint.describe_data`. Raises: ValueError, OSError."""
+    """Finds the runs of earlier calls. Args: data: from `checkpoint.describe_data`. Raises: ValueError, OSError."""
     names = {run.name for run in planned}
     failed = {place.stem for place in (output / FAILURES).glob("*.txt")}
     found = Earlier({}, {})
@@ -61,23 +61,23 @@ def earlier_runs(output: Path, base: TrainingConfig, planned: Iterable[Run], dat
 def _run_of(config: TrainingConfig) -> Run:
     if not config.weight:
         return Run(Condition(), config.seed)
-    layer = "+".join(config.layer)  # several are no condition of a sweep, and no name of its folders
+    layer = "+".join(config.layer)  # several layers match no condition of a sweep and none of its folder names
     return Run(Condition(config.attribution, config.channels, layer, config.weight), config.seed)
 
 
 def with_layers_there(
     configs: Mapping[Run, TrainingConfig], output: Path, earlier: Iterable[RunFolder]
 ) -> dict[Run, TrainingConfig]:
-    """The configs, whose baselines are also measured at the layers at which those of earlier calls are.
+    """The configs, with baselines that are also measured at the layers of the baselines of earlier calls.
 
-    So that a call with fewer layers takes the baselines that are there, and those it adds do for all layers. A
-    baseline that is there without a layer of this call keeps its config here, and is refused for it.
+    A call with fewer layers can then reuse the existing baselines, and the baselines it adds cover all layers. An
+    existing baseline that lacks a layer of this call keeps its config here, and is later rejected for it.
     """
-    there = {run: run_folder(output, run) for run in configs if not run.condition.weight}
-    measured = {folder.path: _layers(folder) for folder in [*there.values(), *earlier]}
+    folders = {run: run_folder(output, run) for run in configs if not run.condition.weight}
+    measured = {folder.path: _layers(folder) for folder in [*folders.values(), *earlier]}
     every = tuple(dict.fromkeys(layer for layers in measured.values() for layer in layers))
     made = dict(configs)
-    for run, folder in there.items():
+    for run, folder in folders.items():
         wanted, own = configs[run].layer, measured[folder.path]
         if not own:
             made[run] = replace(configs[run], layer=tuple(dict.fromkeys((*wanted, *every))))
@@ -87,7 +87,7 @@ def with_layers_there(
 
 
 def _layers(folder: RunFolder) -> tuple[str, ...]:
-    """Of the baseline in a folder; () for none."""
+    """The layers of the baseline in a folder; () for none."""
     if not folder.config.exists():
         return ()
     config = TrainingConfig.from_mapping(folder.read_json(folder.config), str(folder.config))
@@ -95,7 +95,7 @@ def _layers(folder: RunFolder) -> tuple[str, ...]:
 
 
 def note_failure(output: Path, run: Run, failure: str | None) -> None:
-    """Keeps why a run failed, for the tables that other shards write too; or forgets it, for None."""
+    """Records why a run failed, for the tables that other shards write, too; None removes the record."""
     place = output / FAILURES / f"{run.name}.txt"
     if failure is None:
         place.unlink(missing_ok=True)

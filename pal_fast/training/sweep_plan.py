@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-#: The options of a run that a sweep decides.
+#: The options of a run that a sweep sets.
 VARIED: Final = ("attribution", "channels", "layer", "weight", "seed")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One row of the table; the default is the baseline."""
+    """One row of the table; the defaults are the baseline."""
 
     attribution: str = ""
     channels: str = ""
@@ -35,13 +35,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"{self.condition.name}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is varied; every combination is run with every seed, and the baseline with every seed."""
+    """What is varied; every combination, and the baseline, is run with every seed."""
 
     attributions: Sequence[str] = ("grad_input", "grad")
     channels: Sequence[str] = ("mean", "half", "all")

@@ -1,4 +1,4 @@
-"""A sweep's table: per condition the mean and spread over seeds, the gain over the baseline and a paired test."""
+"""A sweep's table: per condition, the mean and spread over seeds, the gain over the baseline and a paired test."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pal_fast.training.sweep_plan import Condition, Run
 
 @dataclass(frozen=True)
 class Row:
-    """What the seeds of a condition come to. Accuracies in percent, gains in points; NaN where there is no figure.
+    """The results of a condition over its seeds. Accuracies in percent, gains in points; NaN for missing figures.
 
     Attributes:
-        seeds, failed: how many are complete, and how many failed.
+        seeds, failed: number of complete and of failed runs.
         accuracy, balanced: mean and standard deviation over the seeds.
-        alignment: the mean at the condition's layer, and the baseline's there over its seeds.
-        gain: mean and half width of the 95% interval of the difference to the baseline of the same seed.
-        p: of the paired t test on these differences; p_holm is corrected for the number of conditions.
+        alignment: the mean at the condition's layer, and the baseline's mean at the same layer.
+        gain: mean and half width of the 95% confidence interval of the difference to the baseline of the same seed.
+        p: p value of the paired t test on these differences; p_holm is corrected for the number of conditions.
     """
 
     condition: Condition
@@ -39,7 +39,7 @@ class Row:
 
 
 def rows(results: dict[Run, dict[str, Any]], failed: Iterable[Run] = ()) -> list[Row]:
-    """One row per condition, in the order in which they first occur."""
+    """One row per condition, in order of first occurrence."""
     groups: dict[Condition, dict[int, dict[str, Any]]] = {}
     failures = Counter(run.condition for run in failed)
     for run, result in results.items():
@@ -68,7 +68,7 @@ def rows(results: dict[Run, dict[str, Any]], failed: Iterable[Run] = ()) -> list
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; NaN for what too few values do not give."""
+    """Mean and sample standard deviation; NaN if there are too few values."""
     if not values:
         return math.nan, math.nan
     mean = math.fsum(values) / len(values)
@@ -78,21 +78,21 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Of Student's 95% interval of the mean."""
+    """Half width of Student's 95% confidence interval of the mean."""
     if len(values) < 2:
         return math.nan
     return float(_stats().t.ppf(0.975, len(values) - 1)) * spread(values)[1] / math.sqrt(len(values))
 
 
 def paired_p(differences: Sequence[float]) -> float:
-    """Of the t test that paired differences have mean 0; NaN for fewer than two, or differences that are all equal."""
+    """p value of the t test that paired differences have mean 0; NaN for fewer than two, or if all are equal."""
     if len(differences) < 2 or spread(differences)[1] == 0:
         return math.nan
     return float(_stats().ttest_1samp(differences, 0.0).pvalue)
 
 
 def holm(made: list[Row]) -> list[Row]:
-    """The rows with Holm's correction of their p values for the number of tests."""
+    """The rows with their p values Holm-corrected for the number of tests."""
     tested = sorted((row for row in made if not math.isnan(row.p)), key=lambda row: row.p)
     corrected: dict[Condition, float] = {}
     largest = 0.0
@@ -120,7 +120,7 @@ def _stats() -> Any:
 
 
 def write_tables(output: Path, folders: dict[Run, RunFolder], failed: dict[Run, str]) -> str:
-    """table.md, table.csv and runs.csv of the runs that are complete, and of those that failed. Returns the first."""
+    """Writes table.md, table.csv and runs.csv of the complete and the failed runs. Returns the text of table.md."""
     results = {run: folder.read_json(folder.result) for run, folder in folders.items() if folder.result.exists()}
     failed = {run: why for run, why in failed.items() if run not in results}
     made = rows(results, failed)
@@ -139,7 +139,7 @@ _HEAD: Final = (
 
 
 def markdown(made: list[Row], complete: int, planned: int, failed: dict[Run, str] | None = None) -> str:
-    """The table, what its figures are, and why runs failed."""
+    """The table, an explanation of its figures, and why runs failed."""
     lines = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)]
     for row in made:
         condition = row.condition
@@ -162,8 +162,8 @@ def markdown(made: list[Row], complete: int, planned: int, failed: dict[Run, str
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"{complete} of {planned} runs are complete. Accuracies are of the last epoch: mean ± standard deviation over "
-        "seeds. Gain: mean difference to the baseline of the same seed ± half width of its 95% interval. p: paired t "
+        f"{complete} of {planned} runs are complete. Accuracies: last epoch, mean ± standard deviation over "
+        "seeds. Gain: mean difference from the baseline of the same seed ± half width of its 95% interval. p: paired t "
         "test on these differences, then corrected for the number of conditions in this table. Alignment: Pearson "
         "correlation of |gradient| x input with the landmarks' heatmap on the validation images, in brackets the "
         "baseline's there.",

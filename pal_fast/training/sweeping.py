@@ -21,14 +21,14 @@ from pal_fast.training.sweep_plan import Condition, Plan, Run
 from pal_fast.training.sweep_table import write_tables
 from pal_fast.training.trainer import DivergedError, train
 
-#: What a condition or a run fails of, and another need not.
+#: Errors that fail one condition or run, while others may succeed.
 CANNOT_TRAIN: Final = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 def configs(base: TrainingConfig, plan: Plan) -> dict[Run, TrainingConfig]:
-    """Every run's config, all conditions of a seed before the next seed, so that a part of a sweep is balanced.
+    """Every run's config, all conditions of a seed before the next seed, so that an incomplete sweep is balanced.
 
-    The baseline is given all layers, where its alignment is measured; nothing of its training depends on them.
+    The baseline is given all layers, to measure its alignment at each; its training does not depend on them.
     """
     layers = tuple(plan.layers) or replace(base, weight=1.0).resolved().layer
     made: dict[Run, TrainingConfig] = {}
@@ -48,11 +48,11 @@ def configs(base: TrainingConfig, plan: Plan) -> dict[Run, TrainingConfig]:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep came to.
+    """The result of a sweep.
 
     Attributes:
-        table: of all runs in the folder that are complete, in Markdown; "" in all processes but the first.
-        failed: why runs that this call tried are not, by run.
+        table: Markdown table of all complete runs in the folder; "" in all processes but the first.
+        failed: why runs of this call failed, by run.
     """
 
     table: str
@@ -67,19 +67,19 @@ def sweep(
     shard: tuple[int, int] = (1, 1),
     say: Callable[[str], None] = print,
 ) -> Swept:
-    """Trains what is not there yet, and after each run writes table.md, table.csv and runs.csv of all that is.
+    """Trains the missing runs, and after each writes table.md, table.csv and runs.csv of all that exist.
 
-    All that is: also the runs of earlier calls with other conditions or seeds, if their options are `base`'s but for
-    what a sweep varies. Holm's correction is over all conditions in the table.
+    These include runs of earlier calls with other conditions or seeds, if their options equal those of `base` except
+    for what a sweep varies. Holm's correction covers all conditions in the table.
 
     A sweep may be stopped at any time and called again. Call it in every process that torchrun started; several
     machines that share `output` take a shard each. Before the first run every condition is tried on a step of noise. A
     run that fails is reported and marked in the tables, and the others go on; the next call tries it again.
 
     Args:
-        base: of every run; what the plan varies is replaced.
-        output: a folder; each run has its own below runs/.
-        shard: (i, n): run only every n-th, from the i-th on, i from 1.
+        base: the config of every run; the options that the plan varies are replaced.
+        output: a folder; each run has its own folder below runs/.
+        shard: (i, n), i from 1: run only every n-th run, starting with the i-th.
 
     Raises: ValueError for conditions that cannot be trained, and for runs in `output` that have other options; else as
         `train`, before the first run. With several processes also what one of them alone fails of later, since the
@@ -103,7 +103,7 @@ def sweep(
     if machine.is_main():
         say(_extent(folders))
         if earlier.runs:
-            say(f"in the tables also {len(earlier.runs)} runs of earlier calls: {_names(earlier.runs)}")
+            say(f"the tables also include {len(earlier.runs)} runs of earlier calls: {_names(earlier.runs)}")
         for name, why in earlier.foreign.items():
             say(f"not in the tables: {name}: {why}")
 
@@ -146,13 +146,13 @@ def _extent(folders: dict[Run, RunFolder]) -> str:
 
 
 def check_conditions(runs: dict[Run, TrainingConfig]) -> None:
-    """Tries each condition once, on a step of noise. Raises: ValueError with all that cannot be trained, and why."""
+    """Tries each condition on one step of noise. Raises: ValueError listing those that cannot be trained, and why."""
     conditions: dict[Condition, TrainingConfig] = {}
     for run, config in runs.items():
         conditions.setdefault(run.condition, config)
     if not conditions:
         return
-    # Of the landmarks, the loss wants more than the baseline.
+    # The loss has stricter requirements for the landmarks than the baseline.
     strictest = max(conditions.values(), key=lambda config: config.weight)
     assert strictest.size is not None
     accelerator = machine.make_accelerator(strictest.device, strictest.precision)
@@ -176,5 +176,5 @@ def check_conditions(runs: dict[Run, TrainingConfig]) -> None:
                 reasons.setdefault(first_line(error), []).append(condition.name)
     if reasons:
         number = sum(map(len, reasons.values()))
-        told = "; ".join(f"{first_few(names, 3)}: {why}" for why, names in reasons.items())
-        raise ValueError(f"{number} of {len(conditions)} conditions cannot be trained, and no run is begun: {told}")
+        listed = "; ".join(f"{first_few(names, 3)}: {why}" for why, names in reasons.items())
+        raise ValueError(f"{number} of {len(conditions)} conditions cannot be trained, so no run is started: {listed}")

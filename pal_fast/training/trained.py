@@ -1,4 +1,4 @@
-"""A trained network from its run: plain, with nothing of the loss about it, and its evaluation."""
+"""Loading a trained network from its run, without any trace of the loss, and evaluating it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pal_fast.training.trainer import MODEL
 
 @dataclass(frozen=True)
 class Saved:
-    """A network in eval mode, the names of its classes, and the config it was trained with."""
+    """A network in eval mode, its class names, and the config it was trained with."""
 
     network: nn.Module
     classes: tuple[str, ...]
@@ -29,9 +29,9 @@ class Saved:
 
 
 def load_network(path: str | Path) -> Saved:
-    """The network of a run's folder, or of a model.pt or checkpoint.pt itself.
+    """Loads the network of a run's folder, or of a model.pt or checkpoint.pt.
 
-    It is built as the library builds it; no hook, parameter or module of the loss is on it.
+    It is built as the library builds it, without any hook, parameter or module of the loss.
 
     Raises: ValueError, OSError naming the file.
     """
@@ -40,7 +40,7 @@ def load_network(path: str | Path) -> Saved:
         folder = RunFolder(path)
         if not folder.model.exists():
             stage = (
-                "it is not complete; give its checkpoint.pt to take it as it stands" if folder.config.exists() else ""
+                "it is not complete; give its checkpoint.pt to use its current state" if folder.config.exists() else ""
             )
             raise FileNotFoundError(f"{path} holds no model.pt{': ' + stage if stage else ', so it is no run'}")
         path = folder.model
@@ -74,17 +74,17 @@ def evaluate(
     precision: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """What a trained network does on a split. No landmark is read unless an alignment is asked for.
+    """Evaluates a trained network on a split. No landmarks are read unless an alignment is requested.
 
     Args:
         path: see `load_network`.
-        data, root: another data set of the same classes, whose labels count in the order of the training's, by name;
-            None takes that of the training.
-        classes: the first n of that data set, as in training: 7 leaves AffectNet's contempt out.
-        alignment: measure it too, with the landmarks that the data set brings.
-        landmarks: or with those in this file; implies `alignment`.
-        format: of that file, one of `pal_fast.landmarks.FORMATS`; None guesses.
-        limit: use only so many images.
+        data, root: another data set with the same classes, its labels mapped by name to the training's;
+            None uses the training's.
+        classes: the first n classes of that data set, as in training: 7 leaves AffectNet's contempt out.
+        alignment: also measure the alignment, with the data set's own landmarks.
+        landmarks: a file of landmarks to use instead; implies `alignment`.
+        format: format of that file, one of `pal_fast.landmarks.FORMATS`; None guesses.
+        limit: use only this many images.
         batch: images at a time in each process.
         device, precision: None and "auto" as in training.
 
@@ -112,19 +112,19 @@ def evaluate(
     dataset = open_split(config, split, transform=eval_transform(config.size), landmarks=alignment)
     found = tuple(map(str, dataset.classes))
     if found != saved.classes and sorted(found) == sorted(saved.classes):
-        # The names tell what a label means; their order is each data set's own.
+        # Labels are identified by class name; the order of classes differs between data sets.
         dataset = open_split(
             config, split, transform=eval_transform(config.size), landmarks=alignment, classes=saved.classes
         )
         if machine.is_main():
-            say(f"{config.data} has the classes in another order; its labels are taken by name")
+            say(f"{config.data} has the classes in another order; its labels are matched by name")
     elif found != saved.classes:
         raise ValueError(
             f"data: {saved.path} knows the classes {', '.join(saved.classes)}, but {config.data} has "
             f"{', '.join(found)}: give data with the same classes, or fewer of them with classes (--classes)"
         )
     if alignment and not dataset.landmark_count:
-        raise ValueError(f"landmarks: {config.data} brings none; give a file")
+        raise ValueError(f"landmarks: {config.data} has none of its own; give a file")
     if alignment and not config.layer:
         raise ValueError(f"{saved.path} was trained without a layer, so there is none at which to measure an alignment")
     accelerator = machine.make_accelerator(config.device, config.precision)
@@ -153,7 +153,7 @@ def evaluate(
 
 
 def table(evaluation: Evaluation) -> str:
-    """An evaluation in lines of text: accuracies, the confusion matrix, alignments."""
+    """An evaluation as text: accuracies, the confusion matrix, alignments."""
     names = evaluation.classes
     width = max(map(len, names))
     cell = max(5, *(len(str(count)) for count in evaluation.confusion.ravel()))

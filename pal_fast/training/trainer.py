@@ -1,4 +1,4 @@
-"""`train`: one run, from its beginning or from where it was stopped, to its final weights and figures."""
+"""`train`: one run, from its beginning or from its checkpoint, to its final weights and figures."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from pal_fast.training.training_step import Learner
 
 MODEL = "model"
 
-#: From an image that turns out to be damaged while the run goes on.
+#: The advice for an image that turns out to be damaged during the run.
 _WAY_OUT = (
-    "; put a whole file in its place and give the same command again, or begin anew with --verify full, which decodes "
-    "every image before the training (with --bad-images skip it leaves such images out)"
+    "; replace the file and repeat the same command, or start anew with --verify full, which decodes every image "
+    "before the training (with --bad-images skip it leaves such images out)"
 )
 
 
 class DivergedError(RuntimeError):
-    """The loss of a run is not finite any more; every process raises it at the same step."""
+    """The loss of a run is no longer finite; every process raises this at the same step."""
 
 
 def train(config: TrainingConfig, output: str | Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Trains, or goes on with the training in `output`, or returns the result that lies there.
+    """Trains, or resumes the training in `output`, or returns the result if that is complete.
 
     Call it in every process that torchrun or `accelerate launch` started.
 
     Args:
-        config: what to train; its open defaults are resolved, and the resolved config is kept in `output`.
-        output: the run's folder, see `RunFolder`; made if need be.
-        say: gets a line of progress, in the first process only.
+        config: what to train; its open defaults are resolved, and the resolved config is stored in `output`.
+        output: the run's folder, see `RunFolder`; created if needed.
+        say: called with each line of progress, in the first process only.
 
     Returns: the content of result.json.
 
@@ -94,13 +94,13 @@ class _Training:
             checkpoint.clean(folder)
             write_json(folder.data, data)
             write_json(folder.environment, machine.environment(accelerator))
-            # Last: from here on the folder counts as this run's.
+            # Last, since from here on the folder is claimed for this run.
             write_json(folder.config, self.config.to_mapping())
         accelerator.wait_for_everyone()
         self.progress = checkpoint.resume(
             folder, self.learner.network, self.learner.optimiser, accelerator.scaler, accelerator.num_processes
         )
-        # Of all processes, so that only one of them may go on from there.
+        # A checkpoint's sums cover all processes, so only one process continues from them.
         self.sums = self.progress.sums.to(accelerator.device) * accelerator.is_main_process
 
     def run(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class _Training:
         here.seconds += time.perf_counter() - started
 
     def _with_progress(self) -> Iterable[dict[str, Any]]:
-        """The epoch's remaining batches, with a bar where somebody may watch."""
+        """The epoch's remaining batches, with a progress bar on a terminal."""
         from tqdm import tqdm
 
         here = self.progress
@@ -154,7 +154,7 @@ class _Training:
         return bar
 
     def _save(self) -> None:
-        """A checkpoint of this moment. The sums of all processes go to the first one, which alone keeps them."""
+        """Writes a checkpoint. The sums of all processes are reduced to the first, which alone keeps them."""
         here = self.progress
         here.sums = machine.total(self.accelerator, self.sums)
         if not torch.isfinite(here.sums).all():

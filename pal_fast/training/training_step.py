@@ -19,16 +19,16 @@ from pal_fast.training.set_up import Splits, make_loss, prepare, try_out
 
 
 class Learner:
-    """One process's network, loss and optimiser, as a run begins with them.
+    """One process's network, loss and optimiser at the start of a run.
 
     Args:
-        begun: there is a checkpoint, whose weights will take the place of those to begin with.
+        begun: there is a checkpoint, whose weights will replace the initial ones.
 
     Attributes:
-        config: the one given, with what pretrained="auto" found.
-        network, optimiser: what a checkpoint holds the state of.
-        model, stepper: the same as Accelerate prepared them, which train.
-        pal: the loss on attributions; None where its weight is 0.
+        config: the given one, with pretrained="auto" resolved.
+        network, optimiser: the objects whose state a checkpoint holds.
+        model, stepper: the same as prepared by Accelerate, used for training.
+        pal: the loss on attributions; None if its weight is 0.
         total_steps: of the whole run.
     """
 
@@ -53,7 +53,7 @@ class Learner:
         if not begun:
             say(f"network {config.model}: {beginning.source}")
             if config.pretrained == "auto":
-                # What was found decides the result, so it belongs to the config.
+                # What was found affects the result, so it belongs to the config.
                 config = replace(config, pretrained="yes" if beginning.pretrained else "no")
         self.network: nn.Module = beginning.network.to(accelerator.device)
         replaced = make_twice_differentiable(self.network, config.model) if config.weight else ""
@@ -76,11 +76,11 @@ class Learner:
         self.config, self._accelerator, self._classes = config, accelerator, len(splits.classes)
 
     def step(self, window: list[dict[str, Any]], done: int, sums: Tensor) -> None:
-        """One step of the optimiser, on the `accumulate` batches of `window`.
+        """One optimiser step, on the `accumulate` batches of `window`.
 
         Args:
-            done: steps of the run before this one; with the config's seed they decide all that is random.
-            sums: gets the batches' `checkpoint.SUMS` added.
+            done: previous steps of the run; together with the config's seed they determine all random numbers.
+            sums: the batches' `checkpoint.SUMS` are added to it.
         """
         config, device = self.config, self._accelerator.device
         rate = config.learning_rate * (1 - done / self.total_steps) ** config.power
@@ -101,7 +101,7 @@ class Learner:
                     landmarks = batch["landmarks"].to(device, non_blocking=True)
                     pal = self.pal(logits, landmarks, labels=labels)
                     loss = loss + pal
-                    # Of whom the loss took its mean; counted where the batch came from, which stalls no GPU.
+                    # The images over which the loss takes its mean; counted on the CPU, which does not stall the GPU.
                     annotated = int(batch["landmarks"].isfinite().all(-1).any(-1).sum())
                 self._accelerator.backward(loss if len(window) == 1 else loss / len(window))
             self._add_up(sums, cross_entropy, pal, annotated, logits, labels)
@@ -111,7 +111,7 @@ class Learner:
     def _add_up(
         self, sums: Tensor, cross_entropy: Tensor, pal: Tensor | None, annotated: int, logits: Tensor, labels: Tensor
     ) -> None:
-        """Args: annotated: how many of the batch's images have a landmark; `pal` is the mean over these."""
+        """Args: annotated: number of images in the batch with a landmark; `pal` is the mean over these."""
         count = len(labels)
         correct = (logits.detach().argmax(1) == labels).sum()
         parts = [
@@ -127,5 +127,5 @@ class Learner:
 
 
 def _synchronised(accelerator: Any, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Gradients are reduced over the processes with the last batch of a step only."""
+    """Reduces gradients over the processes only with the last batch of a step."""
     return contextlib.nullcontext() if last else accelerator.no_sync(model)

@@ -6,8 +6,8 @@
     pal_fast.visualize.save(figure, "attributions.png")
 
 Images are (3, H, W) or (1, H, W) tensors, or (H, W, 3) or (H, W) arrays: floats in [0, 1] or uint8. Undo the
-normalisation of a network's input first, with `unnormalise`. Maps are (h, w) of any size and are laid over the
-whole image, so that cell (i, j) comes to lie where `landmark_heatmap` says it is. Figures are made without pyplot:
+normalisation of a network's input first, with `unnormalise`. Maps are (h, w) of any size and are stretched over the
+whole image, so that cell (i, j) lies where `landmark_heatmap` places it. Figures are made without pyplot:
 nothing is registered, shown or left open. Needs matplotlib.
 """
 

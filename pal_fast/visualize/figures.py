@@ -1,4 +1,4 @@
-"""Pictures laid out as figures, with landmarks and captions, and written to files."""
+"""Figures: pictures with landmarks and captions in a grid, and writing them to files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def draw_landmarks(
     lines: bool = True,
     numbers: bool = False,
 ) -> None:
-    """Landmarks (K, 2), (x, y) in pixels, on axes that show their image.
+    """Draws landmarks (K, 2), (x, y) in pixels, on axes that show their image.
 
     Args:
-        visible: (K,) bool; False, and a landmark that is not finite, is not drawn.
+        visible: (K,) bool; landmarks that are False here, or not finite, are not drawn.
         size: diameter of the dots in points.
         lines: join the 68 points of 300-W along jaw, brows, nose, eyes and lips.
         numbers: write each landmark's index beside it.
@@ -83,7 +83,7 @@ def attribution_grid(
         title: of the whole figure.
         cell: width of a picture in inches.
 
-    Raises: ValueError where the numbers of images, maps or captions differ.
+    Raises: ValueError if the numbers of images, maps or captions differ.
     """
     from matplotlib.figure import Figure
 
@@ -93,7 +93,7 @@ def attribution_grid(
             raise ValueError(f"row {name!r} must hold one entry for each of the {count} images, got {len(values)}")
     unknown = [name for name in {**(captions or {}), **(caption_colours or {})} if name not in {first_row, *maps}]
     if unknown:
-        raise ValueError(f"captions name no row: {unknown}; the rows are {[first_row, *maps]}")
+        raise ValueError(f"captions must name rows, got {unknown}; the rows are {[first_row, *maps]}")
     if count == 0:
         raise ValueError("images must hold at least one image, got none")
     names = [first_row, *maps]
@@ -135,12 +135,12 @@ def panels(
     title: str | None = None,
     cell: float = 3.2,
 ) -> Figure:
-    """One image, alone and under each map, side by side.
+    """One image, on its own and under each map, side by side.
 
     Args:
         maps: the panel's name, written above it, to its map (h, w); None shows the bare image.
-        landmarks: a panel's name to the landmarks (K, 2) that are drawn on it.
-        first: the name of the panel of the image alone.
+        landmarks: a panel's name to the landmarks (K, 2) to draw on it.
+        first: the name of the panel with the image alone.
         title: of the whole figure; may have several lines.
         cell: width of a panel in inches.
     """
@@ -149,7 +149,7 @@ def panels(
     shown: dict[str, Tensor | None] = {first: None, **maps}
     unknown = [name for name in landmarks or {} if name not in shown]
     if unknown:
-        raise ValueError(f"landmarks name no panel: {unknown}; the panels are {list(shown)}")
+        raise ValueError(f"landmarks must name panels, got {unknown}; the panels are {list(shown)}")
     array = picture(image)
     height = cell * array.shape[0] / array.shape[1]
     gap, above, line = 0.08, 0.28, 0.2
@@ -188,7 +188,7 @@ def check_suffix(path: str | Path) -> Path:
 
 
 def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
-    """Writes the figure, in the format of the path's suffix, and makes the folder it lies in.
+    """Writes the figure, in the format of the path's suffix, and creates its folder.
 
     Raises: ValueError for a suffix that matplotlib cannot write, before anything is written.
     """

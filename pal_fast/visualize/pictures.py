@@ -1,4 +1,4 @@
-"""Images, maps in colours and maps over images as arrays, pixel for pixel."""
+"""Images, coloured maps and maps over images as arrays, pixel for pixel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def picture(image: Tensor | np.ndarray) -> np.ndarray:
     """An image as (H, W, 3) float32 in [0, 1].
 
-    Raises: ValueError for another shape, or floats that are not finite or go beyond [0, 1].
+    Raises: ValueError for another shape, or floats that are not finite or outside [0, 1].
     """
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     given = array.shape
@@ -35,18 +35,18 @@ def picture(image: Tensor | np.ndarray) -> np.ndarray:
 
 
 def unnormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(..., C, H, W) images from a network's normalised input, cut to [0, 1]; mean and std have C entries."""
+    """(..., C, H, W) images from a network's normalised input, clamped to [0, 1]; mean and std have C entries."""
     shape = (-1, 1, 1)
     return (images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)).clamp(0, 1)
 
 
 def colour_map(values: Tensor, *, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """A map (h, w) in colours, (h, w, 4) float RGBA in [0, 1]; the opacity is that of the colour's strength.
+    """Colours a map (h, w) as (h, w, 4) float RGBA in [0, 1]; the stronger the value, the more opaque.
 
     A map of one sign goes from dark and transparent at its minimum to bright and opaque at its maximum; a map with
-    both signs goes from blue through transparent at zero to red. What is not finite is transparent, a flat map too.
+    both signs goes from blue through transparent at zero to red. Non-finite values and flat maps are transparent.
 
-    Args: limits: the values of both ends; None takes the map's own.
+    Args: limits: the values at the two ends of the scale; None takes the map's own.
     """
     from matplotlib import colormaps
 
@@ -74,7 +74,7 @@ def overlay(
     opacity: float = 0.75,
     limits: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """A map (h, w) in colours over a greyed image, (H, W, 3) float32 in [0, 1].
+    """A coloured map (h, w) over the image in grey, (H, W, 3) float32 in [0, 1].
 
     The map is resized bilinearly. It covers the image everywhere, most where it is strongest, so that a bright
     place is a high value and the face can still be seen.
@@ -83,7 +83,7 @@ def overlay(
         image: see `picture`.
         opacity: of the map's maximum, 0 to 1.
         limits: the map's values that get the darkest and the brightest colour; None takes its own minimum and
-            maximum, which makes pictures of different maps comparable in place only.
+            maximum, so pictures of different maps can be compared in location only, not in strength.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be from 0 to 1, got {opacity}")

@@ -1,4 +1,4 @@
-"""The GPU check without a GPU: it says that nothing was run; with a stubbed runner, every state reaches the report."""
+"""The GPU check without a GPU reports that nothing was run; with a stubbed runner, every state reaches the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The harness shows a time only for what is right, keeps reasons, and measures what it says."""
+"""The harness shows a time only for right results, keeps reasons for failures, and measures what it claims."""
 
 from __future__ import annotations
 

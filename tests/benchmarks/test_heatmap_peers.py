@@ -1,4 +1,4 @@
-"""The drawings of other libraries follow their definitions, at frames' borders too."""
+"""The reimplemented drawings of other libraries follow their definitions, also at the image border."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that a peer breaks, that loses the GPU or that has no more time keeps what it has and says why it ended."""
+"""A run that a peer breaks, that loses the GPU or runs out of time keeps its results and says why it ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each target of the specification has a line, computed from what was measured; what was not measured is not met."""
+"""Each target of the specification has a line computed from measurements; an unmeasured target is not met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPU time is the GPU's: a call that the host queued too late is timed again behind a longer sleep."""
+"""GPU timing excludes the host: a call that the host enqueued too late is timed again after a longer sleep."""
 
 from __future__ import annotations
 

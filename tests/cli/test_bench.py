@@ -1,4 +1,4 @@
-"""`pal-fast bench` is in front of the benchmarks."""
+"""`pal-fast bench` is the front end of the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_bench_runs_a_subject_and_keeps_its_results_where_it_is_told(tmp_path, c
 
 def test_bench_refuses_an_unknown_subject_with_the_known_ones(capsys):
     assert cli.main(["bench", "los"]) == 2
-    assert "unknown subject 'los'; there are loss, heatmap, attribution, growth" in capsys.readouterr().err
+    assert "unknown subject 'los'; must be one of loss, heatmap, attribution, growth" in capsys.readouterr().err
 
 
 def test_help_names_the_subjects(capsys):

@@ -1,4 +1,4 @@
-"""What cannot be read or written is named by what the user gave."""
+"""Files that cannot be read or written are named as the user gave them."""
 
 from __future__ import annotations
 

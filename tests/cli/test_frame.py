@@ -1,4 +1,4 @@
-"""The command line's frame: help, versions, and errors in one line."""
+"""The command line: help, versions, and errors in one line."""
 
 from __future__ import annotations
 

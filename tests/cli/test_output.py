@@ -1,4 +1,4 @@
-"""Where a command is to write is looked at before the work: the name's ending, and whether the place takes a file."""
+"""--output is checked before the work: the file's extension, and whether it can be written."""
 
 from __future__ import annotations
 

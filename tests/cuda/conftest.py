@@ -1,4 +1,4 @@
-"""The emulated kernels, compiled once a session."""
+"""The emulated kernels, compiled once per session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch normalisation's CUDA kernels, emulated, against the CPU's operators in float64."""
+"""Batch normalisation's CUDA kernels, emulated, against the CPU operators in float64."""
 
 from __future__ import annotations
 

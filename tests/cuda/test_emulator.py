@@ -1,4 +1,4 @@
-"""The emulator is a check that can fail: it catches what it is there to catch."""
+"""The emulator can fail: it catches the errors that it is meant to catch."""
 
 from __future__ import annotations
 

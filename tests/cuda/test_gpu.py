@@ -1,4 +1,4 @@
-"""What only a GPU can show: launches counted, CUDA graphs, streams, large tensors, several devices, the same bits."""
+"""What only a GPU can show: launch counts, CUDA graphs, streams, large tensors, several devices, reproducibility."""
 
 from __future__ import annotations
 

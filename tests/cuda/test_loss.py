@@ -1,4 +1,4 @@
-"""The loss's CUDA kernels, emulated, against the reference in float64: every option meets every other."""
+"""The loss's CUDA kernels, emulated, against the reference in float64, for every pair of options."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The machine code of the built kernels: none spills, on no architecture, and on sm_90 vectors stay vectors. What the
-source means to be one store the compiler may part into several."""
+"""The machine code of the built kernels: no spills on any architecture, and vector accesses stay vectors on sm_90. The
+compiler may split what the source writes as one store."""
 
 from __future__ import annotations
 

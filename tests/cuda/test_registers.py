@@ -1,4 +1,4 @@
-"""What the CUDA compiler said of every kernel, as kept in benchmarks/results/registers.csv, and what it built."""
+"""The compiler's report on every CUDA kernel, as kept in benchmarks/results/registers.csv, and what it built."""
 
 from __future__ import annotations
 

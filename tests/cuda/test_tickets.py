@@ -1,5 +1,5 @@
-"""Where kernels' tickets lie, and what a failing CUDA runtime leaves behind: csrc/cuda/device.cpp with a runtime that
-fails when told to (runtime/tickets.cpp)."""
+"""The memory of kernels' tickets, and the state after CUDA runtime failures: csrc/cuda/device.cpp with a runtime that
+fails on demand (runtime/tickets.cpp)."""
 
 from __future__ import annotations
 

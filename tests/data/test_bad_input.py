@@ -99,13 +99,13 @@ def test_a_malformed_label_line_is_named(rafdb: Written) -> None:
     labels = rafdb.root / "EmoLabel" / "list_patition_label.txt"
     for line in ("train_00009.jpg 8", "train_00009.jpg", "val_1.jpg 1"):
         labels.write_text(f"train_00001.jpg 1\n{line}\n")
-        with pytest.raises(LandmarkFileError, match="line 2: expected an image's name train_"):
+        with pytest.raises(LandmarkFileError, match="line 2: expected an image name train_"):
             open_dataset("rafdb", rafdb.root, "train")
 
 
 def test_landmarks_of_other_images_are_refused(folder: Written) -> None:
     marks = LandmarkSet(torch.zeros(3, 68, 2), ("x/1.jpg", "x/2.jpg", "x/3.jpg"))
-    with pytest.raises(ValueError, match=r"landmarks of 3 images \(x/1\.jpg, .*\), but of none of the 16 images"):
+    with pytest.raises(ValueError, match=r"landmarks of 3 images \(x/1\.jpg, .*\), but for none of the 16 images"):
         open_dataset("folder", folder.root, "train", landmarks=marks)
     empty = LandmarkSet(torch.zeros(0, 68, 2), ())
     with pytest.raises(ValueError, match="landmarks of 0 images"):
@@ -119,13 +119,13 @@ def test_landmarks_of_another_split_are_refused_where_names_do_not_tell_them_apa
     shared = [name for name in folder.names[16:] if name.replace("test/", "train/") in names]
     assert 0 < len(shared) < 6
     for split, count in (("test", len(shared)), ("train", len(shared))):
-        with pytest.raises(ValueError, match=f"landmarks: {count} names fit images of more than one split or class"):
+        with pytest.raises(ValueError, match=f"landmarks: {count} names match images of more than one split or class"):
             open_dataset("folder", folder.root, split, landmarks=of_train)
     # Without the other split's images of the same names nothing is doubtful.
     for name in shared:
         (folder.root / name).unlink()
     assert open_dataset("folder", folder.root, "train", landmarks=of_train).landmarks.isfinite().all()
-    with pytest.raises(NoLandmarksError, match="but of none of the"):
+    with pytest.raises(NoLandmarksError, match="but for none of the"):
         open_dataset("folder", folder.root, "test", landmarks=of_train)
 
 
@@ -133,7 +133,7 @@ def test_landmarks_of_affectnets_other_split_are_refused(tmp_path: Path) -> None
     written = drawn_datasets.write_affectnet_small(tmp_path, 4, 2, size=32)
     of_train = LandmarkSet(written.landmarks[:4], tuple(f"{k}.jpg" for k in range(4)))
     for split in ("train", "test"):
-        with pytest.raises(ValueError, match=r"2 names fit images of more than one split .*0\.jpg for t?"):
+        with pytest.raises(ValueError, match=r"2 names match images of more than one split .*0\.jpg for t?"):
             open_dataset("affectnet", written.root, split, landmarks=of_train)
     whole = LandmarkSet(written.landmarks, tuple(name.partition(".")[0] for name in written.names))
     assert open_dataset("affectnet", written.root, "test", landmarks=whole).landmarks.isfinite().all()
@@ -141,7 +141,7 @@ def test_landmarks_of_affectnets_other_split_are_refused(tmp_path: Path) -> None
 
 def test_landmarks_of_other_drawn_faces_are_refused() -> None:
     marks = LandmarkSet(torch.zeros(3, 68, 2), ("000000", "000001", "000004"))
-    with pytest.raises(ValueError, match="2 names fit images of more than one split"):
+    with pytest.raises(ValueError, match="2 names match images of more than one split"):
         open_dataset("drawn", "count=5,test_count=2,size=32", "train", landmarks=marks)
 
 
@@ -155,7 +155,7 @@ def test_images_without_landmarks_are_counted_and_named(folder: Written) -> None
     said = [str(warning.message) for warning in told if "classes without" not in str(warning.message)]
     assert len(said) == 1
     assert f"of 16 images 2 are not in landmarks ({', '.join(sorted(folder.names[14:16]))})" in said[0]
-    assert f"1 are there without a face ({folder.names[0]})" in said[0]
+    assert f"1 are in it without a face ({folder.names[0]})" in said[0]
     missing = {folder.names[0], *folder.names[14:16]}
     for index, name in enumerate(dataset.names):
         assert bool(dataset[index]["landmarks"].isnan().all()) == (name in missing)
@@ -163,7 +163,7 @@ def test_images_without_landmarks_are_counted_and_named(folder: Written) -> None
 
 def test_landmarks_of_another_crop_are_noticed(folder: Written) -> None:
     marks = LandmarkSet(folder.landmarks * 5 + 100, folder.names)
-    with pytest.warns(UserWarning, match="of 16 of 16 images most landmarks lie outside of the image"):
+    with pytest.warns(UserWarning, match="in 16 of 16 images most landmarks lie outside the image"):
         open_dataset("folder", folder.root, "train", landmarks=marks)
 
 
@@ -180,7 +180,7 @@ def test_normalised_landmarks_are_refused_before_any_augmentation(folder: Writte
     points[5] = torch.nan
     marks = LandmarkSet(points, folder.names)
     said = (
-        r"landmarks: of 15 of 15 annotated images all landmarks lie within 3 pixels of the image's corner \(x from "
+        r"landmarks: in 15 of 15 annotated images all landmarks lie within 3 pixels of the image's corner \(x from "
         r".*\), as normalised ones do: .* in pixels of the image, 32 x 32 .*multiply normalised ones by \(width, height"
     )
     with pytest.raises(ValueError, match=said):
@@ -190,7 +190,7 @@ def test_normalised_landmarks_are_refused_before_any_augmentation(folder: Writte
 def test_normalised_landmarks_of_whole_images_are_refused_where_a_face_is_cut_out(tmp_path: Path) -> None:
     written = drawn_datasets.write_affectnet_full(tmp_path, 4, 2)
     marks = LandmarkSet(written.landmarks / torch.tensor([160.0, 110.0]), written.names)
-    with pytest.raises(ValueError, match=r"of 4 of 4 annotated images .*as normalised ones do"):
+    with pytest.raises(ValueError, match=r"in 4 of 4 annotated images .*as normalised ones do"):
         open_dataset("affectnet", written.root, "train", landmarks=marks)
 
 
@@ -219,7 +219,7 @@ def test_affectnet_annotations_that_are_absent_make_one_error(tmp_path: Path) ->
     written = drawn_datasets.write_affectnet_small(tmp_path, 4, 2, size=32)
     for k in (1, 3):
         (written.root / "train_set" / "annotations" / f"{k}_exp.npy").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no _exp\.npy of 2 images: 1\.jpg, 3\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"no _exp\.npy for 2 images: 1\.jpg, 3\.jpg"):
         open_dataset("affectnet", written.root, "train")
 
 
@@ -271,7 +271,7 @@ def test_affectnet_boxes_outside_of_the_image_are_named(tmp_path: Path) -> None:
     written = drawn_datasets.write_affectnet_full(tmp_path, 4, 2)
     path = written.root / "training.csv"
     path.write_text(path.read_text().replace(",40,24,64,64,", ",400,24,64,64,"))
-    with pytest.raises(ValueError, match=r"2 unusable .*box begins outside of 160 x 110 pixels"):
+    with pytest.raises(ValueError, match=r"2 unusable .*box begins outside the 160 x 110 pixels"):
         open_dataset("affectnet", written.root, "train")
 
 
@@ -285,7 +285,7 @@ def test_affectnet_boxes_outside_of_the_image_are_named(tmp_path: Path) -> None:
         ({"bad_images": "ignore"}, "bad_images must be one of"),
         ({"classes": 40}, "classes must be from 1 to"),
         ({"classes": ("angry",)}, "did you mean 'anger'"),
-        ({"classes": ("anger", "anger")}, "classes must be different names"),
+        ({"classes": ("anger", "anger")}, "classes must be one or more distinct names"),
         ({"margin": 0.1}, "an option of folder"),
         ({"landmarks": "/nowhere.npz"}, "no landmarks at /nowhere.npz"),
     ],

@@ -1,4 +1,4 @@
-"""The benchmark of the loader: both sides do the same work, and landmarks stay cheap."""
+"""The data-loading benchmark: both sides do the same work, and landmarks stay cheap."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_shapes_that_do_not_agree_are_named() -> None:
 def test_normalised_landmarks_are_refused_where_the_image_is_larger_than_they_reach(generator: torch.Generator) -> None:
     landmarks = torch.rand(2, 5, 2, generator=generator)
     images = MemoryImages(torch.zeros(2, 3, 40, 30, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"landmarks: of 2 of 2 annotated .* pixels of the image, 40 x 30 \(height x"):
+    with pytest.raises(ValueError, match=r"landmarks: in 2 of 2 annotated .* pixels of the image, 40 x 30 \(height x"):
         FaceDataset(images, [0, 0], ["a"], landmarks=landmarks)
     assert FaceDataset(images, [0, 0], ["a"], landmarks=landmarks + 14).landmark_count == 5
     small = MemoryImages(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))

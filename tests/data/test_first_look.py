@@ -1,4 +1,4 @@
-"""The transforms' look at the first faces: normalised landmarks are noticed while they can still be told."""
+"""The transforms' check of the first faces: normalised landmarks are detected while they can be told from others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_one_normalised_face_is_warned_of_and_a_second_is_refused(make: Any, poi
     (text,) = told(transform, points)
     assert "landmarks: all of this face's lie within 3 pixels of the image's corner" in text
     assert "in pixels of the image, 40 x 40 (height x width); multiply normalised ones by (width, height)" in text
-    with pytest.raises(ValueError, match=r"as normalised ones do.*; the face before had them, too"):
+    with pytest.raises(ValueError, match=r"as normalised ones do.*; so did the face before"):
         told(transform, points)
 
 
@@ -73,7 +73,7 @@ def test_some_missing_points_do_not_hide_the_others() -> None:
 def test_a_data_set_that_warned_of_some_faces_is_not_looked_at_again(around: Any) -> None:
     points = torch.stack([NORMALISED, NORMALISED, PIXELS, PIXELS])
     images = MemoryImages(IMAGE.expand(4, 3, SIDE, SIDE))
-    with pytest.warns(UserWarning, match=r"of 2 of 4 annotated images all landmarks lie within 3 pixels"):
+    with pytest.warns(UserWarning, match=r"in 2 of 4 annotated images all landmarks lie within 3 pixels"):
         dataset = FaceDataset(images, [0] * 4, ["a"], landmarks=points, transform=around(eval_transform(SIDE)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Image files of every depth come as 8-bit RGB, or are refused with the reason."""
+"""Image files of every bit depth are read as 8-bit RGB, or rejected with the reason."""
 
 from __future__ import annotations
 

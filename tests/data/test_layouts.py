@@ -1,4 +1,4 @@
-"""Every layout, drawn into files exactly as the data sets have them: labels, classes, landmarks and pixels."""
+"""Every layout, written to files exactly as in the data sets: labels, classes, landmarks and pixels."""
 
 from __future__ import annotations
 

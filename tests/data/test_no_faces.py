@@ -1,4 +1,4 @@
-"""Landmarks as no face has them: none, all in one point, or normalised in some images and in pixels in others."""
+"""Implausible landmarks: none, all in one point, or normalised in some images and in pixels in others."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_a_file_s_faces_whose_points_coincide_are_missing(
     path = tmp_path / {"npz": "m.npz", "dlib-xml": "m.xml", "pts": "folder"}[format]
     write_landmarks(path, marks, format)
     read, (text,) = told(lambda: read_landmark_set(path))
-    assert text.startswith(f"{path}: of 2 of 8 images all landmarks lie in one point, as of faces that were not found")
-    assert f"({read.names[2]}, {read.names[3]}): they are taken as missing (NaN)" in text
+    assert text.startswith(f"{path}: in 2 of 8 images all landmarks lie in one point, as if no face had been found")
+    assert f"({read.names[2]}, {read.names[3]}): they are treated as missing (NaN)" in text
     assert read.found.tolist() == [True, True, False, False, True, True, True, True]
     kept = [0, 1, 4, 5, 6, 7]
     torch.testing.assert_close(read.points[kept], marks.points[kept], rtol=0, atol=1e-4)
@@ -80,9 +80,7 @@ def test_a_data_set_s_faces_whose_points_coincide_are_missing(tmp_path: Path, gi
 
     dataset, texts = told(opened)
     (text,) = [text for text in texts if "in one point" in text]
-    assert (
-        f"of 1 of 8 images all landmarks lie in one point, as of faces that were not found ({marks.names[1]})" in text
-    )
+    assert f"in 1 of 8 images all landmarks lie in one point, as if no face had been found ({marks.names[1]})" in text
     assert dataset.landmarks[1].isnan().all()
     assert dataset.landmarks[[0, 2]].equal(before[[0, 2]])
     assert marks.points[1].eq(0).all(), "what was given is left as it is"
@@ -95,7 +93,7 @@ def test_affectnets_own_faces_whose_points_coincide_are_missing(tmp_path: Path) 
     written = drawn_datasets.write_affectnet_small(tmp_path, 10, 2, size=32)
     np.save(tmp_path / "train_set" / "annotations" / "1_lnd.npy", np.zeros(136))
     dataset, texts = told(lambda: open_dataset("affectnet", written.root, "train"))
-    assert any("affectnet's own annotation: of 1 of 10 images all landmarks lie in one point" in text for text in texts)
+    assert any("affectnet's own annotation: in 1 of 10 images all landmarks lie in one point" in text for text in texts)
     assert dataset.landmarks[dataset.names.index("train_set/images/1.jpg")].isnan().all()
 
 
@@ -125,7 +123,7 @@ def test_some_normalised_images_among_others_are_warned_of_by_name(tmp_path: Pat
         return FaceDataset(images, [0] * 8, ["a"], names=names, landmarks=points)
 
     dataset, (text,) = told(opened)
-    assert "landmarks: of 4 of 8 annotated images all landmarks lie within 3 pixels of the image's corner" in text
+    assert "landmarks: in 4 of 8 annotated images all landmarks lie within 3 pixels of the image's corner" in text
     assert all(name in text for name in dataset.names[:4])
     assert dataset.names[4] not in text
     assert torch.equal(dataset.landmarks, points)
@@ -133,11 +131,11 @@ def test_some_normalised_images_among_others_are_warned_of_by_name(tmp_path: Pat
 
 def test_more_than_half_of_normalised_images_are_refused() -> None:
     marks = LandmarkSet(half_normalised(5), drawn().names)
-    with pytest.raises(ValueError, match="of 5 of 8 annotated images"):
+    with pytest.raises(ValueError, match="in 5 of 8 annotated images"):
         open_dataset("drawn", OPTIONS, "train", landmarks=marks)
 
 
 def test_landmarks_that_hold_no_point_are_not_called_those_of_other_images() -> None:
     marks = LandmarkSet(torch.full((8, 68, 2), torch.nan), drawn().names)
-    with pytest.raises(NoLandmarksError, match=r"landmarks names 8 of the 8 images .*, but holds no point of any"):
+    with pytest.raises(NoLandmarksError, match=r"landmarks names 8 of the 8 images .*, but holds no points: all"):
         open_dataset("drawn", OPTIONS, "train", landmarks=marks)

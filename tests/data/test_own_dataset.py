@@ -1,4 +1,4 @@
-"""The transforms in a data set of one's own: images and landmarks as people have them, or a refusal in words."""
+"""The transforms in a user's own data set: images and landmarks in all common forms, or a clear error."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_transformed_is_refused_in_words(pixels: Tensor, points: 
     assert "landmarks must have shape (K, 2), (x, y) in pixels, got (1, 5, 2)" in refused(
         image=pixels, landmarks=points[None]
     )
-    assert "image must be an image of PIL, a tensor (3, H, W) or an array (H, W, 3)" in refused(
+    assert "image must be a PIL image, a tensor (3, H, W) or an array (H, W, 3)" in refused(
         image="a.png", landmarks=points
     )
     assert "image as a tensor must have shape (3, H, W), got (40, 60, 3)" in refused(
@@ -147,7 +147,7 @@ def test_what_cannot_be_transformed_is_refused_in_words(pixels: Tensor, points: 
         assert wanted in refused(image=pixels.to(dtype), landmarks=points)
         assert wanted in refused(image=tv_tensors.Image(pixels.to(dtype)), landmarks=points)
     other = Landmarks(points, canvas_size=(8, 9))
-    assert "landmarks are of an image of 8 x 9, but image is 40 x 60 (height x width)" in refused(
+    assert "landmarks belong to an image of 8 x 9, but image is 40 x 60 (height x width)" in refused(
         image=pixels, landmarks=other
     )
 

@@ -1,4 +1,4 @@
-"""Options of the augmentation that mean nothing are refused by name."""
+"""Meaningless augmentation options are rejected by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo: it trains what it says, counts its steps, measures honestly and draws its picture. A tiny version."""
+"""The demo, in a tiny version: it trains as stated, counts its steps, measures honestly and draws its picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of layers to begin with names what the tests train, and the layers where `pal-fast train` begins."""
+"""The table of initial layers matches the tests' backbones and the default layers of `pal-fast train`."""
 
 from __future__ import annotations
 

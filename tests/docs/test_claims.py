@@ -1,4 +1,4 @@
-"""What the README and the docs name exists: files, links, options, environment variables, extras, Python names."""
+"""Everything that the README and the docs name exists: files, links, options, environment variables, extras, names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/performance.md shows what benchmarks/results holds, and says where nothing has been measured."""
+"""docs/performance.md shows the contents of benchmarks/results, and says where nothing has been measured."""
 
 from __future__ import annotations
 

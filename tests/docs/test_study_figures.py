@@ -1,4 +1,4 @@
-"""The figures of the study that other pages quote are those of benchmarks/results/study.csv."""
+"""The study's figures quoted on other pages are those of benchmarks/results/study.csv."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pal-fast explain` on a real face: the annotation, the geometry, and what is said about the weights."""
+"""`pal-fast explain` on a real face: the annotation, the geometry, and the report on the weights."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_several_images_landmarks_whose_names_do_not_tell_are_refused(
     for name in ("a", "b"):
         (tmp_path / f"{name}.pts").write_text(LANDMARKS.read_text())
     assert cli.main(["explain", str(photograph_file), "--landmarks", str(tmp_path)]) == 2
-    assert "holds those of 2 images (a, b), and their names do not tell which is" in capsys.readouterr().err
+    assert "holds those of 2 images (a, b), and their names do not tell which are those of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--size", "--classes"])

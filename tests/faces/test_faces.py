@@ -1,4 +1,4 @@
-"""The drawn faces: landmarks on what is drawn, expressions apart, the cue as stated, the same bits from a seed."""
+"""The drawn faces: landmarks match the drawing, expressions are distinct, the cue is as stated, seeds fix the bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any value in place of any argument is computed with, or refused with its name: no crash, no NaN."""
+"""Any value for any argument is either computed with or rejected by name: no crash, no NaN."""
 
 from __future__ import annotations
 

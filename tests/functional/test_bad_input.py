@@ -1,4 +1,4 @@
-"""Bad input ends in an error that names the argument, what was given and what is wanted."""
+"""Bad input raises an error that names the argument, what was given and what is wanted."""
 
 from __future__ import annotations
 

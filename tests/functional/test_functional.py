@@ -1,4 +1,4 @@
-"""`pal_loss`, `landmark_heatmap` and `attribution_map` as a user calls them, on every backend that runs here."""
+"""`pal_loss`, `landmark_heatmap` and `attribution_map` through the public API, on every backend available here."""
 
 from __future__ import annotations
 

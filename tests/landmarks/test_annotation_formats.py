@@ -75,7 +75,7 @@ def test_a_table_of_another_kind_is_told_what_to_do(tmp_path: Path, head: str) -
     file.write_text(f"{head}\n{','.join(['1'] * 137)}\n")
     with pytest.raises(LandmarkFileError, match=r"faces\.csv, line 1: expected 9 columns.*, found 137") as error:
         read_landmark_set(file)
-    assert "AffectNet's list is the only .csv that is read" in str(error.value)
+    assert "AffectNet's list is the only .csv that can be read" in str(error.value)
     assert "LandmarkSet(points, names).save('landmarks.npz')" in str(error.value)
 
 
@@ -101,7 +101,7 @@ def _row(name: str) -> str:
 @pytest.mark.parametrize(
     ("broken", "line", "found"),
     [
-        (b'"never closed\n' + b"x" * 200_000, None, r"no CSV \(field larger"),
+        (b'"never closed\n' + b"x" * 200_000, None, r"a file that is not CSV \(field larger"),
         ("Müller.jpg,0,1\n".encode("latin-1"), 3, "bytes that are not UTF-8"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where faces are said to be: AffectNet's list and RAF-DB's folder, up to the window that the network sees."""
+"""Known face boxes: AffectNet's list and RAF-DB's folder, up to the window that the network sees."""
 
 from __future__ import annotations
 

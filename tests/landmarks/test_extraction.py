@@ -1,4 +1,4 @@
-"""Extraction: interrupted anywhere it continues and ends the same; shards join; nothing half-written is left."""
+"""Extraction resumes after any interruption with the same result; shards join; no partial files are left."""
 
 from __future__ import annotations
 
@@ -200,7 +200,10 @@ def test_images_of_another_folder_are_never_taken_for_those_of_the_same_names(fi
         with pytest.raises(KeyboardInterrupt):
             extract(tmp_path / "train", output, Numbers(3, KeyboardInterrupt()), batch=1)
     predictor = Numbers()
-    said = rf"other images of the same names than {2 if finished else 1} of those in .*test \(2\.bmp.*: name another"
+    said = (
+        rf"of {2 if finished else 1} images whose names are the same as in .*test, "
+        r"but not their contents \(2\.bmp.*: name another"
+    )
     with pytest.raises(ValueError, match=said):
         extract(tmp_path / "test", output, predictor)
     assert predictor.seen == []
@@ -217,7 +220,7 @@ def test_a_data_set_that_was_moved_is_still_done(folder: Path, tmp_path: Path) -
 def test_landmarks_that_do_not_tell_their_images_are_not_continued(folder: Path, tmp_path: Path) -> None:
     names = tuple(sorted(all_names()))
     LandmarkSet(torch.zeros(COUNT, 68, 2), names).save(tmp_path / "m.npz", settings="{}")
-    with pytest.raises(ValueError, match=f"of other images of the same names than {COUNT} of"):
+    with pytest.raises(ValueError, match=f"landmarks of {COUNT} images whose names are the same as in"):
         extract(folder, tmp_path / "m.npz", Numbers())
 
 
@@ -260,7 +263,7 @@ def test_shards_divide_the_images_and_merge_joins_them(
     files = [str(shard_path(output, (number, 3))) for number in (1, 2, 3)]
     assert files[1].endswith("m.shard-2-of-3.npz")
     assert cli.main(["merge", *files[:2], "-o", str(output)]) == 2
-    assert "m was extracted in 3 shards, but number 3 is not among the files" in capsys.readouterr().err
+    assert "m was extracted in 3 shards; missing from the files: 3" in capsys.readouterr().err
     assert cli.main(["merge", *files, "-o", str(output)]) == 0
     check(output, all_names())
 
@@ -274,7 +277,7 @@ def test_merge_keeps_how_the_landmarks_were_made_and_refuses_a_mix(
     extract(folder, output, Numbers(), shard=(2, 2), settings={"boxes": "detect", "flip": True})
     assert cli.main(["merge", *files, "-o", str(output)]) == 2
     said = capsys.readouterr().err
-    assert "made in the same way" in said
+    assert "made with the same settings" in said
     assert all(f'"boxes": "{boxes}"' in said for boxes in ("full", "detect"))
     assert not output.exists()
     Path(files[1]).unlink()

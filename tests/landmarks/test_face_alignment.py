@@ -1,4 +1,4 @@
-"""The real package face-alignment, with weights drawn at random in its cache: nothing here needs the network."""
+"""The real package face-alignment with random weights in its cache: nothing here needs network access."""
 
 from __future__ import annotations
 

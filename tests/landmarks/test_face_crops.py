@@ -1,4 +1,4 @@
-"""FAN's geometry: what the network sees of an image, and where its heatmaps lie in it, to a fraction of a pixel."""
+"""FAN's geometry: the crop that the network sees, and the mapping of its heatmaps to the image, to subpixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LandmarkSet: found by name, merged, saved whole or not at all."""
+"""LandmarkSet: look-up by name, merging, atomic saving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RAF-DB's annotation: files as written, the similarity transform to the aligned images, the measured template."""
+"""RAF-DB's annotation: the file formats, the similarity transform to the aligned images, the measured template."""
 
 from __future__ import annotations
 

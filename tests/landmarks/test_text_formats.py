@@ -1,4 +1,4 @@
-"""The text formats, line by line, against points written out by hand; and what a malformed line says."""
+"""The text formats against points written out by hand, and the errors for malformed lines."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_one_file_per_image_is_written_only_where_all_fit(tmp_path: Path) -> Non
     points[1, 3] = torch.nan
     with pytest.raises(ValueError, match="missing in 1 images cannot be written: two"):
         write_landmarks(tmp_path / "out", LandmarkSet(points, ("one", "two")), "row-column")
-    with pytest.raises(ValueError, match="leads out of the folder"):
+    with pytest.raises(ValueError, match="points outside the folder"):
         write_landmarks(tmp_path / "out", LandmarkSet(points, ("one", "../two")), "pts")
     with pytest.raises(ValueError, match="would share the file"):
         write_landmarks(tmp_path / "out", LandmarkSet(points, ("one.jpg", "one.png")), "pts")

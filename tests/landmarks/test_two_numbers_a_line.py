@@ -1,4 +1,4 @@
-"""Files of two numbers a line: which of them is x is never guessed, but for the one known dump."""
+"""Files with two numbers per line: which of them is x is never guessed, except for the one known dump."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_data_set_is_opened_with_a_named_format(tmp_path: Path) -> None:
     opened = open_dataset("drawn", "count=4,size=32", "train", landmarks=tmp_path / "m", format="x-y")
     torch.testing.assert_close(opened.landmarks, plain.landmarks, rtol=0, atol=1e-5)
     for landmarks in (None, False, plain.landmark_set()):
-        with pytest.raises(ValueError, match="format is that of a landmark file, got format='x-y' and no file"):
+        with pytest.raises(ValueError, match="format applies to a landmark file, got format='x-y' and no file"):
             open_dataset("drawn", "count=4,size=32", "train", landmarks=landmarks, format="x-y")
 
 

@@ -1,4 +1,4 @@
-"""Any value in place of any argument of PALLoss and its call is computed with, or refused with its name."""
+"""Any value for any argument of PALLoss and its call is either computed with or rejected by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`attribute` in any grad mode, on a model in either mode, which it leaves as it was."""
+"""`attribute` works in any grad mode, on a model in train or eval mode, and leaves the model unchanged."""
 
 from __future__ import annotations
 

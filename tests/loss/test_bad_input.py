@@ -1,4 +1,4 @@
-"""Every misuse ends in one sentence that names the argument and what is wanted."""
+"""Every misuse raises an error of one sentence that names the argument and what is wanted."""
 
 from __future__ import annotations
 

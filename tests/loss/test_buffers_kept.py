@@ -1,4 +1,4 @@
-"""`check` and `attribute` leave every buffer as it was, whatever kind of module holds it."""
+"""`check` and `attribute` leave every buffer unchanged, whatever module holds it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies and pickles of a model and of its loss: a model's are without hooks, a loss's have their own."""
+"""Copies and pickles of a model and its loss: copies of the model have no hooks, copies of the loss their own."""
 
 from __future__ import annotations
 

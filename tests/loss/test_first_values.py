@@ -1,4 +1,4 @@
-"""The first call looks at values once: what makes the loss useless at every step is told, at the user's line."""
+"""The first call checks values once and warns, at the user's line, of those that make the loss useless."""
 
 from __future__ import annotations
 

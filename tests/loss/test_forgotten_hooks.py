@@ -1,4 +1,4 @@
-"""A PALLoss that nobody holds any more leaves no hook on the model, and neither keeps the other alive."""
+"""A PALLoss that is no longer referenced leaves no hook on the model, and neither keeps the other alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss moves the weights, below the layer and above it, by the reference's double backward."""
+"""The loss's gradients of the weights, below and above the layer, equal those of the reference's double backward."""
 
 from __future__ import annotations
 

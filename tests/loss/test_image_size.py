@@ -1,4 +1,4 @@
-"""Where landmarks lie is known from the image of this very forward, or not at all."""
+"""The image size for landmarks is taken from the images of the same forward, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inner gradient is torch.autograd.grad's, whichever way it takes."""
+"""The inner gradient equals that of torch.autograd.grad, whichever way it is computed."""
 
 from __future__ import annotations
 

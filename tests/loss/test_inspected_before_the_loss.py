@@ -1,4 +1,4 @@
-"""What looks at the model between its forward and the loss leaves the loss what that forward captured."""
+"""Inspecting the model between its forward and the loss leaves the captured forward to the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample whose label is none of the classes counts nothing, whatever couples it with the others."""
+"""A sample whose label is not a class contributes nothing, even if the model couples it with the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`check` and `attribute` run the model themselves, whatever it takes and returns: objects, dicts and tuples too."""
+"""`check` and `attribute` run the model themselves, whatever it accepts and returns: objects, dicts and tuples, too."""
 
 from __future__ import annotations
 

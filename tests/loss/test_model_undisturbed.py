@@ -1,4 +1,4 @@
-"""The model is the same model: same state_dict, and nothing is captured when nothing is trained."""
+"""The model is unchanged: same state_dict, and nothing is captured when nothing is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step on a GPU is the step on the CPU, by either backend, and the host never waits for it."""
+"""A step on a GPU equals the step on the CPU, with either backend, and the host never waits for the GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PALLoss adds to a step in Python, beside the bare double backward."""
+"""The Python overhead of PALLoss per step over the bare double backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of which only parts are called: no forward of it begins, so the layer's latest run is the one that counts."""
+"""If only parts of a model are called, its forward never begins, and the layer's latest run is the one used."""
 
 from __future__ import annotations
 

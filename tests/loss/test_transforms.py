@@ -1,4 +1,4 @@
-"""A model under a PALLoss goes through the transforms of torch.func as it does without."""
+"""torch.func's transforms of a model under a PALLoss give the same results as without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that attend, prepared by prepare_head: whatever library they are of, the step is the same."""
+"""Attention layers of any library, prepared by prepare_head: the training step stays the same."""
 
 from __future__ import annotations
 

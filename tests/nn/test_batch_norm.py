@@ -1,4 +1,4 @@
-"""pal_fast.nn.BatchNorm against PyTorch's own in float64: values, first and second derivative, running statistics."""
+"""pal_fast.nn.BatchNorm against PyTorch's in float64: values, first and second derivatives, running statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BatchNorm's CUDA operators on a GPU; tests/cuda/test_batch_norm.py executes their source on the CPU."""
+"""BatchNorm's CUDA operators on a GPU; tests/cuda/test_batch_norm.py runs their source on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton batch normalisation: its results in the interpreter, and that the compiler takes it (no GPU needed)."""
+"""Triton batch normalisation: its results in the interpreter, and that it compiles (no GPU needed)."""
 
 from __future__ import annotations
 

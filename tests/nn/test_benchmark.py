@@ -1,4 +1,4 @@
-"""The benchmark of the step runs, and refuses to show a time for a step whose gradients are wrong."""
+"""The step benchmark runs, and shows no time for a step whose gradients are wrong."""
 
 from __future__ import annotations
 

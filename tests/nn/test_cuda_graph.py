@@ -1,4 +1,4 @@
-"""The recipe of docs/performance_step.md: a whole training step in one CUDA graph, the same as the eager step."""
+"""The recipe of docs/performance_step.md: a whole training step in one CUDA graph equals the eager step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""prepare_head: which layers it replaces, that nothing else changes, and what a step then costs."""
+"""prepare_head: which layers it replaces, that nothing else changes, and the cost of a step afterwards."""
 
 from __future__ import annotations
 

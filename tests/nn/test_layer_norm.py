@@ -1,4 +1,4 @@
-"""pal_fast.nn.LayerNorm against PyTorch's own: derivatives, and that nothing is computed which nobody asked for."""
+"""pal_fast.nn.LayerNorm against PyTorch's: derivatives, and that nothing unrequested is computed."""
 
 from __future__ import annotations
 

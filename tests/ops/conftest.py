@@ -1,4 +1,4 @@
-"""The compiled backends of this machine: the CPU's always, CUDA's where there is a GPU."""
+"""The compiled backends of this machine: always the CPU's, and CUDA's if there is a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PyTorch asks of an operator: schema, fakes, autograd, first derivatives, and an error for the second."""
+"""PyTorch's requirements for operators: schema, fakes, autograd, first derivatives, and an error for the second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled heatmap and its gradients against the float64 reference, every option beside every other."""
+"""The compiled heatmap and its gradients against the float64 reference, with all options combined."""
 
 from __future__ import annotations
 

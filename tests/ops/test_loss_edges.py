@@ -1,4 +1,4 @@
-"""Where the compiled loss could go wrong beside the plain grid: degenerate input, scale, range, free channels."""
+"""Edge cases of the compiled loss beyond the grid of options: degenerate input, scale, range, free channels."""
 
 from __future__ import annotations
 

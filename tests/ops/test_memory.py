@@ -1,4 +1,4 @@
-"""Forward and backward of the loss need little beside the inputs and their gradients."""
+"""Forward and backward of the loss need little memory besides the inputs and their gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An operator called directly with wrong arguments says which, what was given and what is wanted, and never crashes."""
+"""An operator called directly with wrong arguments says which, what was given and what is wanted, without crashing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for any input: bounds, invariances, finiteness. hypothesis picks the shapes and the options."""
+"""Properties that hold for any input: bounds, invariances, finiteness. hypothesis picks the shapes and the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same bits every time, for any number of threads; the same values from every instruction set."""
+"""The same bits in every run and for any number of threads; the same values for every instruction set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `import pal_fast` costs and needs."""
+"""What `import pal_fast` costs and requires."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data flows one way: no module imports one that stands to its right (DESIGN 6)."""
+"""Dependencies point one way: no module imports one that stands to its right (DESIGN 6)."""
 
 from __future__ import annotations
 

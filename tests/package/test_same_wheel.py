@@ -1,4 +1,4 @@
-"""The check that the sdist's wheel is the installed one (support/same_wheel.py) sees every difference."""
+"""The check that the sdist's wheel equals the installed one (support/same_wheel.py) detects every difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The source distribution holds what the wheel, the tests, the benchmarks and the documentation are made from."""
+"""The source distribution holds everything needed for the wheel, the tests, the benchmarks and the documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One place defines each version; where a file cannot refer to that place, it must say the same."""
+"""Each version is defined in one place; files that cannot refer to it must agree with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference's derivatives, first and second, against finite differences in float64."""
+"""The reference's first and second derivatives against finite differences in float64."""
 
 from __future__ import annotations
 

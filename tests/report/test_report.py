@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing else, says what the runs' files say, and trusts no name."""
+"""The report: a self-contained page, faithful to the runs' files, with every name escaped."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_one_run_is_compared_with_its_beginning_and_may_be_under_way(runs, tmp_p
     assert cli.main(["report", str(copy)]) == 0
     assert str(copy / "report.html") in capsys.readouterr().out
     text = (copy / "report.html").read_text()
-    assert "2 of 3, under way" in text
+    assert "2 of 3, in progress" in text
     (comparison,) = comparisons(read_runs([copy]))
     assert [column.title for column in comparison.columns] == ["before training", "epoch 1", "epoch 3"]
     assert len(Page(text).of("article")) == 8
@@ -175,7 +175,7 @@ def test_a_run_without_a_layer_or_a_gallery_has_a_page(tmp_path):
 
 def test_what_is_no_run_is_named(runs, tmp_path, capsys):
     for words, said in (
-        ([str(tmp_path)], "is no run of pal-fast train"),
+        ([str(tmp_path)], "is not a run of pal-fast train"),
         ([str(runs[0]), str(runs[0])], "each folder once, got"),
         ([str(runs[0]), "-o", str(tmp_path / "absent" / "report.html")], "there is no folder"),
     ):
@@ -184,7 +184,7 @@ def test_what_is_no_run_is_named(runs, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(runs[1], broken)
     (broken / "gallery" / "epoch_0003.npz").write_bytes(b"no zip file")
-    with pytest.raises(ValueError, match=r"epoch_0003\.npz is no gallery file"):
+    with pytest.raises(ValueError, match=r"epoch_0003\.npz is not a gallery file"):
         write_report([broken])
     assert not (broken / "report.html").exists()
     (broken / "history.json").write_text("[]")

@@ -1,1 +1,1 @@
-"""Helpers shared by the tests' rooms."""
+"""Helpers shared by the test folders."""

@@ -1,4 +1,4 @@
-"""Real backbones at their real size, and one training step of each against the judge."""
+"""Real backbones at full size, and one training step of each against the judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What batch normalisation's four operators are tried on, and what they return."""
+"""Test inputs of batch normalisation's four operators, and their results."""
 
 from __future__ import annotations
 

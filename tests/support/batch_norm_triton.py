@@ -1,6 +1,6 @@
-"""Run as a script under TRITON_INTERPRET=1: the Triton batch normalisation beside the compiled one as JSON, or why not.
+"""Run as a script under TRITON_INTERPRET=1: compares Triton and compiled batch normalisation as JSON, or says why not.
 
-A process of its own, because triton settles at its first import whether it interprets.
+A separate process, because triton decides at its first import whether it interprets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The fenced code blocks of a Markdown page, with what HTML comments before them say of their running.
+"""The fenced code blocks of a Markdown page, with the HTML comments before them that control how they run.
 
-`<!-- not run: REASON -->` before a block keeps it from being run. `<!-- before: CODE -->` is run before the block: what
-a reader has at hand, and the page need not show. `<!-- check: CODE -->` is run where it stands: it calls what the
-blocks before it define, or asserts what the text says of them.
+`<!-- not run: REASON -->` before a block skips it. `<!-- before: CODE -->` is run before the block: definitions that a
+reader has and the page need not show. `<!-- check: CODE -->` is run at its position: it calls what the blocks before it
+define, or asserts what the text claims about them.
 """
 
 from __future__ import annotations

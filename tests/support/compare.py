@@ -1,4 +1,4 @@
-"""How close is close: relative L2 errors against the float64 reference, by the input's dtype (DESIGN 4)."""
+"""Tolerances: relative L2 errors against the float64 reference, by the input's dtype (DESIGN 4)."""
 
 from __future__ import annotations
 

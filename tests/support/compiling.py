@@ -1,4 +1,4 @@
-"""Steps compiled as users compile them."""
+"""Training steps compiled as users compile them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads for second_order="finite_difference": with one kink in the middle, and the loss on them."""
+"""Heads for second_order="finite_difference", with one kink in the middle, and the loss on them."""
 
 from __future__ import annotations
 

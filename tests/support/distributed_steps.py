@@ -1,4 +1,4 @@
-"""What the processes of `tests/training_loops/test_distributed.py` run."""
+"""The code run by the processes of `tests/training_loops/test_distributed.py`."""
 
 from __future__ import annotations
 

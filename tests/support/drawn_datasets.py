@@ -1,6 +1,6 @@
 """Small copies of the public data sets: JPEG files of drawn faces in exactly their layouts, with annotation files.
 
-Every writer returns the faces and, for each image's name below the root, the landmarks in pixels of that file.
+Every writer returns the faces and, for each image's path relative to the root, the landmarks in pixels of that file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source, compiled for the CPU and run by the emulator in tests/cuda/emulator.
+"""The CUDA kernels' source, compiled for the CPU and run by the emulator in tests/cuda/emulator.
 
 `operators()` puts the emulated kernels behind the operators' own schemas, in the namespace `pal_fast_emulated`, with
 the fakes and the autograd of `pal_fast.ops`: a test calls them as it would call the real ones on a GPU.

@@ -1,4 +1,4 @@
-"""Which GPU the tests run on."""
+"""The GPU that the tests run on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pal_fast as pip installed it."""
+"""pal_fast as installed by pip."""
 
 from __future__ import annotations
 

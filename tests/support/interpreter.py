@@ -1,7 +1,7 @@
 """A process in which triton interprets its kernels on the CPU, started once; test functions run inside it.
 
-Triton settles at its first import whether it interprets, so that a test process which may have imported it, or will
-compile with it, cannot.
+Triton decides at its first import whether it interprets, so a test process that may have imported it already, or will
+compile with it, cannot do this.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether triton's interpreter works beside the numpy that is installed. Imported where triton interprets."""
+"""Whether triton's interpreter works with the installed numpy. Imported where triton interprets."""
 
 from __future__ import annotations
 

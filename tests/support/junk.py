@@ -1,4 +1,4 @@
-"""Values of every kind that a caller may hand in by mistake, and what must become of each."""
+"""Values of every kind that a caller may pass by mistake, and the expected outcome for each."""
 
 from __future__ import annotations
 

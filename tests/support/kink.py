@@ -1,4 +1,4 @@
-"""Input of a batch normalisation that rounding cannot carry over the kink of the ReLU after it."""
+"""Inputs of a batch normalisation that rounding cannot move across the kink of the ReLU after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random problems for the fused loss, made from a dict of options, and their solution by the float64 reference."""
+"""Random problems for the fused loss from a dict of options, and their solution by the float64 reference."""
 
 from __future__ import annotations
 

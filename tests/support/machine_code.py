@@ -1,4 +1,4 @@
-"""The machine code of the built extension's kernels, as cuobjdump disassembles it."""
+"""The machine code of the built extension's kernels, disassembled by cuobjdump."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each of the two processes of tests/metrics runs; here, because a started process can import it."""
+"""What each of the two processes of tests/metrics runs; a separate module, so that a spawned process can import it."""
 
 from __future__ import annotations
 

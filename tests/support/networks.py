@@ -1,4 +1,4 @@
-"""Small networks, and what they must come to: the plain eager float64 double backward."""
+"""Small networks, and their expected gradients: the plain eager float64 double backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many operators a piece of code calls."""
+"""Counts the operator calls of a piece of code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the reader of a page has at hand: a model with layers like a ResNet's, and a loader of annotated images."""
+"""The names available to a page's code blocks: a model with layers like a ResNet's, a loader of annotated images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few cases in which every two values of every two options meet at least once."""
+"""A small set of cases in which every two values of every two options occur together at least once."""
 
 from __future__ import annotations
 

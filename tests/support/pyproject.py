@@ -1,4 +1,4 @@
-"""pyproject.toml as the tests read it."""
+"""pyproject.toml as parsed for the tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What Quantus says of some maps: written to tests/metrics/quantus.json, which the tests compare with.
+"""Computes Quantus's results for some maps: writes tests/metrics/quantus.json, with which the tests compare.
 
-Quantus brings OpenCV and scikit-learn along, so it is not in the extra `test`. Run this in an environment that has
-it, from the source tree, after Quantus has changed:
+Quantus depends on OpenCV and scikit-learn, so it is not in the extra `test`. Run this in an environment that has
+it, from the source tree, when Quantus has changed:
 
     pip install quantus && PYTHONPATH=tests python -m support.quantus_figures
 """

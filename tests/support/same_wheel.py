@@ -1,6 +1,6 @@
-"""Whether a wheel is the one that is installed: `python tests/support/same_wheel.py WHEEL`.
+"""Whether a wheel equals the installed one: `python tests/support/same_wheel.py WHEEL`.
 
-Compares the hash of every file, as the wheel's RECORD and the installed one state it.
+Compares the hashes of all files in the wheel's RECORD with those in the installed one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trainings of the drawn faces that take about a second, in this process or started as a command."""
+"""Training runs on the drawn faces that take about a second, in this process or as a command."""
 
 from __future__ import annotations
 

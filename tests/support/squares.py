@@ -1,4 +1,4 @@
-"""The smallest subject of a benchmark: the square of a matrix, by peers that are right, wrong or fail."""
+"""The smallest subject of a benchmark: the square of a matrix, by peers that are right, wrong or failing."""
 
 from __future__ import annotations
 

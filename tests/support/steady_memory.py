@@ -1,6 +1,6 @@
-"""Ten thousand steps with the loss, in a process of its own, whose heap no earlier test has cut into pieces.
+"""Ten thousand steps with the loss, in a separate process, whose heap is not fragmented by earlier tests.
 
-Prints the growth over the last nine thousand: tensors that Python holds, and bytes a step that the process takes.
+Prints the growth over the last nine thousand: tensors held by Python, and bytes per step of the process.
 """
 
 from __future__ import annotations

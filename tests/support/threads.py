@@ -1,4 +1,4 @@
-"""How many threads PyTorch computes with, inside a test."""
+"""Sets the number of threads that PyTorch uses inside a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of NVIDIA's toolkit this machine has, wherever it came from."""
+"""Which of NVIDIA's tools this machine has, from whatever source."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Compiles for an H100, without a GPU, exactly the kernels that the host code launches for given tensors.
 
-The interpreter runs Python: it takes variables that change their type in a loop, and whatever else triton's compiler
-refuses. So a launch is caught here, its arguments specialised as triton does, and the kernel compiled to a cubin.
+The interpreter runs Python: it accepts variables that change type in a loop, and other code that triton's compiler
+rejects. So launches are intercepted here, their arguments specialised as triton does, and kernels compiled to cubins.
 """
 
 from __future__ import annotations

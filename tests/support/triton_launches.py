@@ -1,4 +1,4 @@
-"""What the tests watch and bend about launches: how many there are, and in which order their programs run."""
+"""Observes and modifies launches: how many there are, and the order in which their programs run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where triton is not installed, the folder `tests/triton` must not pass for it when PyTorch looks for it."""
+"""If triton is not installed, keeps PyTorch from mistaking the folder `tests/triton` for it."""
 
 from __future__ import annotations
 

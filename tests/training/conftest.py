@@ -1,4 +1,4 @@
-"""Small trainings on drawn faces that take seconds on one core."""
+"""Small training runs on drawn faces that take seconds on one core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The config: checked, kept as a file, read back the same, and the same as the command line's options."""
+"""The config: validated, saved and read back unchanged, and in step with the command line's options."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_option_is_on_the_command_line():
         ({"data": "drawn", "augment": 1}, "augment must be true or false"),
         ({"data": "drawn", "pretrained": "yes", "weights": "a.pt"}, "give one of them"),
         ({"data": "folder", "landmarks": "m", "format": "xy"}, "did you mean 'x-y'"),
-        ({"data": "folder", "format": "x-y"}, "format is that of the landmarks' file"),
+        ({"data": "folder", "format": "x-y"}, "format applies to the landmarks' file"),
         ({}, "data must be one of"),
     ],
 )

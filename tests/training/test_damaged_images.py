@@ -1,4 +1,4 @@
-"""An image that is damaged in its middle: found before the training on request, else named in one line by the epoch."""
+"""An image damaged in its middle: found before training on request, else reported in one line during the epoch."""
 
 from __future__ import annotations
 

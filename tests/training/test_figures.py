@@ -1,4 +1,4 @@
-"""The figures of the training's own images: means over those that they are of."""
+"""The figures on the training images: means over the images to which they apply."""
 
 from __future__ import annotations
 
@@ -93,5 +93,5 @@ def test_a_checkpoint_with_other_figures_is_refused_by_name(config, tmp_path):
     folder = RunFolder(tmp_path / "run")
     state = read_state(folder.checkpoint, "checkpoint")
     write_state(folder.checkpoint, state | {"sums": state["sums"][:4]})
-    with pytest.raises(ValueError, match=r"checkpoint\.pt was written by a version of pal_fast that kept other fig"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt was written by a version of pal_fast with other fig"):
         resume(folder, nn.Identity(), None, None, 1)

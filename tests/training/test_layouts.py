@@ -1,4 +1,4 @@
-"""Trainings and evaluations on JPEG files in the public data sets' layouts, with their own kinds of landmarks."""
+"""Training and evaluation on JPEG files in the public data sets' layouts, with their own kinds of landmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who looks at a network leaves each of its modules in the mode it had, whole model in one mode or not."""
+"""Functions that inspect a network restore each module's mode, even if modules are in different modes."""
 
 from __future__ import annotations
 

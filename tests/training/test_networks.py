@@ -1,4 +1,4 @@
-"""Networks by name, and weights only from where they are: what is loaded, and what is not, is said."""
+"""Networks by name and the sources of their weights, with messages about what is loaded and what is not."""
 
 from __future__ import annotations
 
@@ -163,7 +163,11 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
     torch.save({"encoder.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
     (tmp_path / "junk.pt").write_bytes(b"junk")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name, said in (("other", "nothing in .* fits the network"), ("junk", "no readable"), ("list", "no state_dict")):
+    for name, said in (
+        ("other", "nothing in .* matches the network"),
+        ("junk", "not a readable"),
+        ("list", "no state_dict"),
+    ):
         with pytest.raises(ValueError, match=rf"weights: .*{said}|weights: {said}"):
             begin("small", 7, 32, weights=str(tmp_path / f"{name}.pt"))
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):

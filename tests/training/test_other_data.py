@@ -1,4 +1,4 @@
-"""A trained network on another data set: classes go by their names, in whatever order each data set has them."""
+"""A trained network on another data set: classes are matched by name, whatever their order there."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_labels_of_a_data_set_with_another_order_are_taken_by_name(folder):
     assert [rafdb[label] for label in found.labels] == names
     for row, name in enumerate(rafdb):
         assert found.confusion[row].sum() == names.count(name)
-    assert "affectnet has the classes in another order; its labels are taken by name" in lines
+    assert "affectnet has the classes in another order; its labels are matched by name" in lines
 
 
 def test_other_classes_are_refused_with_both_lists(folder, capsys):

@@ -1,4 +1,4 @@
-"""A run that is killed goes on as if nothing had happened: same weights, bit for bit, in one process and in two."""
+"""A killed run resumes as if nothing had happened: the same weights, bit for bit, in one process and in two."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_another_number_of_processes_is_told(tmp_path):
     state = read_state(checkpoint, "checkpoint")
     assert state["processes"] == 1
     write_state(checkpoint, state | {"processes": 4})
-    with pytest.warns(UserWarning, match="was trained in 4 processes until now and goes on in 1"):
+    with pytest.warns(UserWarning, match="was trained in 4 processes and resumes in 1"):
         train(config, tmp_path / "run", say=quiet)
     assert read_state(checkpoint, "checkpoint")["processes"] == 1
 
@@ -236,13 +236,13 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     path = tmp_path / "checkpoint.pt"
     for content in (b"", b"no zip file", b"<!doctype html>", pickle.dumps(Path("code"))):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"checkpoint\.pt is no readable file") as refusal:
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable file") as refusal:
             read_state(path, "checkpoint")
         # torch's own error is long, and advises to load the file without protection.
         assert "weights_only" not in str(refusal.value)
         assert "\n" not in str(refusal.value)
     torch.save({"kind": "checkpoint", "value": Path("code")}, path)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is no readable file of tensors, so it is no checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable file of tensors, so it is no checkpoint"):
         read_state(path, "checkpoint")
     torch.save({"kind": "model"}, path)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of pal-fast train"):

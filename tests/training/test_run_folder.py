@@ -1,4 +1,4 @@
-"""What a run's folder is asked when a run is begun, gone on with or given up in it."""
+"""The checks of a run's folder when a run is started, resumed or abandoned in it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_parts_of_one_image_that_batch_statistics_cannot_take_are_refused_by_opt
 
     monkeypatch.setattr(networks, "SmallNetwork", OneCell)
     config = TrainingConfig(**SMALL | {"gallery": 0, "epochs": 1} | given)
-    with pytest.raises(ValueError, match=r"batch: a BatchNorm of small sees a single value .*: take a larger batch"):
+    with pytest.raises(ValueError, match=r"batch: a BatchNorm of small sees a single value .*: use a larger batch"):
         train(config, tmp_path / "run", say=quiet)
     assert not (tmp_path / "run").exists()
     train(replace(config, batch=16, accumulate=8), tmp_path / "run", say=quiet)

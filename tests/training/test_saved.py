@@ -1,4 +1,4 @@
-"""After training the loss is gone: evaluation, the saved weights and what is exported know nothing of it."""
+"""After training, nothing of the loss remains in the evaluation, the saved weights or the exported program."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_evaluated_is_named(runs, tmp_path, capsys):
     for words, said in (
         ([str(tmp_path)], "holds no model.pt, so it is no run"),
         ([str(tmp_path / "absent")], "there is no file or folder"),
-        ([str(runs / "pal"), "--data", "rafdb"], "root is needed: the folder of rafdb"),
+        ([str(runs / "pal"), "--data", "rafdb"], "root is required: the folder of rafdb"),
         ([str(runs / "pal"), "--split", "tset"], "did you mean 'test'"),
     ):
         assert cli.main(["evaluate", *words]) == 2
@@ -215,5 +215,5 @@ def test_the_commands_print_and_write(runs, tmp_path, capsys):
     assert cli.main(["export", str(runs / "plain"), "-o", str(tmp_path / "model.pt2")]) == 0
     said = capsys.readouterr().out
     assert "images (B, 3, 32, 32) to logits of 7 classes" in said
-    assert "that are normalised already, by channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in said
+    assert "already normalised per channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in said
     assert (tmp_path / "model.pt2").exists()

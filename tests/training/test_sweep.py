@@ -1,4 +1,4 @@
-"""The sweep: every combination once, resumable, and statistics that are SciPy's."""
+"""The sweep: every combination once, resumable, with statistics equal to SciPy's."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_every_condition_is_tried_before_the_first_run(tmp_path, monkeypatch):
     monkeypatch.setattr("pal_fast.training.sweeping.train", None)  # nothing is trained
     base = TrainingConfig(**BASE.to_mapping() | {"size": 8})
     plan = Plan(("grad_input",), ("mean", "half"), ("body", "head.3", "stem"), (1.0,), (0, 1))
-    with pytest.raises(ValueError, match="5 of 7 conditions cannot be trained, and no run is begun") as error:
+    with pytest.raises(ValueError, match="5 of 7 conditions cannot be trained, so no run is started") as error:
         sweep(base, plan, tmp_path / "sweep", say=quiet)
     said = str(error.value)
     assert "layer: on a step of noise, the loss at layer 'head.3' is 0 for every sample" in said

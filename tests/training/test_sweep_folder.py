@@ -1,4 +1,4 @@
-"""A sweep's folder over several calls: what is complete stays in the tables, whatever a later call asks for."""
+"""A sweep's folder over several calls: complete runs stay in the tables, whatever a later call asks for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def test_a_call_with_fewer_conditions_and_more_seeds_keeps_the_runs_that_are_the
     lines: list[str] = []
     later = sweep(BASE, plan(seeds=(0, 2)), tmp_path, say=lines.append)
     assert any(
-        line.startswith("in the tables also 4 runs of earlier calls: baseline-seed1, body-grad_input-half-w1-seed0")
+        line.startswith(
+            "the tables also include 4 runs of earlier calls: baseline-seed1, body-grad_input-half-w1-seed0"
+        )
         for line in lines
     )
     after = {row["channels"]: row for row in table(tmp_path)}

@@ -1,4 +1,4 @@
-"""A training: what it computes, what it records, and that it can be repeated."""
+"""Training: what it computes, what it records, and that it is reproducible."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_network_with_hardsigmoid_trains_and_is_told_to_have_got_its_twin(tmp_
     result = train(TrainingConfig(**options), tmp_path / "run", say=lines.append)
     assert result["alignment"]["features.8"]["pearson"] is not None
     (said,) = [line for line in lines if "Hardsigmoid" in line]
-    assert said == "9 Hardsigmoid of mobilenet_v3_small are replaced by their twice differentiable twin: same values"
+    assert said == "9 Hardsigmoid of mobilenet_v3_small are replaced by a twice differentiable equivalent: same values"
     # Nothing of it is in what is left: the network is the library's own.
     plain = build_network("mobilenet_v3_small", 7, 64)
     plain.load_state_dict(weights(tmp_path / "run"))
@@ -230,7 +230,7 @@ def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
             {"root": "count=2,size=32"},
             r"classes have no training image: .*; add images, or leave .*\(--classes N",
         ),
-        ({"limit": 5, "batch": 4}, r"no training image: .*; add images, take a limit \(--limit\) above 5, or leave"),
+        ({"limit": 5, "batch": 4}, r"no training image: .*; add images, set limit \(--limit\) above 5, or leave"),
         ({"layer": ("boddy",)}, "did you mean 'body'"),
         ({"layer": ("boddy",), "weight": 0}, "did you mean 'body'"),
         ({"layer": ("head.5",)}, r"layer 'head.5'|head\.5"),
@@ -242,7 +242,7 @@ def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
             r"vit_b_32 does not run on images of 32 x 32 \(size\): Wrong image height",
         ),
         ({"weights": str(tmp_path / "absent.pt")}, r"absent\.pt"),
-        ({"data": "rafdb", "root": None}, "root is needed"),
+        ({"data": "rafdb", "root": None}, "root is required"),
         ({"data": "rafdb", "root": str(tmp_path / "absent")}, "absent"),
     ):
         with pytest.raises((ValueError, OSError, RuntimeError), match=said):

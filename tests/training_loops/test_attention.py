@@ -1,4 +1,4 @@
-"""Fused attention has no second derivative: MATH above the layer, the fast kernels below, and nothing left switched."""
+"""Fused attention has no second derivative: MATH above the layer, the fast kernels below, and settings restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a 4-dimensional output has its channels is told by the modules in and around it, not by shape alone."""
+"""The channel axis of a 4-dimensional output is inferred from the modules in and around it, not from shape alone."""
 
 from __future__ import annotations
 

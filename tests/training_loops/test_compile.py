@@ -1,4 +1,4 @@
-"""A whole step under torch.compile, and what cannot be compiled."""
+"""A whole step under torch.compile, and the cases that cannot be compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers below the attributed one compiled, the head eager: gradients, copies, pickles."""
+"""Compiled layers below the attributed one and an eager head: gradients, copies, pickles."""
 
 from __future__ import annotations
 

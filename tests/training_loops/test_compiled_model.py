@@ -1,4 +1,4 @@
-"""A loss on a model of which torch.compile compiled more than it may: refused with the way out, or right."""
+"""A loss on a model of which torch.compile compiled too much: rejected with a remedy, or right."""
 
 from __future__ import annotations
 

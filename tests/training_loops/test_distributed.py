@@ -1,4 +1,4 @@
-"""DistributedDataParallel, FSDP2 and SyncBatchNorm in two processes, each step against the float64 judge."""
+"""DistributedDataParallel, FSDP2 and SyncBatchNorm in two processes, each step checked by the float64 judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pal-fast doctor` lists layers and judges the chosen one."""
+"""`pal-fast doctor` lists layers and checks the chosen one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_hardsigmoid_is_replaced_and_it_is_told_how_in_a_loop_of_ones_own(model,
     layer = "middle" if ":" in model else "features.8"
     assert main(["doctor", model, "--image-size", "64", "--layer", layer]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"\d+ Hardsigmoid of .* are replaced by their twice differentiable twin", text)
+    assert re.search(r"\d+ Hardsigmoid of .* are replaced by a twice differentiable equivalent", text)
     assert "pal-fast train does it too; in a loop of your own call pal_fast.nn.replace_hardsigmoid(model)" in text
     assert "no problem found" in text
 
@@ -208,7 +208,7 @@ def listed(capsys, *arguments):
 
 
 def test_layers_whose_map_no_gradient_reaches_are_left_out_by_name(monkeypatch, capsys):
-    """Behind the last attention of a ViT that pools its class token, the patches lead nowhere."""
+    """After the last attention of a ViT that pools its class token, the patch tokens do not reach the logits."""
     monkeypatch.setattr(sys.modules["some_networks"], "small", Tokens)
     names, text = listed(capsys, "some_networks:small", "--image-size", "16")
     assert {"patches", "blocks.0", "blocks.1"} <= set(names)

@@ -1,4 +1,4 @@
-"""Finite differences at kinks: both passes stay on the main pass's side; what cannot be kept there is refused."""
+"""Finite differences at kinks: both passes stay on the main pass's side, or are rejected if they cannot."""
 
 from __future__ import annotations
 

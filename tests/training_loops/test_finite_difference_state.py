@@ -1,4 +1,4 @@
-"""Finite differences of heads that change: modules with state, checkpoints, and what begins in place."""
+"""Finite differences of heads that change: modules with state, checkpoints, and heads that start in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of docs/integrations as they stand in the docs: they run, they train, they are short."""
+"""The examples of docs/integrations, taken from the docs: they run, they train, they are short."""
 
 from __future__ import annotations
 

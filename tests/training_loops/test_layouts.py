@@ -1,4 +1,4 @@
-"""Tokens and channels-last images become (B, C, H, W): views, which are copied only behind a class token."""
+"""Tokens and channels-last images become (B, C, H, W) views, which are copied only after a class token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pal.check` finds what is wrong at a layer, and leaves the model as it was."""
+"""`pal.check` finds problems at a layer, and leaves the model unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has no second derivative, or is unsound, is refused by name with the way out; in-place layers are told of."""
+"""Layers without a second derivative, or unsound ones, are rejected by name with a remedy; in-place ones reported."""
 
 from __future__ import annotations
 

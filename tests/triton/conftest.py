@@ -1,4 +1,4 @@
-"""Tests that take `device` run twice: in the interpreter, in a process of its own, and on a GPU if there is one."""
+"""Tests that take `device` run twice: in the interpreter, in a separate process, and on a GPU if there is one."""
 
 from __future__ import annotations
 

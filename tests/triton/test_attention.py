@@ -1,4 +1,4 @@
-"""The Triton kernels of attention against their operators in float64, and the attention that they make up."""
+"""The Triton attention kernels against their operators in float64, and the attention composed of them."""
 
 from __future__ import annotations
 

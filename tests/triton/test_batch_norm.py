@@ -1,4 +1,4 @@
-"""Triton's batch normalisation: how a layer is cut and how often it is read, and that one read is exact enough."""
+"""Triton's batch normalisation: how a layer is tiled and how often it is read, and that one read is accurate enough."""
 
 from __future__ import annotations
 

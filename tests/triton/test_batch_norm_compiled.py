@@ -1,4 +1,4 @@
-"""Triton's batch normalisation as machine code for sm_90: what a thread asks memory for before it has to wait."""
+"""Triton's batch normalisation as machine code for sm_90: the loads that a thread issues before it has to wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiler takes every kernel, for sm_90, and the layers are read 16 bytes at a time. No GPU is needed."""
+"""Every kernel compiles for sm_90, and layers are read 16 bytes at a time. No GPU is needed."""
 
 from __future__ import annotations
 

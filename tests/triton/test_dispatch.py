@@ -1,4 +1,4 @@
-"""Which backend runs, and the reason for each that cannot: every reason there is, told without the machine for it."""
+"""Which backend runs, and why each of the others cannot: every reason, tested without the machine for it."""
 
 from __future__ import annotations
 

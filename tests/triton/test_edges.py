@@ -1,4 +1,4 @@
-"""Where the Triton loss could go wrong beside the plain grid of options: degenerate input, scale, order, launches."""
+"""Edge cases of the Triton loss beyond the grid of options: degenerate input, scale, order, launches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton heatmap and its gradients against the float64 reference, every option beside every other."""
+"""The Triton heatmap and its gradients against the float64 reference, with all options combined."""
 
 from __future__ import annotations
 

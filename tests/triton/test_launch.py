@@ -1,4 +1,4 @@
-"""What the host keeps between launches, and how it cuts a layer: plain Python, tested without a launch."""
+"""What the host caches between launches, and how it tiles a layer: plain Python, tested without a launch."""
 
 from __future__ import annotations
 

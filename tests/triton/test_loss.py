@@ -1,4 +1,4 @@
-"""The Triton loss against the float64 reference: every option meets every other, in the interpreter and on a GPU."""
+"""The Triton loss against the float64 reference, for every pair of options, in the interpreter and on a GPU."""
 
 from __future__ import annotations
 

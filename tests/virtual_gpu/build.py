@@ -1,7 +1,7 @@
-"""Builds what the virtual GPU needs: in tests/, `python -m virtual_gpu.build DIRECTORY`, beside PyTorch and nvcc.
+"""Builds the virtual GPU: in tests/, `python -m virtual_gpu.build DIRECTORY`, with PyTorch and nvcc installed.
 
-DIRECTORY then holds libtorch_cuda.so, which executes PTX; the extension, the same object files as the wheel's linked to
-it in place of CUDA's runtime; and the extension's PTX.
+DIRECTORY then holds libtorch_cuda.so, which executes PTX; the extension, linked from the wheel's object files against
+it instead of CUDA's runtime; and the extension's PTX.
 """
 
 from __future__ import annotations

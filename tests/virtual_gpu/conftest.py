@@ -1,4 +1,4 @@
-"""The virtual GPU, built, and kernels launched on it."""
+"""Builds the virtual GPU, and launches kernels on it."""
 
 from __future__ import annotations
 

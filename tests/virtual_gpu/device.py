@@ -1,6 +1,6 @@
-"""PyTorch's side of the virtual GPU: operators on its tensors run as they do on the CPU, in the same memory.
+"""PyTorch's side of the virtual GPU: operators on its tensors run on the CPU, in the same memory.
 
-`install()` makes `torch.cuda` find one device, in a PyTorch built without CUDA. pal_fast's own operators go to the CUDA
+`install()` makes `torch.cuda` report one device, in a PyTorch built without CUDA. pal_fast's operators call the CUDA
 kernels of the extension, whose PTX the virtual GPU executes.
 """
 

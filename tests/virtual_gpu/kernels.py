@@ -1,4 +1,4 @@
-"""Kernels in PTX with known faults, so that the virtual GPU is seen to find them."""
+"""PTX kernels with known faults, to show that the virtual GPU finds them."""
 
 from __future__ import annotations
 

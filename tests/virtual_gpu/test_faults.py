@@ -1,4 +1,4 @@
-"""The virtual GPU executes PTX rightly, and finds what is wrong with kernels that are wrong."""
+"""The virtual GPU executes PTX correctly, and finds the faults of faulty kernels."""
 
 from __future__ import annotations
 

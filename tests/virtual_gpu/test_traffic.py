@@ -1,4 +1,4 @@
-"""What the kernels ask of memory, counted: a layer is read once, its gradients are written once, in whole sectors."""
+"""The kernels' memory traffic, counted: a layer is read once, its gradients are written once, in whole sectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Triton makes of tl.dot for sm_90, in every order of its matrices in memory, agrees with a plain product."""
+"""Triton's code for tl.dot on sm_90, for every memory order of the matrices, agrees with a plain product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""wgmma on the virtual GPU agrees with a plain product, and what is wrong around it is found."""
+"""wgmma on the virtual GPU agrees with a plain product, and faults around it are found."""
 
 from __future__ import annotations
 

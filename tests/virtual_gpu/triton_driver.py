@@ -1,6 +1,6 @@
 """Triton's driver for the virtual GPU: kernels are compiled as for an H100, and their PTX is executed.
 
-PAL_FAST_VIRTUAL_ARCHITECTURE is what they are compiled for: sm_90, if nothing else is said, or sm_80.
+PAL_FAST_VIRTUAL_ARCHITECTURE is the target architecture: sm_90 by default, or sm_80.
 """
 
 from __future__ import annotations

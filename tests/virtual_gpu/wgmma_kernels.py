@@ -1,7 +1,7 @@
-"""A product of matrices by wgmma in PTX, right or with one known fault, and its matrices as shared memory holds them.
+"""Matrix products by wgmma in PTX, right or with one known fault, and their matrices as laid out in shared memory.
 
-A warpgroup copies the image of A [64, depth] and B [depth, 64] to shared memory, multiplies, and stores its
-accumulators, 32 to a thread.
+A warpgroup copies the layouts of A [64, depth] and B [depth, 64] to shared memory, multiplies, and stores its
+accumulators, 32 per thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures: maps lie where the heatmap says, landmarks where their pixels are, colours mean what is stated."""
+"""Pictures: maps lie where the heatmap says, landmarks on their pixels, and colours mean what is stated."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_grid_refuses_what_does_not_match() -> None:
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match="'heatmap' must hold one entry for each of the 2"):
         attribution_grid(images, {"heatmap": torch.zeros(3, 4, 4)})
-    with pytest.raises(ValueError, match="no row"):
+    with pytest.raises(ValueError, match=r"captions must name rows, got .*attention"):
         attribution_grid(images, {"heatmap": torch.zeros(2, 4, 4)}, captions={"attention": ["a", "b"]})
     with pytest.raises(ValueError, match="at least one image"):
         attribution_grid(images[:0], {})
