@@ -38,14 +38,14 @@ struct BatchNormAffine {
 };
 
 #ifdef __CUDACC__
-#define PAL_FAST_BOTH __host__ __device__
+#define PAL_FAST_HOST_DEVICE __host__ __device__
 #else
-#define PAL_FAST_BOTH
+#define PAL_FAST_HOST_DEVICE
 #endif
 
 // dx as a function of G and xc. Outside training the statistics are constants and M does not matter.
 template <typename T>
-[[nodiscard]] PAL_FAST_BOTH inline BatchNormAffine<T> batch_norm_backward_of(bool training, T inverse_count, T weight,
+[[nodiscard]] PAL_FAST_HOST_DEVICE inline BatchNormAffine<T> batch_norm_backward_coefficients(bool training, T inverse_count, T weight,
                                                                              T r, T s0, T s1) {
   const T scale = weight * r;
   if (!training) {
@@ -55,7 +55,7 @@ template <typename T>
 }
 
 template <typename T>
-struct BatchNormSecond {
+struct BatchNormDoubleBackward {
   BatchNormAffine<T> grad_grad;   // of d_grad
   BatchNormAffine<T> grad_input;  // of d_input
   T grad_weight = 0;
@@ -64,11 +64,11 @@ struct BatchNormSecond {
 // The derivative of <v, dx> + u0 * s0 + u1 * s1 with respect to the gradient, the input and the weight.
 // v0, v1, vg = sum v, sum v z, sum v G.
 template <typename T>
-[[nodiscard]] PAL_FAST_BOTH inline BatchNormSecond<T> batch_norm_second_of(bool training, T inverse_count, T weight,
+[[nodiscard]] PAL_FAST_HOST_DEVICE inline BatchNormDoubleBackward<T> batch_norm_double_backward_coefficients(bool training, T inverse_count, T weight,
                                                                            T r, T s0, T s1, T u0, T u1, T v0, T v1,
                                                                            T vg) {
   const T scale = weight * r;
-  BatchNormSecond<T> second;
+  BatchNormDoubleBackward<T> second;
   if (!training) {
     second.grad_grad = {0, scale, u1 * r, u0};
     second.grad_input = {r * u1, 0, 0, 0};

@@ -37,9 +37,9 @@ struct Channels {
   int64_t count;
 
   explicit Channels(const BatchNormTensors& tensors)
-      : weight(read<T>(tensors.weight)),
-        bias(read<T>(tensors.bias)),
-        statistics(read<T>(tensors.statistics)),
+      : weight(data_or_null<T>(tensors.weight)),
+        bias(data_or_null<T>(tensors.bias)),
+        statistics(data_or_null<T>(tensors.statistics)),
         count(tensors.input.size(1)) {}
 
   [[nodiscard]] double weight_of(int64_t c) const { return weight ? static_cast<double>(weight[c]) : 1.0; }
@@ -63,8 +63,8 @@ struct Channels {
   pass.problem = problem;
   pass.storage = storage_of(tensors.input.scalar_type());
   pass.input = tensors.input.const_data_ptr();
-  pass.grad = read<void>(tensors.grad);
-  pass.grad_grad = read<void>(tensors.grad_grad);
+  pass.grad = data_or_null<void>(tensors.grad);
+  pass.grad_grad = data_or_null<void>(tensors.grad_grad);
   return pass;
 }
 
@@ -102,8 +102,8 @@ void statistics_of_batch(const BatchNormTensors& tensors, const BatchNormProblem
 template <typename T>
 void statistics_of_running(const BatchNormTensors& tensors, double eps, T* statistics) {
   const int64_t C = tensors.input.size(1);
-  const T* running_mean = read<T>(tensors.running_mean);
-  const T* running_variance = read<T>(tensors.running_variance);
+  const T* running_mean = data_or_null<T>(tensors.running_mean);
+  const T* running_variance = data_or_null<T>(tensors.running_variance);
   for (int64_t c = 0; c < C; ++c) {
     statistics[c] = running_mean[c];
     statistics[C + c] = static_cast<T>(1.0 / std::sqrt(static_cast<double>(running_variance[c]) + eps));
@@ -115,7 +115,7 @@ void forward(const BatchNormTensors& tensors, const BatchNormProblem& problem, c
   const std::vector<T> table = Channels<T>(tensors).table(Row::first_free);
   Pass pass = pass_of(tensors, problem);
   pass.table = table.data();
-  pass.output = written(output);
+  pass.output = mutable_data_or_null(output);
   passes().apply(pass, Map::forward);
 }
 
@@ -148,7 +148,7 @@ void backward(const BatchNormTensors& tensors, const BatchNormProblem& problem, 
     table[(Row::first_free + 1) * C + c] = static_cast<T>(of.of_input);
     table[(Row::first_free + 2) * C + c] = static_cast<T>(of.constant);
   }
-  pass.output = written(grad_input);
+  pass.output = mutable_data_or_null(grad_input);
   passes().apply(pass, Map::backward);
 }
 
@@ -161,8 +161,8 @@ void double_backward(const BatchNormTensors& tensors, const BatchNormProblem& pr
   Pass pass = pass_of(tensors, problem);
   pass.table = table.data();
   const std::vector<double> v = sums_of(pass, Sums::double_backward, 3);
-  const T* s = read<T>(tensors.sums);
-  const T* u = read<T>(tensors.grad_sums);
+  const T* s = data_or_null<T>(tensors.sums);
+  const T* u = data_or_null<T>(tensors.grad_sums);
   auto* to_weight = static_cast<T*>(grad_weight.mutable_data_ptr());
   const double inverse_count = 1.0 / static_cast<double>(problem.count());
   for (int64_t c = 0; c < C; ++c) {
@@ -178,8 +178,8 @@ void double_backward(const BatchNormTensors& tensors, const BatchNormProblem& pr
     }
     to_weight[c] = static_cast<T>(second.grad_weight);
   }
-  pass.output = written(grad_grad);
-  pass.second_output = written(grad_input);
+  pass.output = mutable_data_or_null(grad_grad);
+  pass.second_output = mutable_data_or_null(grad_input);
   passes().apply(pass, Map::double_backward);
 }
 

@@ -18,7 +18,7 @@ struct LandmarkTensors {
   const T* weights;     // [B, K] or null
 
   LandmarkTensors(const OptionalTensor& landmarks, const OptionalTensor& visible, const OptionalTensor& weights)
-      : points(read<T>(landmarks)), visible(read<bool>(visible)), weights(read<T>(weights)) {}
+      : points(data_or_null<T>(landmarks)), visible(data_or_null<bool>(visible)), weights(data_or_null<T>(weights)) {}
 
   [[nodiscard]] Landmarks<T> of(int64_t sample, int64_t count) const {
     const int64_t first = sample * count;

@@ -74,7 +74,7 @@ Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, 
                                                         image_width, sigma, combine, normalize);
   const Tensor heatmap = allocate_heatmap(landmarks, problem);
   const auto compute = [&]<typename T>() {
-    forward<T>(problem, LandmarkTensors<T>(landmarks, visible, weights), written<T>(heatmap));
+    forward<T>(problem, LandmarkTensors<T>(landmarks, visible, weights), mutable_data_or_null<T>(heatmap));
   };
   landmarks.scalar_type() == ScalarType::Double ? compute.operator()<double>() : compute.operator()<float>();
   return heatmap;
@@ -89,8 +89,8 @@ std::tuple<Tensor, Tensor> landmark_heatmap_backward(const Tensor& grad, const T
                                                                  image_height, image_width, sigma, combine, normalize);
   const auto gradients = allocate_heatmap_gradients(landmarks, need_landmarks, need_weights);
   const auto compute = [&]<typename T>() {
-    backward<T>(problem, LandmarkTensors<T>(landmarks, visible, weights), read<T>(grad),
-                written<T>(std::get<0>(gradients)), written<T>(std::get<1>(gradients)));
+    backward<T>(problem, LandmarkTensors<T>(landmarks, visible, weights), data_or_null<T>(grad),
+                mutable_data_or_null<T>(std::get<0>(gradients)), mutable_data_or_null<T>(std::get<1>(gradients)));
   };
   if (problem.batch * problem.landmarks > 0 && (need_landmarks || need_weights)) {
     landmarks.scalar_type() == ScalarType::Double ? compute.operator()<double>() : compute.operator()<float>();

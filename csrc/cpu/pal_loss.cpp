@@ -48,7 +48,7 @@ struct Samples {
   int64_t bytes;  // of one sample
 
   Samples(const OptionalTensor& activation_tensor, const OptionalTensor& gradient_tensor, const LossProblem& problem)
-      : activation(read<char>(activation_tensor)), gradient(read<char>(gradient_tensor)) {
+      : activation(data_or_null<char>(activation_tensor)), gradient(data_or_null<char>(gradient_tensor)) {
     bytes = problem.sample_elements() * layer_tensor(activation_tensor, gradient_tensor).element_size();
   }
 
@@ -260,10 +260,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pal_loss(const OptionalTensor& activa
                                            grouping, channel_count, score, scale, reduction);
   const LossOutputs outputs = allocate_loss_outputs(layer_tensor(activation, gradient), inputs);
   with_accumulator(inputs.accumulator, [&]<typename T>() {
-    const PriorTensors<T> prior{inputs, read<T>(heatmap), {landmarks, visible, weights}, read<T>(sample_weight)};
+    const PriorTensors<T> prior{inputs, data_or_null<T>(heatmap), {landmarks, visible, weights}, data_or_null<T>(sample_weight)};
     forward<T>(prior, Samples(activation, gradient, inputs.problem),
-               {written<T>(outputs.loss), written<T>(outputs.plane), written<T>(outputs.coefficients),
-                written<T>(outputs.factor)});
+               {mutable_data_or_null<T>(outputs.loss), mutable_data_or_null<T>(outputs.plane), mutable_data_or_null<T>(outputs.coefficients),
+                mutable_data_or_null<T>(outputs.factor)});
   });
   return {outputs.loss, outputs.plane, outputs.coefficients, outputs.factor};
 }
@@ -279,12 +279,12 @@ std::tuple<Tensor, Tensor> pal_loss_backward(const Tensor& grad_loss, const Opti
   const auto gradients = allocate_layer_gradients(activation, gradient, need_activation, need_gradient);
   if (problem.batch > 0 && (need_activation || need_gradient)) {
     Samples layer(activation, gradient, problem);
-    layer.d_activation = written<char>(std::get<0>(gradients));
-    layer.d_gradient = written<char>(std::get<1>(gradients));
+    layer.d_activation = mutable_data_or_null<char>(std::get<0>(gradients));
+    layer.d_gradient = mutable_data_or_null<char>(std::get<1>(gradients));
     with_accumulator(factor.scalar_type(), [&]<typename T>() {
-      backward<T>(problem, storage_of(layer_tensor(activation, gradient).scalar_type()), layer, read<T>(grad_loss),
-                  grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), read<T>(plane), read<T>(coefficients),
-                  read<T>(factor));
+      backward<T>(problem, storage_of(layer_tensor(activation, gradient).scalar_type()), layer, data_or_null<T>(grad_loss),
+                  grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), data_or_null<T>(plane), data_or_null<T>(coefficients),
+                  data_or_null<T>(factor));
     });
   }
   return gradients;

@@ -16,7 +16,7 @@ std::string cuda_status(int64_t index) {
   if (!reason.empty()) {
     return reason;
   }
-  const pal_fast::cuda::OnDevice current(device);
+  const pal_fast::cuda::CudaDeviceGuard current(device);
   return pal_fast::cuda::why_no_kernel(device, PAL_FAST_CUDA_ARCHITECTURES);
 }
 

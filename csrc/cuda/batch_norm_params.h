@@ -8,7 +8,7 @@
 namespace pal_fast::cuda {
 
 // Tensors [B, C, L] in the problem's layout, vectors [C] and [2, C] of T. What an operator does not have is null.
-struct BatchNormPass {
+struct BatchNormParams {
   BatchNormProblem problem;
   BatchNormPlan plan;
   Storage storage = Storage::float32;
@@ -33,9 +33,9 @@ struct BatchNormPass {
 };
 
 // On `stream`, a cudaStream_t. Launches: one; of the derivatives two where a tile is split.
-void launch_batch_norm_statistics(const BatchNormPass& pass, void* stream);
-void launch_batch_norm_forward(const BatchNormPass& pass, void* stream);
-void launch_batch_norm_backward(const BatchNormPass& pass, void* stream);
-void launch_batch_norm_double_backward(const BatchNormPass& pass, void* stream);
+void launch_batch_norm_statistics(const BatchNormParams& params, void* stream);
+void launch_batch_norm_forward(const BatchNormParams& params, void* stream);
+void launch_batch_norm_backward(const BatchNormParams& params, void* stream);
+void launch_batch_norm_double_backward(const BatchNormParams& params, void* stream);
 
 }  // namespace pal_fast::cuda
