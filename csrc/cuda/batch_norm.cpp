@@ -1,4 +1,4 @@
-// Batch normalisation on the GPU: outputs, workspace and stream for the launches of batch_norm.cu.
+// Batch normalisation on the GPU: the operators, which check, allocate and launch.
 #include "../batch_norm.h"
 
 #include <torch/csrc/stable/library.h>
@@ -11,7 +11,7 @@
 namespace pal_fast::cuda {
 namespace {
 
-// One launch in the making: the checked problem, its plan, and what all operators hand over alike.
+// Prepares a launch: the checked problem, its plan, and the parameters that all operators have in common.
 class Launch {
  public:
   Launch(BatchNormTensors tensors, bool training, bool relu)
@@ -29,13 +29,13 @@ class Launch {
     params.statistics = mutable_data_or_null(tensors_.statistics);
     params.running_mean = mutable_data_or_null(tensors_.running_mean);
     params.running_variance = mutable_data_or_null(tensors_.running_variance);
-    // What is written is fresh, and aligned.
+    // Outputs are freshly allocated, hence aligned.
     const bool all_aligned = aligned(params.input) && aligned(params.grad) && aligned(params.grad_grad);
     params.plan = plan_batch_norm(params.problem, params.storage, all_aligned, multiprocessor_count(device));
     stream = current_stream(device);
   }
 
-  // Where tiles are split among blocks: room for what these leave for each other.
+  // Allocates the workspace through which the splits of a tile combine, if tiles are split.
   void allocate_partial() {
     if (params.plan.splits() > 1) {
       partial_ = allocate_per_channel(tensors_.input, batch_norm_partial_rows(params.plan));
@@ -49,7 +49,7 @@ class Launch {
   void* stream = nullptr;
 
  private:
-  BatchNormTensors tensors_;  // what `pass` points to, copies in another memory format included
+  BatchNormTensors tensors_;  // owns what `params` points to, including copies in another memory format
   CudaDeviceGuard current_;
   OptionalTensor partial_;
   Tickets tickets_;

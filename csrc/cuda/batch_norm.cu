@@ -1,4 +1,4 @@
-// Batch normalisation on the GPU: the launches.
+// Batch normalisation on the GPU: launches.
 #include "batch_norm_launch.cuh"
 #include "launcher.cuh"
 

@@ -1,4 +1,4 @@
-// What batch normalisation's passes know of a thread's channels, and make of the elements it has loaded.
+// A thread's channel parameters, and the quantities that batch normalisation's kernels compute from loaded elements.
 #pragma once
 
 #include "batch_norm_slice.cuh"
@@ -29,29 +29,29 @@ struct Channels {
   }
 };
 
-// N of the tensors input, grad and grad_grad, as they are loaded.
+// Vectors of the first N of the tensors input, grad and grad_grad, still packed.
 template <typename S, int V, int N>
 struct Loaded {
   Vector<S, V> tensor[N];
 };
 
 template <int N, int V, typename S>
-[[nodiscard]] __device__ __forceinline__ Loaded<S, V, N> load(const BatchNormKernelParams<S>& params, int64_t at) {
+[[nodiscard]] __device__ __forceinline__ Loaded<S, V, N> load(const BatchNormKernelParams<S>& params, int64_t offset) {
   Loaded<S, V, N> loaded;
-  loaded.tensor[0] = load_vector<S, V>(params.input + at);
+  loaded.tensor[0] = load_vector<S, V>(params.input + offset);
   if constexpr (N > 1) {
-    loaded.tensor[1] = load_vector<S, V>(params.grad + at);
+    loaded.tensor[1] = load_vector<S, V>(params.grad + offset);
   }
   if constexpr (N > 2) {
     loaded.tensor[2] = Vector<S, V>::broadcast(0);
     if (params.grad_grad) {
-      loaded.tensor[2] = load_vector<S, V>(params.grad_grad + at);
+      loaded.tensor[2] = load_vector<S, V>(params.grad_grad + offset);
     }
   }
   return loaded;
 }
 
-// V elements: xc = x - mean, y = the output before the ReLU, G = grad behind the ReLU's mask, v = grad_grad.
+// V elements: xc = x - mean, y = the output before the ReLU, grad = G, masked by the ReLU, and grad_grad = v.
 template <typename T, int V>
 struct Element {
   T xc[V], y[V], grad[V], grad_grad[V];

@@ -1,4 +1,5 @@
-// Which of batch normalisation's kernels run, on which grid; a launcher is called as landmark_heatmap_launch.cuh says.
+// Selects batch normalisation's kernels and their launch configurations; a launcher is called as in
+// landmark_heatmap_launch.cuh.
 #pragma once
 
 #include "batch_norm_kernels.cuh"
@@ -6,7 +7,7 @@
 
 namespace pal_fast::cuda {
 
-// rows_of_channel_output: 2 of a backward, 1 of a double backward.
+// rows_of_channel_output: 2 for the backward, 1 for the double backward.
 template <typename S>
 [[nodiscard]] BatchNormKernelParams<S> kernel_params(const BatchNormParams& params,
                                                      int64_t rows_of_channel_output = 0) {
@@ -47,9 +48,9 @@ template <typename S>
           global_array<unsigned>(params.tickets, plan.tiles)};
 }
 
-// Calls run.operator()<S, Wide, F>() with what the pass asks for.
+// Calls run.operator()<S, Vectorised, F>() for the storage type and the plan.
 template <typename Run>
-void with_batch_norm_types(const BatchNormParams& params, const Run& run) {
+void dispatch_batch_norm(const BatchNormParams& params, const Run& run) {
   dispatch_storage(params.storage, [&]<typename S>() {
     switch (params.plan.tiling) {
       case Tiling::planes:
@@ -66,7 +67,7 @@ void with_batch_norm_types(const BatchNormParams& params, const Run& run) {
 
 template <typename Launcher>
 void run_batch_norm_statistics(const BatchNormParams& params, const Launcher& launch) {
-  with_batch_norm_types(params, [&]<typename S, bool Vectorised, Tiling F>() {
+  dispatch_batch_norm(params, [&]<typename S, bool Vectorised, Tiling F>() {
     if (params.problem.training) {
       launch(statistics_kernel<S, Vectorised, F>, params.plan.tiles * params.plan.splits(), params.plan.threads,
              BatchNormShared<S>::bytes(), kernel_params<S>(params));
@@ -79,24 +80,24 @@ void run_batch_norm_statistics(const BatchNormParams& params, const Launcher& la
 
 template <typename Launcher>
 void run_batch_norm_forward(const BatchNormParams& params, const Launcher& launch) {
-  with_batch_norm_types(params, [&]<typename S, bool Vectorised, Tiling F>() {
+  dispatch_batch_norm(params, [&]<typename S, bool Vectorised, Tiling F>() {
     launch(forward_kernel<S, Vectorised, F>, params.plan.tiles * params.plan.splits(), params.plan.threads, 0,
            kernel_params<S>(params));
   });
 }
 
-// reduces: whether the sums are asked for.
+// reduces: whether the sums are needed.
 template <Derivative D, typename Launcher>
 void run_batch_norm_derivative(const BatchNormParams& params, bool reduces, const Launcher& launch) {
-  with_batch_norm_types(params, [&]<typename S, bool Vectorised, Tiling F>() {
+  dispatch_batch_norm(params, [&]<typename S, bool Vectorised, Tiling F>() {
     const int64_t blocks = params.plan.tiles * params.plan.splits(), shared = BatchNormShared<S>::bytes();
     const BatchNormKernelParams<S> given = kernel_params<S>(params, D == Derivative::first ? 2 : 1);
-    const bool reduces_apart = reduces && params.plan.splits() > 1;
-    if (reduces_apart) {
+    const bool separate_reduction = reduces && params.plan.splits() > 1;
+    if (separate_reduction) {
       launch(sums_kernel<D, S, Vectorised, F>, blocks, params.plan.threads, shared, given);
     }
-    launch(derivative_kernel<D, S, Vectorised, F>, blocks, params.plan.threads, reduces && !reduces_apart ? shared : 0,
-           given, reduces);
+    launch(derivative_kernel<D, S, Vectorised, F>, blocks, params.plan.threads,
+           reduces && !separate_reduction ? shared : 0, given, reduces);
   });
 }
 

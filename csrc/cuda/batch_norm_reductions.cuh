@@ -1,12 +1,12 @@
-// Sums over a block's share of each channel, and over the shares of a tile's blocks. The order of additions is fixed.
-// All of a block must call; afterwards every thread has the sums of its own channels.
+// Reductions of per-channel sums over a block's slice and over the splits of a tile, in a fixed order. All threads of
+// the block must call; every thread gets the sums of its own channels.
 #pragma once
 
 #include "batch_norm_slice.cuh"
 
 namespace pal_fast::cuda {
 
-// Over the rows of threads: value[k][w] belongs to the thread's column.
+// Over the rows of threads: sums value[k][w] of the threads of a column.
 template <int K, int W, typename S, typename N>
 __device__ __forceinline__ void reduce_columns(N (&value)[K][W], const BatchNormKernelParams<S>& params, int column,
                                                Pointer<N> scratch) {
@@ -17,7 +17,7 @@ __device__ __forceinline__ void reduce_columns(N (&value)[K][W], const BatchNorm
     scratch[i * PITCH + threadIdx.x] = value[i / W][i % W];
   }
   __syncthreads();
-  // A thread a sum, which takes the place of its first term.
+  // One thread per sum, which it stores in place of the first term.
   for (int sum = threadIdx.x; sum < K * W * params.columns; sum += blockDim.x) {
     const Pointer<N> terms = scratch + (sum / params.columns * PITCH + sum % params.columns);
     N total = 0;
@@ -34,6 +34,7 @@ __device__ __forceinline__ void reduce_columns(N (&value)[K][W], const BatchNorm
   }
 }
 
+// Over all threads of the block.
 template <int K, typename N>
 __device__ __forceinline__ void reduce_threads(N (&value)[K][1], Pointer<N> scratch) {
   N flat[K];
@@ -48,7 +49,7 @@ __device__ __forceinline__ void reduce_threads(N (&value)[K][1], Pointer<N> scra
   }
 }
 
-// Over the elements of the block's share. What a thread that takes no part brings must be zero.
+// Over the elements of the block's slice, by channel. Inactive threads must contribute zeros.
 template <int K, typename S, bool Vectorised, Tiling F, typename T>
 __device__ __forceinline__ void reduce_channels(T (&value)[K][BlockSlice<S, Vectorised, F>::W],
                                                 const BlockSlice<S, Vectorised, F>& slice,
@@ -67,7 +68,7 @@ __device__ __forceinline__ void reduce_channels(T (&value)[K][BlockSlice<S, Vect
       shared.scratch[i * PITCH + threadIdx.x] = value[i / V][i % V];
     }
     __syncthreads();
-    // A warp a channel: its elements are neighbours in a row.
+    // One warp per channel, whose elements are neighbours in a row.
     for (int channel = warp; channel < slice.params.tile_channels; channel += warps) {
       T sum[K] = {};
       for (int row = 0; row < slice.params.rows_per_step; ++row) {
@@ -94,7 +95,7 @@ __device__ __forceinline__ void reduce_channels(T (&value)[K][BlockSlice<S, Vect
   }
 }
 
-// What one split leaves in a row of partial, of the thread's channels.
+// Stores the thread's channels of one split's partial result to a row of the workspace.
 template <typename S, bool Vectorised, Tiling F, typename T>
 __device__ __forceinline__ void store_channels(const BlockSlice<S, Vectorised, F>& slice, int split, int row,
                                                const T (&from)[BlockSlice<S, Vectorised, F>::W]) {
@@ -106,13 +107,13 @@ __device__ __forceinline__ void store_channels(const BlockSlice<S, Vectorised, F
   }
 }
 
-// Sums of add(split, to[K][W]) over the splits, by the last block of a tile.
+// Over the splits of a tile, by its last block: add(split, value) accumulates one split's partial result.
 template <int K, typename S, bool Vectorised, Tiling F, typename Add>
 __device__ __forceinline__ void reduce_splits(double (&value)[K][BlockSlice<S, Vectorised, F>::W],
                                               const BlockSlice<S, Vectorised, F>& slice,
                                               const BatchNormShared<S>& shared, const Add& add) {
   constexpr bool PLANES = F == Tiling::planes;
-  constexpr int UNROLL = F == Tiling::runs ? 1 : 4;  // a run's channels are loaded one by one
+  constexpr int UNROLL = F == Tiling::runs ? 1 : 4;  // runs load their channels one by one
   if (PLANES || slice.is_active()) {
     const int first = PLANES ? static_cast<int>(threadIdx.x) : slice.row;
     const int step = PLANES ? static_cast<int>(blockDim.x) : slice.params.rows_per_step;

@@ -1,4 +1,4 @@
-// Which elements a block of batch normalisation's kernels takes, and how its threads go through them.
+// The slice of the tensor that a block of batch normalisation's kernels processes, and its threads' iteration over it.
 #pragma once
 
 #include "batch_norm_params.h"
@@ -6,11 +6,11 @@
 
 namespace pal_fast::cuda {
 
-// Elements that a thread loads and stores at once.
+// Elements that a thread loads and stores by one instruction.
 template <typename S, bool Vectorised>
 inline constexpr int THREAD_VECTOR = Vectorised ? static_cast<int>(batch_norm_vector_size(sizeof(S))) : 1;
 
-// A pass with its pointers typed, as kernels take it.
+// Kernel argument: BatchNormParams with typed pointers.
 template <typename S>
 struct BatchNormKernelParams {
   using T = typename ComputeType<S>::type;
@@ -35,8 +35,8 @@ struct BatchNormKernelParams {
   Pointer<S> output;          // [B, C, L]
   Pointer<S> second_output;   // [B, C, L]
   Pointer<T> channel_output;  // [2, C] or [C]
-  Pointer<T> partial;         // [splits + 1, BATCH_NORM_PARTIAL_ROWS, C]: the splits', and the sums of all
-  Pointer<unsigned> tickets;  // [tiles]
+  Pointer<T> partial;         // [splits + 1, BATCH_NORM_PARTIAL_ROWS, C]: of each split, and the total
+  Pointer<unsigned> tickets;  // [tiles], arrival counters
 
   [[nodiscard]] __device__ __forceinline__ int64_t count() const { return batch * length; }  // M
   [[nodiscard]] __device__ __forceinline__ Pointer<T> partial_row(int split, int row) const {
@@ -44,20 +44,22 @@ struct BatchNormKernelParams {
   }
 };
 
-// The share of a block and the place of a thread in it.
+// The slice of a block, one of the splits of one tile, and the position of a thread in it. Threads form a grid of rows
+// and columns; a thread stays in its column, whose channels are fixed (Tiling).
 template <typename S, bool Vectorised, Tiling F>
 struct BlockSlice {
   static constexpr int V = THREAD_VECTOR<S, Vectorised>;
-  // How many channels a thread works on: of a plane's vector one, else one an element.
+  // Channels of a thread: one for planes, else one per element of its vector.
   static constexpr int W = F == Tiling::planes ? 1 : V;
 
   const BatchNormKernelParams<S>& params;
   int tile, split;
   int row, column;           // the thread's
   int64_t outer, outer_end;  // samples or, channels innermost, rows
-  int64_t inner, inner_end;  // elements of a plane: the thread's first, and where the block's part ends
+  int64_t inner, inner_end;  // elements of a plane: the thread's first, and the end of the block's slice
 
-  // `turned`: the last block's share first. What the pass before has read last is then read first, out of L2.
+  // `reversed`: blocks take the slices from the last to the first, so that what the previous kernel read last, which
+  // may still be in L2, is read first.
   __device__ __forceinline__ explicit BlockSlice(const BatchNormKernelParams<S>& given, bool reversed = false)
       : params(given) {
     const unsigned block = reversed ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
@@ -65,9 +67,9 @@ struct BlockSlice {
     split = static_cast<int>(block / static_cast<unsigned>(params.tiles));
     row = static_cast<int>(threadIdx.x) / params.columns;
     column = static_cast<int>(threadIdx.x) % params.columns;
-    const int64_t all = F == Tiling::rows ? params.count() : params.batch;
+    const int64_t outer_count = F == Tiling::rows ? params.count() : params.batch;
     const int64_t begin = params.outer_per_split * (split / params.inner_splits);
-    outer_end = min(begin + params.outer_per_split, all);
+    outer_end = min(begin + params.outer_per_split, outer_count);
     outer = min(begin, outer_end);
     if constexpr (F == Tiling::planes) {
       const int64_t first = params.inner_per_split * (split % params.inner_splits) * V;
@@ -81,7 +83,7 @@ struct BlockSlice {
   [[nodiscard]] __device__ __forceinline__ int64_t first_channel() const {
     return static_cast<int64_t>(tile) * params.tile_channels;
   }
-  // The channel of a thread's element e, from the block's first.
+  // The channel of the thread's element e, relative to the tile's first.
   [[nodiscard]] __device__ __forceinline__ int channel_offset(int e) const {
     if constexpr (F == Tiling::planes) {
       return 0;
@@ -92,11 +94,11 @@ struct BlockSlice {
     }
   }
   [[nodiscard]] __device__ __forceinline__ int64_t channel(int w) const { return first_channel() + channel_offset(w); }
-  // Whether the thread's column exists. A vector takes part as a whole.
+  // Whether the thread's column exists. All elements of a vector are in range, or none is.
   [[nodiscard]] __device__ __forceinline__ bool is_active() const {
     return row < params.rows_per_step && (F == Tiling::planes || channel(0) < params.channels);
   }
-  // Whether it is this thread that stores what is known of channel(w).
+  // Whether this thread stores the results of channel(w).
   [[nodiscard]] __device__ __forceinline__ bool stores_channel(int w) const {
     if constexpr (F == Tiling::planes) {
       return threadIdx.x == 0;
@@ -105,27 +107,27 @@ struct BlockSlice {
       return row == 0 && first && channel(w) < params.channels;
     }
   }
-  // Elements of each channel that the block takes.
-  [[nodiscard]] __device__ __forceinline__ int64_t size() const {
+  // The slice's elements of each channel.
+  [[nodiscard]] __device__ __forceinline__ int64_t elements_per_channel() const {
     const int64_t each = F == Tiling::rows ? 1 : F == Tiling::runs ? params.length : inner_end - (inner - column * V);
     return (outer_end - outer) * each;
   }
 
-  // Where a thread is on its way.
+  // A thread's position in its iteration; offset: of its vector in the tensor.
   struct Cursor {
-    int64_t outer, inner, at;
+    int64_t outer, inner, offset;
   };
-  [[nodiscard]] __device__ __forceinline__ int64_t offset_of(int64_t of_outer, int64_t of_inner) const {
+  [[nodiscard]] __device__ __forceinline__ int64_t offset_of(int64_t outer_index, int64_t inner_index) const {
     if constexpr (F == Tiling::planes) {
-      return (of_outer * params.channels + tile) * params.length + of_inner;
+      return (outer_index * params.channels + tile) * params.length + inner_index;
     } else {
       const int64_t per_channel = F == Tiling::runs ? params.length : 1;
-      return (of_outer * params.channels + first_channel()) * per_channel + column * V;
+      return (outer_index * params.channels + first_channel()) * per_channel + column * V;
     }
   }
   [[nodiscard]] __device__ __forceinline__ Cursor begin() const {
-    const bool there = is_active() && (F != Tiling::planes || inner < inner_end);
-    const int64_t first = there ? outer + row : outer_end;
+    const bool has_work = is_active() && (F != Tiling::planes || inner < inner_end);
+    const int64_t first = has_work ? outer + row : outer_end;
     return {first, inner, offset_of(first, inner)};
   }
   [[nodiscard]] __device__ __forceinline__ bool in_range(const Cursor& cursor) const {
@@ -134,40 +136,41 @@ struct BlockSlice {
   __device__ __forceinline__ void advance(Cursor& cursor) const {
     if constexpr (F == Tiling::planes) {
       cursor.inner += params.columns * V;
-      cursor.at += params.columns * V;
+      cursor.offset += params.columns * V;
       if (cursor.inner >= inner_end) {
         cursor.inner = inner;
         cursor.outer += params.rows_per_step;
-        cursor.at = offset_of(cursor.outer, inner);
+        cursor.offset = offset_of(cursor.outer, inner);
       }
     } else {
       cursor.outer += params.rows_per_step;
-      cursor.at += params.rows_per_step * params.channels * (F == Tiling::runs ? params.length : 1);
+      cursor.offset += params.rows_per_step * params.channels * (F == Tiling::runs ? params.length : 1);
     }
   }
 
-  // The next U vectors: all are loaded, load(at), before the first is used, use(at, what was loaded).
+  // Processes the next U vectors: issues all loads, load(offset), before the first use(offset, loaded value).
   template <int U, typename Load, typename Use>
   __device__ __forceinline__ void load_and_use(Cursor& cursor, const Load& load, const Use& use) const {
-    int64_t at[U];
+    int64_t offset[U];
     bool valid[U];
     decltype(load(int64_t{0})) loaded[U];
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      at[u] = cursor.at;
+      offset[u] = cursor.offset;
       valid[u] = in_range(cursor);
       if (valid[u]) {
-        loaded[u] = load(at[u]);
+        loaded[u] = load(offset[u]);
       }
       advance(cursor);
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       if (valid[u]) {
-        use(at[u], loaded[u]);
+        use(offset[u], loaded[u]);
       }
     }
   }
+  // The same for all vectors of the thread, U at a time.
   template <int U, typename Load, typename Use>
   __device__ __forceinline__ void for_each_vector(const Load& load, const Use& use) const {
     for (Cursor cursor = begin(); in_range(cursor);) {
@@ -176,8 +179,8 @@ struct BlockSlice {
   }
 };
 
-// What a vector [C] has of the thread's channels; zeros for those that do not exist. It may start anywhere: parameters
-// are views of one flat tensor in many an optimiser.
+// Loads the thread's channels of a vector [C]; zeros for channels that do not exist. The vector need not be aligned to
+// 16 bytes: many optimisers make parameters views of one flat tensor.
 template <typename S, bool Vectorised, Tiling F, typename T>
 __device__ __forceinline__ void load_channels(const BlockSlice<S, Vectorised, F>& slice, Pointer<const T> from,
                                               T (&to)[BlockSlice<S, Vectorised, F>::W]) {
@@ -196,9 +199,9 @@ __device__ __forceinline__ void load_channels(const BlockSlice<S, Vectorised, F>
   }
 }
 
-// Places of which a thread has the vectors of all its tensors in flight: 48 bytes, of three tensors 72, so that 768
-// threads of a multiprocessor, or 512 with three tensors, have 36 KB, where an H200 asks for 29. Single elements are
-// held back by registers, which their places take, too.
+// Offsets whose vectors, of all tensors that are read, a thread has in flight: 48 bytes a thread, 72 with three
+// tensors, so that the 768 resident threads of a multiprocessor, or 512 with three tensors, have 36 KB in flight, where
+// an H200 needs 29. For single elements the registers of their offsets limit it.
 template <typename S, bool Vectorised, int Tensors>
 [[nodiscard]] constexpr int unroll_factor() {
   constexpr int bytes = Tensors * THREAD_VECTOR<S, Vectorised> * static_cast<int>(sizeof(S));
@@ -206,29 +209,29 @@ template <typename S, bool Vectorised, int Tensors>
   return std::clamp(wanted, 2, Tensors == 1 ? 6 : 4);
 }
 
-// What a block of batch normalisation has in shared memory.
+// The shared memory of a block.
 template <typename S>
 struct BatchNormShared {
   using T = typename ComputeType<S>::type;
-  // Of a row of scratch; eight more than threads, so that neighbouring elements of a column lie in different banks.
+  // Of a row of scratch; eight more than threads, so that the elements of a vector lie in different banks.
   static constexpr int PITCH = MAX_BLOCK_THREADS + 8;
   static constexpr int MAX_SUMS = 3;
   static constexpr int SCRATCH_ELEMENTS = MAX_SUMS * static_cast<int>(batch_norm_vector_size(sizeof(S))) * PITCH;
 
-  Pointer<double> double_scratch;  // [ELEMENTS_OF_SCRATCH]
+  Pointer<double> double_scratch;  // [SCRATCH_ELEMENTS]
   Pointer<T> scratch;              // the same memory
   Pointer<double> totals;          // [MAX_SUMS, MAX_RUN_CHANNELS]
   Pointer<unsigned> flag;
 
   __device__ __forceinline__ BatchNormShared() {
-    SharedLayout shared, same;
+    SharedLayout shared, overlaid;
     double_scratch = shared.allocate<double>(SCRATCH_ELEMENTS);
-    scratch = same.allocate<T>(SCRATCH_ELEMENTS);
+    scratch = overlaid.allocate<T>(SCRATCH_ELEMENTS);
     totals = shared.allocate<double>(MAX_SUMS * MAX_RUN_CHANNELS);
     flag = shared.allocate<unsigned>(1);
   }
 
-  // What it takes, for the host.
+  // The bytes of all arrays, for the launch.
   [[nodiscard]] static constexpr int64_t bytes() {
     SharedLayout shared;
     shared.add(SCRATCH_ELEMENTS, sizeof(double));

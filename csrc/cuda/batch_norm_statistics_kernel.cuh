@@ -1,9 +1,9 @@
-// The statistics of a batch, in one launch that reads the input once:
-//   1. a block takes the mean of the first elements of its share, a pivot;
-//   2. it sums the share about the pivot. As the pivot is the mean of a fraction f of the elements, it lies within
-//      sqrt((1 - f) / f) standard deviations of their mean: what is subtracted in the end is at most 1/f times the
-//      rest;
-//   3. the last block of a tile combines the shares, in double.
+// The statistics of a batch, in one launch that reads the input once, by shifted sums:
+//   1. a block computes a pivot per channel, the mean of the first elements of its slice;
+//   2. it sums x - pivot and (x - pivot)^2 over the slice. As the pivot is the mean of a fraction f of the elements, it
+//      lies within sqrt((1 - f) / f) standard deviations of their mean: the term that the variance subtracts in the end
+//      is at most 1/f times the result;
+//   3. the last block of a tile merges the splits' means and sums of squares, in double.
 #pragma once
 
 #include "batch_norm_reductions.cuh"
@@ -25,7 +25,7 @@ __device__ __forceinline__ void write_statistics(const BatchNormKernelParams<S>&
   }
 }
 
-// Vectors of each thread that make the pivot. They are read twice, the second time from L2.
+// Vectors of each thread whose mean is the pivot. They are read twice, the second time from L2.
 inline constexpr int PIVOT_VECTORS = 4;
 
 template <typename S, bool Vectorised, Tiling F>
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
   constexpr int V = Block::V, W = Block::W, U = unroll_factor<S, Vectorised, 1>();
   const Block slice(params);
   const BatchNormShared<S> shared;
-  const auto load_input = [&](int64_t at) { return load_vector<S, V>(params.input + at); };
+  const auto load_input = [&](int64_t offset) { return load_vector<S, V>(params.input + offset); };
 
   // 1. The pivot.
   T pivot[2][W] = {};  // sum, count
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
     pivot[0][w] = pivot[1][w] > T(0) ? pivot[0][w] / pivot[1][w] : T(0);
   }
 
-  // 2. The share.
+  // 2. The slice.
   T moment[2][W] = {};  // sum (x - pivot), sum (x - pivot)^2
   slice.template for_each_vector<U>(load_input, [&](int64_t, const Vector<S, V>& loaded) {
     T x[V];
@@ -71,29 +71,29 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
     }
   });
   reduce_channels<2>(moment, slice, shared);
-  const T size = static_cast<T>(slice.size());
-  T found[3][W];  // mean, sum of squares about it, number of elements
+  const T size = static_cast<T>(slice.elements_per_channel());
+  T partial[3][W];  // mean, sum of squares about it, number of elements
 #pragma unroll
   for (int w = 0; w < W; ++w) {
-    const T beyond = size > T(0) ? moment[0][w] / size : T(0);
-    found[0][w] = pivot[0][w] + beyond;
-    found[1][w] = moment[1][w] - moment[0][w] * beyond;
-    found[2][w] = size;
+    const T shift = size > T(0) ? moment[0][w] / size : T(0);
+    partial[0][w] = pivot[0][w] + shift;
+    partial[1][w] = moment[1][w] - moment[0][w] * shift;
+    partial[2][w] = size;
   }
   if (params.splits == 1) {
 #pragma unroll
     for (int w = 0; w < W; ++w) {
       if (slice.stores_channel(w)) {
-        write_statistics(params, slice.channel(w), found[0][w], found[1][w]);
+        write_statistics(params, slice.channel(w), partial[0][w], partial[1][w]);
       }
     }
     return;
   }
 
-  // 3. The last block of the tile goes on.
+  // 3. The last block of the tile merges the splits.
 #pragma unroll
   for (int k = 0; k < 3; ++k) {
-    store_channels(slice, slice.split, k, found[k]);
+    store_channels(slice, slice.split, k, partial[k]);
   }
   if (!is_last_block(params.tickets + slice.tile, static_cast<unsigned>(params.splits), shared.flag)) {
     return;
@@ -101,12 +101,12 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
   double mean[1][W] = {}, squares[1][W] = {};
   const double inverse_count = 1.0 / static_cast<double>(params.count());
   reduce_splits<1>(mean, slice, shared, [&](int split, double (&sum)[1][W]) {
-    T of_split[2][W];
-    load_channels<S, Vectorised, F, T>(slice, params.partial_row(split, 0), of_split[0]);
-    load_channels<S, Vectorised, F, T>(slice, params.partial_row(split, 2), of_split[1]);
+    T split_partial[2][W];
+    load_channels<S, Vectorised, F, T>(slice, params.partial_row(split, 0), split_partial[0]);
+    load_channels<S, Vectorised, F, T>(slice, params.partial_row(split, 2), split_partial[1]);
 #pragma unroll
     for (int w = 0; w < W; ++w) {
-      sum[0][w] += static_cast<double>(of_split[0][w]) * of_split[1][w];
+      sum[0][w] += static_cast<double>(split_partial[0][w]) * split_partial[1][w];
     }
   });
 #pragma unroll
@@ -114,15 +114,15 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
     mean[0][w] *= inverse_count;
   }
   reduce_splits<1>(squares, slice, shared, [&](int split, double (&sum)[1][W]) {
-    T of_split[3][W];
+    T split_partial[3][W];
 #pragma unroll
     for (int k = 0; k < 3; ++k) {
-      load_channels<S, Vectorised, F, T>(slice, params.partial_row(split, k), of_split[k]);
+      load_channels<S, Vectorised, F, T>(slice, params.partial_row(split, k), split_partial[k]);
     }
 #pragma unroll
     for (int w = 0; w < W; ++w) {
-      const double delta = of_split[0][w] - mean[0][w];
-      sum[0][w] += of_split[1][w] + delta * delta * of_split[2][w];
+      const double delta = split_partial[0][w] - mean[0][w];
+      sum[0][w] += split_partial[1][w] + delta * delta * split_partial[2][w];
     }
   });
 #pragma unroll
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
   }
 }
 
-// Outside training the running statistics serve.
+// Outside training: the running statistics.
 template <typename S>
 __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
     running_statistics_kernel(const BatchNormKernelParams<S> params) {
