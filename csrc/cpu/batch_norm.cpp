@@ -12,7 +12,7 @@
 namespace pal_fast::cpu {
 namespace {
 
-PAL_FAST_CHOOSE_INSTANCE(Passes, passes, passes)
+PAL_FAST_DISPATCH_INSTRUCTION_SET(Passes, passes, passes)
 
 // Sums [k, C] of one reduction.
 [[nodiscard]] std::vector<double> sums_of(const Pass& pass, Sums kind, int64_t k) {
@@ -74,7 +74,7 @@ void statistics_of_batch(const BatchNormTensors& tensors, const BatchNormProblem
   const int64_t C = problem.channels;
   const auto count = static_cast<double>(problem.count());
   Pass pass = pass_of(tensors, problem);
-  std::vector<T> table(static_cast<size_t>(Row::first_free * C));
+  std::vector<T> table(static_cast<size_t>(Row::pass_rows * C));
   pass.table = table.data();
   std::vector<double> means = sums_of(pass, Sums::input, 1);
   for (int64_t c = 0; c < C; ++c) {
@@ -112,11 +112,11 @@ void statistics_of_running(const BatchNormTensors& tensors, double eps, T* stati
 
 template <typename T>
 void forward(const BatchNormTensors& tensors, const BatchNormProblem& problem, const Tensor& output) {
-  const std::vector<T> table = Channels<T>(tensors).table(Row::first_free);
+  const std::vector<T> table = Channels<T>(tensors).table(Row::pass_rows);
   Pass pass = pass_of(tensors, problem);
   pass.table = table.data();
   pass.output = mutable_data_or_null(output);
-  passes().apply(pass, Map::forward);
+  passes().apply(pass, Elementwise::forward);
 }
 
 template <typename T>
@@ -142,14 +142,14 @@ void backward(const BatchNormTensors& tensors, const BatchNormProblem& problem, 
   }
   const double inverse_count = 1.0 / static_cast<double>(problem.count());
   for (int64_t c = 0; c < C; ++c) {
-    const auto of = batch_norm_backward_of<double>(problem.training, inverse_count, channels.weight_of(c),
+    const auto of = batch_norm_backward_coefficients<double>(problem.training, inverse_count, channels.weight_of(c),
                                                    channels.r_of(c), s[c], s[C + c]);
-    table[(Row::first_free + 0) * C + c] = static_cast<T>(of.of_grad);
-    table[(Row::first_free + 1) * C + c] = static_cast<T>(of.of_input);
-    table[(Row::first_free + 2) * C + c] = static_cast<T>(of.constant);
+    table[(Row::pass_rows + 0) * C + c] = static_cast<T>(of.of_grad);
+    table[(Row::pass_rows + 1) * C + c] = static_cast<T>(of.of_input);
+    table[(Row::pass_rows + 2) * C + c] = static_cast<T>(of.constant);
   }
   pass.output = mutable_data_or_null(grad_input);
-  passes().apply(pass, Map::backward);
+  passes().apply(pass, Elementwise::backward);
 }
 
 template <typename T>
@@ -167,20 +167,20 @@ void double_backward(const BatchNormTensors& tensors, const BatchNormProblem& pr
   const double inverse_count = 1.0 / static_cast<double>(problem.count());
   for (int64_t c = 0; c < C; ++c) {
     const double r = channels.r_of(c);
-    const auto second = batch_norm_second_of<double>(problem.training, inverse_count, channels.weight_of(c), r,
+    const auto second = batch_norm_double_backward_coefficients<double>(problem.training, inverse_count, channels.weight_of(c), r,
                                                      s ? s[c] : 0.0, s ? s[C + c] : 0.0, u ? u[c] : 0.0,
                                                      u ? u[C + c] : 0.0, v[c], v[C + c] * r, v[2 * C + c]);
     const double rows[] = {second.grad_grad.of_grad_grad, second.grad_grad.of_input,      second.grad_grad.constant,
                            second.grad_input.of_grad,     second.grad_input.of_grad_grad, second.grad_input.of_input,
                            second.grad_input.constant};
-    for (int64_t row = 0; row < DOUBLE_BACKWARD_ROWS - Row::first_free; ++row) {
-      table[(Row::first_free + row) * C + c] = static_cast<T>(rows[row]);
+    for (int64_t row = 0; row < DOUBLE_BACKWARD_ROWS - Row::pass_rows; ++row) {
+      table[(Row::pass_rows + row) * C + c] = static_cast<T>(rows[row]);
     }
     to_weight[c] = static_cast<T>(second.grad_weight);
   }
   pass.output = mutable_data_or_null(grad_grad);
   pass.second_output = mutable_data_or_null(grad_input);
-  passes().apply(pass, Map::double_backward);
+  passes().apply(pass, Elementwise::double_backward);
 }
 
 [[nodiscard]] bool is_double(const Tensor& input) { return input.scalar_type() == ScalarType::Double; }

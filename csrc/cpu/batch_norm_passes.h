@@ -14,19 +14,19 @@ enum class Sums {
   backward,         // sum G, sum G xc
   double_backward,  // sum v, sum v xc, sum v G
 };
-enum class Map {
+enum class Elementwise {
   forward,          // scale * xc + bias, ReLU
   backward,         // dx
   double_backward,  // d_grad and d_input
 };
 
 // Rows of the per-channel table [rows, C] of T that passes read; the first three serve every pass.
-enum Row { mean, scale, bias, first_free };
+enum Row { mean, scale, bias, pass_rows };
 
 // backward: of_grad, of_input, constant.
-inline constexpr int64_t BACKWARD_ROWS = first_free + 3;
+inline constexpr int64_t BACKWARD_ROWS = pass_rows + 3;
 // double backward: of_grad_grad, of_input, constant of d_grad; of_grad, of_grad_grad, of_input, constant of d_input.
-inline constexpr int64_t DOUBLE_BACKWARD_ROWS = first_free + 7;
+inline constexpr int64_t DOUBLE_BACKWARD_ROWS = pass_rows + 7;
 
 // The tensors of a pass, each [B, C, L] in the problem's layout. What a pass does not read or write may be null.
 struct Pass {
@@ -51,7 +51,7 @@ struct Pass {
 
 // partial [blocks, k, C], k as listed at Sums; the sums are the totals over the blocks. Threaded.
 using Reduce = void (*)(const Pass& pass, Sums kind, double* partial);
-using Apply = void (*)(const Pass& pass, Map kind);
+using Apply = void (*)(const Pass& pass, Elementwise kind);
 
 struct Passes {
   Reduce reduce;

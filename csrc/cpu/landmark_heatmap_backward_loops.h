@@ -5,11 +5,11 @@
 // dw = sum G e, dx = w / sigma^2 sum G e (x_j - x), dy likewise.
 template <typename Real>
 void store_gradient(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, int64_t k, double mass,
-                    double horizontal_moment, double vertical_moment, Real* d_points, Real* d_weights) {
-  const double by_distance = strength_of(landmarks, k) / problem.sigma / problem.sigma;
+                    double moment_x, double moment_y, Real* d_points, Real* d_weights) {
+  const double by_distance = weight_of(landmarks, k) / problem.sigma / problem.sigma;
   if (d_points) {
-    d_points[2 * k] = static_cast<Real>(by_distance * horizontal_moment);
-    d_points[2 * k + 1] = static_cast<Real>(by_distance * vertical_moment);
+    d_points[2 * k] = static_cast<Real>(by_distance * moment_x);
+    d_points[2 * k + 1] = static_cast<Real>(by_distance * moment_y);
   }
   if (d_weights) {
     d_weights[k] = static_cast<Real>(mass);
@@ -18,14 +18,14 @@ void store_gradient(const HeatmapProblem& problem, const Landmarks<Real>& landma
 
 // The gradients of Count valid landmarks, for which `grad` is read once.
 template <int64_t Count, typename Real>
-void gather(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const int64_t* index, const double* grad,
+void gradients_of(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, const int64_t* index, const double* grad,
             double* scratch, Real* d_points, Real* d_weights) {
   const Axis across = horizontal(problem), down = vertical(problem);
   const int64_t height = problem.height, width = problem.width;
   const int64_t row_stride = padded(width), column_stride = padded(height);
   double* along_x = scratch;                           // [Count, padded(W)]: the Gaussians along x
   double* along_y = along_x + Count * row_stride;      // [Count, padded(H)]: along y
-  double* moment_y = along_y + Count * column_stride;  // [Count, padded(H)]: these times (y_i - y)
+  double* centred_y = along_y + Count * column_stride;  // [Count, padded(H)]: these times (y_i - y)
 
   // 1. The Gaussians.
   for (int64_t c = 0; c < Count; ++c) {
@@ -33,33 +33,33 @@ void gather(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, con
     gaussian(across, x, problem.sigma, 1.0, along_x + c * row_stride);
     gaussian(down, y, problem.sigma, 1.0, along_y + c * column_stride);
     for (int64_t i = 0; i < height; ++i) {
-      moment_y[c * column_stride + i] = along_y[c * column_stride + i] * (down.centre(i) - y);
+      centred_y[c * column_stride + i] = along_y[c * column_stride + i] * (down.centre(i) - y);
     }
   }
 
   // 2. The sums over the rows, and from them those over the columns.
-  Doubles mass[Count] = {}, horizontal_moment[Count] = {}, vertical_moment[Count] = {};
+  Doubles mass[Count] = {}, moment_x[Count] = {}, moment_y[Count] = {};
   for (int64_t j = 0; j < width; j += D) {
-    const int64_t n = smaller(D, width - j);
+    const int64_t n = minimum(D, width - j);
     Doubles collapsed[Count] = {}, weighed[Count] = {};  // sum_i G_ij e_i, and times (y_i - y)
     for (int64_t i = 0; i < height; ++i) {
       const Doubles g = load<double, double>(grad + i * width + j, n);
       for (int64_t c = 0; c < Count; ++c) {
         collapsed[c] += along_y[c * column_stride + i] * g;
-        weighed[c] += moment_y[c * column_stride + i] * g;
+        weighed[c] += centred_y[c * column_stride + i] * g;
       }
     }
     for (int64_t c = 0; c < Count; ++c) {
       const double x = landmarks.points[2 * index[c]];
       const Doubles e = load<double, double>(along_x + c * row_stride + j, D);
       mass[c] += collapsed[c] * e;
-      horizontal_moment[c] += collapsed[c] * e * (across.centres(j) - x);
-      vertical_moment[c] += weighed[c] * e;
+      moment_x[c] += collapsed[c] * e * (across.centres(j) - x);
+      moment_y[c] += weighed[c] * e;
     }
   }
   for (int64_t c = 0; c < Count; ++c) {
-    store_gradient(problem, landmarks, index[c], total<double>(mass[c]), total<double>(horizontal_moment[c]),
-                   total<double>(vertical_moment[c]), d_points, d_weights);
+    store_gradient(problem, landmarks, index[c], horizontal_sum<double>(mass[c]), horizontal_sum<double>(moment_x[c]),
+                   horizontal_sum<double>(moment_y[c]), d_points, d_weights);
   }
 }
 
@@ -74,12 +74,12 @@ void backward_of_sum(const HeatmapProblem& problem, const Landmarks<Real>& landm
     }
     index[count++] = k;
     if (count == AT_ONCE) {
-      gather<AT_ONCE>(problem, landmarks, index, grad, scratch, d_points, d_weights);
+      gradients_of<AT_ONCE>(problem, landmarks, index, grad, scratch, d_points, d_weights);
       count = 0;
     }
   }
   for (int64_t c = 0; c < count; ++c) {
-    gather<1>(problem, landmarks, index + c, grad, scratch, d_points, d_weights);
+    gradients_of<1>(problem, landmarks, index + c, grad, scratch, d_points, d_weights);
   }
 }
 

@@ -1,7 +1,7 @@
 // Gaussians at landmarks, of one sample, in double.
 // To be included by pal_loss_instances.h only, inside its namespace.
 
-using Doubles = Lanes<double>;
+using Doubles = Simd<double>;
 constexpr int64_t D = lanes<double>;
 
 // exp(x) for x <= 0, to one unit in the last place; 0 below -708, where doubles end.
@@ -29,7 +29,7 @@ constexpr int64_t D = lanes<double>;
   series = series * r + 0.5;
   series = series * r + 1.0;
   series = series * r + 1.0;
-  const Doubles power = reinterpret_cast<Doubles>((reinterpret_cast<Lanes<uint64_t>>(shifted) + 1023u) << 52);
+  const Doubles power = reinterpret_cast<Doubles>((reinterpret_cast<Simd<uint64_t>>(shifted) + 1023u) << 52);
   return x < least ? Doubles{} : series * power;
 }
 
@@ -39,7 +39,7 @@ struct Axis {
   double step;
 
   [[gnu::always_inline]] Doubles centres(int64_t from) const {
-    return (lane_numbers<double>() + (static_cast<double>(from) + 0.5)) * step - 0.5;
+    return (lane_indices<double>() + (static_cast<double>(from) + 0.5)) * step - 0.5;
   }
   [[nodiscard]] double centre(int64_t index) const { return (static_cast<double>(index) + 0.5) * step - 0.5; }
 };
@@ -57,7 +57,7 @@ inline void gaussian(const Axis& axis, double position, double sigma, double str
   for (int64_t i = 0; i < padded(axis.cells); i += D) {
     const Doubles distance = (axis.centres(i) - position) * inverse;
     const Doubles value = strength * exp_of_negative(-0.5 * distance * distance);
-    store<double, double>(out + i, first<double>(value, smaller(D, axis.cells - i)), D);
+    store<double, double>(out + i, keep_first<double>(value, minimum(D, axis.cells - i)), D);
   }
 }
 
@@ -68,7 +68,7 @@ template <typename Real>
 }
 
 template <typename Real>
-[[nodiscard]] inline double strength_of(const Landmarks<Real>& landmarks, int64_t k) {
+[[nodiscard]] inline double weight_of(const Landmarks<Real>& landmarks, int64_t k) {
   return landmarks.weights ? static_cast<double>(landmarks.weights[k]) : 1.0;
 }
 
@@ -90,7 +90,7 @@ int64_t next_block(const HeatmapProblem& problem, const Landmarks<Real>& landmar
     }
     const int64_t slot = block.count++;
     block.index[slot] = k;
-    gaussian(vertical(problem), landmarks.points[2 * k + 1], problem.sigma, strength_of(landmarks, k),
+    gaussian(vertical(problem), landmarks.points[2 * k + 1], problem.sigma, weight_of(landmarks, k),
              block.rows + slot * padded(problem.height));
     gaussian(horizontal(problem), landmarks.points[2 * k], problem.sigma, 1.0,
              block.columns + slot * padded(problem.width));
@@ -117,7 +117,7 @@ inline void add_to_tile(const HeatmapProblem& problem, const Block& block, int64
   }
   for (int64_t r = 0; r < Rows; ++r) {
     for (int64_t v = 0; v < Vectors; ++v) {
-      const int64_t column = j + v * D, n = smaller(D, width - column);
+      const int64_t column = j + v * D, n = minimum(D, width - column);
       double* to = out + (i + r) * width + column;
       store<double, double>(to, load<double, double>(to, n) + sums[r][v], n);
     }
@@ -148,10 +148,10 @@ inline void add_block(const HeatmapProblem& problem, const Block& block, double*
 
 // The strongest Gaussian of each cell and, if `winner` is given, whose it is. A tie goes to the first landmark.
 inline void strongest_of_block(const HeatmapProblem& problem, const Block& block, double* out, int64_t* winner) {
-  using Names = Lanes<int64_t>;
+  using Names = Simd<int64_t>;
   for (int64_t i = 0; i < problem.height; ++i) {
     for (int64_t j = 0; j < problem.width; j += D) {
-      const int64_t n = smaller(D, problem.width - j), at = i * problem.width + j;
+      const int64_t n = minimum(D, problem.width - j), at = i * problem.width + j;
       Doubles best = load<double, double>(out + at, n);
       Names names = winner ? load<int64_t, int64_t>(winner + at, n) : Names{};
       for (int64_t k = 0; k < block.count; ++k) {

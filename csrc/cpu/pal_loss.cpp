@@ -6,7 +6,7 @@
 
 #include <atomic>
 
-#include "fresh_memory.h"
+#include "streaming_stores.h"
 #include "pal_loss_score.h"
 
 namespace pal_fast::cpu {
@@ -16,20 +16,20 @@ namespace {
 constexpr int64_t GRAIN = 16384;
 
 // Pieces that a batch is cut into at least, if they are large enough: a matter of shapes only.
-constexpr int64_t PIECES = 64;
+constexpr int64_t MIN_PIECES = 64;
 
 // The axis of a sample along which the layer is cut: channels (contiguous) or cells (channels_last), `length` of
 // them, in `pieces` of `size` each but the last.
-struct Cut {
+struct Partition {
   int64_t length;
   int64_t size;
   int64_t pieces;
   int64_t grain;
 
-  Cut(const LossProblem& problem, int64_t channels)
+  Partition(const LossProblem& problem, int64_t channels)
       : length(problem.layout == Layout::contiguous ? channels : problem.cells()) {
     const int64_t row = problem.layout == Layout::contiguous ? problem.cells() : channels;
-    const int64_t wanted = (PIECES + problem.batch - 1) / std::max<int64_t>(1, problem.batch);
+    const int64_t wanted = (MIN_PIECES + problem.batch - 1) / std::max<int64_t>(1, problem.batch);
     const int64_t most = std::clamp<int64_t>(length * row / GRAIN, 1, length);
     size = (length + std::min(wanted, most) - 1) / std::min(wanted, most);
     pieces = (length + size - 1) / size;
@@ -89,18 +89,18 @@ void forward_map(const PriorTensors<T>& prior_tensors, const Samples& layer, con
   const LossProblem& problem = prior_tensors.inputs.problem;
   const Storage storage = storage_of(prior_tensors.inputs.dtype);
   const int64_t cells = problem.cells(), batch = problem.batch;
-  const Cut cut(problem, problem.count);
+  const Partition partition(problem, problem.count);
   // Pieces of channels leave a map each, to be added in their order; pieces of cells leave their part of one map.
-  const int64_t maps = problem.layout == Layout::contiguous ? cut.pieces : 1;
+  const int64_t maps = problem.layout == Layout::contiguous ? partition.pieces : 1;
   std::vector<double> sums(static_cast<size_t>(batch * maps * cells));
-  Countdown countdown(batch, cut.pieces);
-  torch::stable::parallel_for(0, batch * cut.pieces, cut.grain, [&](int64_t first, int64_t last) {
+  Countdown countdown(batch, partition.pieces);
+  torch::stable::parallel_for(0, batch * partition.pieces, partition.grain, [&](int64_t first, int64_t last) {
     std::vector<double> scratch, q(static_cast<size_t>(cells));
     for (int64_t task = first; task < last; ++task) {
-      const int64_t b = task / cut.pieces, piece = task % cut.pieces;
+      const int64_t b = task / partition.pieces, piece = task % partition.pieces;
       double* sum = sums.data() + b * maps * cells;
       kernels().loss.accumulate_map(problem, storage, layer.at(layer.activation, b), layer.at(layer.gradient, b),
-                                    cut.range(piece), sum + (maps > 1 ? piece * cells : 0));
+                                    partition.range(piece), sum + (maps > 1 ? piece * cells : 0));
       if (!countdown.is_last(b)) {
         continue;
       }
@@ -137,7 +137,7 @@ void forward_channels(const PriorTensors<T>& prior_tensors, const Samples& layer
     std::vector<double> scratch, q(static_cast<size_t>(cells));
     for (int64_t b = first; b < last; ++b) {
       priors[b] = prior_of(prior_tensors, b, scratch, q.data());
-      std::transform(q.begin(), q.end(), to.plane + b * cells, [](double value) { return bounded<T>(value); });
+      std::transform(q.begin(), q.end(), to.plane + b * cells, [](double value) { return clamped<T>(value); });
     }
   });
 
@@ -207,11 +207,11 @@ void forward(const PriorTensors<T>& prior, const Samples& layer, const Outputs<T
 
 // Whether the gradients are written past the cache. Vectors of both are then aligned at the same elements, and rows of
 // a channels_last layer hold whole vectors.
-[[nodiscard]] bool streams_to(const Samples& layer, const LossProblem& problem) {
+[[nodiscard]] bool use_streaming_stores(const Samples& layer, const LossProblem& problem) {
   constexpr int64_t vector = 64;  // bytes, at most
   const int64_t total = problem.batch * layer.bytes;
-  const bool d_activation = writes_past_cache(layer.d_activation, total);
-  const bool d_gradient = writes_past_cache(layer.d_gradient, total);
+  const bool d_activation = prefers_streaming_stores(layer.d_activation, total);
+  const bool d_gradient = prefers_streaming_stores(layer.d_gradient, total);
   const bool both = layer.d_activation && layer.d_gradient;
   if (both && (layer.d_activation - layer.d_gradient) % vector != 0) {
     return false;
@@ -225,17 +225,17 @@ void forward(const PriorTensors<T>& prior, const Samples& layer, const Outputs<T
 template <typename T>
 void backward(const LossProblem& problem, Storage storage, const Samples& layer, const T* grad_loss,
               int64_t grad_loss_stride, const T* plane, const T* coefficients, const T* factor) {
-  const Cut cut(problem, problem.channels);
-  const bool streams = streams_to(layer, problem);
-  torch::stable::parallel_for(0, problem.batch * cut.pieces, cut.grain, [&](int64_t first, int64_t last) {
+  const Partition partition(problem, problem.channels);
+  const bool streams = use_streaming_stores(layer, problem);
+  torch::stable::parallel_for(0, problem.batch * partition.pieces, partition.grain, [&](int64_t first, int64_t last) {
     std::vector<T> scratch(static_cast<size_t>(gradients_scratch(problem)));
     for (int64_t task = first; task < last; ++task) {
-      const int64_t b = task / cut.pieces;
+      const int64_t b = task / partition.pieces;
       const T scale = factor[b] == 0 ? T(0) : grad_loss[b * grad_loss_stride] * factor[b];
       const Derivative<T> derivative{scale, plane + b * problem.cells(),
                                      coefficients ? coefficients + 3 * b * problem.groups() : nullptr, scratch.data()};
       kernels().loss.gradients(problem, storage, layer.at(layer.activation, b), layer.at(layer.gradient, b),
-                               &derivative, cut.range(task % cut.pieces), streams, layer.at(layer.d_activation, b),
+                               &derivative, partition.range(task % partition.pieces), streams, layer.at(layer.d_activation, b),
                                layer.at(layer.d_gradient, b));
     }
   });

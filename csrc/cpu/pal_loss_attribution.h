@@ -11,15 +11,15 @@ struct BitsOf<double> {
 };
 
 template <typename T>
-[[gnu::always_inline]] inline Lanes<T> magnitude(Lanes<T> value) {
-  using Bits = Lanes<typename BitsOf<T>::type>;
-  return reinterpret_cast<Lanes<T>>((reinterpret_cast<Bits>(value) << 1) >> 1);
+[[gnu::always_inline]] inline Simd<T> magnitude(Simd<T> value) {
+  using Bits = Simd<typename BitsOf<T>::type>;
+  return reinterpret_cast<Simd<T>>((reinterpret_cast<Bits>(value) << 1) >> 1);
 }
 
 // x * sign(g): 0 for g = 0, NaN for NaN.
 template <typename T>
-[[gnu::always_inline]] inline Lanes<T> signed_by(Lanes<T> g, Lanes<T> x) {
-  const Lanes<T> zero{};
+[[gnu::always_inline]] inline Simd<T> signed_by(Simd<T> g, Simd<T> x) {
+  const Simd<T> zero{};
   return g > zero ? x : (g < zero ? -x : g);
 }
 
@@ -30,25 +30,25 @@ struct Attribute {
   static constexpr bool reads_gradient = Kind != Attribution::activation;
 
   template <typename T>
-  [[gnu::always_inline]] static Lanes<T> of(Lanes<T> f, Lanes<T> g) {
-    const Lanes<T> strength = Absolute ? magnitude<T>(g) : g;
+  [[gnu::always_inline]] static Simd<T> of(Simd<T> f, Simd<T> g) {
+    const Simd<T> strength = Absolute ? magnitude<T>(g) : g;
     return Kind == Attribution::grad_input ? f * strength : Kind == Attribution::grad ? strength : f;
   }
   template <typename T>
-  [[gnu::always_inline]] static Lanes<T> to_activation(Lanes<T> d, Lanes<T> g) {
+  [[gnu::always_inline]] static Simd<T> to_activation(Simd<T> d, Simd<T> g) {
     return Kind == Attribution::activation ? d : d * (Absolute ? magnitude<T>(g) : g);
   }
   template <typename T>
-  [[gnu::always_inline]] static Lanes<T> to_gradient(Lanes<T> d, Lanes<T> f, Lanes<T> g) {
-    const Lanes<T> slope = Kind == Attribution::grad_input ? d * f : d;
+  [[gnu::always_inline]] static Simd<T> to_gradient(Simd<T> d, Simd<T> f, Simd<T> g) {
+    const Simd<T> slope = Kind == Attribution::grad_input ? d * f : d;
     return Absolute ? signed_by<T>(g, slope) : slope;
   }
 };
 
 // The attribution of elements i.. of a sample, n of them; T is the type of the result, and of the product.
 template <typename S, typename T, typename A>
-[[gnu::always_inline]] inline Lanes<T> attribution_at(const Stored<S>* f, const Stored<S>* g, int64_t i, int64_t n) {
-  Lanes<T> activation{}, gradient{};
+[[gnu::always_inline]] inline Simd<T> attribution_at(const StorageType<S>* f, const StorageType<S>* g, int64_t i, int64_t n) {
+  Simd<T> activation{}, gradient{};
   if constexpr (A::reads_activation) {
     prefetch(f + i);
     activation = load<S, T>(f + i, n);

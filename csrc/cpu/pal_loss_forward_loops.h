@@ -7,19 +7,19 @@ constexpr int64_t TILE = 2048;
 
 // map [N] = the sum over the channels of `range` of a [C, N] sample.
 template <typename S, typename A>
-void sum_channels(const Stored<S>* f, const Stored<S>* g, int64_t cells, Range channels, double* map) {
+void sum_channels(const StorageType<S>* f, const StorageType<S>* g, int64_t cells, Range channels, double* map) {
   // Several short rows are summed side by side, then folded: the inner loop stays long for 7 x 7 maps.
   const int64_t count = channels.last - channels.first;
-  const int64_t side = cells < TILE ? smaller(TILE / cells, count) : 1;
-  const int64_t width = side > 1 ? side * cells : smaller(cells, TILE);
+  const int64_t side = cells < TILE ? minimum(TILE / cells, count) : 1;
+  const int64_t width = side > 1 ? side * cells : minimum(cells, TILE);
   alignas(64) double sums[TILE + D];
   for (int64_t start = 0; start < cells; start += width) {  // more than one step only where side == 1
-    const int64_t length = side > 1 ? width : smaller(width, cells - start);
+    const int64_t length = side > 1 ? width : minimum(width, cells - start);
     for (int64_t i = 0; i < length; ++i) {
       sums[i] = 0.0;
     }
     for (int64_t c = channels.first; c < channels.last; c += side) {
-      const int64_t used = side > 1 ? smaller(side, channels.last - c) * cells : length;
+      const int64_t used = side > 1 ? minimum(side, channels.last - c) * cells : length;
       const int64_t offset = c * cells + start;
       int64_t i = 0;
       for (; i + D <= used; i += D) {
@@ -31,7 +31,7 @@ void sum_channels(const Stored<S>* f, const Stored<S>* g, int64_t cells, Range c
         store<double, double>(sums + i, load<double, double>(sums + i, used - i) + last, used - i);
       }
     }
-    const int64_t out = smaller(cells - start, length);
+    const int64_t out = minimum(cells - start, length);
     for (int64_t p = 0; p < out; ++p) {
       double sum = 0.0;
       for (int64_t r = 0; r < side; ++r) {
@@ -44,7 +44,7 @@ void sum_channels(const Stored<S>* f, const Stored<S>* g, int64_t cells, Range c
 
 // map[p] = the sum over the first n channels, for the cells of `range` of an [N, C] sample.
 template <typename S, typename A>
-void sum_rows(const Stored<S>* f, const Stored<S>* g, int64_t channels, int64_t count, Range range, double* map) {
+void sum_rows(const StorageType<S>* f, const StorageType<S>* g, int64_t channels, int64_t count, Range range, double* map) {
   for (int64_t p = range.first; p < range.last; ++p) {
     const int64_t offset = p * channels;
     Doubles sums[4] = {};
@@ -55,17 +55,17 @@ void sum_rows(const Stored<S>* f, const Stored<S>* g, int64_t channels, int64_t 
       }
     }
     for (; c < count; c += D) {
-      sums[0] += attribution_at<S, double, A>(f, g, offset + c, smaller(D, count - c));
+      sums[0] += attribution_at<S, double, A>(f, g, offset + c, minimum(D, count - c));
     }
-    map[p] = total<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    map[p] = horizontal_sum<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
 }
 
 void accumulate_map(const LossProblem& problem, Storage storage, const void* activation, const void* gradient,
                     Range range, double* map) {
   with_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
-    const auto* f = static_cast<const Stored<S>*>(activation);
-    const auto* g = static_cast<const Stored<S>*>(gradient);
+    const auto* f = static_cast<const StorageType<S>*>(activation);
+    const auto* g = static_cast<const StorageType<S>*>(gradient);
     if (problem.layout == Layout::contiguous) {
       sum_channels<S, A>(f, g, problem.cells(), range, map);
     } else {
@@ -96,37 +96,37 @@ struct PartialMoments {
   const auto count = static_cast<double>(n);
   Doubles sum{}, plane_sum{};
   for (int64_t i = 0; i < n; i += D) {
-    const int64_t used = smaller(D, n - i);
-    sum += first<double>(load<double, double>(a + i, D), used);
-    plane_sum += first<double>(load<double, double>(q + i, D), used);
+    const int64_t used = minimum(D, n - i);
+    sum += keep_first<double>(load<double, double>(a + i, D), used);
+    plane_sum += keep_first<double>(load<double, double>(q + i, D), used);
   }
-  const double mean = total<double>(sum) / count, plane_mean = total<double>(plane_sum) / count;
+  const double mean = horizontal_sum<double>(sum) / count, plane_mean = horizontal_sum<double>(plane_sum) / count;
   Doubles square{}, product{};
   for (int64_t i = 0; i < n; i += D) {
-    const int64_t used = smaller(D, n - i);
-    const Doubles centred = first<double>(load<double, double>(a + i, D) - mean, used);
+    const int64_t used = minimum(D, n - i);
+    const Doubles centred = keep_first<double>(load<double, double>(a + i, D) - mean, used);
     square += centred * centred;
     product += centred * (load<double, double>(q + i, D) - plane_mean);
   }
-  return {count, mean, total<double>(square), total<double>(product), plane_mean};
+  return {count, mean, horizontal_sum<double>(square), horizontal_sum<double>(product), plane_mean};
 }
 
 // to [n] = the plane from `start` on, as double.
 template <typename T>
 [[gnu::always_inline]] inline void widen_plane(const T* plane, int64_t n, double* to) {
   for (int64_t i = 0; i < n; i += D) {
-    store<double, double>(to + i, load<T, double>(plane + i, smaller(D, n - i)), D);
+    store<double, double>(to + i, load<T, double>(plane + i, minimum(D, n - i)), D);
   }
 }
 
 // Channels of a contiguous layer; two passes over each tile, tiles merged in order.
 template <typename S, typename A>
-void moments_of_channels(const Stored<S>* f, const Stored<S>* g, const Computed<S>* plane, int64_t cells,
+void moments_of_channels(const StorageType<S>* f, const StorageType<S>* g, const ComputeType<S>* plane, int64_t cells,
                          Range channels, Moments* moments) {
   alignas(64) double a[TILE + 2 * D], q[TILE + 2 * D];
   const auto fill = [&](int64_t offset, int64_t n) {
     for (int64_t i = 0; i < n; i += D) {
-      store<double, double>(a + i, attribution_at<S, double, A>(f, g, offset + i, smaller(D, n - i)), D);
+      store<double, double>(a + i, attribution_at<S, double, A>(f, g, offset + i, minimum(D, n - i)), D);
     }
     store<double, double>(a + n, Doubles{}, D);
   };
@@ -134,7 +134,7 @@ void moments_of_channels(const Stored<S>* f, const Stored<S>* g, const Computed<
     const int64_t side = TILE / cells;
     widen_plane(plane, cells, q);
     for (int64_t c = channels.first; c < channels.last; c += side) {
-      const int64_t used = smaller(side, channels.last - c);
+      const int64_t used = minimum(side, channels.last - c);
       fill(c * cells, used * cells);
       for (int64_t r = 0; r < used; ++r) {
         const PartialMoments part = moments_of(a + r * cells, q, cells);
@@ -146,7 +146,7 @@ void moments_of_channels(const Stored<S>* f, const Stored<S>* g, const Computed<
   for (int64_t c = channels.first; c < channels.last; ++c) {
     PartialMoments whole{};
     for (int64_t start = 0; start < cells; start += TILE) {
-      const int64_t n = smaller(TILE, cells - start);
+      const int64_t n = minimum(TILE, cells - start);
       widen_plane(plane + start, n, q);
       fill(c * cells + start, n);
       merge(whole, moments_of(a, q, n));
@@ -157,21 +157,21 @@ void moments_of_channels(const Stored<S>* f, const Stored<S>* g, const Computed<
 
 // Channels of a channels_last layer: as above, the channels side by side.
 template <typename S, typename A>
-void moments_of_columns(const Stored<S>* f, const Stored<S>* g, const Computed<S>* plane, int64_t cells,
+void moments_of_columns(const StorageType<S>* f, const StorageType<S>* g, const ComputeType<S>* plane, int64_t cells,
                         int64_t channels, Range range, Moments* moments) {
   constexpr int64_t ROWS = 64;  // with CHANNEL_BLOCK channels, 64 KiB of float32: the second pass reads the cache
   constexpr int64_t VECTORS = CHANNEL_BLOCK / D;
   PartialMoments whole[CHANNEL_BLOCK] = {};
   const int64_t width = range.last - range.first;
   for (int64_t start = 0; start < cells; start += ROWS) {
-    const int64_t end = smaller(start + ROWS, cells);
+    const int64_t end = minimum(start + ROWS, cells);
     const auto count = static_cast<double>(end - start);
     Doubles mean[VECTORS] = {}, square[VECTORS] = {}, product[VECTORS] = {};
     double plane_mean = 0.0;
     for (int64_t p = start; p < end; ++p) {
       const int64_t offset = p * channels + range.first;
       for (int64_t c = 0; c < width; c += D) {
-        mean[c / D] += attribution_at<S, double, A>(f, g, offset + c, smaller(D, width - c));
+        mean[c / D] += attribution_at<S, double, A>(f, g, offset + c, minimum(D, width - c));
       }
       plane_mean += static_cast<double>(plane[p]);
     }
@@ -183,7 +183,7 @@ void moments_of_columns(const Stored<S>* f, const Stored<S>* g, const Computed<S
       const int64_t offset = p * channels + range.first;
       const double q = static_cast<double>(plane[p]) - plane_mean;
       for (int64_t c = 0; c < width; c += D) {
-        const Doubles centred = attribution_at<S, double, A>(f, g, offset + c, smaller(D, width - c)) - mean[c / D];
+        const Doubles centred = attribution_at<S, double, A>(f, g, offset + c, minimum(D, width - c)) - mean[c / D];
         square[c / D] += centred * centred;
         product[c / D] += centred * q;
       }
@@ -200,9 +200,9 @@ void moments_of_columns(const Stored<S>* f, const Stored<S>* g, const Computed<S
 void channel_moments(const LossProblem& problem, Storage storage, const void* activation, const void* gradient,
                      const void* plane, Range channels, Moments* moments) {
   with_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
-    const auto* f = static_cast<const Stored<S>*>(activation);
-    const auto* g = static_cast<const Stored<S>*>(gradient);
-    const auto* q = static_cast<const Computed<S>*>(plane);
+    const auto* f = static_cast<const StorageType<S>*>(activation);
+    const auto* g = static_cast<const StorageType<S>*>(gradient);
+    const auto* q = static_cast<const ComputeType<S>*>(plane);
     if (problem.layout == Layout::contiguous) {
       moments_of_channels<S, A>(f, g, q, problem.cells(), channels, moments);
     } else {

@@ -6,7 +6,7 @@ namespace {
 
 // clang-format off: each needs those before it.
 #include "conversions.h"
-#include "lanes.h"
+#include "simd.h"
 #include "landmark_heatmap_loops.h"
 #include "landmark_heatmap_backward_loops.h"
 #include "pal_loss_attribution.h"

@@ -75,8 +75,8 @@ struct Group {
 
 template <typename T>
 void store_coefficients(const Group& group, T* to) {
-  to[0] = bounded<T>(group.slope);
-  to[1] = bounded<T>(group.curve);
+  to[0] = clamped<T>(group.slope);
+  to[1] = clamped<T>(group.curve);
   to[2] = static_cast<T>(group.mean);
 }
 
@@ -90,7 +90,7 @@ template <typename T>
   const Group group = score_group(prior.scale, terms, map.mean, map.deviation, covariance, map.flat);
   const double slope = group.slope / map.unit;  // d sum / da is 1
   for (int64_t p = 0; p < cells; ++p) {
-    plane[p] = bounded<T>(slope * (q[p] + group.curve * sum[p]));
+    plane[p] = clamped<T>(slope * (q[p] + group.curve * sum[p]));
   }
   return group.score;
 }

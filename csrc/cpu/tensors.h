@@ -1,4 +1,4 @@
-// Tensors as the CPU kernels take them: pointers, which are null for what is absent or empty.
+// Tensors as arguments of the CPU kernels: data pointers, null for absent and empty tensors.
 #pragma once
 
 #include "../checks.h"

@@ -22,7 +22,7 @@ HeatmapParams params_of(const HeatmapProblem& problem, const Tensor& landmarks, 
   params.landmarks = data_or_null(landmarks);
   params.visible = data_or_null(visible);
   params.weights = data_or_null(weights);
-  return pass;
+  return params;
 }
 
 Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, const OptionalTensor& weights,
