@@ -1,4 +1,5 @@
-// Batch normalisation on the CPU: each operator as one or two passes, with the arithmetic per channel in between.
+// Batch normalisation on the CPU: each operator is one or two passes over the layer, with per-channel arithmetic
+// between them.
 #include "../batch_norm.h"
 
 #include <torch/csrc/stable/library.h>
@@ -14,7 +15,7 @@ namespace {
 
 PAL_FAST_DISPATCH_INSTRUCTION_SET(Passes, passes, passes)
 
-// Sums [k, C] of one reduction.
+// The sums [k, C] of one reduction, added over its blocks.
 [[nodiscard]] std::vector<double> sums_of(const Pass& pass, Sums kind, int64_t k) {
   const int64_t blocks = reduction_blocks(pass.problem), size = k * pass.problem.channels;
   std::vector<double> partial(static_cast<size_t>(blocks * size));
@@ -28,7 +29,7 @@ PAL_FAST_DISPATCH_INSTRUCTION_SET(Passes, passes, passes)
   return partial;
 }
 
-// What one channel brings to the arithmetic between two passes, in double.
+// The per-channel parameters, as double.
 template <typename T>
 struct Channels {
   const T* weight;
@@ -46,7 +47,7 @@ struct Channels {
   [[nodiscard]] double bias_of(int64_t c) const { return bias ? static_cast<double>(bias[c]) : 0.0; }
   [[nodiscard]] double r_of(int64_t c) const { return static_cast<double>(statistics[count + c]); }
 
-  // The table [rows, C] with the three rows that every pass reads.
+  // A table [rows, C] with the common rows filled in.
   [[nodiscard]] std::vector<T> table(int64_t rows) const {
     std::vector<T> values(static_cast<size_t>(rows * count));
     for (int64_t c = 0; c < count; ++c) {
@@ -74,7 +75,7 @@ void statistics_of_batch(const BatchNormTensors& tensors, const BatchNormProblem
   const int64_t C = problem.channels;
   const auto count = static_cast<double>(problem.count());
   Pass pass = pass_of(tensors, problem);
-  std::vector<T> table(static_cast<size_t>(Row::pass_rows * C));
+  std::vector<T> table(static_cast<size_t>(Row::common_rows * C));
   pass.table = table.data();
   std::vector<double> means = sums_of(pass, Sums::input, 1);
   for (int64_t c = 0; c < C; ++c) {
@@ -112,7 +113,7 @@ void statistics_of_running(const BatchNormTensors& tensors, double eps, T* stati
 
 template <typename T>
 void forward(const BatchNormTensors& tensors, const BatchNormProblem& problem, const Tensor& output) {
-  const std::vector<T> table = Channels<T>(tensors).table(Row::pass_rows);
+  const std::vector<T> table = Channels<T>(tensors).table(Row::common_rows);
   Pass pass = pass_of(tensors, problem);
   pass.table = table.data();
   pass.output = mutable_data_or_null(output);
@@ -143,10 +144,10 @@ void backward(const BatchNormTensors& tensors, const BatchNormProblem& problem, 
   const double inverse_count = 1.0 / static_cast<double>(problem.count());
   for (int64_t c = 0; c < C; ++c) {
     const auto of = batch_norm_backward_coefficients<double>(problem.training, inverse_count, channels.weight_of(c),
-                                                   channels.r_of(c), s[c], s[C + c]);
-    table[(Row::pass_rows + 0) * C + c] = static_cast<T>(of.of_grad);
-    table[(Row::pass_rows + 1) * C + c] = static_cast<T>(of.of_input);
-    table[(Row::pass_rows + 2) * C + c] = static_cast<T>(of.constant);
+                                                             channels.r_of(c), s[c], s[C + c]);
+    table[(Row::common_rows + 0) * C + c] = static_cast<T>(of.of_grad);
+    table[(Row::common_rows + 1) * C + c] = static_cast<T>(of.of_input);
+    table[(Row::common_rows + 2) * C + c] = static_cast<T>(of.constant);
   }
   pass.output = mutable_data_or_null(grad_input);
   passes().apply(pass, Elementwise::backward);
@@ -167,14 +168,14 @@ void double_backward(const BatchNormTensors& tensors, const BatchNormProblem& pr
   const double inverse_count = 1.0 / static_cast<double>(problem.count());
   for (int64_t c = 0; c < C; ++c) {
     const double r = channels.r_of(c);
-    const auto second = batch_norm_double_backward_coefficients<double>(problem.training, inverse_count, channels.weight_of(c), r,
-                                                     s ? s[c] : 0.0, s ? s[C + c] : 0.0, u ? u[c] : 0.0,
-                                                     u ? u[C + c] : 0.0, v[c], v[C + c] * r, v[2 * C + c]);
+    const auto second = batch_norm_double_backward_coefficients<double>(
+        problem.training, inverse_count, channels.weight_of(c), r, s ? s[c] : 0.0, s ? s[C + c] : 0.0, u ? u[c] : 0.0,
+        u ? u[C + c] : 0.0, v[c], v[C + c] * r, v[2 * C + c]);
     const double rows[] = {second.grad_grad.of_grad_grad, second.grad_grad.of_input,      second.grad_grad.constant,
                            second.grad_input.of_grad,     second.grad_input.of_grad_grad, second.grad_input.of_input,
                            second.grad_input.constant};
-    for (int64_t row = 0; row < DOUBLE_BACKWARD_ROWS - Row::pass_rows; ++row) {
-      table[(Row::pass_rows + row) * C + c] = static_cast<T>(rows[row]);
+    for (int64_t row = 0; row < DOUBLE_BACKWARD_ROWS - Row::common_rows; ++row) {
+      table[(Row::common_rows + row) * C + c] = static_cast<T>(rows[row]);
     }
     to_weight[c] = static_cast<T>(second.grad_weight);
   }

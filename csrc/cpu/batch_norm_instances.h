@@ -1,6 +1,6 @@
-// Batch normalisation's passes, written once and compiled for PAL_FAST_INSTRUCTION_SET with registers of
-// PAL_FAST_VECTOR_BYTES. Uses nothing of the standard library out of line: an instance of it compiled here for a
-// newer instruction set could be the one that the linker keeps for everybody.
+// Batch normalisation's passes, compiled once for each PAL_FAST_INSTRUCTION_SET with registers of
+// PAL_FAST_VECTOR_BYTES. Must not instantiate inline functions of the standard library: compiled here for a newer
+// instruction set, such an instance could be the one that the linker keeps for the whole program.
 namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET {
 namespace {
 

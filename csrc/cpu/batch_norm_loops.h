@@ -1,16 +1,16 @@
-// The loops of batch normalisation's passes, for planes (channels outermost) and rows (channels innermost).
+// The loops of batch normalisation's passes, over planes (channels outermost) and over rows (channels innermost).
 // To be included by batch_norm_instances.h only, inside its namespace.
 
-// Sums in T are flushed to double after this many vectors.
+// Accumulators of T are flushed to double after this many vectors.
 constexpr int64_t FLUSH = 128;
-// Vectors of channels that a reduction over rows holds in registers.
+// Vectors of channels that a reduction over rows accumulates in registers.
 constexpr int64_t TILE = 4;
 // Rows over which an elementwise pass keeps the channels' coefficients in registers.
 constexpr int64_t STRIP = 16;
-// Elements that are worth a thread.
+// Grain size of parallel_for, in elements.
 constexpr int64_t GRAIN = 16384;
 
-// One vector of a pass: xc = x - mean, G, v.
+// One vector of elements: xc = x - mean, G, v.
 template <typename T>
 struct Element {
   Simd<T> xc;
@@ -18,7 +18,7 @@ struct Element {
   Simd<T> grad_grad;
 };
 
-// The last n lanes of the element, the others 0.
+// The last n lanes, the others 0.
 template <typename T>
 [[gnu::always_inline]] inline Element<T> keep_last(const Element<T>& e, int64_t n) {
   const auto keep = lane_indices<T>() >= static_cast<T>(lanes<T> - n);
@@ -48,7 +48,7 @@ template <Sums Kind, typename T>
   }
 }
 
-// S is how an element is stored, T what is computed in.
+// S is the storage type, T the compute type.
 template <typename S, typename T, bool Relu>
 struct Loops {
   static constexpr int64_t W = lanes<T>;
@@ -70,7 +70,7 @@ struct Loops {
         output(static_cast<StorageType<S>*>(pass.output)),
         second_output(static_cast<StorageType<S>*>(pass.second_output)) {}
 
-  // Row `row` of the table for the n channels from c on, or for channel c alone in all lanes.
+  // Row `row` of the table: of the n channels from c on, or of channel c broadcast to all lanes.
   [[gnu::always_inline]] Simd<T> channels_of(int64_t row, int64_t c, int64_t n) const {
     return load<T, T>(table + row * problem.channels + c, n);
   }
@@ -79,52 +79,53 @@ struct Loops {
   }
 
   template <bool ReadsGrad>
-  [[gnu::always_inline]] Element<T> element(int64_t at, int64_t n, Simd<T> mean, Simd<T> scale, Simd<T> bias) const {
+  [[gnu::always_inline]] Element<T> element(int64_t offset, int64_t n, Simd<T> mean, Simd<T> scale,
+                                            Simd<T> bias) const {
     Element<T> e{};
-    e.xc = keep_first<T>(load<S, T>(input + at, n) - mean, n);
+    e.xc = keep_first<T>(load<S, T>(input + offset, n) - mean, n);
     if constexpr (ReadsGrad) {
-      e.grad = load<S, T>(grad + at, n);
+      e.grad = load<S, T>(grad + offset, n);
       if constexpr (Relu) {
         e.grad = scale * e.xc + bias <= T(0) ? Simd<T>{} : e.grad;
       }
       if (grad_grad != nullptr) {
-        e.grad_grad = load<S, T>(grad_grad + at, n);
+        e.grad_grad = load<S, T>(grad_grad + offset, n);
       }
     }
     return e;
   }
 
-  // k: the table's rows from first_free on.
+  // k: the table's rows behind the common ones.
   template <Elementwise Kind>
-  [[gnu::always_inline]] void write(int64_t at, int64_t n, Simd<T> mean, Simd<T> scale, Simd<T> bias,
+  [[gnu::always_inline]] void write(int64_t offset, int64_t n, Simd<T> mean, Simd<T> scale, Simd<T> bias,
                                     const Simd<T>* k) const {
-    const Element<T> e = element<Kind != Elementwise::forward>(at, n, mean, scale, bias);
+    const Element<T> e = element<Kind != Elementwise::forward>(offset, n, mean, scale, bias);
     if constexpr (Kind == Elementwise::forward) {
       Simd<T> y = scale * e.xc + bias;
       if constexpr (Relu) {
         y = y <= T(0) ? Simd<T>{} : y;
       }
-      store<S, T>(output + at, y, n);
+      store<S, T>(output + offset, y, n);
     } else if constexpr (Kind == Elementwise::backward) {
-      store<S, T>(output + at, k[0] * e.grad + k[1] * e.xc + k[2], n);
+      store<S, T>(output + offset, k[0] * e.grad + k[1] * e.xc + k[2], n);
     } else {
       Simd<T> d_grad = k[0] * e.grad_grad + k[1] * e.xc + k[2];
       if constexpr (Relu) {
         d_grad = scale * e.xc + bias <= T(0) ? Simd<T>{} : d_grad;
       }
-      store<S, T>(output + at, d_grad, n);
+      store<S, T>(output + offset, d_grad, n);
       if (second_output != nullptr) {
-        store<S, T>(second_output + at, k[3] * e.grad + k[4] * e.grad_grad + k[5] * e.xc + k[6], n);
+        store<S, T>(second_output + offset, k[3] * e.grad + k[4] * e.grad_grad + k[5] * e.xc + k[6], n);
       }
     }
   }
 
   template <Elementwise Kind>
   static constexpr int64_t pass_row_count = Kind == Elementwise::forward    ? 0
-                                       : Kind == Elementwise::backward ? BACKWARD_ROWS - pass_rows
-                                                               : DOUBLE_BACKWARD_ROWS - pass_rows;
+                                            : Kind == Elementwise::backward ? BACKWARD_ROWS - common_rows
+                                                                            : DOUBLE_BACKWARD_ROWS - common_rows;
 
-  // [B, C, L]: a thread takes planes.
+  // [B, C, L], parallel over planes.
   template <Elementwise Kind>
   void apply_planes() const {
     const int64_t C = problem.channels, L = problem.length;
@@ -132,16 +133,16 @@ struct Loops {
       for (int64_t plane = begin; plane < end; ++plane) {
         const int64_t c = plane % C;
         const Simd<T> mean = channel_of(Row::mean, c), scale = channel_of(Row::scale, c),
-                       bias = channel_of(Row::bias, c);
+                      bias = channel_of(Row::bias, c);
         Simd<T> k[pass_row_count<Kind> + 1];
         for (int64_t row = 0; row < pass_row_count<Kind>; ++row) {
-          k[row] = channel_of(pass_rows + row, c);
+          k[row] = channel_of(common_rows + row, c);
         }
         int64_t i = 0;
         for (; i + W <= L; i += W) {
           write<Kind>(plane * L + i, W, mean, scale, bias, k);
         }
-        if (i < L) {  // The last vector overlaps with the one before, which writes the same values twice.
+        if (i < L) {  // the last vector overlaps the one before; what both write is the same
           const int64_t n = minimum(W, L);
           write<Kind>(plane * L + L - n, n, mean, scale, bias, k);
         }
@@ -149,7 +150,7 @@ struct Loops {
     });
   }
 
-  // [B * L, C]: a thread takes rows.
+  // [B * L, C], parallel over rows.
   template <Elementwise Kind>
   void apply_rows() const {
     const int64_t C = problem.channels;
@@ -159,10 +160,10 @@ struct Loops {
         for (int64_t c = 0; c < C; c += W) {
           const int64_t n = minimum(W, C - c);
           const Simd<T> mean = channels_of(Row::mean, c, n), scale = channels_of(Row::scale, c, n),
-                         bias = channels_of(Row::bias, c, n);
+                        bias = channels_of(Row::bias, c, n);
           Simd<T> k[pass_row_count<Kind> + 1];
           for (int64_t row = 0; row < pass_row_count<Kind>; ++row) {
-            k[row] = channels_of(pass_rows + row, c, n);
+            k[row] = channels_of(common_rows + row, c, n);
           }
           for (int64_t row = first_row; row < last_row; ++row) {
             write<Kind>(row * C + c, n, mean, scale, bias, k);
@@ -172,7 +173,7 @@ struct Loops {
     });
   }
 
-  // [B, C, L] -> [k, C]: a thread takes channels.
+  // [B, C, L] -> [k, C], parallel over channels.
   template <Sums Kind>
   void reduce_planes(double* partial) const {
     constexpr int64_t K = sums_of<Kind>;
@@ -180,14 +181,14 @@ struct Loops {
     torch::stable::parallel_for(0, C, at_least_one(GRAIN / problem.count()), [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         const Simd<T> mean = channel_of(Row::mean, c), scale = channel_of(Row::scale, c),
-                       bias = channel_of(Row::bias, c);
+                      bias = channel_of(Row::bias, c);
         double sum[K] = {};
-        Simd<T> running[K] = {};
+        Simd<T> accumulator[K] = {};
         int64_t vectors = 0;
         const auto flush = [&] {
           for (int64_t k = 0; k < K; ++k) {
-            sum[k] += horizontal_sum<T>(running[k]);
-            running[k] = Simd<T>{};
+            sum[k] += horizontal_sum<T>(accumulator[k]);
+            accumulator[k] = Simd<T>{};
           }
           vectors = 0;
         };
@@ -197,12 +198,12 @@ struct Loops {
             const int64_t stop = minimum(L, i + (FLUSH - vectors) * W);
             vectors += (stop - i + W - 1) / W;
             for (; i + W <= stop; i += W) {
-              accumulate<Kind, T>(element<sums_read_grad<Kind>>(plane + i, W, mean, scale, bias), running);
+              accumulate<Kind, T>(element<sums_read_grad<Kind>>(plane + i, W, mean, scale, bias), accumulator);
             }
             if (i < stop) {
               const int64_t n = minimum(W, L);
               const auto e = element<sums_read_grad<Kind>>(plane + L - n, n, mean, scale, bias);
-              accumulate<Kind, T>(L < W ? e : keep_last<T>(e, L - i), running);
+              accumulate<Kind, T>(L < W ? e : keep_last<T>(e, L - i), accumulator);
               i = stop;
             }
             if (vectors >= FLUSH) {
@@ -218,7 +219,7 @@ struct Loops {
     });
   }
 
-  // [B * L, C] -> [blocks, k, C]: a thread takes blocks of rows.
+  // [B * L, C] -> [blocks, k, C], parallel over blocks of rows.
   template <Sums Kind>
   void reduce_rows(double* partial) const {
     constexpr int64_t K = sums_of<Kind>;
@@ -248,24 +249,26 @@ struct Loops {
     }
     double sum[K][TILE * W] = {};
     for (int64_t row = first_row; row < last_row;) {
-      Simd<T> running[TILE][K] = {};
+      Simd<T> accumulator[TILE][K] = {};
       for (const int64_t stop = minimum(last_row, row + FLUSH); row < stop; ++row) {
-        const int64_t at = row * C + c;
+        const int64_t offset = row * C + c;
         if (c + TILE * W <= C) [[likely]] {
           for (int64_t t = 0; t < TILE; ++t) {
-            accumulate<Kind, T>(element<sums_read_grad<Kind>>(at + t * W, W, mean[t], scale[t], bias[t]), running[t]);
+            accumulate<Kind, T>(element<sums_read_grad<Kind>>(offset + t * W, W, mean[t], scale[t], bias[t]),
+                                accumulator[t]);
           }
         } else {
           for (int64_t t = 0; t < tiles; ++t) {
             const int64_t n = minimum(W, C - c - t * W);
-            accumulate<Kind, T>(element<sums_read_grad<Kind>>(at + t * W, n, mean[t], scale[t], bias[t]), running[t]);
+            accumulate<Kind, T>(element<sums_read_grad<Kind>>(offset + t * W, n, mean[t], scale[t], bias[t]),
+                                accumulator[t]);
           }
         }
       }
       for (int64_t t = 0; t < tiles; ++t) {
         for (int64_t k = 0; k < K; ++k) {
           for (int64_t i = 0; i < W; ++i) {
-            sum[k][t * W + i] += static_cast<double>(running[t][k][i]);
+            sum[k][t * W + i] += static_cast<double>(accumulator[t][k][i]);
           }
         }
       }

@@ -39,7 +39,8 @@ void normalisation_backward(const HeatmapProblem& problem, const double* heatmap
   }
   const bool peak = problem.normalize == Normalize::peak;
   const double peak_cells = peak ? static_cast<double>(std::count(heatmap, heatmap + n, divisor)) : 1.0;
-  const double divisor_term = sum_over(n, [&](int64_t i) { return grad[i] * heatmap[i]; }) / divisor / divisor / peak_cells;
+  const double divisor_term =
+      sum_over(n, [&](int64_t i) { return grad[i] * heatmap[i]; }) / divisor / divisor / peak_cells;
   for (int64_t i = 0; i < n; ++i) {
     grad[i] = grad[i] / divisor - (!peak || heatmap[i] == divisor ? divisor_term : 0.0);
   }

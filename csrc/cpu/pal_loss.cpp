@@ -1,4 +1,4 @@
-// The fused loss on the CPU: how the work is cut into pieces, and in what order the pieces come together.
+// The fused loss on the CPU: the partition of the work into tasks, and the order in which their results are combined.
 #include "../pal_loss.h"
 
 #include <torch/csrc/stable/library.h>
@@ -6,20 +6,20 @@
 
 #include <atomic>
 
-#include "streaming_stores.h"
 #include "pal_loss_score.h"
+#include "streaming_stores.h"
 
 namespace pal_fast::cpu {
 namespace {
 
-// Elements that are worth a thread, and a piece of their own.
+// Grain size of parallel_for, and the minimum size of a piece, in elements.
 constexpr int64_t GRAIN = 16384;
 
-// Pieces that a batch is cut into at least, if they are large enough: a matter of shapes only.
+// The number of pieces that a batch is partitioned into at least, if they are large enough. Depends on shapes only.
 constexpr int64_t MIN_PIECES = 64;
 
-// The axis of a sample along which the layer is cut: channels (contiguous) or cells (channels_last), `length` of
-// them, in `pieces` of `size` each but the last.
+// The partition of a sample along its outermost axis, channels (contiguous) or cells (channels_last), of `length`, into
+// `pieces` of `size`; the last may be smaller.
 struct Partition {
   int64_t length;
   int64_t size;
@@ -39,7 +39,7 @@ struct Partition {
   [[nodiscard]] Range range(int64_t piece) const { return {piece * size, std::min(length, (piece + 1) * size)}; }
 };
 
-// The layer's tensors, sample by sample. What is not given, or not needed, is null throughout.
+// The layer's tensors, by sample. Tensors that are absent or not needed are null.
 struct Samples {
   const char* activation;
   const char* gradient;
@@ -58,7 +58,7 @@ struct Samples {
   }
 };
 
-// What the forward writes. T is the accumulator's type.
+// The outputs of the forward. T is the compute type.
 template <typename T>
 struct Outputs {
   T* loss;
@@ -67,8 +67,8 @@ struct Outputs {
   T* factor;
 };
 
-// Counts down the pieces of every sample; the thread that finishes the last one goes on with the sample, so that one
-// parallel region does. The order in which pieces come together does not depend on which thread that is.
+// Counts down the pieces of every sample. The thread that finishes a sample's last piece continues with the sample, so
+// that one parallel region suffices. Which thread that is does not affect the order in which pieces are combined.
 class Countdown {
  public:
   Countdown(int64_t samples, int64_t pieces) : left_(static_cast<size_t>(samples)) {
@@ -90,7 +90,7 @@ void forward_map(const PriorTensors<T>& prior_tensors, const Samples& layer, con
   const Storage storage = storage_of(prior_tensors.inputs.dtype);
   const int64_t cells = problem.cells(), batch = problem.batch;
   const Partition partition(problem, problem.count);
-  // Pieces of channels leave a map each, to be added in their order; pieces of cells leave their part of one map.
+  // Pieces of channels write one map each, which are added in order; pieces of cells write their part of a single map.
   const int64_t maps = problem.layout == Layout::contiguous ? partition.pieces : 1;
   std::vector<double> sums(static_cast<size_t>(batch * maps * cells));
   Countdown countdown(batch, partition.pieces);
@@ -118,7 +118,7 @@ void forward_map(const PriorTensors<T>& prior_tensors, const Samples& layer, con
   });
 }
 
-// Moments of the union of two parts (Chan, Golub, LeVeque) that are whole channels: q has the same mean in both.
+// Moments of the union of two sets of whole channels (Chan, Golub and LeVeque); q has the same mean in both.
 [[nodiscard]] inline Moments merged(const Moments& a, double a_terms, const Moments& b, double b_terms) {
   const double share = b_terms / (a_terms + b_terms), step = b.mean - a.mean;
   return {a.mean + step * share, a.square + b.square + step * step * a_terms * share, a.product + b.product};
@@ -205,8 +205,8 @@ void forward(const PriorTensors<T>& prior, const Samples& layer, const Outputs<T
   reduce(prior.inputs.options.reduction, scores, weights, to.loss, to.factor);
 }
 
-// Whether the gradients are written past the cache. Vectors of both are then aligned at the same elements, and rows of
-// a channels_last layer hold whole vectors.
+// Whether the gradients are written by non-temporal stores. These require both gradients to be aligned at the same
+// elements, and rows of a channels_last layer to be whole vectors.
 [[nodiscard]] bool use_streaming_stores(const Samples& layer, const LossProblem& problem) {
   constexpr int64_t vector = 64;  // bytes, at most
   const int64_t total = problem.batch * layer.bytes;
@@ -235,15 +235,15 @@ void backward(const LossProblem& problem, Storage storage, const Samples& layer,
       const Derivative<T> derivative{scale, plane + b * problem.cells(),
                                      coefficients ? coefficients + 3 * b * problem.groups() : nullptr, scratch.data()};
       kernels().loss.gradients(problem, storage, layer.at(layer.activation, b), layer.at(layer.gradient, b),
-                               &derivative, partition.range(task % partition.pieces), streams, layer.at(layer.d_activation, b),
-                               layer.at(layer.d_gradient, b));
+                               &derivative, partition.range(task % partition.pieces), streams,
+                               layer.at(layer.d_activation, b), layer.at(layer.d_gradient, b));
     }
   });
 }
 
-// Calls work.template operator()<T>() for the accumulator's type.
+// Calls work.template operator()<T>() for the compute type.
 template <typename Work>
-void with_accumulator(ScalarType accumulator, const Work& work) {
+void dispatch_accumulator(ScalarType accumulator, const Work& work) {
   accumulator == ScalarType::Double ? work.template operator()<double>() : work.template operator()<float>();
 }
 
@@ -259,11 +259,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pal_loss(const OptionalTensor& activa
                                            image_height, image_width, sigma, combine, normalize, attribution, absolute,
                                            grouping, channel_count, score, scale, reduction);
   const LossOutputs outputs = allocate_loss_outputs(layer_tensor(activation, gradient), inputs);
-  with_accumulator(inputs.accumulator, [&]<typename T>() {
-    const PriorTensors<T> prior{inputs, data_or_null<T>(heatmap), {landmarks, visible, weights}, data_or_null<T>(sample_weight)};
+  dispatch_accumulator(inputs.accumulator, [&]<typename T>() {
+    const PriorTensors<T> prior{
+        inputs, data_or_null<T>(heatmap), {landmarks, visible, weights}, data_or_null<T>(sample_weight)};
     forward<T>(prior, Samples(activation, gradient, inputs.problem),
-               {mutable_data_or_null<T>(outputs.loss), mutable_data_or_null<T>(outputs.plane), mutable_data_or_null<T>(outputs.coefficients),
-                mutable_data_or_null<T>(outputs.factor)});
+               {mutable_data_or_null<T>(outputs.loss), mutable_data_or_null<T>(outputs.plane),
+                mutable_data_or_null<T>(outputs.coefficients), mutable_data_or_null<T>(outputs.factor)});
   });
   return {outputs.loss, outputs.plane, outputs.coefficients, outputs.factor};
 }
@@ -281,10 +282,10 @@ std::tuple<Tensor, Tensor> pal_loss_backward(const Tensor& grad_loss, const Opti
     Samples layer(activation, gradient, problem);
     layer.d_activation = mutable_data_or_null<char>(std::get<0>(gradients));
     layer.d_gradient = mutable_data_or_null<char>(std::get<1>(gradients));
-    with_accumulator(factor.scalar_type(), [&]<typename T>() {
-      backward<T>(problem, storage_of(layer_tensor(activation, gradient).scalar_type()), layer, data_or_null<T>(grad_loss),
-                  grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), data_or_null<T>(plane), data_or_null<T>(coefficients),
-                  data_or_null<T>(factor));
+    dispatch_accumulator(factor.scalar_type(), [&]<typename T>() {
+      backward<T>(problem, storage_of(layer_tensor(activation, gradient).scalar_type()), layer,
+                  data_or_null<T>(grad_loss), grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), data_or_null<T>(plane),
+                  data_or_null<T>(coefficients), data_or_null<T>(factor));
     });
   }
   return gradients;

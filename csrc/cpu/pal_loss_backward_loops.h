@@ -1,11 +1,12 @@
-// The gradients of activation and gradient, from the derivative of the loss by the attribution.
-// To be included by pal_loss_instances.h only, inside its namespace.
+// The gradients with respect to activation and gradient, from the derivative of the loss with respect to the
+// attribution. To be included by pal_loss_instances.h only, inside its namespace.
 //
-// A "slope" says what d = dL/da is: at(i, n) fetches what it needs for elements i .. i + n, of(a) is d.
+// Classes of the concept Slopes supply d = dL/da: at(i, n) loads the AttributionSlope of elements i .. i + n, whose
+// of(a) is d.
 
-// d = pattern, or pattern * (q + curve * (a - mean)) for a group with coefficients (A, B, mu).
+// d = q, which includes all factors, or slope * (q + curve * (a - mean)) for a group with coefficients (A, B, mu).
 template <typename T, bool Curved>
-struct Line {
+struct AttributionSlope {
   Simd<T> slope, q, curve, mean;
 
   [[gnu::always_inline]] Simd<T> of(Simd<T> a) const {
@@ -22,17 +23,17 @@ template <typename T>
   return Simd<T>{} + value;
 }
 
-// The plane over and over, for a run of whole channels. Asked for elements in order, from the start of a channel.
+// For a run of whole channels: the plane repeated. Elements must be requested in order, from the start of a channel.
 template <typename T, bool Curved>
 struct Repeated {
   static constexpr bool uses_attribution = Curved;
   static constexpr bool in_order = true;
   const T* pattern;  // [period + a vector]
   int64_t period;    // a multiple of the cells, at least a vector
-  Line<T, Curved> line;
+  AttributionSlope<T, Curved> line;
   int64_t phase = 0;
 
-  [[gnu::always_inline]] Line<T, Curved> at(int64_t, int64_t n) {
+  [[gnu::always_inline]] AttributionSlope<T, Curved> at(int64_t, int64_t n) {
     line.q = load<T, T>(pattern + phase, lanes<T>);
     phase += n;
     phase -= phase >= period ? period : 0;
@@ -40,32 +41,32 @@ struct Repeated {
   }
 };
 
-// The plane once, for one channel that starts at element `start`.
+// For a single channel, which starts at element `start`.
 template <typename T>
 struct Once {
   static constexpr bool uses_attribution = true;
   static constexpr bool in_order = false;
   const T* plane;  // [N]
   int64_t start;
-  Line<T, true> line;
+  AttributionSlope<T, true> line;
 
-  [[gnu::always_inline]] Line<T, true> at(int64_t i, int64_t n) {
+  [[gnu::always_inline]] AttributionSlope<T, true> at(int64_t i, int64_t n) {
     line.q = load<T, T>(plane + (i - start), n);
     return line;
   }
 };
 
-// One cell of a channels_last sample, the same for all its channels.
+// For one cell of a channels_last sample: the same slope for all its channels.
 template <typename T, bool Curved>
 struct Cell {
   static constexpr bool uses_attribution = Curved;
   static constexpr bool in_order = false;
-  Line<T, Curved> line;
+  AttributionSlope<T, Curved> line;
 
-  [[gnu::always_inline]] Line<T, Curved> at(int64_t, int64_t) const { return line; }
+  [[gnu::always_inline]] AttributionSlope<T, Curved> at(int64_t, int64_t) const { return line; }
 };
 
-// One cell of a channels_last sample, every channel with coefficients of its own.
+// For one cell of a channels_last sample, with coefficients per channel.
 template <typename T>
 struct CellOfEach {
   static constexpr bool uses_attribution = true;
@@ -76,7 +77,7 @@ struct CellOfEach {
   int64_t start;
   Simd<T> q;
 
-  [[gnu::always_inline]] Line<T, true> at(int64_t i, int64_t n) const {
+  [[gnu::always_inline]] AttributionSlope<T, true> at(int64_t i, int64_t n) const {
     const int64_t c = i - start;
     return {load<T, T>(slopes + c, n), q, load<T, T>(curves + c, n), load<T, T>(means + c, n)};
   }
@@ -123,7 +124,7 @@ struct Gradients {
     }
   }
 
-  // Elements until one where vectors of df and dg are aligned.
+  // The number of elements from i to the next one at which vectors of df and dg are aligned.
   [[nodiscard]] int64_t elements_to_alignment(int64_t i) const {
     constexpr int64_t bytes = W * static_cast<int64_t>(sizeof(StorageType<S>));
     const auto address = reinterpret_cast<uintptr_t>((df != nullptr ? df : dg) + i);
@@ -147,7 +148,7 @@ struct Gradients {
         vector<false>(i, W, slope);
       }
       if (!Slopes::in_order && i < end && end - begin >= W) {
-        vector<false>(end - W, W, slope);  // overlaps with the one before, and writes the same values twice
+        vector<false>(end - W, W, slope);  // overlaps the one before; what both write is the same
         return;
       }
     }
@@ -183,10 +184,10 @@ void gradients_of_channels(const LossProblem& problem, const Gradients<S, A>& to
     if (problem.grouping == Grouping::each) {
       for (int64_t c = channels.first; c < live; ++c) {
         const T* group = of.coefficients + 3 * c;
-        to.run(
-            c * cells, (c + 1) * cells,
-            Once<T>{
-                of.plane, c * cells, {broadcast<T>(of.scale * group[0]), {}, broadcast<T>(group[1]), broadcast<T>(group[2])}});
+        to.run(c * cells, (c + 1) * cells,
+               Once<T>{of.plane,
+                       c * cells,
+                       {broadcast<T>(of.scale * group[0]), {}, broadcast<T>(group[1]), broadcast<T>(group[2])}});
       }
     } else {
       const bool curved = problem.grouping == Grouping::all;
@@ -198,9 +199,11 @@ void gradients_of_channels(const LossProblem& problem, const Gradients<S, A>& to
       }
       if (curved) {
         const T* group = of.coefficients;
-        to.run(channels.first * cells, live * cells,
-               Repeated<T, true>{
-                   of.scratch, period, {broadcast<T>(of.scale * group[0]), {}, broadcast<T>(group[1]), broadcast<T>(group[2])}});
+        to.run(
+            channels.first * cells, live * cells,
+            Repeated<T, true>{of.scratch,
+                              period,
+                              {broadcast<T>(of.scale * group[0]), {}, broadcast<T>(group[1]), broadcast<T>(group[2])}});
       } else {
         to.run(channels.first * cells, live * cells, Repeated<T, false>{of.scratch, period, {}});
       }
@@ -233,8 +236,8 @@ void gradients_of_cells(const LossProblem& problem, const Gradients<S, A>& to, c
       case Grouping::all: {
         const T* group = of.coefficients;
         to.run(begin, end,
-               Cell<T, true>{
-                   {broadcast<T>(of.scale * group[0]), broadcast<T>(of.plane[p]), broadcast<T>(group[1]), broadcast<T>(group[2])}});
+               Cell<T, true>{{broadcast<T>(of.scale * group[0]), broadcast<T>(of.plane[p]), broadcast<T>(group[1]),
+                              broadcast<T>(group[2])}});
         break;
       }
       case Grouping::each:
@@ -247,10 +250,11 @@ void gradients_of_cells(const LossProblem& problem, const Gradients<S, A>& to, c
 
 void gradients(const LossProblem& problem, Storage storage, const void* activation, const void* gradient,
                const void* derivative, Range range, bool streams, void* d_activation, void* d_gradient) {
-  with_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
+  dispatch_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
     const auto& of = *static_cast<const Derivative<ComputeType<S>>*>(derivative);
-    const Gradients<S, A> to{static_cast<const StorageType<S>*>(activation), static_cast<const StorageType<S>*>(gradient),
-                             static_cast<StorageType<S>*>(d_activation), static_cast<StorageType<S>*>(d_gradient), streams};
+    const Gradients<S, A> to{static_cast<const StorageType<S>*>(activation),
+                             static_cast<const StorageType<S>*>(gradient), static_cast<StorageType<S>*>(d_activation),
+                             static_cast<StorageType<S>*>(d_gradient), streams};
     const int64_t width = problem.layout == Layout::contiguous ? problem.cells() : problem.channels;
     if (of.scale == 0) {  // whatever the sample holds, it is not read
       to.zero(range.first * width, range.last * width);

@@ -1,19 +1,20 @@
-// What the loss's forward reads from the layer: its mean map, or the moments of its channels. Products and sums
-// are double, so that neither the scale of the attribution nor a large mean over a small spread costs accuracy.
+// The forward's passes over the layer: the sum over channels, or the moments of each channel. Products and sums are
+// double, so that neither the scale of the attribution nor a large mean with a small spread costs accuracy.
 // To be included by pal_loss_instances.h only, inside its namespace.
 
-// Elements that are worked on at once: they and their sums fit the first cache.
+// Elements of a tile: it and its sums fit in L1.
 constexpr int64_t TILE = 2048;
 
 // map [N] = the sum over the channels of `range` of a [C, N] sample.
 template <typename S, typename A>
 void sum_channels(const StorageType<S>* f, const StorageType<S>* g, int64_t cells, Range channels, double* map) {
-  // Several short rows are summed side by side, then folded: the inner loop stays long for 7 x 7 maps.
+  // `side` short channels are summed side by side and their sums added at the end, so that the inner loop stays long
+  // for 7 x 7 maps.
   const int64_t count = channels.last - channels.first;
   const int64_t side = cells < TILE ? minimum(TILE / cells, count) : 1;
   const int64_t width = side > 1 ? side * cells : minimum(cells, TILE);
   alignas(64) double sums[TILE + D];
-  for (int64_t start = 0; start < cells; start += width) {  // more than one step only where side == 1
+  for (int64_t start = 0; start < cells; start += width) {  // more than one iteration only if side == 1
     const int64_t length = side > 1 ? width : minimum(width, cells - start);
     for (int64_t i = 0; i < length; ++i) {
       sums[i] = 0.0;
@@ -42,9 +43,10 @@ void sum_channels(const StorageType<S>* f, const StorageType<S>* g, int64_t cell
   }
 }
 
-// map[p] = the sum over the first n channels, for the cells of `range` of an [N, C] sample.
+// map[p] = the sum over the first n channels, for the cells p of `range` of an [N, C] sample.
 template <typename S, typename A>
-void sum_rows(const StorageType<S>* f, const StorageType<S>* g, int64_t channels, int64_t count, Range range, double* map) {
+void sum_rows(const StorageType<S>* f, const StorageType<S>* g, int64_t channels, int64_t count, Range range,
+              double* map) {
   for (int64_t p = range.first; p < range.last; ++p) {
     const int64_t offset = p * channels;
     Doubles sums[4] = {};
@@ -63,7 +65,7 @@ void sum_rows(const StorageType<S>* f, const StorageType<S>* g, int64_t channels
 
 void accumulate_map(const LossProblem& problem, Storage storage, const void* activation, const void* gradient,
                     Range range, double* map) {
-  with_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
+  dispatch_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
     const auto* f = static_cast<const StorageType<S>*>(activation);
     const auto* g = static_cast<const StorageType<S>*>(gradient);
     if (problem.layout == Layout::contiguous) {
@@ -74,12 +76,12 @@ void accumulate_map(const LossProblem& problem, Storage storage, const void* act
   });
 }
 
-// Moments of a part of a channel, and of q over the same cells: what merging them needs.
+// Moments of a part of a channel, and the mean of q over the same cells, which merging needs.
 struct PartialMoments {
   double cells, mean, square, product, plane_mean;
 };
 
-// Chan, Golub, LeVeque: moments of the union of two parts, without cancellation.
+// Moments of the union of two parts, without cancellation (Chan, Golub and LeVeque).
 [[gnu::always_inline]] inline void merge(PartialMoments& whole, const PartialMoments& part) {
   const double cells = whole.cells + part.cells;
   const double share = part.cells / cells, weight = whole.cells * share;
@@ -91,7 +93,7 @@ struct PartialMoments {
   whole.cells = cells;
 }
 
-// Moments of a [n] against q [n]. Both are readable up to the next whole vector.
+// Moments of a [n] against q [n], in two passes. Both must be readable up to the next whole vector.
 [[gnu::always_inline]] inline PartialMoments moments_of(const double* a, const double* q, int64_t n) {
   const auto count = static_cast<double>(n);
   Doubles sum{}, plane_sum{};
@@ -111,7 +113,7 @@ struct PartialMoments {
   return {count, mean, horizontal_sum<double>(square), horizontal_sum<double>(product), plane_mean};
 }
 
-// to [n] = the plane from `start` on, as double.
+// to [n] = plane [n], as double.
 template <typename T>
 [[gnu::always_inline]] inline void widen_plane(const T* plane, int64_t n, double* to) {
   for (int64_t i = 0; i < n; i += D) {
@@ -119,7 +121,7 @@ template <typename T>
   }
 }
 
-// Channels of a contiguous layer; two passes over each tile, tiles merged in order.
+// Channels of a contiguous layer: two passes over each tile, whose moments are merged in order.
 template <typename S, typename A>
 void moments_of_channels(const StorageType<S>* f, const StorageType<S>* g, const ComputeType<S>* plane, int64_t cells,
                          Range channels, Moments* moments) {
@@ -155,11 +157,11 @@ void moments_of_channels(const StorageType<S>* f, const StorageType<S>* g, const
   }
 }
 
-// Channels of a channels_last layer: as above, the channels side by side.
+// Channels of a channels_last layer: the same, with the channels in SIMD lanes.
 template <typename S, typename A>
 void moments_of_columns(const StorageType<S>* f, const StorageType<S>* g, const ComputeType<S>* plane, int64_t cells,
                         int64_t channels, Range range, Moments* moments) {
-  constexpr int64_t ROWS = 64;  // with CHANNEL_BLOCK channels, 64 KiB of float32: the second pass reads the cache
+  constexpr int64_t ROWS = 64;  // with CHANNEL_BLOCK channels, 64 KiB of float32: the second pass reads from cache
   constexpr int64_t VECTORS = CHANNEL_BLOCK / D;
   PartialMoments whole[CHANNEL_BLOCK] = {};
   const int64_t width = range.last - range.first;
@@ -199,7 +201,7 @@ void moments_of_columns(const StorageType<S>* f, const StorageType<S>* g, const 
 
 void channel_moments(const LossProblem& problem, Storage storage, const void* activation, const void* gradient,
                      const void* plane, Range channels, Moments* moments) {
-  with_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
+  dispatch_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
     const auto* f = static_cast<const StorageType<S>*>(activation);
     const auto* g = static_cast<const StorageType<S>*>(gradient);
     const auto* q = static_cast<const ComputeType<S>*>(plane);

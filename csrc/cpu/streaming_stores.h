@@ -34,8 +34,8 @@ inline constexpr int64_t UNCACHED_BYTES = int64_t{1} << 24;
 #endif
 }
 
-// Requests transparent huge pages for `memory`: thousands of page faults would cost more than the kernel that writes it.
-// A hint, which is ignored where huge pages are disabled.
+// Requests transparent huge pages for `memory`: thousands of page faults would cost more than the kernel that writes
+// it. A hint, which is ignored where huge pages are disabled.
 inline void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t huge_page = uintptr_t{1} << 21;

@@ -1,8 +1,7 @@
 // Batch normalisation and its first and second derivative. A derivative is a per-channel reduction followed by an
 // elementwise kernel. If a tile's channels are split over several blocks, sums_kernel reduces: each block stores
 // partial sums, and the tile's last block to arrive adds them in a fixed order. Otherwise one block has all elements of
-// its channels, and derivative_kernel reduces itself before its elementwise pass; the second read comes from L2 where
-// it fits.
+// its channels, and derivative_kernel reduces before its elementwise pass.
 #pragma once
 
 #include "batch_norm_elements.cuh"
