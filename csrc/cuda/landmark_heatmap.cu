@@ -1,4 +1,4 @@
-// Landmarks to heatmap on the GPU: the launches.
+// Landmarks to heatmap on the GPU: launches.
 #include "landmark_heatmap_launch.cuh"
 #include "launcher.cuh"
 
