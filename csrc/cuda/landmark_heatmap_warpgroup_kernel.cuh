@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(HEATMAP_WARPGROUP_THREADS, WARPGROUP_RESIDENT_
   const int tile = blockIdx.x % tiles;
   const int height = gaussians.height, width = gaussians.width;
   const int lane = threadIdx.x % WARP_SIZE, g = lane / 4, t = lane % 4;
-  // Broadcast so that the compiler knows it to be warp-uniform: it serialises wgmma under a branch that might diverge.
+  // Broadcast so that the compiler knows that it is warp-uniform: ptxas serialises wgmma under a branch that may
+  // diverge.
   const int warpgroup = __shfl_sync(FULL_WARP_MASK, static_cast<int>(threadIdx.x) / WARPGROUP_THREADS, 0);
   const int warpgroup_row = (tile / tiles_along_columns * WARPGROUPS + warpgroup) * WARPGROUP_ROWS;
   const int first_row = warpgroup_row + static_cast<int>(threadIdx.x) % WARPGROUP_THREADS / WARP_SIZE * 16 + g;

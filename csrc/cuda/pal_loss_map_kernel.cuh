@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_map_blocks(All, si
   }
   __syncthreads();
   if (!ChannelsLast) {
-    // Consecutive in the workspace: the splits' maps or, if a row has several tiles, their rows of several maps.
+    // Consecutive in the workspace: the splits' maps or, if a row has several tiles, their rows, each of several maps.
     const int64_t total = rows.tiles == 1 ? static_cast<int64_t>(rows.splits) * cells : rows.splits * rows.row_elements;
     if (blocks > 1) {
       const Pointer<T> sample_maps = partial_maps + sample * total;
