@@ -55,7 +55,7 @@ def readable(names: list[str]) -> list[str]:
             if character == "(" and depth == 0:
                 line = line[:position]
                 break
-        plain.append(re.sub(r"\((?:Derivative|Form|int|bool)\)", "", line))
+        plain.append(re.sub(r"\((?:Derivative|Tiling|int|bool)\)", "", line))
     return plain
 
 

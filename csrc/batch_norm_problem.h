@@ -1,8 +1,8 @@
-// What a batch normalisation operator is asked to compute, in plain numbers: shared by CPU and CUDA. Includes
-// nothing of PyTorch, so that kernels may read it.
+// Batch normalisation as plain numbers, and the per-channel coefficients of its derivatives: shared by CPU and CUDA.
+// Does not include PyTorch, so that kernels can include it.
 //
-// Notation, per channel: M elements, z = (x - mean) * r with r = 1/sqrt(var + eps); G the gradient of the output
-// behind the ReLU's mask; v the gradient of the backward's dx, (u0, u1) that of its sums (s0, s1) = (sum G, sum G z).
+// Notation, per channel: M elements, z = (x - mean) * r with r = 1/sqrt(var + eps); G the gradient of the output,
+// masked by the ReLU; v the gradient of the backward's dx, (u0, u1) that of its sums (s0, s1) = (sum G, sum G z).
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct BatchNormProblem {
   [[nodiscard]] constexpr bool channels_innermost() const { return layout == Layout::channels_last || length == 1; }
 };
 
-// Arguments of the elementwise passes for one channel. With xc = x - mean:
+// Coefficients of the elementwise passes for one channel. With xc = x - mean:
 //   forward          y = scale * xc + bias
 //   backward         dx = of_grad * G + of_input * xc + constant
 //   double backward  d_grad = mask * (gg.of_grad_grad * v + gg.of_input * xc + gg.constant)
@@ -38,15 +38,16 @@ struct BatchNormAffine {
 };
 
 #ifdef __CUDACC__
-#define PAL_FAST_BOTH __host__ __device__
+#define PAL_FAST_HOST_DEVICE __host__ __device__
 #else
-#define PAL_FAST_BOTH
+#define PAL_FAST_HOST_DEVICE
 #endif
 
 // dx as a function of G and xc. Outside training the statistics are constants and M does not matter.
 template <typename T>
-[[nodiscard]] PAL_FAST_BOTH inline BatchNormAffine<T> batch_norm_backward_of(bool training, T inverse_count, T weight,
-                                                                             T r, T s0, T s1) {
+[[nodiscard]] PAL_FAST_HOST_DEVICE inline BatchNormAffine<T> batch_norm_backward_coefficients(bool training,
+                                                                                              T inverse_count, T weight,
+                                                                                              T r, T s0, T s1) {
   const T scale = weight * r;
   if (!training) {
     return {scale, 0, 0, 0};
@@ -55,20 +56,19 @@ template <typename T>
 }
 
 template <typename T>
-struct BatchNormSecond {
+struct BatchNormDoubleBackward {
   BatchNormAffine<T> grad_grad;   // of d_grad
   BatchNormAffine<T> grad_input;  // of d_input
   T grad_weight = 0;
 };
 
-// The derivative of <v, dx> + u0 * s0 + u1 * s1 with respect to the gradient, the input and the weight.
+// The derivatives of <v, dx> + u0 * s0 + u1 * s1 with respect to the gradient, the input and the weight, where
 // v0, v1, vg = sum v, sum v z, sum v G.
 template <typename T>
-[[nodiscard]] PAL_FAST_BOTH inline BatchNormSecond<T> batch_norm_second_of(bool training, T inverse_count, T weight,
-                                                                           T r, T s0, T s1, T u0, T u1, T v0, T v1,
-                                                                           T vg) {
+[[nodiscard]] PAL_FAST_HOST_DEVICE inline BatchNormDoubleBackward<T> batch_norm_double_backward_coefficients(
+    bool training, T inverse_count, T weight, T r, T s0, T s1, T u0, T u1, T v0, T v1, T vg) {
   const T scale = weight * r;
-  BatchNormSecond<T> second;
+  BatchNormDoubleBackward<T> second;
   if (!training) {
     second.grad_grad = {0, scale, u1 * r, u0};
     second.grad_input = {r * u1, 0, 0, 0};

@@ -1,4 +1,4 @@
-// Preconditions with readable messages. Each names the argument, what was given and what is wanted.
+// Argument checks. Each message names the argument, what is required and what was given.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -74,7 +74,7 @@ inline void check_same_device(const Tensor& tensor, const char* name, const Tens
   STD_TORCH_CHECK(tensor.device() == other.device(), name, " and ", other_name, " must be on the same device");
 }
 
-// [B, C, H, W] with the strides of torch.channels_last; dimensions of size 1 may have any stride.
+// Whether a tensor is [B, C, H, W] with the strides of torch.channels_last; dimensions of size 1 may have any stride.
 [[nodiscard]] inline bool is_channels_last(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();

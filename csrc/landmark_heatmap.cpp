@@ -5,8 +5,8 @@
 
 namespace pal_fast {
 
-// Of a heatmap: cells can then be counted in 64 bits.
-constexpr int64_t LONGEST_SIDE = int64_t{1} << 24;
+// Maximum height and width of a heatmap, so that its number of cells fits in 64 bits.
+constexpr int64_t MAX_SIDE = int64_t{1} << 24;
 
 HeatmapProblem check_landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible,
                                       const OptionalTensor& weights, int64_t height, int64_t width, double image_height,
@@ -29,9 +29,8 @@ HeatmapProblem check_landmark_heatmap(const Tensor& landmarks, const OptionalTen
     check_contiguous(*weights, "weights");
     check_same_device(*weights, "weights", landmarks, "landmarks");
   }
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= LONGEST_SIDE && width <= LONGEST_SIDE,
-                  "height and width of the heatmap must lie between 1 and ", LONGEST_SIDE, ", got ", height, " x ",
-                  width);
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= MAX_SIDE && width <= MAX_SIDE,
+                  "height and width of the heatmap must lie between 1 and ", MAX_SIDE, ", got ", height, " x ", width);
   check_positive(image_height, "image_height");
   check_positive(image_width, "image_width");
   check_positive(sigma, "sigma");

@@ -1,7 +1,6 @@
-// The extension's two faces: the Python module `pal_fast._C` (limited API; importing it registers the
-// operators) and the schemas of the loss's and the heatmap's operators in `torch.ops.pal_fast` (batch normalisation's
-// are in batch_norm.cpp). The kernels are registered in cpu/ and cuda/; fakes and autograd in pal_fast/ops.py and
-// pal_fast/nn/batch_norm_operators.py.
+// The Python module `pal_fast._C` (limited API), whose import registers the operators, and the schemas of the loss's
+// and the heatmap's operators in `torch.ops.pal_fast` (batch normalisation's are in batch_norm.cpp). Implementations
+// are registered in cpu/ and cuda/, fakes and autograd in pal_fast/ops.py and pal_fast/nn/batch_norm_operators.py.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 

@@ -1,4 +1,4 @@
-// The choices of the specification, in the order of pal_fast/constants.py: operators take them as integers.
+// The options of the specification, in the order of pal_fast/constants.py; operators take them as integers.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ enum class Score : int64_t { pearson, cross_correlation };
 enum class Scale : int64_t { sum, mean, unit };
 enum class Reduction : int64_t { mean, sum, none };
 
-// How many choices each has.
+// The number of choices of each option.
 template <typename Choice>
 inline constexpr int64_t choices = 3;
 template <>
@@ -21,10 +21,10 @@ inline constexpr int64_t choices<Combine> = 2;
 template <>
 inline constexpr int64_t choices<Score> = 2;
 
-// Where the elements of a sample lie: channels outermost (NCHW) or innermost (NHWC).
+// Memory format of a layer: channels outermost (NCHW) or innermost (NHWC).
 enum class Layout : int64_t { contiguous, channels_last };
 
-// A group is flat where its standard deviation is at most this share of its root mean square.
+// A group is flat if its standard deviation is at most this fraction of its root mean square.
 inline constexpr double FLAT_TOLERANCE = 1e-5;
 
 }  // namespace pal_fast

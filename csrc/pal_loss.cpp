@@ -10,7 +10,7 @@
 namespace pal_fast {
 namespace {
 
-// Checks activation and gradient; sets everything of the problem but what the options say.
+// Checks activation and gradient and describes the problem.
 LossProblem check_layer(const OptionalTensor& activation, const OptionalTensor& gradient, int64_t attribution,
                         bool absolute, int64_t grouping, int64_t channel_count) {
   LossProblem problem;
@@ -113,7 +113,7 @@ LossProblem check_pal_loss_backward(const Tensor& grad_loss, const OptionalTenso
   check_per_sample(plane, "plane", {problem.batch, problem.height, problem.width}, accumulator, layer);
   check_per_sample(coefficients, "coefficients", {problem.batch, problem.groups(), 3}, accumulator, layer);
   check_per_sample(factor, "factor", {problem.batch}, accumulator, layer);
-  // An expanded grad_loss (stride 0) is what sum().backward() hands down.
+  // grad_loss may be expanded (stride 0): sum().backward() passes such a tensor.
   check_dtype(grad_loss, "grad_loss", accumulator);
   check_same_device(grad_loss, "grad_loss", layer, "the layer's output");
   if (grad_loss.dim() != 0) {

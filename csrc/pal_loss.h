@@ -1,4 +1,4 @@
-// The fused loss: what every backend of the operator shares.
+// The fused loss: checks and allocation common to all backends.
 #pragma once
 
 #include <tuple>
@@ -8,11 +8,11 @@
 
 namespace pal_fast {
 
-// The inputs of pal_loss, all checked.
+// The checked arguments of pal_loss.
 struct LossInputs {
   LossProblem problem;
   ScoreOptions options;
-  // What draws the heatmap when landmarks are given; otherwise only batch, height and width are set.
+  // The heatmap of the landmarks; if a dense heatmap is given, only batch, height and width are set.
   HeatmapProblem heatmap;
   ScalarType dtype;        // of activation and gradient
   ScalarType accumulator;  // T: of heatmap, landmarks, weights, sample_weight and all outputs
@@ -42,12 +42,12 @@ struct LossOutputs {
 // Uninitialised outputs of type T on the device of `like`, the activation or the gradient.
 [[nodiscard]] LossOutputs allocate_loss_outputs(const Tensor& like, const LossInputs& inputs);
 
-// Uninitialised (d_activation, d_gradient) of the layer's dtype and memory format; not needed: 0 elements.
+// Uninitialised (d_activation, d_gradient) of the layer's dtype and memory format; 0 elements if not needed.
 [[nodiscard]] std::tuple<Tensor, Tensor> allocate_layer_gradients(const OptionalTensor& activation,
                                                                   const OptionalTensor& gradient, bool need_activation,
                                                                   bool need_gradient);
 
-// The one that is given (the activation if both are).
+// The activation if given, otherwise the gradient.
 [[nodiscard]] const Tensor& layer_tensor(const OptionalTensor& activation, const OptionalTensor& gradient);
 
 }  // namespace pal_fast

@@ -1,5 +1,5 @@
-// What an operator is asked to compute, in plain numbers: shared by the CPU and the CUDA side, made by the
-// checks in landmark_heatmap.h and pal_loss.h. Includes nothing of PyTorch, so that kernels may read it.
+// Problem descriptions, as plain numbers: shared by CPU and CUDA, created by the checks in landmark_heatmap.h and
+// pal_loss.h. Does not include PyTorch, so that kernels can include it.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@ struct HeatmapProblem {
   int64_t width = 0;      // W
   double image_height = 0;
   double image_width = 0;
-  double sigma = 0;  // in pixels of the image
+  double sigma = 0;  // in image pixels
   Combine combine = Combine::sum;
   Normalize normalize = Normalize::none;
 
@@ -39,11 +39,11 @@ struct LossProblem {
   [[nodiscard]] constexpr int64_t cells() const { return height * width; }                // N
   [[nodiscard]] constexpr int64_t sample_elements() const { return channels * cells(); }  // C * H * W
 
-  // G: how many (A, B, mu) a sample has; for Grouping::map the plane says it all.
+  // G: the number of coefficient triples (A, B, mu) of a sample; none for Grouping::map, whose plane is dP/da itself.
   [[nodiscard]] constexpr int64_t groups() const {
     return grouping == Grouping::map ? 0 : grouping == Grouping::all ? 1 : count;
   }
-  // T: how many terms are standardised together.
+  // The number of terms that are standardised together.
   [[nodiscard]] constexpr int64_t terms() const { return grouping == Grouping::all ? count * cells() : cells(); }
   [[nodiscard]] constexpr bool reads_activation() const { return attribution != Attribution::grad; }
   [[nodiscard]] constexpr bool reads_gradient() const { return attribution != Attribution::activation; }

@@ -1,4 +1,5 @@
-// Batch normalisation on the CPU: each operator as one or two passes, with the arithmetic per channel in between.
+// Batch normalisation on the CPU: each operator is one or two passes over the layer, with per-channel arithmetic
+// between them.
 #include "../batch_norm.h"
 
 #include <torch/csrc/stable/library.h>
@@ -12,9 +13,9 @@
 namespace pal_fast::cpu {
 namespace {
 
-PAL_FAST_CHOOSE_INSTANCE(Passes, passes, passes)
+PAL_FAST_DISPATCH_INSTRUCTION_SET(Passes, passes, passes)
 
-// Sums [k, C] of one reduction.
+// The sums [k, C] of one reduction, added over its blocks.
 [[nodiscard]] std::vector<double> sums_of(const Pass& pass, Sums kind, int64_t k) {
   const int64_t blocks = reduction_blocks(pass.problem), size = k * pass.problem.channels;
   std::vector<double> partial(static_cast<size_t>(blocks * size));
@@ -28,7 +29,7 @@ PAL_FAST_CHOOSE_INSTANCE(Passes, passes, passes)
   return partial;
 }
 
-// What one channel brings to the arithmetic between two passes, in double.
+// The per-channel parameters, as double.
 template <typename T>
 struct Channels {
   const T* weight;
@@ -37,16 +38,16 @@ struct Channels {
   int64_t count;
 
   explicit Channels(const BatchNormTensors& tensors)
-      : weight(read<T>(tensors.weight)),
-        bias(read<T>(tensors.bias)),
-        statistics(read<T>(tensors.statistics)),
+      : weight(data_or_null<T>(tensors.weight)),
+        bias(data_or_null<T>(tensors.bias)),
+        statistics(data_or_null<T>(tensors.statistics)),
         count(tensors.input.size(1)) {}
 
   [[nodiscard]] double weight_of(int64_t c) const { return weight ? static_cast<double>(weight[c]) : 1.0; }
   [[nodiscard]] double bias_of(int64_t c) const { return bias ? static_cast<double>(bias[c]) : 0.0; }
   [[nodiscard]] double r_of(int64_t c) const { return static_cast<double>(statistics[count + c]); }
 
-  // The table [rows, C] with the three rows that every pass reads.
+  // A table [rows, C] with the common rows filled in.
   [[nodiscard]] std::vector<T> table(int64_t rows) const {
     std::vector<T> values(static_cast<size_t>(rows * count));
     for (int64_t c = 0; c < count; ++c) {
@@ -63,8 +64,8 @@ struct Channels {
   pass.problem = problem;
   pass.storage = storage_of(tensors.input.scalar_type());
   pass.input = tensors.input.const_data_ptr();
-  pass.grad = read<void>(tensors.grad);
-  pass.grad_grad = read<void>(tensors.grad_grad);
+  pass.grad = data_or_null<void>(tensors.grad);
+  pass.grad_grad = data_or_null<void>(tensors.grad_grad);
   return pass;
 }
 
@@ -74,7 +75,7 @@ void statistics_of_batch(const BatchNormTensors& tensors, const BatchNormProblem
   const int64_t C = problem.channels;
   const auto count = static_cast<double>(problem.count());
   Pass pass = pass_of(tensors, problem);
-  std::vector<T> table(static_cast<size_t>(Row::first_free * C));
+  std::vector<T> table(static_cast<size_t>(Row::common_rows * C));
   pass.table = table.data();
   std::vector<double> means = sums_of(pass, Sums::input, 1);
   for (int64_t c = 0; c < C; ++c) {
@@ -102,8 +103,8 @@ void statistics_of_batch(const BatchNormTensors& tensors, const BatchNormProblem
 template <typename T>
 void statistics_of_running(const BatchNormTensors& tensors, double eps, T* statistics) {
   const int64_t C = tensors.input.size(1);
-  const T* running_mean = read<T>(tensors.running_mean);
-  const T* running_variance = read<T>(tensors.running_variance);
+  const T* running_mean = data_or_null<T>(tensors.running_mean);
+  const T* running_variance = data_or_null<T>(tensors.running_variance);
   for (int64_t c = 0; c < C; ++c) {
     statistics[c] = running_mean[c];
     statistics[C + c] = static_cast<T>(1.0 / std::sqrt(static_cast<double>(running_variance[c]) + eps));
@@ -112,11 +113,11 @@ void statistics_of_running(const BatchNormTensors& tensors, double eps, T* stati
 
 template <typename T>
 void forward(const BatchNormTensors& tensors, const BatchNormProblem& problem, const Tensor& output) {
-  const std::vector<T> table = Channels<T>(tensors).table(Row::first_free);
+  const std::vector<T> table = Channels<T>(tensors).table(Row::common_rows);
   Pass pass = pass_of(tensors, problem);
   pass.table = table.data();
-  pass.output = written(output);
-  passes().apply(pass, Map::forward);
+  pass.output = mutable_data_or_null(output);
+  passes().apply(pass, Elementwise::forward);
 }
 
 template <typename T>
@@ -142,14 +143,14 @@ void backward(const BatchNormTensors& tensors, const BatchNormProblem& problem, 
   }
   const double inverse_count = 1.0 / static_cast<double>(problem.count());
   for (int64_t c = 0; c < C; ++c) {
-    const auto of = batch_norm_backward_of<double>(problem.training, inverse_count, channels.weight_of(c),
-                                                   channels.r_of(c), s[c], s[C + c]);
-    table[(Row::first_free + 0) * C + c] = static_cast<T>(of.of_grad);
-    table[(Row::first_free + 1) * C + c] = static_cast<T>(of.of_input);
-    table[(Row::first_free + 2) * C + c] = static_cast<T>(of.constant);
+    const auto of = batch_norm_backward_coefficients<double>(problem.training, inverse_count, channels.weight_of(c),
+                                                             channels.r_of(c), s[c], s[C + c]);
+    table[(Row::common_rows + 0) * C + c] = static_cast<T>(of.of_grad);
+    table[(Row::common_rows + 1) * C + c] = static_cast<T>(of.of_input);
+    table[(Row::common_rows + 2) * C + c] = static_cast<T>(of.constant);
   }
-  pass.output = written(grad_input);
-  passes().apply(pass, Map::backward);
+  pass.output = mutable_data_or_null(grad_input);
+  passes().apply(pass, Elementwise::backward);
 }
 
 template <typename T>
@@ -161,26 +162,26 @@ void double_backward(const BatchNormTensors& tensors, const BatchNormProblem& pr
   Pass pass = pass_of(tensors, problem);
   pass.table = table.data();
   const std::vector<double> v = sums_of(pass, Sums::double_backward, 3);
-  const T* s = read<T>(tensors.sums);
-  const T* u = read<T>(tensors.grad_sums);
+  const T* s = data_or_null<T>(tensors.sums);
+  const T* u = data_or_null<T>(tensors.grad_sums);
   auto* to_weight = static_cast<T*>(grad_weight.mutable_data_ptr());
   const double inverse_count = 1.0 / static_cast<double>(problem.count());
   for (int64_t c = 0; c < C; ++c) {
     const double r = channels.r_of(c);
-    const auto second = batch_norm_second_of<double>(problem.training, inverse_count, channels.weight_of(c), r,
-                                                     s ? s[c] : 0.0, s ? s[C + c] : 0.0, u ? u[c] : 0.0,
-                                                     u ? u[C + c] : 0.0, v[c], v[C + c] * r, v[2 * C + c]);
+    const auto second = batch_norm_double_backward_coefficients<double>(
+        problem.training, inverse_count, channels.weight_of(c), r, s ? s[c] : 0.0, s ? s[C + c] : 0.0, u ? u[c] : 0.0,
+        u ? u[C + c] : 0.0, v[c], v[C + c] * r, v[2 * C + c]);
     const double rows[] = {second.grad_grad.of_grad_grad, second.grad_grad.of_input,      second.grad_grad.constant,
                            second.grad_input.of_grad,     second.grad_input.of_grad_grad, second.grad_input.of_input,
                            second.grad_input.constant};
-    for (int64_t row = 0; row < DOUBLE_BACKWARD_ROWS - Row::first_free; ++row) {
-      table[(Row::first_free + row) * C + c] = static_cast<T>(rows[row]);
+    for (int64_t row = 0; row < DOUBLE_BACKWARD_ROWS - Row::common_rows; ++row) {
+      table[(Row::common_rows + row) * C + c] = static_cast<T>(rows[row]);
     }
     to_weight[c] = static_cast<T>(second.grad_weight);
   }
-  pass.output = written(grad_grad);
-  pass.second_output = written(grad_input);
-  passes().apply(pass, Map::double_backward);
+  pass.output = mutable_data_or_null(grad_grad);
+  pass.second_output = mutable_data_or_null(grad_input);
+  passes().apply(pass, Elementwise::double_backward);
 }
 
 [[nodiscard]] bool is_double(const Tensor& input) { return input.scalar_type() == ScalarType::Double; }

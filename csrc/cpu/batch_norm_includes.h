@@ -1,4 +1,4 @@
-// What batch_norm_instances.h needs from outside, so that it can be included after a change of instruction set.
+// The headers that batch_norm_instances.h needs, included before the target instruction set is changed.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,12 +1,12 @@
-// Batch normalisation's passes, written once and compiled for PAL_FAST_INSTRUCTION_SET with registers of
-// PAL_FAST_VECTOR_BYTES. Uses nothing of the standard library out of line: an instance of it compiled here for a
-// newer instruction set could be the one that the linker keeps for everybody.
+// Batch normalisation's passes, compiled once for each PAL_FAST_INSTRUCTION_SET with registers of
+// PAL_FAST_VECTOR_BYTES. Must not instantiate inline functions of the standard library: compiled here for a newer
+// instruction set, such an instance could be the one that the linker keeps for the whole program.
 namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET {
 namespace {
 
 // clang-format off: each needs those before it.
 #include "conversions.h"
-#include "lanes.h"
+#include "simd.h"
 #include "batch_norm_loops.h"
 // clang-format on
 
@@ -26,15 +26,15 @@ void reduce_stored(const Pass& pass, Sums kind, double* partial) {
 }
 
 template <typename S, typename T, bool Relu>
-void apply_stored(const Pass& pass, Map kind) {
+void apply_stored(const Pass& pass, Elementwise kind) {
   const Loops<S, T, Relu> loops(pass);
   switch (kind) {
-    case Map::forward:
-      return loops.template map<Map::forward>();
-    case Map::backward:
-      return loops.template map<Map::backward>();
-    case Map::double_backward:
-      return loops.template map<Map::double_backward>();
+    case Elementwise::forward:
+      return loops.template apply<Elementwise::forward>();
+    case Elementwise::backward:
+      return loops.template apply<Elementwise::backward>();
+    case Elementwise::double_backward:
+      return loops.template apply<Elementwise::double_backward>();
   }
 }
 
@@ -53,7 +53,7 @@ void reduce_with(const Pass& pass, Sums kind, double* partial) {
 }
 
 template <bool Relu>
-void apply_with(const Pass& pass, Map kind) {
+void apply_with(const Pass& pass, Elementwise kind) {
   switch (pass.storage) {
     case Storage::float16:
       return apply_stored<HalfFloat, float, Relu>(pass, kind);
@@ -70,7 +70,7 @@ void reduce(const Pass& pass, Sums kind, double* partial) {
   pass.problem.relu ? reduce_with<true>(pass, kind, partial) : reduce_with<false>(pass, kind, partial);
 }
 
-void apply(const Pass& pass, Map kind) {
+void apply(const Pass& pass, Elementwise kind) {
   pass.problem.relu ? apply_with<true>(pass, kind) : apply_with<false>(pass, kind);
 }
 

@@ -1,28 +1,28 @@
-// The loops of batch normalisation's passes, for planes (channels outermost) and rows (channels innermost).
+// The loops of batch normalisation's passes, over planes (channels outermost) and over rows (channels innermost).
 // To be included by batch_norm_instances.h only, inside its namespace.
 
-// Sums in T are flushed to double after this many vectors.
+// Accumulators of T are flushed to double after this many vectors.
 constexpr int64_t FLUSH = 128;
-// Vectors of channels that a reduction over rows holds in registers.
+// Vectors of channels that a reduction over rows accumulates in registers.
 constexpr int64_t TILE = 4;
 // Rows over which an elementwise pass keeps the channels' coefficients in registers.
 constexpr int64_t STRIP = 16;
-// Elements that are worth a thread.
+// Grain size of parallel_for, in elements.
 constexpr int64_t GRAIN = 16384;
 
-// One vector of a pass: xc = x - mean, G, v.
+// One vector of elements: xc = x - mean, G, v.
 template <typename T>
 struct Element {
-  Lanes<T> xc;
-  Lanes<T> grad;
-  Lanes<T> grad_grad;
+  Simd<T> xc;
+  Simd<T> grad;
+  Simd<T> grad_grad;
 };
 
-// The last n lanes of the element, the others 0.
+// The last n lanes, the others 0.
 template <typename T>
-[[gnu::always_inline]] inline Element<T> last(const Element<T>& e, int64_t n) {
-  const auto keep = lane_numbers<T>() >= static_cast<T>(lanes<T> - n);
-  return {keep ? e.xc : Lanes<T>{}, keep ? e.grad : Lanes<T>{}, keep ? e.grad_grad : Lanes<T>{}};
+[[gnu::always_inline]] inline Element<T> keep_last(const Element<T>& e, int64_t n) {
+  const auto keep = lane_indices<T>() >= static_cast<T>(lanes<T> - n);
+  return {keep ? e.xc : Simd<T>{}, keep ? e.grad : Simd<T>{}, keep ? e.grad_grad : Simd<T>{}};
 }
 
 template <Sums Kind>
@@ -33,7 +33,7 @@ template <Sums Kind>
 constexpr bool sums_read_grad = Kind == Sums::backward || Kind == Sums::double_backward;
 
 template <Sums Kind, typename T>
-[[gnu::always_inline]] inline void accumulate(const Element<T>& e, Lanes<T>* sum) {
+[[gnu::always_inline]] inline void accumulate(const Element<T>& e, Simd<T>* sum) {
   if constexpr (Kind == Sums::input) {
     sum[0] += e.xc;
   } else if constexpr (Kind == Sums::squares) {
@@ -48,121 +48,122 @@ template <Sums Kind, typename T>
   }
 }
 
-// S is how an element is stored, T what is computed in.
+// S is the storage type, T the compute type.
 template <typename S, typename T, bool Relu>
 struct Loops {
   static constexpr int64_t W = lanes<T>;
 
   const BatchNormProblem& problem;
-  const Stored<S>* input;
-  const Stored<S>* grad;
-  const Stored<S>* grad_grad;
+  const StorageType<S>* input;
+  const StorageType<S>* grad;
+  const StorageType<S>* grad_grad;
   const T* table;
-  Stored<S>* output;
-  Stored<S>* second_output;
+  StorageType<S>* output;
+  StorageType<S>* second_output;
 
   explicit Loops(const Pass& pass)
       : problem(pass.problem),
-        input(static_cast<const Stored<S>*>(pass.input)),
-        grad(static_cast<const Stored<S>*>(pass.grad)),
-        grad_grad(static_cast<const Stored<S>*>(pass.grad_grad)),
+        input(static_cast<const StorageType<S>*>(pass.input)),
+        grad(static_cast<const StorageType<S>*>(pass.grad)),
+        grad_grad(static_cast<const StorageType<S>*>(pass.grad_grad)),
         table(static_cast<const T*>(pass.table)),
-        output(static_cast<Stored<S>*>(pass.output)),
-        second_output(static_cast<Stored<S>*>(pass.second_output)) {}
+        output(static_cast<StorageType<S>*>(pass.output)),
+        second_output(static_cast<StorageType<S>*>(pass.second_output)) {}
 
-  // Row `row` of the table for the n channels from c on, or for channel c alone in all lanes.
-  [[gnu::always_inline]] Lanes<T> channels_of(int64_t row, int64_t c, int64_t n) const {
+  // Row `row` of the table: of the n channels from c on, or of channel c broadcast to all lanes.
+  [[gnu::always_inline]] Simd<T> channels_of(int64_t row, int64_t c, int64_t n) const {
     return load<T, T>(table + row * problem.channels + c, n);
   }
-  [[gnu::always_inline]] Lanes<T> channel_of(int64_t row, int64_t c) const {
-    return Lanes<T>{} + table[row * problem.channels + c];
+  [[gnu::always_inline]] Simd<T> channel_of(int64_t row, int64_t c) const {
+    return Simd<T>{} + table[row * problem.channels + c];
   }
 
   template <bool ReadsGrad>
-  [[gnu::always_inline]] Element<T> element(int64_t at, int64_t n, Lanes<T> mean, Lanes<T> scale, Lanes<T> bias) const {
+  [[gnu::always_inline]] Element<T> element(int64_t offset, int64_t n, Simd<T> mean, Simd<T> scale,
+                                            Simd<T> bias) const {
     Element<T> e{};
-    e.xc = first<T>(load<S, T>(input + at, n) - mean, n);
+    e.xc = keep_first<T>(load<S, T>(input + offset, n) - mean, n);
     if constexpr (ReadsGrad) {
-      e.grad = load<S, T>(grad + at, n);
+      e.grad = load<S, T>(grad + offset, n);
       if constexpr (Relu) {
-        e.grad = scale * e.xc + bias <= T(0) ? Lanes<T>{} : e.grad;
+        e.grad = scale * e.xc + bias <= T(0) ? Simd<T>{} : e.grad;
       }
       if (grad_grad != nullptr) {
-        e.grad_grad = load<S, T>(grad_grad + at, n);
+        e.grad_grad = load<S, T>(grad_grad + offset, n);
       }
     }
     return e;
   }
 
-  // k: the table's rows from first_free on.
-  template <Map Kind>
-  [[gnu::always_inline]] void write(int64_t at, int64_t n, Lanes<T> mean, Lanes<T> scale, Lanes<T> bias,
-                                    const Lanes<T>* k) const {
-    const Element<T> e = element<Kind != Map::forward>(at, n, mean, scale, bias);
-    if constexpr (Kind == Map::forward) {
-      Lanes<T> y = scale * e.xc + bias;
+  // k: the table's rows behind the common ones.
+  template <Elementwise Kind>
+  [[gnu::always_inline]] void write(int64_t offset, int64_t n, Simd<T> mean, Simd<T> scale, Simd<T> bias,
+                                    const Simd<T>* k) const {
+    const Element<T> e = element<Kind != Elementwise::forward>(offset, n, mean, scale, bias);
+    if constexpr (Kind == Elementwise::forward) {
+      Simd<T> y = scale * e.xc + bias;
       if constexpr (Relu) {
-        y = y <= T(0) ? Lanes<T>{} : y;
+        y = y <= T(0) ? Simd<T>{} : y;
       }
-      store<S, T>(output + at, y, n);
-    } else if constexpr (Kind == Map::backward) {
-      store<S, T>(output + at, k[0] * e.grad + k[1] * e.xc + k[2], n);
+      store<S, T>(output + offset, y, n);
+    } else if constexpr (Kind == Elementwise::backward) {
+      store<S, T>(output + offset, k[0] * e.grad + k[1] * e.xc + k[2], n);
     } else {
-      Lanes<T> d_grad = k[0] * e.grad_grad + k[1] * e.xc + k[2];
+      Simd<T> d_grad = k[0] * e.grad_grad + k[1] * e.xc + k[2];
       if constexpr (Relu) {
-        d_grad = scale * e.xc + bias <= T(0) ? Lanes<T>{} : d_grad;
+        d_grad = scale * e.xc + bias <= T(0) ? Simd<T>{} : d_grad;
       }
-      store<S, T>(output + at, d_grad, n);
+      store<S, T>(output + offset, d_grad, n);
       if (second_output != nullptr) {
-        store<S, T>(second_output + at, k[3] * e.grad + k[4] * e.grad_grad + k[5] * e.xc + k[6], n);
+        store<S, T>(second_output + offset, k[3] * e.grad + k[4] * e.grad_grad + k[5] * e.xc + k[6], n);
       }
     }
   }
 
-  template <Map Kind>
-  static constexpr int64_t free_rows = Kind == Map::forward    ? 0
-                                       : Kind == Map::backward ? BACKWARD_ROWS - first_free
-                                                               : DOUBLE_BACKWARD_ROWS - first_free;
+  template <Elementwise Kind>
+  static constexpr int64_t pass_row_count = Kind == Elementwise::forward    ? 0
+                                            : Kind == Elementwise::backward ? BACKWARD_ROWS - common_rows
+                                                                            : DOUBLE_BACKWARD_ROWS - common_rows;
 
-  // [B, C, L]: a thread takes planes.
-  template <Map Kind>
-  void map_planes() const {
+  // [B, C, L], parallel over planes.
+  template <Elementwise Kind>
+  void apply_planes() const {
     const int64_t C = problem.channels, L = problem.length;
     torch::stable::parallel_for(0, problem.batch * C, at_least_one(GRAIN / L), [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) {
         const int64_t c = plane % C;
-        const Lanes<T> mean = channel_of(Row::mean, c), scale = channel_of(Row::scale, c),
-                       bias = channel_of(Row::bias, c);
-        Lanes<T> k[free_rows<Kind> + 1];
-        for (int64_t row = 0; row < free_rows<Kind>; ++row) {
-          k[row] = channel_of(first_free + row, c);
+        const Simd<T> mean = channel_of(Row::mean, c), scale = channel_of(Row::scale, c),
+                      bias = channel_of(Row::bias, c);
+        Simd<T> k[pass_row_count<Kind> + 1];
+        for (int64_t row = 0; row < pass_row_count<Kind>; ++row) {
+          k[row] = channel_of(common_rows + row, c);
         }
         int64_t i = 0;
         for (; i + W <= L; i += W) {
           write<Kind>(plane * L + i, W, mean, scale, bias, k);
         }
-        if (i < L) {  // The last vector overlaps with the one before, which writes the same values twice.
-          const int64_t n = smaller(W, L);
+        if (i < L) {  // the last vector overlaps the one before; what both write is the same
+          const int64_t n = minimum(W, L);
           write<Kind>(plane * L + L - n, n, mean, scale, bias, k);
         }
       }
     });
   }
 
-  // [B * L, C]: a thread takes rows.
-  template <Map Kind>
-  void map_rows() const {
+  // [B * L, C], parallel over rows.
+  template <Elementwise Kind>
+  void apply_rows() const {
     const int64_t C = problem.channels;
     torch::stable::parallel_for(0, problem.count(), at_least_one(GRAIN / C), [&](int64_t begin, int64_t end) {
       for (int64_t first_row = begin; first_row < end; first_row += STRIP) {
-        const int64_t last_row = smaller(end, first_row + STRIP);
+        const int64_t last_row = minimum(end, first_row + STRIP);
         for (int64_t c = 0; c < C; c += W) {
-          const int64_t n = smaller(W, C - c);
-          const Lanes<T> mean = channels_of(Row::mean, c, n), scale = channels_of(Row::scale, c, n),
-                         bias = channels_of(Row::bias, c, n);
-          Lanes<T> k[free_rows<Kind> + 1];
-          for (int64_t row = 0; row < free_rows<Kind>; ++row) {
-            k[row] = channels_of(first_free + row, c, n);
+          const int64_t n = minimum(W, C - c);
+          const Simd<T> mean = channels_of(Row::mean, c, n), scale = channels_of(Row::scale, c, n),
+                        bias = channels_of(Row::bias, c, n);
+          Simd<T> k[pass_row_count<Kind> + 1];
+          for (int64_t row = 0; row < pass_row_count<Kind>; ++row) {
+            k[row] = channels_of(common_rows + row, c, n);
           }
           for (int64_t row = first_row; row < last_row; ++row) {
             write<Kind>(row * C + c, n, mean, scale, bias, k);
@@ -172,37 +173,37 @@ struct Loops {
     });
   }
 
-  // [B, C, L] -> [k, C]: a thread takes channels.
+  // [B, C, L] -> [k, C], parallel over channels.
   template <Sums Kind>
   void reduce_planes(double* partial) const {
     constexpr int64_t K = sums_of<Kind>;
     const int64_t C = problem.channels, L = problem.length;
     torch::stable::parallel_for(0, C, at_least_one(GRAIN / problem.count()), [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
-        const Lanes<T> mean = channel_of(Row::mean, c), scale = channel_of(Row::scale, c),
-                       bias = channel_of(Row::bias, c);
+        const Simd<T> mean = channel_of(Row::mean, c), scale = channel_of(Row::scale, c),
+                      bias = channel_of(Row::bias, c);
         double sum[K] = {};
-        Lanes<T> running[K] = {};
+        Simd<T> accumulator[K] = {};
         int64_t vectors = 0;
         const auto flush = [&] {
           for (int64_t k = 0; k < K; ++k) {
-            sum[k] += total<T>(running[k]);
-            running[k] = Lanes<T>{};
+            sum[k] += horizontal_sum<T>(accumulator[k]);
+            accumulator[k] = Simd<T>{};
           }
           vectors = 0;
         };
         for (int64_t b = 0; b < problem.batch; ++b) {
           const int64_t plane = (b * C + c) * L;
           for (int64_t i = 0; i < L;) {
-            const int64_t stop = smaller(L, i + (FLUSH - vectors) * W);
+            const int64_t stop = minimum(L, i + (FLUSH - vectors) * W);
             vectors += (stop - i + W - 1) / W;
             for (; i + W <= stop; i += W) {
-              accumulate<Kind, T>(element<sums_read_grad<Kind>>(plane + i, W, mean, scale, bias), running);
+              accumulate<Kind, T>(element<sums_read_grad<Kind>>(plane + i, W, mean, scale, bias), accumulator);
             }
             if (i < stop) {
-              const int64_t n = smaller(W, L);
+              const int64_t n = minimum(W, L);
               const auto e = element<sums_read_grad<Kind>>(plane + L - n, n, mean, scale, bias);
-              accumulate<Kind, T>(L < W ? e : last<T>(e, L - i), running);
+              accumulate<Kind, T>(L < W ? e : keep_last<T>(e, L - i), accumulator);
               i = stop;
             }
             if (vectors >= FLUSH) {
@@ -218,7 +219,7 @@ struct Loops {
     });
   }
 
-  // [B * L, C] -> [blocks, k, C]: a thread takes blocks of rows.
+  // [B * L, C] -> [blocks, k, C], parallel over blocks of rows.
   template <Sums Kind>
   void reduce_rows(double* partial) const {
     constexpr int64_t K = sums_of<Kind>;
@@ -227,7 +228,7 @@ struct Loops {
     const int64_t grain = at_least_one(GRAIN / (per_block * C));
     torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
-        const int64_t first_row = smaller(rows, block * per_block), last_row = smaller(rows, first_row + per_block);
+        const int64_t first_row = minimum(rows, block * per_block), last_row = minimum(rows, first_row + per_block);
         for (int64_t c = 0; c < C; c += TILE * W) {
           reduce_tile<Kind>(first_row, last_row, c, partial + block * K * C);
         }
@@ -238,40 +239,42 @@ struct Loops {
   template <Sums Kind>
   void reduce_tile(int64_t first_row, int64_t last_row, int64_t c, double* partial) const {
     constexpr int64_t K = sums_of<Kind>;
-    const int64_t C = problem.channels, tiles = smaller(TILE, (C - c + W - 1) / W);
-    Lanes<T> mean[TILE], scale[TILE], bias[TILE];
+    const int64_t C = problem.channels, tiles = minimum(TILE, (C - c + W - 1) / W);
+    Simd<T> mean[TILE], scale[TILE], bias[TILE];
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t n = smaller(W, C - c - t * W);
+      const int64_t n = minimum(W, C - c - t * W);
       mean[t] = channels_of(Row::mean, c + t * W, n);
       scale[t] = channels_of(Row::scale, c + t * W, n);
       bias[t] = channels_of(Row::bias, c + t * W, n);
     }
     double sum[K][TILE * W] = {};
     for (int64_t row = first_row; row < last_row;) {
-      Lanes<T> running[TILE][K] = {};
-      for (const int64_t stop = smaller(last_row, row + FLUSH); row < stop; ++row) {
-        const int64_t at = row * C + c;
+      Simd<T> accumulator[TILE][K] = {};
+      for (const int64_t stop = minimum(last_row, row + FLUSH); row < stop; ++row) {
+        const int64_t offset = row * C + c;
         if (c + TILE * W <= C) [[likely]] {
           for (int64_t t = 0; t < TILE; ++t) {
-            accumulate<Kind, T>(element<sums_read_grad<Kind>>(at + t * W, W, mean[t], scale[t], bias[t]), running[t]);
+            accumulate<Kind, T>(element<sums_read_grad<Kind>>(offset + t * W, W, mean[t], scale[t], bias[t]),
+                                accumulator[t]);
           }
         } else {
           for (int64_t t = 0; t < tiles; ++t) {
-            const int64_t n = smaller(W, C - c - t * W);
-            accumulate<Kind, T>(element<sums_read_grad<Kind>>(at + t * W, n, mean[t], scale[t], bias[t]), running[t]);
+            const int64_t n = minimum(W, C - c - t * W);
+            accumulate<Kind, T>(element<sums_read_grad<Kind>>(offset + t * W, n, mean[t], scale[t], bias[t]),
+                                accumulator[t]);
           }
         }
       }
       for (int64_t t = 0; t < tiles; ++t) {
         for (int64_t k = 0; k < K; ++k) {
           for (int64_t i = 0; i < W; ++i) {
-            sum[k][t * W + i] += static_cast<double>(running[t][k][i]);
+            sum[k][t * W + i] += static_cast<double>(accumulator[t][k][i]);
           }
         }
       }
     }
     for (int64_t k = 0; k < K; ++k) {
-      for (int64_t i = 0; i < smaller(TILE * W, C - c); ++i) {
+      for (int64_t i = 0; i < minimum(TILE * W, C - c); ++i) {
         partial[k * C + c + i] = sum[k][i];
       }
     }
@@ -281,8 +284,8 @@ struct Loops {
   void reduce(double* partial) const {
     problem.channels_innermost() ? reduce_rows<Kind>(partial) : reduce_planes<Kind>(partial);
   }
-  template <Map Kind>
-  void map() const {
-    problem.channels_innermost() ? map_rows<Kind>() : map_planes<Kind>();
+  template <Elementwise Kind>
+  void apply() const {
+    problem.channels_innermost() ? apply_rows<Kind>() : apply_planes<Kind>();
   }
 };

@@ -1,5 +1,5 @@
-// The two kinds of passes over a layer that batch normalisation is made of, for the CPU: reductions to a few sums
-// per channel, and elementwise passes that are affine in the tensors for each channel.
+// Batch normalisation on the CPU consists of two kinds of passes over a layer: reductions to a few sums per channel,
+// and elementwise passes that are, per channel, affine in the tensors.
 #pragma once
 
 #include "../batch_norm_problem.h"
@@ -7,28 +7,28 @@
 
 namespace pal_fast::cpu {
 
-// With xc = x - mean, G = grad behind the ReLU's mask, v = grad_grad:
+// With xc = x - mean, G = grad masked by the ReLU, v = grad_grad:
 enum class Sums {
   input,            // sum xc
   squares,          // sum xc^2
   backward,         // sum G, sum G xc
   double_backward,  // sum v, sum v xc, sum v G
 };
-enum class Map {
+enum class Elementwise {
   forward,          // scale * xc + bias, ReLU
   backward,         // dx
   double_backward,  // d_grad and d_input
 };
 
-// Rows of the per-channel table [rows, C] of T that passes read; the first three serve every pass.
-enum Row { mean, scale, bias, first_free };
+// Rows of the table of per-channel coefficients [rows, C] of T; the first three are common to all passes.
+enum Row { mean, scale, bias, common_rows };
 
 // backward: of_grad, of_input, constant.
-inline constexpr int64_t BACKWARD_ROWS = first_free + 3;
+inline constexpr int64_t BACKWARD_ROWS = common_rows + 3;
 // double backward: of_grad_grad, of_input, constant of d_grad; of_grad, of_grad_grad, of_input, constant of d_input.
-inline constexpr int64_t DOUBLE_BACKWARD_ROWS = first_free + 7;
+inline constexpr int64_t DOUBLE_BACKWARD_ROWS = common_rows + 7;
 
-// The tensors of a pass, each [B, C, L] in the problem's layout. What a pass does not read or write may be null.
+// The tensors of a pass, each [B, C, L] in the problem's layout. Tensors that a pass does not access may be null.
 struct Pass {
   BatchNormProblem problem;
   Storage storage = Storage::float32;
@@ -40,8 +40,8 @@ struct Pass {
   void* second_output = nullptr;  // d_input
 };
 
-// Into how many blocks of rows a reduction is split: a matter of the problem only, so that results do not depend on
-// the number of threads. Channels outermost need one, as their threads share no channel.
+// The number of blocks of rows that a reduction is split into. It depends on the problem only, so that results do not
+// depend on the number of threads. One if channels are outermost: threads then share no channel.
 [[nodiscard]] inline int64_t reduction_blocks(const BatchNormProblem& problem) {
   constexpr int64_t rows_per_block = 64;
   constexpr int64_t most = 64;
@@ -49,9 +49,9 @@ struct Pass {
   return !problem.channels_innermost() ? 1 : wanted < most ? wanted : most;
 }
 
-// partial [blocks, k, C], k as listed at Sums; the sums are the totals over the blocks. Threaded.
+// partial [blocks, k, C] with the k sums listed at Sums, which the caller adds over the blocks. Multi-threaded.
 using Reduce = void (*)(const Pass& pass, Sums kind, double* partial);
-using Apply = void (*)(const Pass& pass, Map kind);
+using Apply = void (*)(const Pass& pass, Elementwise kind);
 
 struct Passes {
   Reduce reduce;

@@ -1,7 +1,7 @@
-// How elements are stored, and the conversions of several at once to the type they are computed in and back.
-// To be included by *_instances.h only, inside their namespace: every instruction set has a copy of its own.
+// Storage types and their vectorised conversions to the compute type and back. To be included by *_instances.h only,
+// inside their namespace: every instruction set has its own copy.
 
-// `Count` elements of T beside each other.
+// A vector of `Count` elements of T.
 template <typename T, int64_t Count>
 struct PackedOf {
   typedef T type __attribute__((vector_size(Count * sizeof(T))));
@@ -9,40 +9,40 @@ struct PackedOf {
 template <typename T, int64_t Count>
 using Packed = typename PackedOf<T, Count>::type;
 
-// Names of the 16-bit types, which are stored as uint16_t.
+// Tags of the 16-bit storage types, whose elements are accessed as uint16_t.
 struct HalfFloat;
 struct BrainFloat;
 
 template <typename S>
-struct StoredAs {
+struct StorageTypeOf {
   using type = S;
 };
 template <>
-struct StoredAs<HalfFloat> {
+struct StorageTypeOf<HalfFloat> {
   using type = uint16_t;
 };
 template <>
-struct StoredAs<BrainFloat> {
+struct StorageTypeOf<BrainFloat> {
   using type = uint16_t;
 };
 template <typename S>
-using Stored = typename StoredAs<S>::type;
+using StorageType = typename StorageTypeOf<S>::type;
 
-// The type in which elements stored as S are computed.
+// The compute type of storage type S: double for double, float for all others.
 template <typename S>
-struct ComputedAs {
+struct ComputeTypeOf {
   using type = float;
 };
 template <>
-struct ComputedAs<double> {
+struct ComputeTypeOf<double> {
   using type = double;
 };
 template <typename S>
-using Computed = typename ComputedAs<S>::type;
+using ComputeType = typename ComputeTypeOf<S>::type;
 
-// The conversions that widen: compilers make two of one with __builtin_convertvector alone.
+// Widening conversions by intrinsics: for __builtin_convertvector alone compilers emit two instructions.
 template <int64_t N>
-[[gnu::always_inline]] inline Packed<uint32_t, N> to_bits(Packed<uint16_t, N> words) {
+[[gnu::always_inline]] inline Packed<uint32_t, N> widen_bits(Packed<uint16_t, N> words) {
 #if PAL_FAST_VECTOR_BYTES == 64
   if constexpr (N == 16) {
     return reinterpret_cast<Packed<uint32_t, N>>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(words)));
@@ -61,7 +61,7 @@ template <int64_t N>
 }
 
 template <typename T, int64_t N, typename From>
-[[gnu::always_inline]] inline Packed<T, N> to_computed(Packed<From, N> value) {
+[[gnu::always_inline]] inline Packed<T, N> to_compute_type(Packed<From, N> value) {
   if constexpr (sizeof(T) == sizeof(From)) {
     return value;
   }
@@ -78,8 +78,8 @@ template <typename T, int64_t N, typename From>
   return __builtin_convertvector(value, Packed<T, N>);
 }
 
-// How N elements stored as S become float or double, and float or double elements S: to nearest, ties to even;
-// overflow becomes infinity, NaN stays NaN.
+// Converts N elements of storage type S to float or double and back: to nearest even; overflow becomes infinity, NaN
+// stays NaN.
 template <typename S, int64_t N>
 struct Conversion {
   using Element = S;
@@ -95,7 +95,7 @@ struct Conversion<BrainFloat, N> {
   using Bits = Packed<uint32_t, N>;
   using Words = Packed<uint16_t, N>;
   [[gnu::always_inline]] static Values widen(Words stored) {
-    return reinterpret_cast<Values>(to_bits<N>(stored) << 16);
+    return reinterpret_cast<Values>(widen_bits<N>(stored) << 16);
   }
   [[gnu::always_inline]] static Words narrow(Values value) {
     const Bits bits = reinterpret_cast<Bits>(value);
@@ -112,7 +112,7 @@ struct Conversion<HalfFloat, N> {
   using Values = Packed<float, N>;
   using Bits = Packed<uint32_t, N>;
   using Words = Packed<uint16_t, N>;
-  // Normal numbers by moving the exponent, subnormal ones by a subtraction that normalises them.
+  // Normal numbers by rebiasing the exponent, subnormal ones by a subtraction that normalises them.
   [[gnu::always_inline]] static Values widen(Words stored) {
 #if PAL_FAST_VECTOR_BYTES == 64
     if constexpr (N == 16) {
@@ -124,8 +124,8 @@ struct Conversion<HalfFloat, N> {
       return reinterpret_cast<Values>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(stored)));
     }
 #endif
-    const Bits shifted = to_bits<N>(stored) << 16;
-    const Bits magnitude = shifted + shifted;  // the sign falls out
+    const Bits shifted = widen_bits<N>(stored) << 16;
+    const Bits magnitude = shifted + shifted;  // shifts out the sign
     const Bits normal =
         reinterpret_cast<Bits>(reinterpret_cast<Values>((magnitude >> 4) + (0xE0u << 23)) * 0x1.0p-112f);
     const Bits subnormal = reinterpret_cast<Bits>(reinterpret_cast<Values>((magnitude >> 17) | (126u << 23)) - 0.5f);
@@ -145,7 +145,7 @@ struct Conversion<HalfFloat, N> {
 #endif
     const Bits bits = reinterpret_cast<Bits>(value);
     const Bits doubled = bits + bits;
-    // Too large for binary16 becomes infinity here, too small is scaled back exactly.
+    // Numbers too large for binary16 become infinity here; all others are scaled back exactly.
     const Values base = (reinterpret_cast<Values>(bits & 0x7FFFFFFFu) * 0x1.0p+112f) * 0x1.0p-110f;
     const Bits exponent = doubled & 0xFF000000u;
     const Bits least = Bits{} + 0x71000000u;

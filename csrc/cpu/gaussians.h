@@ -1,4 +1,4 @@
-// Heatmaps of samples as the CPU operators need them: drawn by the kernels, normalised here.
+// Heatmaps of single samples for the CPU operators: drawn by the kernels, normalised here.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct LandmarkTensors {
   const T* weights;     // [B, K] or null
 
   LandmarkTensors(const OptionalTensor& landmarks, const OptionalTensor& visible, const OptionalTensor& weights)
-      : points(read<T>(landmarks)), visible(read<bool>(visible)), weights(read<T>(weights)) {}
+      : points(data_or_null<T>(landmarks)), visible(data_or_null<bool>(visible)), weights(data_or_null<T>(weights)) {}
 
   [[nodiscard]] Landmarks<T> of(int64_t sample, int64_t count) const {
     const int64_t first = sample * count;
@@ -27,7 +27,7 @@ struct LandmarkTensors {
   }
 };
 
-// What `normalize` divides a heatmap [H, W] by; 0 stands for "not at all".
+// The divisor of a heatmap [H, W] under `normalize`; 0 if it is not divided.
 [[nodiscard]] inline double divisor_of(const HeatmapProblem& problem, const double* heatmap) {
   const int64_t n = problem.cells();
   switch (problem.normalize) {
@@ -41,7 +41,7 @@ struct LandmarkTensors {
   return 0.0;
 }
 
-// out [H, W]: the heatmap of one sample. False: no landmark is valid.
+// Writes the normalised heatmap of one sample to out [H, W]. Returns whether any landmark is valid.
 template <typename T>
 [[nodiscard]] bool draw_normalised(const HeatmapProblem& problem, const Landmarks<T>& landmarks,
                                    std::vector<double>& scratch, double* out) {

@@ -1,4 +1,4 @@
-// Which instruction set this processor runs.
+// Detects the instruction set of this processor.
 #include "instruction_set.h"
 
 #include <cstdlib>
@@ -9,8 +9,8 @@ namespace {
 
 [[nodiscard]] InstructionSet widest() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string_view wanted = wish ? wish : "";
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view wanted = variable ? variable : "";
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

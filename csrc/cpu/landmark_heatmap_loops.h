@@ -1,14 +1,14 @@
-// Gaussians at landmarks, of one sample, in double.
+// The sum or maximum of the Gaussians of one sample's landmarks, in double, from separable factors.
 // To be included by pal_loss_instances.h only, inside its namespace.
 
-using Doubles = Lanes<double>;
+using Doubles = Simd<double>;
 constexpr int64_t D = lanes<double>;
 
-// exp(x) for x <= 0, to one unit in the last place; 0 below -708, where doubles end.
+// exp(x) for x <= 0, accurate to 1 ulp; 0 below -708, where results become subnormal.
 [[gnu::always_inline]] inline Doubles exp_of_negative(Doubles x) {
   constexpr double LOG2_E = 1.4426950408889634074, LN2_HIGH = 6.93147180369123816490e-01,
                    LN2_LOW = 1.90821492927058770002e-10;
-  // Adding 1.5 * 2^52 leaves the nearest integer in the low bits of the mantissa.
+  // Adding 1.5 * 2^52 rounds to an integer, in the low bits of the mantissa.
   constexpr double ROUNDER = 0x1.8p52;
   const Doubles least = Doubles{} - 708.0;
   const Doubles bounded = x < least ? least : x;
@@ -29,17 +29,17 @@ constexpr int64_t D = lanes<double>;
   series = series * r + 0.5;
   series = series * r + 1.0;
   series = series * r + 1.0;
-  const Doubles power = reinterpret_cast<Doubles>((reinterpret_cast<Lanes<uint64_t>>(shifted) + 1023u) << 52);
+  const Doubles power = reinterpret_cast<Doubles>((reinterpret_cast<Simd<uint64_t>>(shifted) + 1023u) << 52);
   return x < least ? Doubles{} : series * power;
 }
 
-// Centres of cells along one axis, in pixels of the image: x_j = (j + 0.5) * length / cells - 0.5.
+// Centres of cells along one axis, in image pixels: x_j = (j + 0.5) * length / cells - 0.5.
 struct Axis {
   int64_t cells;
   double step;
 
   [[gnu::always_inline]] Doubles centres(int64_t from) const {
-    return (lane_numbers<double>() + (static_cast<double>(from) + 0.5)) * step - 0.5;
+    return (lane_indices<double>() + (static_cast<double>(from) + 0.5)) * step - 0.5;
   }
   [[nodiscard]] double centre(int64_t index) const { return (static_cast<double>(index) + 0.5) * step - 0.5; }
 };
@@ -57,7 +57,7 @@ inline void gaussian(const Axis& axis, double position, double sigma, double str
   for (int64_t i = 0; i < padded(axis.cells); i += D) {
     const Doubles distance = (axis.centres(i) - position) * inverse;
     const Doubles value = strength * exp_of_negative(-0.5 * distance * distance);
-    store<double, double>(out + i, first<double>(value, smaller(D, axis.cells - i)), D);
+    store<double, double>(out + i, keep_first<double>(value, minimum(D, axis.cells - i)), D);
   }
 }
 
@@ -68,11 +68,11 @@ template <typename Real>
 }
 
 template <typename Real>
-[[nodiscard]] inline double strength_of(const Landmarks<Real>& landmarks, int64_t k) {
+[[nodiscard]] inline double weight_of(const Landmarks<Real>& landmarks, int64_t k) {
   return landmarks.weights ? static_cast<double>(landmarks.weights[k]) : 1.0;
 }
 
-// The Gaussians of up to LANDMARK_BLOCK valid landmarks, in their order.
+// The factors of up to LANDMARK_BLOCK valid landmarks, in their order.
 struct Block {
   double* rows;     // [64, padded(H)], times the landmark's weight
   double* columns;  // [64, padded(W)]
@@ -80,7 +80,7 @@ struct Block {
   int64_t count;
 };
 
-// Fills `block` with the next valid landmarks from `k` on. Returns where to go on.
+// Fills `block` with the next valid landmarks from `k` on. Returns the first landmark that was not visited.
 template <typename Real>
 int64_t next_block(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, int64_t k, Block& block) {
   block.count = 0;
@@ -90,7 +90,7 @@ int64_t next_block(const HeatmapProblem& problem, const Landmarks<Real>& landmar
     }
     const int64_t slot = block.count++;
     block.index[slot] = k;
-    gaussian(vertical(problem), landmarks.points[2 * k + 1], problem.sigma, strength_of(landmarks, k),
+    gaussian(vertical(problem), landmarks.points[2 * k + 1], problem.sigma, weight_of(landmarks, k),
              block.rows + slot * padded(problem.height));
     gaussian(horizontal(problem), landmarks.points[2 * k], problem.sigma, 1.0,
              block.columns + slot * padded(problem.width));
@@ -98,7 +98,7 @@ int64_t next_block(const HeatmapProblem& problem, const Landmarks<Real>& landmar
   return k;
 }
 
-// out += the block's Gaussians, at rows [i, i + Rows) and Vectors * D columns from j on.
+// out += the block's Gaussians, for rows [i, i + Rows) and Vectors * D columns from j on.
 template <int64_t Rows, int64_t Vectors>
 inline void add_to_tile(const HeatmapProblem& problem, const Block& block, int64_t i, int64_t j, double* out) {
   const int64_t width = problem.width, row_stride = padded(problem.height), column_stride = padded(width);
@@ -117,7 +117,7 @@ inline void add_to_tile(const HeatmapProblem& problem, const Block& block, int64
   }
   for (int64_t r = 0; r < Rows; ++r) {
     for (int64_t v = 0; v < Vectors; ++v) {
-      const int64_t column = j + v * D, n = smaller(D, width - column);
+      const int64_t column = j + v * D, n = minimum(D, width - column);
       double* to = out + (i + r) * width + column;
       store<double, double>(to, load<double, double>(to, n) + sums[r][v], n);
     }
@@ -135,7 +135,7 @@ inline void add_to_rows(const HeatmapProblem& problem, const Block& block, int64
   }
 }
 
-// Tiles of 4 x 2 vectors: enough sums in flight to hide an addition's latency, few enough for 16 registers.
+// Register tiles of 4 x 2 vectors: enough accumulators to hide the latency of additions, few enough for 16 registers.
 inline void add_block(const HeatmapProblem& problem, const Block& block, double* out) {
   int64_t i = 0;
   for (; i + 4 <= problem.height; i += 4) {
@@ -146,23 +146,24 @@ inline void add_block(const HeatmapProblem& problem, const Block& block, double*
   }
 }
 
-// The strongest Gaussian of each cell and, if `winner` is given, whose it is. A tie goes to the first landmark.
-inline void strongest_of_block(const HeatmapProblem& problem, const Block& block, double* out, int64_t* winner) {
-  using Names = Lanes<int64_t>;
+// Updates each cell's maximum and, if `winner` is not null, the index of the landmark that attains it. Ties go to the
+// first landmark.
+inline void maximise_block(const HeatmapProblem& problem, const Block& block, double* out, int64_t* winner) {
+  using Indices = Simd<int64_t>;
   for (int64_t i = 0; i < problem.height; ++i) {
     for (int64_t j = 0; j < problem.width; j += D) {
-      const int64_t n = smaller(D, problem.width - j), at = i * problem.width + j;
-      Doubles best = load<double, double>(out + at, n);
-      Names names = winner ? load<int64_t, int64_t>(winner + at, n) : Names{};
+      const int64_t n = minimum(D, problem.width - j), cell = i * problem.width + j;
+      Doubles best = load<double, double>(out + cell, n);
+      Indices indices = winner ? load<int64_t, int64_t>(winner + cell, n) : Indices{};
       for (int64_t k = 0; k < block.count; ++k) {
         const double y = block.rows[k * padded(problem.height) + i];
         const Doubles candidate = y * load<double, double>(block.columns + k * padded(problem.width) + j, D);
-        names = candidate > best ? Names{} + block.index[k] : names;
+        indices = candidate > best ? Indices{} + block.index[k] : indices;
         best = candidate > best ? candidate : best;
       }
-      store<double, double>(out + at, best, n);
+      store<double, double>(out + cell, best, n);
       if (winner) {
-        store<int64_t, int64_t>(winner + at, names, n);
+        store<int64_t, int64_t>(winner + cell, indices, n);
       }
     }
   }
@@ -185,7 +186,7 @@ bool draw_into(const HeatmapProblem& problem, const Landmarks<Real>& landmarks, 
     if (sum) {
       add_block(problem, block, out);
     } else {
-      strongest_of_block(problem, block, out, winner);
+      maximise_block(problem, block, out, winner);
     }
   }
   for (int64_t i = 0; !any && i < problem.cells(); ++i) {

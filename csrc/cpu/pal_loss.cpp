@@ -1,4 +1,4 @@
-// The fused loss on the CPU: how the work is cut into pieces, and in what order the pieces come together.
+// The fused loss on the CPU: the partition of the work into tasks, and the order in which their results are combined.
 #include "../pal_loss.h"
 
 #include <torch/csrc/stable/library.h>
@@ -6,30 +6,30 @@
 
 #include <atomic>
 
-#include "fresh_memory.h"
 #include "pal_loss_score.h"
+#include "streaming_stores.h"
 
 namespace pal_fast::cpu {
 namespace {
 
-// Elements that are worth a thread, and a piece of their own.
+// Grain size of parallel_for, and the minimum size of a piece, in elements.
 constexpr int64_t GRAIN = 16384;
 
-// Pieces that a batch is cut into at least, if they are large enough: a matter of shapes only.
-constexpr int64_t PIECES = 64;
+// The number of pieces that a batch is partitioned into at least, if they are large enough. Depends on shapes only.
+constexpr int64_t MIN_PIECES = 64;
 
-// The axis of a sample along which the layer is cut: channels (contiguous) or cells (channels_last), `length` of
-// them, in `pieces` of `size` each but the last.
-struct Cut {
+// The partition of a sample along its outermost axis, channels (contiguous) or cells (channels_last), of `length`, into
+// `pieces` of `size`; the last may be smaller.
+struct Partition {
   int64_t length;
   int64_t size;
   int64_t pieces;
   int64_t grain;
 
-  Cut(const LossProblem& problem, int64_t channels)
+  Partition(const LossProblem& problem, int64_t channels)
       : length(problem.layout == Layout::contiguous ? channels : problem.cells()) {
     const int64_t row = problem.layout == Layout::contiguous ? problem.cells() : channels;
-    const int64_t wanted = (PIECES + problem.batch - 1) / std::max<int64_t>(1, problem.batch);
+    const int64_t wanted = (MIN_PIECES + problem.batch - 1) / std::max<int64_t>(1, problem.batch);
     const int64_t most = std::clamp<int64_t>(length * row / GRAIN, 1, length);
     size = (length + std::min(wanted, most) - 1) / std::min(wanted, most);
     pieces = (length + size - 1) / size;
@@ -39,7 +39,7 @@ struct Cut {
   [[nodiscard]] Range range(int64_t piece) const { return {piece * size, std::min(length, (piece + 1) * size)}; }
 };
 
-// The layer's tensors, sample by sample. What is not given, or not needed, is null throughout.
+// The layer's tensors, by sample. Tensors that are absent or not needed are null.
 struct Samples {
   const char* activation;
   const char* gradient;
@@ -48,7 +48,7 @@ struct Samples {
   int64_t bytes;  // of one sample
 
   Samples(const OptionalTensor& activation_tensor, const OptionalTensor& gradient_tensor, const LossProblem& problem)
-      : activation(read<char>(activation_tensor)), gradient(read<char>(gradient_tensor)) {
+      : activation(data_or_null<char>(activation_tensor)), gradient(data_or_null<char>(gradient_tensor)) {
     bytes = problem.sample_elements() * layer_tensor(activation_tensor, gradient_tensor).element_size();
   }
 
@@ -58,7 +58,7 @@ struct Samples {
   }
 };
 
-// What the forward writes. T is the accumulator's type.
+// The outputs of the forward. T is the compute type.
 template <typename T>
 struct Outputs {
   T* loss;
@@ -67,8 +67,8 @@ struct Outputs {
   T* factor;
 };
 
-// Counts down the pieces of every sample; the thread that finishes the last one goes on with the sample, so that one
-// parallel region does. The order in which pieces come together does not depend on which thread that is.
+// Counts down the pieces of every sample. The thread that finishes a sample's last piece continues with the sample, so
+// that one parallel region suffices. Which thread that is does not affect the order in which pieces are combined.
 class Countdown {
  public:
   Countdown(int64_t samples, int64_t pieces) : left_(static_cast<size_t>(samples)) {
@@ -89,18 +89,18 @@ void forward_map(const PriorTensors<T>& prior_tensors, const Samples& layer, con
   const LossProblem& problem = prior_tensors.inputs.problem;
   const Storage storage = storage_of(prior_tensors.inputs.dtype);
   const int64_t cells = problem.cells(), batch = problem.batch;
-  const Cut cut(problem, problem.count);
-  // Pieces of channels leave a map each, to be added in their order; pieces of cells leave their part of one map.
-  const int64_t maps = problem.layout == Layout::contiguous ? cut.pieces : 1;
+  const Partition partition(problem, problem.count);
+  // Pieces of channels write one map each, which are added in order; pieces of cells write their part of a single map.
+  const int64_t maps = problem.layout == Layout::contiguous ? partition.pieces : 1;
   std::vector<double> sums(static_cast<size_t>(batch * maps * cells));
-  Countdown countdown(batch, cut.pieces);
-  torch::stable::parallel_for(0, batch * cut.pieces, cut.grain, [&](int64_t first, int64_t last) {
+  Countdown countdown(batch, partition.pieces);
+  torch::stable::parallel_for(0, batch * partition.pieces, partition.grain, [&](int64_t first, int64_t last) {
     std::vector<double> scratch, q(static_cast<size_t>(cells));
     for (int64_t task = first; task < last; ++task) {
-      const int64_t b = task / cut.pieces, piece = task % cut.pieces;
+      const int64_t b = task / partition.pieces, piece = task % partition.pieces;
       double* sum = sums.data() + b * maps * cells;
       kernels().loss.accumulate_map(problem, storage, layer.at(layer.activation, b), layer.at(layer.gradient, b),
-                                    cut.range(piece), sum + (maps > 1 ? piece * cells : 0));
+                                    partition.range(piece), sum + (maps > 1 ? piece * cells : 0));
       if (!countdown.is_last(b)) {
         continue;
       }
@@ -118,7 +118,7 @@ void forward_map(const PriorTensors<T>& prior_tensors, const Samples& layer, con
   });
 }
 
-// Moments of the union of two parts (Chan, Golub, LeVeque) that are whole channels: q has the same mean in both.
+// Moments of the union of two sets of whole channels (Chan, Golub and LeVeque); q has the same mean in both.
 [[nodiscard]] inline Moments merged(const Moments& a, double a_terms, const Moments& b, double b_terms) {
   const double share = b_terms / (a_terms + b_terms), step = b.mean - a.mean;
   return {a.mean + step * share, a.square + b.square + step * step * a_terms * share, a.product + b.product};
@@ -137,7 +137,7 @@ void forward_channels(const PriorTensors<T>& prior_tensors, const Samples& layer
     std::vector<double> scratch, q(static_cast<size_t>(cells));
     for (int64_t b = first; b < last; ++b) {
       priors[b] = prior_of(prior_tensors, b, scratch, q.data());
-      std::transform(q.begin(), q.end(), to.plane + b * cells, [](double value) { return bounded<T>(value); });
+      std::transform(q.begin(), q.end(), to.plane + b * cells, [](double value) { return clamped<T>(value); });
     }
   });
 
@@ -205,13 +205,13 @@ void forward(const PriorTensors<T>& prior, const Samples& layer, const Outputs<T
   reduce(prior.inputs.options.reduction, scores, weights, to.loss, to.factor);
 }
 
-// Whether the gradients are written past the cache. Vectors of both are then aligned at the same elements, and rows of
-// a channels_last layer hold whole vectors.
-[[nodiscard]] bool streams_to(const Samples& layer, const LossProblem& problem) {
+// Whether the gradients are written by non-temporal stores. These require both gradients to be aligned at the same
+// elements, and rows of a channels_last layer to be whole vectors.
+[[nodiscard]] bool use_streaming_stores(const Samples& layer, const LossProblem& problem) {
   constexpr int64_t vector = 64;  // bytes, at most
   const int64_t total = problem.batch * layer.bytes;
-  const bool d_activation = writes_past_cache(layer.d_activation, total);
-  const bool d_gradient = writes_past_cache(layer.d_gradient, total);
+  const bool d_activation = prefers_streaming_stores(layer.d_activation, total);
+  const bool d_gradient = prefers_streaming_stores(layer.d_gradient, total);
   const bool both = layer.d_activation && layer.d_gradient;
   if (both && (layer.d_activation - layer.d_gradient) % vector != 0) {
     return false;
@@ -225,25 +225,25 @@ void forward(const PriorTensors<T>& prior, const Samples& layer, const Outputs<T
 template <typename T>
 void backward(const LossProblem& problem, Storage storage, const Samples& layer, const T* grad_loss,
               int64_t grad_loss_stride, const T* plane, const T* coefficients, const T* factor) {
-  const Cut cut(problem, problem.channels);
-  const bool streams = streams_to(layer, problem);
-  torch::stable::parallel_for(0, problem.batch * cut.pieces, cut.grain, [&](int64_t first, int64_t last) {
+  const Partition partition(problem, problem.channels);
+  const bool streams = use_streaming_stores(layer, problem);
+  torch::stable::parallel_for(0, problem.batch * partition.pieces, partition.grain, [&](int64_t first, int64_t last) {
     std::vector<T> scratch(static_cast<size_t>(gradients_scratch(problem)));
     for (int64_t task = first; task < last; ++task) {
-      const int64_t b = task / cut.pieces;
+      const int64_t b = task / partition.pieces;
       const T scale = factor[b] == 0 ? T(0) : grad_loss[b * grad_loss_stride] * factor[b];
       const Derivative<T> derivative{scale, plane + b * problem.cells(),
                                      coefficients ? coefficients + 3 * b * problem.groups() : nullptr, scratch.data()};
       kernels().loss.gradients(problem, storage, layer.at(layer.activation, b), layer.at(layer.gradient, b),
-                               &derivative, cut.range(task % cut.pieces), streams, layer.at(layer.d_activation, b),
-                               layer.at(layer.d_gradient, b));
+                               &derivative, partition.range(task % partition.pieces), streams,
+                               layer.at(layer.d_activation, b), layer.at(layer.d_gradient, b));
     }
   });
 }
 
-// Calls work.template operator()<T>() for the accumulator's type.
+// Calls work.template operator()<T>() for the compute type.
 template <typename Work>
-void with_accumulator(ScalarType accumulator, const Work& work) {
+void dispatch_accumulator(ScalarType accumulator, const Work& work) {
   accumulator == ScalarType::Double ? work.template operator()<double>() : work.template operator()<float>();
 }
 
@@ -259,11 +259,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pal_loss(const OptionalTensor& activa
                                            image_height, image_width, sigma, combine, normalize, attribution, absolute,
                                            grouping, channel_count, score, scale, reduction);
   const LossOutputs outputs = allocate_loss_outputs(layer_tensor(activation, gradient), inputs);
-  with_accumulator(inputs.accumulator, [&]<typename T>() {
-    const PriorTensors<T> prior{inputs, read<T>(heatmap), {landmarks, visible, weights}, read<T>(sample_weight)};
+  dispatch_accumulator(inputs.accumulator, [&]<typename T>() {
+    const PriorTensors<T> prior{
+        inputs, data_or_null<T>(heatmap), {landmarks, visible, weights}, data_or_null<T>(sample_weight)};
     forward<T>(prior, Samples(activation, gradient, inputs.problem),
-               {written<T>(outputs.loss), written<T>(outputs.plane), written<T>(outputs.coefficients),
-                written<T>(outputs.factor)});
+               {mutable_data_or_null<T>(outputs.loss), mutable_data_or_null<T>(outputs.plane),
+                mutable_data_or_null<T>(outputs.coefficients), mutable_data_or_null<T>(outputs.factor)});
   });
   return {outputs.loss, outputs.plane, outputs.coefficients, outputs.factor};
 }
@@ -279,12 +280,12 @@ std::tuple<Tensor, Tensor> pal_loss_backward(const Tensor& grad_loss, const Opti
   const auto gradients = allocate_layer_gradients(activation, gradient, need_activation, need_gradient);
   if (problem.batch > 0 && (need_activation || need_gradient)) {
     Samples layer(activation, gradient, problem);
-    layer.d_activation = written<char>(std::get<0>(gradients));
-    layer.d_gradient = written<char>(std::get<1>(gradients));
-    with_accumulator(factor.scalar_type(), [&]<typename T>() {
-      backward<T>(problem, storage_of(layer_tensor(activation, gradient).scalar_type()), layer, read<T>(grad_loss),
-                  grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), read<T>(plane), read<T>(coefficients),
-                  read<T>(factor));
+    layer.d_activation = mutable_data_or_null<char>(std::get<0>(gradients));
+    layer.d_gradient = mutable_data_or_null<char>(std::get<1>(gradients));
+    dispatch_accumulator(factor.scalar_type(), [&]<typename T>() {
+      backward<T>(problem, storage_of(layer_tensor(activation, gradient).scalar_type()), layer,
+                  data_or_null<T>(grad_loss), grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), data_or_null<T>(plane),
+                  data_or_null<T>(coefficients), data_or_null<T>(factor));
     });
   }
   return gradients;

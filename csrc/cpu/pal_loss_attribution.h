@@ -1,4 +1,4 @@
-// The attribution of a vector of elements, and its derivative spread to activation and gradient.
+// The attribution of a vector of elements, and its derivatives with respect to activation and gradient.
 // To be included by pal_loss_instances.h only, inside its namespace.
 
 template <typename T>
@@ -11,44 +11,45 @@ struct BitsOf<double> {
 };
 
 template <typename T>
-[[gnu::always_inline]] inline Lanes<T> magnitude(Lanes<T> value) {
-  using Bits = Lanes<typename BitsOf<T>::type>;
-  return reinterpret_cast<Lanes<T>>((reinterpret_cast<Bits>(value) << 1) >> 1);
+[[gnu::always_inline]] inline Simd<T> magnitude(Simd<T> value) {
+  using Bits = Simd<typename BitsOf<T>::type>;
+  return reinterpret_cast<Simd<T>>((reinterpret_cast<Bits>(value) << 1) >> 1);
 }
 
-// x * sign(g): 0 for g = 0, NaN for NaN.
+// x * sign(g): 0 for g = 0, NaN for g = NaN.
 template <typename T>
-[[gnu::always_inline]] inline Lanes<T> signed_by(Lanes<T> g, Lanes<T> x) {
-  const Lanes<T> zero{};
+[[gnu::always_inline]] inline Simd<T> signed_by(Simd<T> g, Simd<T> x) {
+  const Simd<T> zero{};
   return g > zero ? x : (g < zero ? -x : g);
 }
 
-// a as a function of f and g, and for d = dP/da the gradients df and dg.
+// The attribution a(f, g) and, for d = dP/da, the gradients df and dg.
 template <Attribution Kind, bool Absolute>
 struct Attribute {
   static constexpr bool reads_activation = Kind != Attribution::grad;
   static constexpr bool reads_gradient = Kind != Attribution::activation;
 
   template <typename T>
-  [[gnu::always_inline]] static Lanes<T> of(Lanes<T> f, Lanes<T> g) {
-    const Lanes<T> strength = Absolute ? magnitude<T>(g) : g;
+  [[gnu::always_inline]] static Simd<T> of(Simd<T> f, Simd<T> g) {
+    const Simd<T> strength = Absolute ? magnitude<T>(g) : g;
     return Kind == Attribution::grad_input ? f * strength : Kind == Attribution::grad ? strength : f;
   }
   template <typename T>
-  [[gnu::always_inline]] static Lanes<T> to_activation(Lanes<T> d, Lanes<T> g) {
+  [[gnu::always_inline]] static Simd<T> to_activation(Simd<T> d, Simd<T> g) {
     return Kind == Attribution::activation ? d : d * (Absolute ? magnitude<T>(g) : g);
   }
   template <typename T>
-  [[gnu::always_inline]] static Lanes<T> to_gradient(Lanes<T> d, Lanes<T> f, Lanes<T> g) {
-    const Lanes<T> slope = Kind == Attribution::grad_input ? d * f : d;
+  [[gnu::always_inline]] static Simd<T> to_gradient(Simd<T> d, Simd<T> f, Simd<T> g) {
+    const Simd<T> slope = Kind == Attribution::grad_input ? d * f : d;
     return Absolute ? signed_by<T>(g, slope) : slope;
   }
 };
 
-// The attribution of elements i.. of a sample, n of them; T is the type of the result, and of the product.
+// The attribution of the n elements of a sample from i on, computed in T.
 template <typename S, typename T, typename A>
-[[gnu::always_inline]] inline Lanes<T> attribution_at(const Stored<S>* f, const Stored<S>* g, int64_t i, int64_t n) {
-  Lanes<T> activation{}, gradient{};
+[[gnu::always_inline]] inline Simd<T> attribution_at(const StorageType<S>* f, const StorageType<S>* g, int64_t i,
+                                                     int64_t n) {
+  Simd<T> activation{}, gradient{};
   if constexpr (A::reads_activation) {
     prefetch(f + i);
     activation = load<S, T>(f + i, n);
@@ -60,9 +61,9 @@ template <typename S, typename T, typename A>
   return A::template of<T>(activation, gradient);
 }
 
-// Calls work.template operator()<S, A>() for the storage and the attribution that are asked for.
+// Calls work.template operator()<S, A>() for the problem's attribution, and below for the storage type, too.
 template <typename S, typename Work>
-[[gnu::always_inline]] inline void with_attribution(const LossProblem& problem, const Work& work) {
+[[gnu::always_inline]] inline void dispatch_attribution(const LossProblem& problem, const Work& work) {
   switch (problem.attribution) {
     case Attribution::grad_input:
       return problem.absolute ? work.template operator()<S, Attribute<Attribution::grad_input, true>>()
@@ -76,16 +77,16 @@ template <typename S, typename Work>
 }
 
 template <typename Work>
-[[gnu::always_inline]] inline void with_storage_and_attribution(const LossProblem& problem, Storage storage,
-                                                                const Work& work) {
+[[gnu::always_inline]] inline void dispatch_storage_and_attribution(const LossProblem& problem, Storage storage,
+                                                                    const Work& work) {
   switch (storage) {
     case Storage::float16:
-      return with_attribution<HalfFloat>(problem, work);
+      return dispatch_attribution<HalfFloat>(problem, work);
     case Storage::bfloat16:
-      return with_attribution<BrainFloat>(problem, work);
+      return dispatch_attribution<BrainFloat>(problem, work);
     case Storage::float32:
-      return with_attribution<float>(problem, work);
+      return dispatch_attribution<float>(problem, work);
     case Storage::float64:
-      return with_attribution<double>(problem, work);
+      return dispatch_attribution<double>(problem, work);
   }
 }

@@ -1,14 +1,15 @@
-// The gradients of activation and gradient, from the derivative of the loss by the attribution.
-// To be included by pal_loss_instances.h only, inside its namespace.
+// The gradients with respect to activation and gradient, from the derivative of the loss with respect to the
+// attribution. To be included by pal_loss_instances.h only, inside its namespace.
 //
-// A "slope" says what d = dL/da is: at(i, n) fetches what it needs for elements i .. i + n, of(a) is d.
+// Classes of the concept Slopes supply d = dL/da: at(i, n) loads the AttributionSlope of elements i .. i + n, whose
+// of(a) is d.
 
-// d = pattern, or pattern * (q + curve * (a - mean)) for a group with coefficients (A, B, mu).
+// d = q, which includes all factors, or slope * (q + curve * (a - mean)) for a group with coefficients (A, B, mu).
 template <typename T, bool Curved>
-struct Line {
-  Lanes<T> slope, q, curve, mean;
+struct AttributionSlope {
+  Simd<T> slope, q, curve, mean;
 
-  [[gnu::always_inline]] Lanes<T> of(Lanes<T> a) const {
+  [[gnu::always_inline]] Simd<T> of(Simd<T> a) const {
     if constexpr (Curved) {
       return slope * (q + curve * (a - mean));
     } else {
@@ -18,21 +19,21 @@ struct Line {
 };
 
 template <typename T>
-[[gnu::always_inline]] inline Lanes<T> spread(T value) {
-  return Lanes<T>{} + value;
+[[gnu::always_inline]] inline Simd<T> broadcast(T value) {
+  return Simd<T>{} + value;
 }
 
-// The plane over and over, for a run of whole channels. Asked for elements in order, from the start of a channel.
+// For a run of whole channels: the plane repeated. Elements must be requested in order, from the start of a channel.
 template <typename T, bool Curved>
 struct Repeated {
   static constexpr bool uses_attribution = Curved;
   static constexpr bool in_order = true;
   const T* pattern;  // [period + a vector]
   int64_t period;    // a multiple of the cells, at least a vector
-  Line<T, Curved> line;
+  AttributionSlope<T, Curved> line;
   int64_t phase = 0;
 
-  [[gnu::always_inline]] Line<T, Curved> at(int64_t, int64_t n) {
+  [[gnu::always_inline]] AttributionSlope<T, Curved> at(int64_t, int64_t n) {
     line.q = load<T, T>(pattern + phase, lanes<T>);
     phase += n;
     phase -= phase >= period ? period : 0;
@@ -40,32 +41,32 @@ struct Repeated {
   }
 };
 
-// The plane once, for one channel that starts at element `start`.
+// For a single channel, which starts at element `start`.
 template <typename T>
 struct Once {
   static constexpr bool uses_attribution = true;
   static constexpr bool in_order = false;
   const T* plane;  // [N]
   int64_t start;
-  Line<T, true> line;
+  AttributionSlope<T, true> line;
 
-  [[gnu::always_inline]] Line<T, true> at(int64_t i, int64_t n) {
+  [[gnu::always_inline]] AttributionSlope<T, true> at(int64_t i, int64_t n) {
     line.q = load<T, T>(plane + (i - start), n);
     return line;
   }
 };
 
-// One cell of a channels_last sample, the same for all its channels.
+// For one cell of a channels_last sample: the same slope for all its channels.
 template <typename T, bool Curved>
 struct Cell {
   static constexpr bool uses_attribution = Curved;
   static constexpr bool in_order = false;
-  Line<T, Curved> line;
+  AttributionSlope<T, Curved> line;
 
-  [[gnu::always_inline]] Line<T, Curved> at(int64_t, int64_t) const { return line; }
+  [[gnu::always_inline]] AttributionSlope<T, Curved> at(int64_t, int64_t) const { return line; }
 };
 
-// One cell of a channels_last sample, every channel with coefficients of its own.
+// For one cell of a channels_last sample, with coefficients per channel.
 template <typename T>
 struct CellOfEach {
   static constexpr bool uses_attribution = true;
@@ -74,9 +75,9 @@ struct CellOfEach {
   const T* curves;  // [n]: B
   const T* means;   // [n]: mu
   int64_t start;
-  Lanes<T> q;
+  Simd<T> q;
 
-  [[gnu::always_inline]] Line<T, true> at(int64_t i, int64_t n) const {
+  [[gnu::always_inline]] AttributionSlope<T, true> at(int64_t i, int64_t n) const {
     const int64_t c = i - start;
     return {load<T, T>(slopes + c, n), q, load<T, T>(curves + c, n), load<T, T>(means + c, n)};
   }
@@ -84,28 +85,28 @@ struct CellOfEach {
 
 template <typename S, typename A>
 struct Gradients {
-  using T = Computed<S>;
+  using T = ComputeType<S>;
   static constexpr int64_t W = lanes<T>;
-  const Stored<S>* f;
-  const Stored<S>* g;
-  Stored<S>* df;
-  Stored<S>* dg;
+  const StorageType<S>* f;
+  const StorageType<S>* g;
+  StorageType<S>* df;
+  StorageType<S>* dg;
   bool streams;
 
   template <bool Stream>
-  [[gnu::always_inline]] static void put(Stored<S>* to, Lanes<T> value, int64_t n) {
+  [[gnu::always_inline]] static void put(StorageType<S>* to, Simd<T> value, int64_t n) {
     if constexpr (Stream) {
-      stream<S, T>(to, value);
+      stream_store<S, T>(to, value);
     } else {
       store<S, T>(to, value, n);
     }
   }
 
-  template <bool Stream, typename Slope>
-  [[gnu::always_inline]] void vector(int64_t i, int64_t n, Slope& slope) const {
-    Lanes<T> activation{}, gradient{};
+  template <bool Stream, typename Slopes>
+  [[gnu::always_inline]] void vector(int64_t i, int64_t n, Slopes& slope) const {
+    Simd<T> activation{}, gradient{};
     if constexpr (A::reads_activation) {
-      if (Slope::uses_attribution || dg != nullptr) {
+      if (Slopes::uses_attribution || dg != nullptr) {
         prefetch(f + i);
         activation = load<S, T>(f + i, n);
       }
@@ -114,7 +115,7 @@ struct Gradients {
       prefetch(g + i);
       gradient = load<S, T>(g + i, n);
     }
-    const Lanes<T> d = slope.at(i, n).of(A::template of<T>(activation, gradient));
+    const Simd<T> d = slope.at(i, n).of(A::template of<T>(activation, gradient));
     if (df != nullptr) {
       put<Stream>(df + i, A::template to_activation<T>(d, gradient), n);
     }
@@ -123,19 +124,19 @@ struct Gradients {
     }
   }
 
-  // Elements until one where vectors of df and dg are aligned.
-  [[nodiscard]] int64_t unaligned(int64_t i) const {
-    constexpr int64_t bytes = W * static_cast<int64_t>(sizeof(Stored<S>));
+  // The number of elements from i to the next one at which vectors of df and dg are aligned.
+  [[nodiscard]] int64_t elements_to_alignment(int64_t i) const {
+    constexpr int64_t bytes = W * static_cast<int64_t>(sizeof(StorageType<S>));
     const auto address = reinterpret_cast<uintptr_t>((df != nullptr ? df : dg) + i);
-    const int64_t over = static_cast<int64_t>(address % bytes) / static_cast<int64_t>(sizeof(Stored<S>));
+    const int64_t over = static_cast<int64_t>(address % bytes) / static_cast<int64_t>(sizeof(StorageType<S>));
     return over == 0 ? 0 : W - over;
   }
 
-  template <typename Slope>
-  void run(int64_t begin, int64_t end, Slope slope) const {
+  template <typename Slopes>
+  void run(int64_t begin, int64_t end, Slopes slope) const {
     int64_t i = begin;
     if (streams) {
-      if (const int64_t head = smaller(unaligned(i), end - i)) {
+      if (const int64_t head = minimum(elements_to_alignment(i), end - i)) {
         vector<false>(i, head, slope);
         i += head;
       }
@@ -146,8 +147,8 @@ struct Gradients {
       for (; i + W <= end; i += W) {
         vector<false>(i, W, slope);
       }
-      if (!Slope::in_order && i < end && end - begin >= W) {
-        vector<false>(end - W, W, slope);  // overlaps with the one before, and writes the same values twice
+      if (!Slopes::in_order && i < end && end - begin >= W) {
+        vector<false>(end - W, W, slope);  // overlaps the one before; what both write is the same
         return;
       }
     }
@@ -157,36 +158,36 @@ struct Gradients {
   }
 
   void zero(int64_t begin, int64_t end) const {
-    Stored<S>* const both[] = {df, dg};
-    for (Stored<S>* to : both) {
+    StorageType<S>* const both[] = {df, dg};
+    for (StorageType<S>* to : both) {
       int64_t i = begin;
       if (to != nullptr && streams) {
-        i += smaller(unaligned(i), end - i);
-        store<S, T>(to + begin, Lanes<T>{}, i - begin);
+        i += minimum(elements_to_alignment(i), end - i);
+        store<S, T>(to + begin, Simd<T>{}, i - begin);
         for (; i + W <= end; i += W) {
-          stream<S, T>(to + i, Lanes<T>{});
+          stream_store<S, T>(to + i, Simd<T>{});
         }
       }
       for (; to != nullptr && i < end; i += W) {
-        store<S, T>(to + i, Lanes<T>{}, smaller(W, end - i));
+        store<S, T>(to + i, Simd<T>{}, minimum(W, end - i));
       }
     }
   }
 };
 
 template <typename S, typename A>
-void gradients_of_channels(const LossProblem& problem, const Gradients<S, A>& to, const Derivative<Computed<S>>& of,
+void gradients_of_channels(const LossProblem& problem, const Gradients<S, A>& to, const Derivative<ComputeType<S>>& of,
                            Range channels) {
-  using T = Computed<S>;
-  const int64_t cells = problem.cells(), live = smaller(channels.last, problem.count);
+  using T = ComputeType<S>;
+  const int64_t cells = problem.cells(), live = minimum(channels.last, problem.count);
   if (channels.first < live) {
     if (problem.grouping == Grouping::each) {
       for (int64_t c = channels.first; c < live; ++c) {
         const T* group = of.coefficients + 3 * c;
-        to.run(
-            c * cells, (c + 1) * cells,
-            Once<T>{
-                of.plane, c * cells, {spread<T>(of.scale * group[0]), {}, spread<T>(group[1]), spread<T>(group[2])}});
+        to.run(c * cells, (c + 1) * cells,
+               Once<T>{of.plane,
+                       c * cells,
+                       {broadcast<T>(of.scale * group[0]), {}, broadcast<T>(group[1]), broadcast<T>(group[2])}});
       }
     } else {
       const bool curved = problem.grouping == Grouping::all;
@@ -198,9 +199,11 @@ void gradients_of_channels(const LossProblem& problem, const Gradients<S, A>& to
       }
       if (curved) {
         const T* group = of.coefficients;
-        to.run(channels.first * cells, live * cells,
-               Repeated<T, true>{
-                   of.scratch, period, {spread<T>(of.scale * group[0]), {}, spread<T>(group[1]), spread<T>(group[2])}});
+        to.run(
+            channels.first * cells, live * cells,
+            Repeated<T, true>{of.scratch,
+                              period,
+                              {broadcast<T>(of.scale * group[0]), {}, broadcast<T>(group[1]), broadcast<T>(group[2])}});
       } else {
         to.run(channels.first * cells, live * cells, Repeated<T, false>{of.scratch, period, {}});
       }
@@ -210,9 +213,9 @@ void gradients_of_channels(const LossProblem& problem, const Gradients<S, A>& to
 }
 
 template <typename S, typename A>
-void gradients_of_cells(const LossProblem& problem, const Gradients<S, A>& to, const Derivative<Computed<S>>& of,
+void gradients_of_cells(const LossProblem& problem, const Gradients<S, A>& to, const Derivative<ComputeType<S>>& of,
                         Range range) {
-  using T = Computed<S>;
+  using T = ComputeType<S>;
   const int64_t channels = problem.channels, count = problem.count;
   T* slopes = of.scratch;
   T* curves = slopes + count;
@@ -228,17 +231,17 @@ void gradients_of_cells(const LossProblem& problem, const Gradients<S, A>& to, c
     const int64_t begin = p * channels, end = begin + count;
     switch (problem.grouping) {
       case Grouping::map:
-        to.run(begin, end, Cell<T, false>{{{}, spread<T>(of.scale * of.plane[p]), {}, {}}});
+        to.run(begin, end, Cell<T, false>{{{}, broadcast<T>(of.scale * of.plane[p]), {}, {}}});
         break;
       case Grouping::all: {
         const T* group = of.coefficients;
         to.run(begin, end,
-               Cell<T, true>{
-                   {spread<T>(of.scale * group[0]), spread<T>(of.plane[p]), spread<T>(group[1]), spread<T>(group[2])}});
+               Cell<T, true>{{broadcast<T>(of.scale * group[0]), broadcast<T>(of.plane[p]), broadcast<T>(group[1]),
+                              broadcast<T>(group[2])}});
         break;
       }
       case Grouping::each:
-        to.run(begin, end, CellOfEach<T>{slopes, curves, means, begin, spread<T>(of.plane[p])});
+        to.run(begin, end, CellOfEach<T>{slopes, curves, means, begin, broadcast<T>(of.plane[p])});
         break;
     }
     to.zero(end, begin + channels);
@@ -247,10 +250,11 @@ void gradients_of_cells(const LossProblem& problem, const Gradients<S, A>& to, c
 
 void gradients(const LossProblem& problem, Storage storage, const void* activation, const void* gradient,
                const void* derivative, Range range, bool streams, void* d_activation, void* d_gradient) {
-  with_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
-    const auto& of = *static_cast<const Derivative<Computed<S>>*>(derivative);
-    const Gradients<S, A> to{static_cast<const Stored<S>*>(activation), static_cast<const Stored<S>*>(gradient),
-                             static_cast<Stored<S>*>(d_activation), static_cast<Stored<S>*>(d_gradient), streams};
+  dispatch_storage_and_attribution(problem, storage, [&]<typename S, typename A>() {
+    const auto& of = *static_cast<const Derivative<ComputeType<S>>*>(derivative);
+    const Gradients<S, A> to{static_cast<const StorageType<S>*>(activation),
+                             static_cast<const StorageType<S>*>(gradient), static_cast<StorageType<S>*>(d_activation),
+                             static_cast<StorageType<S>*>(d_gradient), streams};
     const int64_t width = problem.layout == Layout::contiguous ? problem.cells() : problem.channels;
     if (of.scale == 0) {  // whatever the sample holds, it is not read
       to.zero(range.first * width, range.last * width);
@@ -261,6 +265,6 @@ void gradients(const LossProblem& problem, Storage storage, const void* activati
     }
   });
   if (streams) {
-    streams_done();
+    stream_fence();
   }
 }

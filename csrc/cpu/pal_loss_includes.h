@@ -1,4 +1,4 @@
-// What pal_loss_instances.h needs from outside, so that it can be included after a change of instruction set.
+// The headers that pal_loss_instances.h needs, included before the target instruction set is changed.
 #pragma once
 
 #include <cstdint>

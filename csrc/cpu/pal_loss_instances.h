@@ -1,12 +1,12 @@
-// The kernels of the heatmap and the loss, written once and compiled for PAL_FAST_INSTRUCTION_SET with registers of
-// PAL_FAST_VECTOR_BYTES. Uses nothing of the standard library out of line: an instance of it compiled here for a
-// newer instruction set could be the one that the linker keeps for everybody.
+// The kernels of the heatmap and the loss, compiled once for each PAL_FAST_INSTRUCTION_SET with registers of
+// PAL_FAST_VECTOR_BYTES. Must not instantiate inline functions of the standard library: compiled here for a newer
+// instruction set, such an instance could be the one that the linker keeps for the whole program.
 namespace pal_fast::cpu::PAL_FAST_INSTRUCTION_SET {
 namespace {
 
 // clang-format off: each needs those before it.
 #include "conversions.h"
-#include "lanes.h"
+#include "simd.h"
 #include "landmark_heatmap_loops.h"
 #include "landmark_heatmap_backward_loops.h"
 #include "pal_loss_attribution.h"

@@ -1,4 +1,4 @@
-// From moments to scores and their derivative, per sample and for the batch; all in double.
+// Scores and their derivatives from moments, and the reduction over the batch; all in double.
 #pragma once
 
 #include <vector>
@@ -8,11 +8,11 @@
 
 namespace pal_fast::cpu {
 
-// The inputs of a batch that say where attribution should lie. T is the accumulator's type.
+// The prior of a batch, as landmarks or as a dense heatmap. T is the compute type.
 template <typename T>
 struct PriorTensors {
   const LossInputs& inputs;
-  const T* heatmap;  // [B, H, W] or null: landmarks instead
+  const T* heatmap;  // [B, H, W], or null if landmarks are given
   LandmarkTensors<T> landmarks;
   const T* sample_weight;  // [B] or null
 
@@ -21,13 +21,14 @@ struct PriorTensors {
   }
 };
 
-// One sample's prior. P = -scale * sum z q, q [H, W] the centred heatmap, divided by its deviation for "pearson".
+// One sample's prior: P = -scale * sum z q, with q [H, W] the centred heatmap, for "pearson" divided by its standard
+// deviation.
 struct Prior {
   double weight;  // w_b: 0 if the sample cannot be scored
   double scale;
 };
 
-// Writes q to `q`.
+// Computes q [H, W] and the scale.
 template <typename T>
 [[nodiscard]] Prior prior_of(const PriorTensors<T>& tensors, int64_t sample, std::vector<double>& scratch, double* q) {
   const auto& [problem, options, heatmap_problem, dtype, accumulator] = tensors.inputs;
@@ -48,8 +49,8 @@ template <typename T>
   return {valid ? tensors.weight(sample) : 0.0, score_factor(options, problem.terms(), 1.0)};
 }
 
-// A group's score and dP/da = slope * (q + curve * (a - mean)); exactly 0 if it is flat. A group that holds NaN is
-// not flat: NaN reaches the loss.
+// The score P of a group, and dP/da = slope * (q + curve * (a - mean)); exactly 0 for a flat group. A group with NaN is
+// not flat, so that NaN propagates to the loss.
 struct Group {
   double score = 0;
   double slope = 0;
@@ -57,7 +58,7 @@ struct Group {
   double mean = 0;
 };
 
-// From the population's mean and deviation of a, and the mean of (a - mu) * q.
+// mean, deviation: of a (population); covariance: the mean of (a - mean) * q.
 [[nodiscard]] inline Group score_group(double scale, double terms, double mean, double deviation, double covariance,
                                        bool flat) {
   if (flat) {
@@ -75,28 +76,28 @@ struct Group {
 
 template <typename T>
 void store_coefficients(const Group& group, T* to) {
-  to[0] = bounded<T>(group.slope);
-  to[1] = bounded<T>(group.curve);
+  to[0] = clamped<T>(group.slope);
+  to[1] = clamped<T>(group.curve);
   to[2] = static_cast<T>(group.mean);
 }
 
-// From sum [H, W] over `count` channels, which is overwritten, to P; plane [H, W] = dP/da.
+// P of the map that `sum` [H, W] over channels amounts to, and plane [H, W] = dP/da. Overwrites `sum`.
 template <typename T>
 [[nodiscard]] double score_map(const Prior& prior, const double* q, int64_t cells, int64_t count, double* sum,
                                T* plane) {
   const auto terms = static_cast<double>(cells);
-  const Centred map = centre(sum, cells);  // z does not depend on the scale: a sum serves as the mean
+  const Centred map = centre(sum, cells);  // z does not depend on the scale, so that the sum serves as the mean
   const double covariance = sum_over(cells, [&](int64_t p) { return sum[p] * q[p]; }) / terms;
   const Group group = score_group(prior.scale, terms, map.mean, map.deviation, covariance, map.flat);
   const double slope = group.slope / map.unit;  // d sum / da is 1
   for (int64_t p = 0; p < cells; ++p) {
-    plane[p] = bounded<T>(slope * (q[p] + group.curve * sum[p]));
+    plane[p] = clamped<T>(slope * (q[p] + group.curve * sum[p]));
   }
   return group.score;
 }
 
-// "sum w P / sum w", "sum w P" or "w P", and factor [B] = dloss / dP. A sample of weight 0 counts as 0 whatever it
-// scored.
+// loss = sum w P / sum w, sum w P or (per sample) w P, and factor [B] = dloss / dP. A sample of weight 0 contributes 0
+// whatever its score, NaN included.
 template <typename T>
 void reduce(Reduction reduction, const std::vector<double>& scores, const std::vector<double>& weights, T* loss,
             T* factor) {

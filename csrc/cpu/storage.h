@@ -1,4 +1,4 @@
-// How the elements of a layer are stored; all are computed in float, double ones in double.
+// The storage types of a layer's elements. The compute type is double for float64 and float for all others.
 #pragma once
 
 namespace pal_fast::cpu {

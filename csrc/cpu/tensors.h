@@ -1,4 +1,4 @@
-// Tensors as the CPU kernels take them: pointers, which are null for what is absent or empty.
+// Tensors as arguments of the CPU kernels: data pointers, null for absent and empty tensors.
 #pragma once
 
 #include "../checks.h"
@@ -20,12 +20,12 @@ namespace pal_fast::cpu {
 }
 
 template <typename T>
-[[nodiscard]] const T* read(const OptionalTensor& tensor) {
+[[nodiscard]] const T* data_or_null(const OptionalTensor& tensor) {
   return tensor && tensor->numel() > 0 ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
 }
 
 template <typename T = void>
-[[nodiscard]] T* written(const Tensor& tensor) {
+[[nodiscard]] T* mutable_data_or_null(const Tensor& tensor) {
   return tensor.numel() > 0 ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 

@@ -1,56 +1,56 @@
-// Batch normalisation on the GPU: outputs, workspace and stream for the launches of batch_norm.cu.
+// Batch normalisation on the GPU: the operators, which check, allocate and launch.
 #include "../batch_norm.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <utility>
 
-#include "batch_norm_pass.h"
+#include "batch_norm_params.h"
 #include "device.h"
 
 namespace pal_fast::cuda {
 namespace {
 
-// One launch in the making: the checked problem, its plan, and what all operators hand over alike.
+// Prepares a launch: the checked problem, its plan, and the parameters that all operators have in common.
 class Launch {
  public:
   Launch(BatchNormTensors tensors, bool training, bool relu)
       : tensors_(std::move(tensors)), current_(tensors_.input.get_device_index()) {
     const int32_t device = tensors_.input.get_device_index();
-    pass.problem = check_batch_norm(tensors_, training, relu);
-    pass.storage = storage_of(tensors_.input.scalar_type());
-    pass.input = tensors_.input.const_data_ptr();
-    pass.grad = read(tensors_.grad);
-    pass.grad_grad = read(tensors_.grad_grad);
-    pass.weight = read(tensors_.weight);
-    pass.bias = read(tensors_.bias);
-    pass.sums = read(tensors_.sums);
-    pass.grad_sums = read(tensors_.grad_sums);
-    pass.statistics = written(tensors_.statistics);
-    pass.running_mean = written(tensors_.running_mean);
-    pass.running_variance = written(tensors_.running_variance);
-    // What is written is fresh, and aligned.
-    const bool all_aligned = aligned(pass.input) && aligned(pass.grad) && aligned(pass.grad_grad);
-    pass.plan = plan_batch_norm(pass.problem, pass.storage, all_aligned, processors_of(device));
+    params.problem = check_batch_norm(tensors_, training, relu);
+    params.storage = storage_of(tensors_.input.scalar_type());
+    params.input = tensors_.input.const_data_ptr();
+    params.grad = data_or_null(tensors_.grad);
+    params.grad_grad = data_or_null(tensors_.grad_grad);
+    params.weight = data_or_null(tensors_.weight);
+    params.bias = data_or_null(tensors_.bias);
+    params.sums = data_or_null(tensors_.sums);
+    params.grad_sums = data_or_null(tensors_.grad_sums);
+    params.statistics = mutable_data_or_null(tensors_.statistics);
+    params.running_mean = mutable_data_or_null(tensors_.running_mean);
+    params.running_variance = mutable_data_or_null(tensors_.running_variance);
+    // Outputs are freshly allocated, hence aligned.
+    const bool all_aligned = aligned(params.input) && aligned(params.grad) && aligned(params.grad_grad);
+    params.plan = plan_batch_norm(params.problem, params.storage, all_aligned, multiprocessor_count(device));
     stream = current_stream(device);
   }
 
-  // Where tiles are split among blocks: room for what these leave for each other.
+  // Allocates the workspace through which the splits of a tile combine, if tiles are split.
   void allocate_partial() {
-    if (pass.plan.splits() > 1) {
-      partial_ = allocate_per_channel(tensors_.input, batch_norm_partial_rows(pass.plan));
-      tickets_ = tickets(tensors_.input, pass.plan.tiles, stream);
-      pass.partial = partial_->mutable_data_ptr();
-      pass.tickets = tickets_.counts;
+    if (params.plan.splits() > 1) {
+      partial_ = allocate_per_channel(tensors_.input, batch_norm_partial_rows(params.plan));
+      tickets_ = tickets(tensors_.input, params.plan.tiles, stream);
+      params.partial = partial_->mutable_data_ptr();
+      params.tickets = tickets_.counts;
     }
   }
 
-  BatchNormPass pass;
+  BatchNormParams params;
   void* stream = nullptr;
 
  private:
-  BatchNormTensors tensors_;  // what `pass` points to, copies in another memory format included
-  OnDevice current_;
+  BatchNormTensors tensors_;  // owns what `params` points to, including copies in another memory format
+  CudaDeviceGuard current_;
   OptionalTensor partial_;
   Tickets tickets_;
 };
@@ -61,11 +61,11 @@ Tensor batch_norm_statistics(const Tensor& input, const OptionalTensor& running_
   Launch launch(tensors, training, false);
   check_running(tensors, training);
   const Tensor statistics = allocate_per_channel(input, 2);
-  launch.pass.statistics = statistics.mutable_data_ptr();
-  launch.pass.momentum = momentum;
-  launch.pass.eps = eps;
+  launch.params.statistics = statistics.mutable_data_ptr();
+  launch.params.momentum = momentum;
+  launch.params.eps = eps;
   launch.allocate_partial();
-  launch_batch_norm_statistics(launch.pass, launch.stream);
+  launch_batch_norm_statistics(launch.params, launch.stream);
   return statistics;
 }
 
@@ -73,8 +73,8 @@ Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const Optio
                   const Tensor& statistics, bool training, bool relu) {
   Launch launch({.input = input, .weight = weight, .bias = bias, .statistics = statistics}, training, relu);
   const Tensor output = allocate_like_input(input, true);
-  launch.pass.output = written(output);
-  launch_batch_norm_forward(launch.pass, launch.stream);
+  launch.params.output = mutable_data_or_null(output);
+  launch_batch_norm_forward(launch.params, launch.stream);
   return output;
 }
 
@@ -86,10 +86,10 @@ std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor&
       training, relu);
   const Tensor grad_input = allocate_like_input(input, need_input);
   const Tensor sums = training || need_sums ? allocate_per_channel(input, 2) : allocate_like_input(input, false);
-  launch.pass.output = written(grad_input);
-  launch.pass.channel_output = written(sums);
+  launch.params.output = mutable_data_or_null(grad_input);
+  launch.params.channel_output = mutable_data_or_null(sums);
   launch.allocate_partial();
-  launch_batch_norm_backward(launch.pass, launch.stream);
+  launch_batch_norm_backward(launch.params, launch.stream);
   return {grad_input, sums};
 }
 
@@ -111,11 +111,11 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(const OptionalTens
   const Tensor grad_grad = allocate_like_input(input, true);
   const Tensor grad_input = allocate_like_input(input, need_input);
   const Tensor grad_weight = allocate_per_channel(input, 0);
-  launch.pass.output = written(grad_grad);
-  launch.pass.second_output = written(grad_input);
-  launch.pass.channel_output = written(grad_weight);
+  launch.params.output = mutable_data_or_null(grad_grad);
+  launch.params.second_output = mutable_data_or_null(grad_input);
+  launch.params.channel_output = mutable_data_or_null(grad_weight);
   launch.allocate_partial();
-  launch_batch_norm_double_backward(launch.pass, launch.stream);
+  launch_batch_norm_double_backward(launch.params, launch.stream);
   return {grad_grad, grad_input, grad_weight};
 }
 

@@ -1,4 +1,4 @@
-// Batch normalisation on the GPU: the launches.
+// Batch normalisation on the GPU: launches.
 #include "batch_norm_launch.cuh"
 #include "launcher.cuh"
 
@@ -9,16 +9,20 @@ namespace {
 
 }  // namespace
 
-void launch_batch_norm_statistics(const BatchNormPass& pass, void* stream) {
-  run_batch_norm_statistics(pass, on(stream));
+void launch_batch_norm_statistics(const BatchNormParams& params, void* stream) {
+  run_batch_norm_statistics(params, on(stream));
 }
 
-void launch_batch_norm_forward(const BatchNormPass& pass, void* stream) { run_batch_norm_forward(pass, on(stream)); }
+void launch_batch_norm_forward(const BatchNormParams& params, void* stream) {
+  run_batch_norm_forward(params, on(stream));
+}
 
-void launch_batch_norm_backward(const BatchNormPass& pass, void* stream) { run_batch_norm_backward(pass, on(stream)); }
+void launch_batch_norm_backward(const BatchNormParams& params, void* stream) {
+  run_batch_norm_backward(params, on(stream));
+}
 
-void launch_batch_norm_double_backward(const BatchNormPass& pass, void* stream) {
-  run_batch_norm_double_backward(pass, on(stream));
+void launch_batch_norm_double_backward(const BatchNormParams& params, void* stream) {
+  run_batch_norm_double_backward(params, on(stream));
 }
 
 }  // namespace pal_fast::cuda

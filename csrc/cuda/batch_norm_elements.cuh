@@ -1,7 +1,7 @@
-// What batch normalisation's passes know of a thread's channels, and make of the elements it has loaded.
+// A thread's channel parameters, and the quantities that batch normalisation's kernels compute from loaded elements.
 #pragma once
 
-#include "batch_norm_share.cuh"
+#include "batch_norm_slice.cuh"
 
 namespace pal_fast::cuda {
 
@@ -9,49 +9,49 @@ template <typename T, int W>
 struct Channels {
   T mean[W], r[W], weight[W], bias[W];
 
-  template <typename S, bool Wide, Form F>
-  __device__ __forceinline__ explicit Channels(const Share<S, Wide, F>& share) {
-    const TypedPass<S>& pass = share.pass;
-    const Pointer<const T> statistics = pass.statistics;
-    load_channels<S, Wide, F, T>(share, statistics, mean);
-    load_channels<S, Wide, F, T>(share, statistics + pass.channels, r);
+  template <typename S, bool Vectorised, Tiling F>
+  __device__ __forceinline__ explicit Channels(const BlockSlice<S, Vectorised, F>& slice) {
+    const BatchNormKernelParams<S>& params = slice.params;
+    const Pointer<const T> statistics = params.statistics;
+    load_channels<S, Vectorised, F, T>(slice, statistics, mean);
+    load_channels<S, Vectorised, F, T>(slice, statistics + params.channels, r);
 #pragma unroll
     for (int w = 0; w < W; ++w) {
       weight[w] = T(1);
       bias[w] = T(0);
     }
-    if (pass.weight) {
-      load_channels<S, Wide, F, T>(share, pass.weight, weight);
+    if (params.weight) {
+      load_channels<S, Vectorised, F, T>(slice, params.weight, weight);
     }
-    if (pass.bias) {
-      load_channels<S, Wide, F, T>(share, pass.bias, bias);
+    if (params.bias) {
+      load_channels<S, Vectorised, F, T>(slice, params.bias, bias);
     }
   }
 };
 
-// N of the tensors input, grad and grad_grad, as they are loaded.
+// Vectors of the first N of the tensors input, grad and grad_grad, still packed.
 template <typename S, int V, int N>
 struct Loaded {
   Vector<S, V> tensor[N];
 };
 
 template <int N, int V, typename S>
-[[nodiscard]] __device__ __forceinline__ Loaded<S, V, N> load(const TypedPass<S>& pass, int64_t at) {
+[[nodiscard]] __device__ __forceinline__ Loaded<S, V, N> load(const BatchNormKernelParams<S>& params, int64_t offset) {
   Loaded<S, V, N> loaded;
-  loaded.tensor[0] = load_vector<S, V>(pass.input + at);
+  loaded.tensor[0] = load_vector<S, V>(params.input + offset);
   if constexpr (N > 1) {
-    loaded.tensor[1] = load_vector<S, V>(pass.grad + at);
+    loaded.tensor[1] = load_vector<S, V>(params.grad + offset);
   }
   if constexpr (N > 2) {
-    loaded.tensor[2] = Vector<S, V>::filled(0);
-    if (pass.grad_grad) {
-      loaded.tensor[2] = load_vector<S, V>(pass.grad_grad + at);
+    loaded.tensor[2] = Vector<S, V>::broadcast(0);
+    if (params.grad_grad) {
+      loaded.tensor[2] = load_vector<S, V>(params.grad_grad + offset);
     }
   }
   return loaded;
 }
 
-// V elements: xc = x - mean, y = the output before the ReLU, G = grad behind the ReLU's mask, v = grad_grad.
+// V elements: xc = x - mean, y = the output before the ReLU, grad = G, masked by the ReLU, and grad_grad = v.
 template <typename T, int V>
 struct Element {
   T xc[V], y[V], grad[V], grad_grad[V];

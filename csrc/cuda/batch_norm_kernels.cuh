@@ -1,31 +1,33 @@
-// Batch normalisation and its derivatives. A derivative is a reduction and an elementwise kernel. Where a tile's
-// channels are split among blocks, the last of these adds up what they leave, in a fixed order, for the elementwise
-// kernel; where one block takes them whole, the elementwise kernel reduces, too.
+// Batch normalisation and its first and second derivative. A derivative is a per-channel reduction followed by an
+// elementwise kernel. If a tile's channels are split over several blocks, sums_kernel reduces: each block stores
+// partial sums, and the tile's last block to arrive adds them in a fixed order. Otherwise one block has all elements of
+// its channels, and derivative_kernel reduces before its elementwise pass.
 #pragma once
 
 #include "batch_norm_elements.cuh"
-#include "batch_norm_sums.cuh"
+#include "batch_norm_reductions.cuh"
 
 namespace pal_fast::cuda {
 
 // 1. y = weight * (x - mean) * r + bias, ReLU.
-template <typename S, bool Wide, Form F>
-__global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(false, sizeof(S)))
-    forward_kernel(const TypedPass<S> pass) {
-  using T = typename Computing<S>::type;
-  using Block = Share<S, Wide, F>;
+template <typename S, bool Vectorised, Tiling F>
+__global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(false, sizeof(S)))
+    forward_kernel(const BatchNormKernelParams<S> params) {
+  using T = typename ComputeType<S>::type;
+  using Block = BlockSlice<S, Vectorised, F>;
   constexpr int V = Block::V;
-  const Block share(pass, true);
-  const Channels<T, Block::W> channels(share);
-  const auto from = [&](int64_t at) { return load<1, V>(pass, at); };
-  share.template each<in_flight<S, Wide, 1>()>(from, [&](int64_t at, const Loaded<S, V, 1>& loaded) {
-    Element<T, V> e = elements_of(loaded, channels, pass.relu);
+  const Block slice(params, true);
+  const Channels<T, Block::W> channels(slice);
+  const auto load_tensors = [&](int64_t offset) { return load<1, V>(params, offset); };
+  slice.template for_each_vector<unroll_factor<S, Vectorised, 1>()>(
+      load_tensors, [&](int64_t offset, const Loaded<S, V, 1>& loaded) {
+        Element<T, V> e = elements_of(loaded, channels, params.relu);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      e.y[i] = pass.relu && e.y[i] <= T(0) ? T(0) : e.y[i];
-    }
-    store_vector<S>(pass.output + at, e.y);
-  });
+        for (int i = 0; i < V; ++i) {
+          e.y[i] = params.relu && e.y[i] <= T(0) ? T(0) : e.y[i];
+        }
+        store_vector<S>(params.output + offset, e.y);
+      });
 }
 
 enum class Derivative { first, second };
@@ -33,61 +35,62 @@ enum class Derivative { first, second };
 // first: sum G, sum G xc; second: sum v, sum v xc, sum v G.
 template <Derivative D>
 inline constexpr int SUMS = D == Derivative::first ? 2 : 3;
-// What it reads.
+// Tensors [B, C, L] that are read.
 template <Derivative D>
 inline constexpr int TENSORS = D == Derivative::first ? 2 : 3;
 
-// The sums of a derivative over the block's share.
-template <Derivative D, typename S, bool Wide, Form F, typename T, int W>
-__device__ __forceinline__ void sums_over_share(const Share<S, Wide, F>& share, const Channels<T, W>& channels,
-                                                const BatchNormShared<S>& shared, T (&sum)[SUMS<D>][W]) {
-  constexpr int V = Share<S, Wide, F>::V, N = TENSORS<D>;
-  const auto from = [&](int64_t at) { return load<N, V>(share.pass, at); };
-  share.template each<in_flight<S, Wide, N>()>(from, [&](int64_t, const Loaded<S, V, N>& loaded) {
-    const Element<T, V> e = elements_of(loaded, channels, share.pass.relu);
+// The sums of a derivative over the block's slice.
+template <Derivative D, typename S, bool Vectorised, Tiling F, typename T, int W>
+__device__ __forceinline__ void reduce_slice(const BlockSlice<S, Vectorised, F>& slice, const Channels<T, W>& channels,
+                                             const BatchNormShared<S>& shared, T (&sum)[SUMS<D>][W]) {
+  constexpr int V = BlockSlice<S, Vectorised, F>::V, N = TENSORS<D>;
+  const auto load_tensors = [&](int64_t offset) { return load<N, V>(slice.params, offset); };
+  slice.template for_each_vector<unroll_factor<S, Vectorised, N>()>(
+      load_tensors, [&](int64_t, const Loaded<S, V, N>& loaded) {
+        const Element<T, V> e = elements_of(loaded, channels, slice.params.relu);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const int w = W == 1 ? 0 : i;
-      const T factor = D == Derivative::first ? e.grad[i] : e.grad_grad[i];
-      sum[0][w] += factor;
-      sum[1][w] += factor * e.xc[i];
-      if constexpr (D == Derivative::second) {
-        sum[2][w] += factor * e.grad[i];
-      }
-    }
-  });
-  sum_elements<SUMS<D>>(sum, share, shared);
+        for (int i = 0; i < V; ++i) {
+          const int w = W == 1 ? 0 : i;
+          const T factor = D == Derivative::first ? e.grad[i] : e.grad_grad[i];
+          sum[0][w] += factor;
+          sum[1][w] += factor * e.xc[i];
+          if constexpr (D == Derivative::second) {
+            sum[2][w] += factor * e.grad[i];
+          }
+        }
+      });
+  reduce_channels<SUMS<D>>(sum, slice, shared);
 }
 
-// 2. The sums where a tile is split.
-template <Derivative D, typename S, bool Wide, Form F>
-__global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == Derivative::second, sizeof(S)))
-    sums_kernel(const TypedPass<S> pass) {
-  using T = typename Computing<S>::type;
-  constexpr int K = SUMS<D>, W = Share<S, Wide, F>::W;
-  const Share<S, Wide, F> share(pass);
+// 2. The sums of a derivative, if tiles are split.
+template <Derivative D, typename S, bool Vectorised, Tiling F>
+__global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(D == Derivative::second, sizeof(S)))
+    sums_kernel(const BatchNormKernelParams<S> params) {
+  using T = typename ComputeType<S>::type;
+  constexpr int K = SUMS<D>, W = BlockSlice<S, Vectorised, F>::W;
+  const BlockSlice<S, Vectorised, F> slice(params);
   const BatchNormShared<S> shared;
   {
-    const Channels<T, W> channels(share);
+    const Channels<T, W> channels(slice);
     T sum[K][W] = {};
-    sums_over_share<D>(share, channels, shared, sum);
+    reduce_slice<D>(slice, channels, shared, sum);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      store_channels(share, share.split, k, sum[k]);
+      store_channels(slice, slice.split, k, sum[k]);
     }
   }
-  if (!last_block(pass.tickets + share.tile, static_cast<unsigned>(pass.splits), shared.flag)) {
+  if (!is_last_block(params.tickets + slice.tile, static_cast<unsigned>(params.splits), shared.flag)) {
     return;
   }
   double total[K][W] = {};
-  sum_splits<K>(total, share, shared, [&](int split, double (&to)[K][W]) {
+  reduce_splits<K>(total, slice, shared, [&](int split, double (&to)[K][W]) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      T of_split[W];
-      load_channels<S, Wide, F, T>(share, pass.partial_of(split, k), of_split);
+      T split_sum[W];
+      load_channels<S, Vectorised, F, T>(slice, params.partial_row(split, k), split_sum);
 #pragma unroll
       for (int w = 0; w < W; ++w) {
-        to[k][w] += of_split[w];
+        to[k][w] += split_sum[w];
       }
     }
   });
@@ -98,93 +101,95 @@ __global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == 
     for (int w = 0; w < W; ++w) {
       rounded[w] = static_cast<T>(total[k][w]);
     }
-    store_channels(share, pass.splits, k, rounded);
+    store_channels(slice, params.splits, k, rounded);
   }
 }
 
-// 3. dx, or d_grad and d_input; and, by the first block of each channel, what is of the channel. The sums are in
-// pass.partial where a tile is split; else the block sums itself, or, with reduces = false, nothing needs them.
-template <Derivative D, typename S, bool Wide, Form F>
-__global__ void __launch_bounds__(MOST_THREADS, resident_batch_norm_blocks(D == Derivative::second, sizeof(S)))
-    derivative_kernel(const TypedPass<S> pass, const bool reduces) {
-  using T = typename Computing<S>::type;
-  using Block = Share<S, Wide, F>;
+// 3. dx, or d_grad and d_input, and per-channel outputs, which the first split of each tile stores. If tiles are split
+// the sums come from params.partial, otherwise the block computes them; with reduces = false nothing needs them.
+template <Derivative D, typename S, bool Vectorised, Tiling F>
+__global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(D == Derivative::second, sizeof(S)))
+    derivative_kernel(const BatchNormKernelParams<S> params, const bool reduces) {
+  using T = typename ComputeType<S>::type;
+  using Block = BlockSlice<S, Vectorised, F>;
   constexpr int K = SUMS<D>, V = Block::V, W = Block::W, N = TENSORS<D>;
-  const Block share(pass, true);
-  const Channels<T, W> channels(share);
+  const Block slice(params, true);
+  const Channels<T, W> channels(slice);
   T sum[K][W] = {};
-  if (reduces && pass.splits > 1) {
+  if (reduces && params.splits > 1) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      load_channels<S, Wide, F, T>(share, pass.partial_of(pass.splits, k), sum[k]);
+      load_channels<S, Vectorised, F, T>(slice, params.partial_row(params.splits, k), sum[k]);
     }
   } else if (reduces) {
     const BatchNormShared<S> shared;
-    sums_over_share<D>(share, channels, shared, sum);
+    reduce_slice<D>(slice, channels, shared, sum);
   }
 
-  const T inverse_count = pass.inverse_count;
-  BatchNormAffine<T> of_first[W], of_second[W];
-  T of_backward[2][W] = {}, of_grad_sums[2][W] = {};  // s0, s1 and u0, u1
+  const T inverse_count = params.inverse_count;
+  BatchNormAffine<T> first_affine[W], second_affine[W];
+  T backward_sums[2][W] = {}, grad_sums[2][W] = {};  // s0, s1 and u0, u1
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
-    if (D == Derivative::second && pass.sums) {
-      load_channels<S, Wide, F, T>(share, pass.sums + k * pass.channels, of_backward[k]);
+    if (D == Derivative::second && params.sums) {
+      load_channels<S, Vectorised, F, T>(slice, params.sums + k * params.channels, backward_sums[k]);
     }
-    if (D == Derivative::second && pass.grad_sums) {
-      load_channels<S, Wide, F, T>(share, pass.grad_sums + k * pass.channels, of_grad_sums[k]);
+    if (D == Derivative::second && params.grad_sums) {
+      load_channels<S, Vectorised, F, T>(slice, params.grad_sums + k * params.channels, grad_sums[k]);
     }
   }
 #pragma unroll
   for (int w = 0; w < W; ++w) {
-    const bool writes = pass.channel_output && share.split == 0 && share.writes(w);
-    const int64_t c = share.channel(w);
+    const bool stores = params.channel_output && slice.split == 0 && slice.stores_channel(w);
+    const int64_t c = slice.channel(w);
     const T r = channels.r[w], weight = channels.weight[w];
     if constexpr (D == Derivative::first) {
-      of_first[w] = batch_norm_backward_of<T>(pass.training, inverse_count, weight, r, sum[0][w], sum[1][w] * r);
-      if (writes) {
-        pass.channel_output[c] = sum[0][w];
-        pass.channel_output[pass.channels + c] = sum[1][w] * r;
+      first_affine[w] =
+          batch_norm_backward_coefficients<T>(params.training, inverse_count, weight, r, sum[0][w], sum[1][w] * r);
+      if (stores) {
+        params.channel_output[c] = sum[0][w];
+        params.channel_output[params.channels + c] = sum[1][w] * r;
       }
     } else {
-      const BatchNormSecond<T> second =
-          batch_norm_second_of<T>(pass.training, inverse_count, weight, r, of_backward[0][w], of_backward[1][w],
-                                  of_grad_sums[0][w], of_grad_sums[1][w], sum[0][w], sum[1][w] * r, sum[2][w]);
-      of_first[w] = second.grad_grad;
-      of_second[w] = second.grad_input;
-      if (writes) {
-        pass.channel_output[c] = second.grad_weight;
+      const BatchNormDoubleBackward<T> second = batch_norm_double_backward_coefficients<T>(
+          params.training, inverse_count, weight, r, backward_sums[0][w], backward_sums[1][w], grad_sums[0][w],
+          grad_sums[1][w], sum[0][w], sum[1][w] * r, sum[2][w]);
+      first_affine[w] = second.grad_grad;
+      second_affine[w] = second.grad_input;
+      if (stores) {
+        params.channel_output[c] = second.grad_weight;
       }
     }
   }
-  if (!pass.output) {
+  if (!params.output) {
     return;
   }
 
-  const auto from = [&](int64_t at) { return load<N, V>(pass, at); };
-  share.template each<in_flight<S, Wide, N>()>(from, [&](int64_t at, const Loaded<S, V, N>& loaded) {
-    const Element<T, V> e = elements_of(loaded, channels, pass.relu);
-    T first[V], second[V];
+  const auto load_tensors = [&](int64_t offset) { return load<N, V>(params, offset); };
+  slice.template for_each_vector<unroll_factor<S, Vectorised, N>()>(
+      load_tensors, [&](int64_t offset, const Loaded<S, V, N>& loaded) {
+        const Element<T, V> e = elements_of(loaded, channels, params.relu);
+        T first[V], second[V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const int w = W == 1 ? 0 : i;
-      const BatchNormAffine<T>& a = of_first[w];
-      if constexpr (D == Derivative::first) {
-        first[i] = a.of_grad * e.grad[i] + a.of_input * e.xc[i] + a.constant;
-      } else {
-        const BatchNormAffine<T>& b = of_second[w];
-        first[i] = a.of_grad_grad * e.grad_grad[i] + a.of_input * e.xc[i] + a.constant;
-        first[i] = pass.relu && e.y[i] <= T(0) ? T(0) : first[i];
-        second[i] = b.of_grad * e.grad[i] + b.of_grad_grad * e.grad_grad[i] + b.of_input * e.xc[i] + b.constant;
-      }
-    }
-    store_vector<S>(pass.output + at, first);
-    if constexpr (D == Derivative::second) {
-      if (pass.second_output) {
-        store_vector<S>(pass.second_output + at, second);
-      }
-    }
-  });
+        for (int i = 0; i < V; ++i) {
+          const int w = W == 1 ? 0 : i;
+          const BatchNormAffine<T>& a = first_affine[w];
+          if constexpr (D == Derivative::first) {
+            first[i] = a.of_grad * e.grad[i] + a.of_input * e.xc[i] + a.constant;
+          } else {
+            const BatchNormAffine<T>& b = second_affine[w];
+            first[i] = a.of_grad_grad * e.grad_grad[i] + a.of_input * e.xc[i] + a.constant;
+            first[i] = params.relu && e.y[i] <= T(0) ? T(0) : first[i];
+            second[i] = b.of_grad * e.grad[i] + b.of_grad_grad * e.grad_grad[i] + b.of_input * e.xc[i] + b.constant;
+          }
+        }
+        store_vector<S>(params.output + offset, first);
+        if constexpr (D == Derivative::second) {
+          if (params.second_output) {
+            store_vector<S>(params.second_output + offset, second);
+          }
+        }
+      });
 }
 
 }  // namespace pal_fast::cuda

@@ -1,4 +1,5 @@
-// Which of batch normalisation's kernels run, on which grid; a launcher is called as landmark_heatmap_launch.cuh says.
+// Selects batch normalisation's kernels and their launch configurations; a launcher is called as in
+// landmark_heatmap_launch.cuh.
 #pragma once
 
 #include "batch_norm_kernels.cuh"
@@ -6,12 +7,13 @@
 
 namespace pal_fast::cuda {
 
-// rows_of_channel_output: 2 of a backward, 1 of a double backward.
+// rows_of_channel_output: 2 for the backward, 1 for the double backward.
 template <typename S>
-[[nodiscard]] TypedPass<S> typed(const BatchNormPass& pass, int64_t rows_of_channel_output = 0) {
-  using T = typename Computing<S>::type;
-  const BatchNormProblem& problem = pass.problem;
-  const BatchNormPlan& plan = pass.plan;
+[[nodiscard]] BatchNormKernelParams<S> kernel_params(const BatchNormParams& params,
+                                                     int64_t rows_of_channel_output = 0) {
+  using T = typename ComputeType<S>::type;
+  const BatchNormProblem& problem = params.problem;
+  const BatchNormPlan& plan = params.plan;
   const int64_t channels = problem.channels, size = problem.count() * channels;
   return {problem.batch,
           channels,
@@ -19,93 +21,94 @@ template <typename S>
           problem.training,
           problem.relu,
           static_cast<int>(plan.tiles),
-          static_cast<int>(plan.group),
+          static_cast<int>(plan.tile_channels),
           static_cast<int>(plan.columns),
-          static_cast<int>(plan.rows_at_once),
+          static_cast<int>(plan.rows_per_step),
           static_cast<int>(plan.splits()),
-          static_cast<int>(plan.over_inner),
-          plan.outer_part,
-          plan.inner_part,
+          static_cast<int>(plan.inner_splits),
+          plan.outer_per_split,
+          plan.inner_per_split,
           T(1) / static_cast<T>(problem.count()),
-          elements<const S>(pass.input, size),
-          elements<const S>(pass.grad, size),
-          elements<const S>(pass.grad_grad, size),
-          elements<const T>(pass.weight, channels),
-          elements<const T>(pass.bias, channels),
-          elements<const T>(pass.sums, 2 * channels),
-          elements<const T>(pass.grad_sums, 2 * channels),
-          elements<T>(pass.statistics, 2 * channels),
-          elements<T>(pass.running_mean, channels),
-          elements<T>(pass.running_variance, channels),
-          pass.momentum,
-          pass.eps,
-          elements<S>(pass.output, size),
-          elements<S>(pass.second_output, size),
-          elements<T>(pass.channel_output, rows_of_channel_output * channels),
-          elements<T>(pass.partial, batch_norm_partial_rows(plan) * channels),
-          elements<unsigned>(pass.tickets, plan.tiles)};
+          global_array<const S>(params.input, size),
+          global_array<const S>(params.grad, size),
+          global_array<const S>(params.grad_grad, size),
+          global_array<const T>(params.weight, channels),
+          global_array<const T>(params.bias, channels),
+          global_array<const T>(params.sums, 2 * channels),
+          global_array<const T>(params.grad_sums, 2 * channels),
+          global_array<T>(params.statistics, 2 * channels),
+          global_array<T>(params.running_mean, channels),
+          global_array<T>(params.running_variance, channels),
+          params.momentum,
+          params.eps,
+          global_array<S>(params.output, size),
+          global_array<S>(params.second_output, size),
+          global_array<T>(params.channel_output, rows_of_channel_output * channels),
+          global_array<T>(params.partial, batch_norm_partial_rows(plan) * channels),
+          global_array<unsigned>(params.tickets, plan.tiles)};
 }
 
-// Calls run.operator()<S, Wide, F>() with what the pass asks for.
+// Calls run.operator()<S, Vectorised, F>() for the storage type and the plan.
 template <typename Run>
-void with_batch_norm_types(const BatchNormPass& pass, const Run& run) {
-  with_storage(pass.storage, [&]<typename S>() {
-    switch (pass.plan.form) {
-      case Form::planes:
-        return pass.plan.wide ? run.template operator()<S, true, Form::planes>()
-                              : run.template operator()<S, false, Form::planes>();
-      case Form::runs:
-        return run.template operator()<S, true, Form::runs>();
-      case Form::rows:
-        return pass.plan.wide ? run.template operator()<S, true, Form::rows>()
-                              : run.template operator()<S, false, Form::rows>();
+void dispatch_batch_norm(const BatchNormParams& params, const Run& run) {
+  dispatch_storage(params.storage, [&]<typename S>() {
+    switch (params.plan.tiling) {
+      case Tiling::planes:
+        return params.plan.vectorised ? run.template operator()<S, true, Tiling::planes>()
+                                      : run.template operator()<S, false, Tiling::planes>();
+      case Tiling::runs:
+        return run.template operator()<S, true, Tiling::runs>();
+      case Tiling::rows:
+        return params.plan.vectorised ? run.template operator()<S, true, Tiling::rows>()
+                                      : run.template operator()<S, false, Tiling::rows>();
     }
   });
 }
 
 template <typename Launcher>
-void run_batch_norm_statistics(const BatchNormPass& pass, const Launcher& launch) {
-  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F>() {
-    if (pass.problem.training) {
-      launch(statistics_kernel<S, Wide, F>, pass.plan.tiles * pass.plan.splits(), pass.plan.threads,
-             BatchNormShared<S>::bytes(), typed<S>(pass));
+void run_batch_norm_statistics(const BatchNormParams& params, const Launcher& launch) {
+  dispatch_batch_norm(params, [&]<typename S, bool Vectorised, Tiling F>() {
+    if (params.problem.training) {
+      launch(statistics_kernel<S, Vectorised, F>, params.plan.tiles * params.plan.splits(), params.plan.threads,
+             BatchNormShared<S>::bytes(), kernel_params<S>(params));
     } else {
-      launch(running_statistics_kernel<S>, ceil_div(pass.problem.channels, MOST_THREADS), MOST_THREADS, 0,
-             typed<S>(pass));
+      launch(running_statistics_kernel<S>, ceil_div(params.problem.channels, MAX_BLOCK_THREADS), MAX_BLOCK_THREADS, 0,
+             kernel_params<S>(params));
     }
   });
 }
 
 template <typename Launcher>
-void run_batch_norm_forward(const BatchNormPass& pass, const Launcher& launch) {
-  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F>() {
-    launch(forward_kernel<S, Wide, F>, pass.plan.tiles * pass.plan.splits(), pass.plan.threads, 0, typed<S>(pass));
+void run_batch_norm_forward(const BatchNormParams& params, const Launcher& launch) {
+  dispatch_batch_norm(params, [&]<typename S, bool Vectorised, Tiling F>() {
+    launch(forward_kernel<S, Vectorised, F>, params.plan.tiles * params.plan.splits(), params.plan.threads, 0,
+           kernel_params<S>(params));
   });
 }
 
-// reduces: whether the sums are asked for.
+// reduces: whether the sums are needed.
 template <Derivative D, typename Launcher>
-void run_batch_norm_derivative(const BatchNormPass& pass, bool reduces, const Launcher& launch) {
-  with_batch_norm_types(pass, [&]<typename S, bool Wide, Form F>() {
-    const int64_t blocks = pass.plan.tiles * pass.plan.splits(), shared = BatchNormShared<S>::bytes();
-    const TypedPass<S> given = typed<S>(pass, D == Derivative::first ? 2 : 1);
-    const bool reduces_apart = reduces && pass.plan.splits() > 1;
-    if (reduces_apart) {
-      launch(sums_kernel<D, S, Wide, F>, blocks, pass.plan.threads, shared, given);
+void run_batch_norm_derivative(const BatchNormParams& params, bool reduces, const Launcher& launch) {
+  dispatch_batch_norm(params, [&]<typename S, bool Vectorised, Tiling F>() {
+    const int64_t blocks = params.plan.tiles * params.plan.splits(), shared = BatchNormShared<S>::bytes();
+    const BatchNormKernelParams<S> given = kernel_params<S>(params, D == Derivative::first ? 2 : 1);
+    const bool separate_reduction = reduces && params.plan.splits() > 1;
+    if (separate_reduction) {
+      launch(sums_kernel<D, S, Vectorised, F>, blocks, params.plan.threads, shared, given);
     }
-    launch(derivative_kernel<D, S, Wide, F>, blocks, pass.plan.threads, reduces && !reduces_apart ? shared : 0, given,
-           reduces);
+    launch(derivative_kernel<D, S, Vectorised, F>, blocks, params.plan.threads,
+           reduces && !separate_reduction ? shared : 0, given, reduces);
   });
 }
 
 template <typename Launcher>
-void run_batch_norm_backward(const BatchNormPass& pass, const Launcher& launch) {
-  run_batch_norm_derivative<Derivative::first>(pass, pass.channel_output != nullptr, launch);
+void run_batch_norm_backward(const BatchNormParams& params, const Launcher& launch) {
+  run_batch_norm_derivative<Derivative::first>(params, params.channel_output != nullptr, launch);
 }
 
 template <typename Launcher>
-void run_batch_norm_double_backward(const BatchNormPass& pass, const Launcher& launch) {
-  run_batch_norm_derivative<Derivative::second>(pass, true, launch);
+void run_batch_norm_double_backward(const BatchNormParams& params, const Launcher& launch) {
+  run_batch_norm_derivative<Derivative::second>(params, true, launch);
 }
 
 }  // namespace pal_fast::cuda

@@ -1,12 +1,12 @@
-// What a thread may do while a CUDA graph is captured.
+// The stream capture mode of the calling thread.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 namespace pal_fast::cuda {
 
-// While it lives, the thread may allocate and load code, which by default would break a capture under way in any
-// thread. PyTorch does the same around cudaMalloc.
+// Scope in which the calling thread may make calls such as cudaMalloc or lazy module loading, which in the default mode
+// invalidate a CUDA graph capture under way in any thread. PyTorch guards its cudaMalloc likewise.
 class RelaxedCapture {
  public:
   RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }

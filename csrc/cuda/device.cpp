@@ -1,4 +1,4 @@
-// What every operator asks of the device and of PyTorch before it launches.
+// Device guard, stream, device properties and arrival counters of the CUDA operators.
 #include "device.h"
 
 #include <cuda_runtime_api.h>
@@ -15,7 +15,7 @@
 namespace pal_fast::cuda {
 namespace {
 
-// The error is said here, and not left for the next launch to take for its own.
+// Raises the error, and clears it so that the next launch does not report it as its own.
 template <typename... What>
 void check(cudaError_t error, const What&... what) {
   if (error != cudaSuccess) {
@@ -30,7 +30,7 @@ void check(cudaError_t error, const What&... what) {
   return value;
 }
 
-// Device memory outside PyTorch's allocator; null if PyTorch's cache, or another process, has left none.
+// Device memory outside PyTorch's caching allocator; null if PyTorch's cache or another process has left none.
 [[nodiscard]] unsigned* allocate(int64_t count) {
   const RelaxedCapture relaxed;
   void* memory = nullptr;
@@ -43,27 +43,27 @@ void check(cudaError_t error, const What&... what) {
   return static_cast<unsigned*>(memory);
 }
 
-// By a command, or in a CUDA graph a node, of its own: not a kernel launch.
+// Queues a memset (in a CUDA graph: a memset node), not a kernel.
 void zero(unsigned* counts, int64_t count, cudaStream_t stream) {
   check(cudaMemsetAsync(counts, 0, static_cast<size_t>(count) * sizeof(unsigned), stream), "zeroing tickets");
 }
 
-// Kept per device and stream, so that only a stream's first call pays for zeroing: launches on one stream follow each
-// other, and each leaves zeros behind. Kept memory is not of PyTorch's allocator: the first call may be the warm-up of
-// torch.compile's graphs, whose memory pool must not outlive it. A stream's tickets are never freed (16 KiB, and twice
-// that for every doubling of the largest batch). Null if there is no memory for them.
-[[nodiscard]] unsigned* kept_tickets(int32_t device, int64_t count, cudaStream_t stream) {
-  struct Kept {
+// Cached per device and stream, so that only a stream's first call pays for zeroing: launches on one stream run in
+// order, and each leaves zeros behind. The memory does not come from PyTorch's allocator: the first call may be the
+// warm-up of torch.compile's CUDA graphs, and would then take memory from a pool that must not outlive it. It is never
+// freed (16 KiB a stream, doubled as often as the largest batch demands). Null if out of memory.
+[[nodiscard]] unsigned* cached_tickets(int32_t device, int64_t count, cudaStream_t stream) {
+  struct Cached {
     unsigned* counts = nullptr;
     int64_t count = 0;
   };
   static std::mutex mutex;
-  static std::map<std::pair<int32_t, cudaStream_t>, Kept> of_stream;
+  static std::map<std::pair<int32_t, cudaStream_t>, Cached> cache;
   const std::lock_guard<std::mutex> lock(mutex);
-  Kept& kept = of_stream[{device, stream}];
-  if (kept.count < count) {
-    constexpr int64_t LEAST = 4096;
-    int64_t size = LEAST;
+  Cached& cached = cache[{device, stream}];
+  if (cached.count < count) {
+    constexpr int64_t MIN_COUNT = 4096;
+    int64_t size = MIN_COUNT;
     while (size < count) {
       size *= 2;
     }
@@ -72,14 +72,16 @@ void zero(unsigned* counts, int64_t count, cudaStream_t stream) {
       return nullptr;
     }
     zero(counts, size, stream);
-    kept = {counts, size};
+    cached = {counts, size};
   }
-  return kept.counts;
+  return cached.counts;
 }
 
 }  // namespace
 
-OnDevice::OnDevice(int32_t device) : guard_(device) { check(cudaSetDevice(device), "making a device current"); }
+CudaDeviceGuard::CudaDeviceGuard(int32_t device) : guard_(device) {
+  check(cudaSetDevice(device), "making a device current");
+}
 
 // Looked up at run time, because a CPU-only PyTorch does not have the symbol.
 void* current_stream(int32_t device) {
@@ -95,9 +97,9 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-int processors_of(int32_t device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
+int multiprocessor_count(int32_t device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
 
-bool has_warpgroup_products(int32_t device) {
+bool supports_wgmma(int32_t device) {
   return attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
          attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
 }
@@ -115,16 +117,16 @@ Storage storage_of(ScalarType dtype) {
   }
 }
 
-// A CUDA graph gets its own, zeroed by a node of the graph: its replays may run beside other work of the stream that it
-// was captured on, and the memory lies in the graph's pool, where only the graph's later nodes may use it again.
-// So does a call that finds no memory to keep: PyTorch's allocator frees cached memory before it gives up, and only the
-// stream's later work may use the call's again.
+// A CUDA graph gets counters of its own, zeroed by a memset node: its replays may run concurrently with other work of
+// the stream that it was captured on. They lie in the graph's memory pool, which only later nodes of the graph reuse.
+// A call without cached counters, for want of memory, allocates its own, too: PyTorch's allocator releases its cache
+// before it gives up, and hands the memory on to later work of the same stream only.
 Tickets tickets(const Tensor& like, int64_t count, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(on, &capture), "the stream's capture status");
   if (capture == cudaStreamCaptureStatusNone) {
-    if (unsigned* counts = kept_tickets(like.get_device_index(), count, on)) {
+    if (unsigned* counts = cached_tickets(like.get_device_index(), count, on)) {
       return {counts, std::nullopt};
     }
   }
@@ -134,11 +136,11 @@ Tickets tickets(const Tensor& like, int64_t count, void* stream) {
   return taken;
 }
 
-const void* read(const OptionalTensor& tensor) {
+const void* data_or_null(const OptionalTensor& tensor) {
   return tensor && tensor->numel() > 0 ? tensor->const_data_ptr() : nullptr;
 }
 
-void* written(const OptionalTensor& tensor) {
+void* mutable_data_or_null(const OptionalTensor& tensor) {
   return tensor && tensor->numel() > 0 ? tensor->mutable_data_ptr() : nullptr;
 }
 

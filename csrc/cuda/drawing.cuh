@@ -1,60 +1,61 @@
-// A block draws cells of a sample's heatmap.
+// Draws cells of a sample's heatmap by one block, from separable factors in shared memory.
 #pragma once
 
 #include "gaussians.cuh"
 
 namespace pal_fast::cuda {
 
-// Cells below each other that a thread draws together: 16 bytes of factors.
+// Rows of a column that a thread computes together: their factors are one 16-byte vector.
 template <typename T>
-inline constexpr int DRAWN_ROWS = VECTOR<T>;
+inline constexpr int DRAW_ROWS_PER_THREAD = VECTOR_SIZE<T>;
 
-// Elements of shared memory that draw() has: for what a landmark takes of the widest window, and for what the threads
-// leave for each other.
-inline constexpr int DRAWING_ELEMENTS = 2304;
-static_assert(DRAWING_ELEMENTS >= MOST_THREADS + DRAWN_ROWS<float> + MARK_ELEMENTS);
-static_assert(DRAWING_ELEMENTS >= DRAWN_ROWS<float> * MOST_THREADS);
+// Elements of shared memory that draw() needs: at least one landmark's data and factors for the widest window, and the
+// partial results of all threads.
+inline constexpr int DRAW_SCRATCH_ELEMENTS = 2304;
+static_assert(DRAW_SCRATCH_ELEMENTS >= MAX_BLOCK_THREADS + DRAW_ROWS_PER_THREAD<float> + LANDMARK_ELEMENTS);
+static_assert(DRAW_SCRATCH_ELEMENTS >= DRAW_ROWS_PER_THREAD<float> * MAX_BLOCK_THREADS);
 
-// Cells [begin, end) of a sample's map into out[0, end - begin), not normalised: a sum of Gaussians or their maximum;
-// and, if winner is not null, the landmark that a maximum took at each, -1 for none. A cell that no landmark reaches is
-// 0. Ends with a barrier: all threads see all cells.
+// Writes cells [begin, end) of a sample's map to out[0, end - begin), not normalised: the sum of the Gaussians or their
+// maximum; and, if winner is not null, the index of the landmark that attains each cell's maximum, or -1. Without a
+// valid landmark a cell is 0. factors: DRAW_SCRATCH_ELEMENTS of shared memory. Ends with a barrier: all threads see all
+// cells.
 //
-// A window of the map at a time, nearly always all of it: as many columns and rows as there are threads for, each with
-// a few cells below each other. Where it is small, threads share its landmarks. AT_ONCE: of how many landmarks a thread
-// loads the factors together.
-template <int AT_ONCE = 4, typename T>
-__device__ void draw(const Gaussians<T>& of, bool max, int64_t sample, int begin, int end, Pointer<T> out,
+// The map is covered by windows, nearly always a single one. A window has one thread for each group of
+// DRAW_ROWS_PER_THREAD cells of a column; if it is so small that threads are left over, they split its landmarks and
+// their partial results are combined at the end. Unroll: of the loop over landmarks.
+template <int Unroll = 4, typename T>
+__device__ void draw(const Gaussians<T>& gaussians, bool max, int64_t sample, int begin, int end, Pointer<T> out,
                      Pointer<int> winner, Pointer<T> factors) {
-  constexpr int ROWS = DRAWN_ROWS<T>;
+  constexpr int ROWS = DRAW_ROWS_PER_THREAD<T>;
   const int threads = blockDim.x, thread = threadIdx.x;
   const T lowest = max ? static_cast<T>(-INFINITY) : T(0);
-  const int last_row = (end - 1) / of.width;
+  const int last_row = (end - 1) / gaussians.width;
 #pragma unroll 1
-  for (int left = 0; left < of.width; left += threads) {
-    const int columns = min(threads, of.width - left), most_rows = threads / columns * ROWS;
+  for (int left = 0; left < gaussians.width; left += threads) {
+    const int columns = min(threads, gaussians.width - left), max_rows = threads / columns * ROWS;
 #pragma unroll 1
-    for (int top = begin / of.width; top <= last_row; top += most_rows) {
-      const int rows = min(most_rows, (last_row - top + ROWS) / ROWS * ROWS);
-      const int slots = rows / ROWS * columns, shares = winner ? 1 : threads / slots;
-      const int slot = thread % slots, share = thread / slots;
-      const int row = slot / columns * ROWS, column = slot % columns;
+    for (int top = begin / gaussians.width; top <= last_row; top += max_rows) {
+      const int rows = min(max_rows, (last_row - top + ROWS) / ROWS * ROWS);
+      const int groups = rows / ROWS * columns, landmark_splits = winner ? 1 : threads / groups;
+      const int group = thread % groups, landmark_split = thread / groups;
+      const int row = group / columns * ROWS, column = group % columns;
       T best[ROWS];
-      int won[ROWS];
+      int best_landmark[ROWS];
 #pragma unroll
       for (int i = 0; i < ROWS; ++i) {
         best[i] = lowest;
-        won[i] = -1;
+        best_landmark[i] = -1;
       }
 
-      // 1. The window's share of the landmarks, a chunk of them at a time.
-      const int chunk = min(DRAWING_ELEMENTS / (columns + rows + MARK_ELEMENTS), of.count);
-      const Pointer<T> along_y = factors, along_x = along_y + chunk * rows, marks = along_x + chunk * columns;
+      // 1. The thread's split of the landmarks, chunk by chunk.
+      const int chunk = min(DRAW_SCRATCH_ELEMENTS / (columns + rows + LANDMARK_ELEMENTS), gaussians.count);
+      const Pointer<T> along_y = factors, along_x = along_y + chunk * rows, landmark_data = along_x + chunk * columns;
 #pragma unroll 1
-      for (int first = 0; first < of.count; first += chunk) {
-        const int now = min(chunk, of.count - first);
-        fill_factors(of, max, sample, first, now, left, columns, top, rows, along_x, along_y, marks);
-#pragma unroll AT_ONCE
-        for (int k = share < shares ? share : now; k < now; k += shares) {
+      for (int first = 0; first < gaussians.count; first += chunk) {
+        const int count = min(chunk, gaussians.count - first);
+        fill_factors(gaussians, max, sample, first, count, left, columns, top, rows, along_x, along_y, landmark_data);
+#pragma unroll Unroll
+        for (int k = landmark_split < landmark_splits ? landmark_split : count; k < count; k += landmark_splits) {
           const T x = along_x[k * columns + column];
           T y[ROWS];
           load_shared<ROWS, T>(along_y + (k * rows + row), y);
@@ -62,41 +63,41 @@ __device__ void draw(const Gaussians<T>& of, bool max, int64_t sample, int begin
           for (int i = 0; i < ROWS; ++i) {
             if (!max) {
               best[i] += y[i] * x;
-            } else if (y[i] * x > best[i]) {  // a tie stays with the first
+            } else if (y[i] * x > best[i]) {  // ties go to the first landmark
               best[i] = y[i] * x;
-              won[i] = first + k;
+              best_landmark[i] = first + k;
             }
           }
         }
       }
 
-      // 2. The shares, in their order.
-      if (shares > 1) {
+      // 2. Combine the splits, in their order.
+      if (landmark_splits > 1) {
         __syncthreads();  // the factors may still be read
-        if (share < shares) {
+        if (landmark_split < landmark_splits) {
 #pragma unroll
           for (int i = 0; i < ROWS; ++i) {
-            factors[(share * ROWS + i) * slots + slot] = best[i];
+            factors[(landmark_split * ROWS + i) * groups + group] = best[i];
           }
         }
         __syncthreads();
 #pragma unroll 1
-        for (int other = 1; share == 0 && other < shares; ++other) {
+        for (int other = 1; landmark_split == 0 && other < landmark_splits; ++other) {
 #pragma unroll
           for (int i = 0; i < ROWS; ++i) {
-            const T more = factors[(other * ROWS + i) * slots + slot];
-            best[i] = max ? (more > best[i] ? more : best[i]) : best[i] + more;
+            const T partial = factors[(other * ROWS + i) * groups + group];
+            best[i] = max ? (partial > best[i] ? partial : best[i]) : best[i] + partial;
           }
         }
       }
-      if (share == 0) {
+      if (landmark_split == 0) {
 #pragma unroll
         for (int i = 0; i < ROWS; ++i) {
-          const int cell = (top + row + i) * of.width + left + column;
+          const int cell = (top + row + i) * gaussians.width + left + column;
           if (top + row + i <= last_row && cell >= begin && cell < end) {
             out[cell - begin] = max && best[i] == lowest ? T(0) : best[i];
             if (winner) {
-              winner[cell - begin] = won[i];
+              winner[cell - begin] = best_landmark[i];
             }
           }
         }

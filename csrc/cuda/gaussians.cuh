@@ -1,4 +1,5 @@
-// Landmarks and the Gaussians they make.
+// Landmarks and their Gaussians, which are separable: h = exp(-(dx^2 + dy^2) / (2 sigma^2)) is the product of a factor
+// of the column and one of the row.
 #pragma once
 
 #include <cmath>
@@ -8,7 +9,7 @@
 
 namespace pal_fast::cuda {
 
-// The landmarks of a batch and the map they are drawn on, as kernels take them.
+// Kernel argument: the landmarks of a batch and the map that they are drawn on.
 template <typename T>
 struct Gaussians {
   Pointer<const T> landmarks;            // [B, K, 2]
@@ -16,14 +17,15 @@ struct Gaussians {
   Pointer<const T> weights;              // [B, K], or null
   int count;                             // K
   int height, width;                     // H, W
-  T step_x, step_y;                      // pixels of the image per cell
+  T step_x, step_y;                      // image pixels per cell
   T falloff;                             // -1 / (2 sigma^2)
 
+  // The centre of a column or row, in image pixels.
   [[nodiscard]] __device__ __forceinline__ T x(int column) const { return (T(column) + T(0.5)) * step_x - T(0.5); }
   [[nodiscard]] __device__ __forceinline__ T y(int row) const { return (T(row) + T(0.5)) * step_y - T(0.5); }
 };
 
-// What a launch is given of landmarks; null if there are none.
+// The landmark tensors of a launch; null where absent.
 struct LandmarkPointers {
   const void* landmarks = nullptr;  // [B, K, 2]
   const void* visible = nullptr;    // [B, K] bool
@@ -33,9 +35,9 @@ struct LandmarkPointers {
 template <typename T>
 [[nodiscard]] Gaussians<T> gaussians_of(const HeatmapProblem& problem, const LandmarkPointers& pointers) {
   const int64_t points = problem.batch * problem.landmarks;
-  return {elements<const T>(pointers.landmarks, 2 * points),
-          elements<const unsigned char>(pointers.visible, points),
-          elements<const T>(pointers.weights, points),
+  return {global_array<const T>(pointers.landmarks, 2 * points),
+          global_array<const unsigned char>(pointers.visible, points),
+          global_array<const T>(pointers.weights, points),
           static_cast<int>(problem.landmarks),
           static_cast<int>(problem.height),
           static_cast<int>(problem.width),
@@ -44,7 +46,7 @@ template <typename T>
           static_cast<T>(-0.5 / (problem.sigma * problem.sigma))};
 }
 
-// One landmark; what is not finite or not visible is not valid, and has zeros.
+// One landmark. It is invalid, and all zeros, if a coordinate is not finite or it is not visible.
 template <typename T>
 struct Landmark {
   T x, y, weight;
@@ -52,75 +54,81 @@ struct Landmark {
 };
 
 template <typename T>
-[[nodiscard]] __device__ __forceinline__ Landmark<T> landmark(const Gaussians<T>& of, int64_t sample, int k) {
-  const int64_t index = sample * of.count + k;
-  const T x = of.landmarks[2 * index], y = of.landmarks[2 * index + 1];
+[[nodiscard]] __device__ __forceinline__ Landmark<T> load_landmark(const Gaussians<T>& gaussians, int64_t sample,
+                                                                   int k) {
+  const int64_t index = sample * gaussians.count + k;
+  const T x = gaussians.landmarks[2 * index], y = gaussians.landmarks[2 * index + 1];
   const T infinity = static_cast<T>(INFINITY);
-  // A comparison with NaN is false, so this asks for finite coordinates.
-  const bool valid = fabs(x) < infinity && fabs(y) < infinity && (!of.visible || of.visible[index] != 0);
+  // False for NaN, too.
+  const bool valid = fabs(x) < infinity && fabs(y) < infinity && (!gaussians.visible || gaussians.visible[index] != 0);
   if (!valid) {
     return {T(0), T(0), T(0), false};
   }
-  return {x, y, of.weights ? of.weights[index] : T(1), true};
+  return {x, y, gaussians.weights ? gaussians.weights[index] : T(1), true};
 }
 
-// exp(falloff * distance^2) along one axis. In float it is within 2^-22 of the value and of what rounds its exponent,
-// and 0 below 2^-126; exp() would take three times as many instructions.
+// exp(falloff * distance^2) along one axis. In float its relative error is 2^-22 plus that of rounding the exponent,
+// and results below 2^-126 are 0; exp() would take three times as many instructions.
 template <typename T>
 [[nodiscard]] __device__ __forceinline__ T gaussian(T falloff, T distance) {
   if constexpr (std::is_same_v<T, float>) {
     constexpr float LOG2_E = 1.44269504088896340736f;
-    return power_of_two(falloff * LOG2_E * (distance * distance));
+    return exp2_approx(falloff * LOG2_E * (distance * distance));
   } else {
     return exp(falloff * (distance * distance));
   }
 }
 
-// How many of the sample's landmarks are valid, in every thread. scratch: MOST_WARPS elements.
+// The number of valid landmarks of the sample, returned to every thread. scratch: MAX_BLOCK_WARPS elements.
 template <typename T>
-[[nodiscard]] __device__ int valid_landmarks(const Gaussians<T>& of, int64_t sample, Pointer<int> scratch) {
+[[nodiscard]] __device__ int count_valid_landmarks(const Gaussians<T>& gaussians, int64_t sample,
+                                                   Pointer<int> scratch) {
   int valid[1] = {0};
-  for (int k = threadIdx.x; k < of.count; k += blockDim.x) {
-    valid[0] += landmark(of, sample, k).valid ? 1 : 0;
+  for (int k = threadIdx.x; k < gaussians.count; k += blockDim.x) {
+    valid[0] += load_landmark(gaussians, sample, k).valid ? 1 : 0;
   }
-  reduce_block<1>(valid, scratch, Sum());
+  block_reduce<1>(valid, scratch, Sum());
   return valid[0];
 }
 
-// Elements of shared memory that a landmark takes beside its factors: x, y, and the weight.
-inline constexpr int MARK_ELEMENTS = 3;
+// Elements of shared memory that a landmark takes besides its factors: x, y and weight.
+inline constexpr int LANDMARK_ELEMENTS = 3;
 
-// The factors of a chunk of landmarks, [chunk, columns] and [chunk, rows], in shared memory: h_ij = combine_k y_ki
-// x_kj. The weight is in y. Landmarks that are dropped have y = 0 in a sum and NaN, which wins no comparison, in a
-// maximum. marks: MARK_ELEMENTS * chunk. Begins and ends with a barrier.
+// Computes the factors of a chunk of landmarks in shared memory: along_x [chunk, columns] and, with the weights,
+// along_y [chunk, rows], so that h_ij = combine_k along_y[k, i] * along_x[k, j]. Invalid landmarks have along_y = 0 in
+// a sum and NaN, which wins no comparison, in a maximum. landmark_data: LANDMARK_ELEMENTS * chunk elements of scratch.
+// Begins and ends with a barrier.
 template <typename T>
-__device__ __forceinline__ void fill_factors(const Gaussians<T>& of, bool max, int64_t sample, int first_landmark,
-                                             int chunk, int first_column, int columns, int first_row, int rows,
-                                             Pointer<T> along_x, Pointer<T> along_y, Pointer<T> marks) {
+__device__ __forceinline__ void fill_factors(const Gaussians<T>& gaussians, bool max, int64_t sample,
+                                             int first_landmark, int chunk, int first_column, int columns,
+                                             int first_row, int rows, Pointer<T> along_x, Pointer<T> along_y,
+                                             Pointer<T> landmark_data) {
   const int threads = blockDim.x, thread = threadIdx.x;
-  __syncthreads();  // the last chunk may still be read
+  __syncthreads();  // the previous chunk may still be read
   for (int k = thread; k < chunk; k += threads) {
-    const bool there = first_landmark + k < of.count;
-    const Landmark<T> mark = there ? landmark(of, sample, first_landmark + k) : Landmark<T>{T(0), T(0), T(0), false};
-    marks[k] = mark.x;
-    marks[chunk + k] = mark.y;
-    marks[2 * chunk + k] = mark.valid ? mark.weight : max ? static_cast<T>(NAN) : T(0);
+    const bool in_range = first_landmark + k < gaussians.count;
+    const Landmark<T> landmark =
+        in_range ? load_landmark(gaussians, sample, first_landmark + k) : Landmark<T>{T(0), T(0), T(0), false};
+    landmark_data[k] = landmark.x;
+    landmark_data[chunk + k] = landmark.y;
+    landmark_data[2 * chunk + k] = landmark.valid ? landmark.weight : max ? static_cast<T>(NAN) : T(0);
   }
   __syncthreads();
-  // A thread keeps to a column or a row, of every landmark or, where there are threads to spare, of some.
+  // A thread computes one column's or row's factors of every landmark; where there are more threads than columns and
+  // rows, groups of threads divide the landmarks.
   const int length = columns + rows, groups = length < threads ? threads / length : 1;
   const int group = groups == 1 ? 0 : thread / length;
-  for (int at = groups == 1 ? thread : group < groups ? thread % length : length; at < length; at += threads) {
-    const bool is_x = at < columns;
-    const int row = at - columns;
-    const T position = is_x ? of.x(first_column + at) : of.y(first_row + row);
-    const Pointer<const T> centres = marks + (is_x ? 0 : chunk), weights = marks + 2 * chunk;
-    const Pointer<T> to = is_x ? along_x + at : along_y + row;
+  for (int i = groups == 1 ? thread : group < groups ? thread % length : length; i < length; i += threads) {
+    const bool is_x = i < columns;
+    const int row = i - columns;
+    const T position = is_x ? gaussians.x(first_column + i) : gaussians.y(first_row + row);
+    const Pointer<const T> centres = landmark_data + (is_x ? 0 : chunk), weights = landmark_data + 2 * chunk;
+    const Pointer<T> factors = is_x ? along_x + i : along_y + row;
     const int pitch = is_x ? columns : rows;
 #pragma unroll 4
     for (int k = group; k < chunk; k += groups) {
-      const T e = gaussian(of.falloff, position - centres[k]);
-      to[k * pitch] = is_x ? e : weights[k] * e;
+      const T e = gaussian(gaussians.falloff, position - centres[k]);
+      factors[k * pitch] = is_x ? e : weights[k] * e;
     }
   }
   __syncthreads();

@@ -1,4 +1,4 @@
-// Landmarks to heatmap on the GPU: outputs, workspace and stream for the launches of landmark_heatmap.cu.
+// Landmarks to heatmap on the GPU: the operators, which check, allocate and launch.
 #include "../landmark_heatmap.h"
 
 #include <torch/csrc/stable/library.h>
@@ -7,22 +7,22 @@
 #include <limits>
 
 #include "device.h"
-#include "landmark_heatmap_pass.h"
+#include "landmark_heatmap_params.h"
 
 namespace pal_fast::cuda {
 namespace {
 
-HeatmapPass pass_of(const HeatmapProblem& problem, const Tensor& landmarks, const OptionalTensor& visible,
-                    const OptionalTensor& weights) {
+HeatmapParams params_of(const HeatmapProblem& problem, const Tensor& landmarks, const OptionalTensor& visible,
+                        const OptionalTensor& weights) {
   STD_TORCH_CHECK(problem.cells() <= std::numeric_limits<int32_t>::max(), "a heatmap of ", problem.height, " x ",
                   problem.width, " cells is too large for the CUDA kernels");
-  HeatmapPass pass;
-  pass.problem = problem;
-  pass.storage = storage_of(landmarks.scalar_type());
-  pass.landmarks = read(landmarks);
-  pass.visible = read(visible);
-  pass.weights = read(weights);
-  return pass;
+  HeatmapParams params;
+  params.problem = problem;
+  params.storage = storage_of(landmarks.scalar_type());
+  params.landmarks = data_or_null(landmarks);
+  params.visible = data_or_null(visible);
+  params.weights = data_or_null(weights);
+  return params;
 }
 
 Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, const OptionalTensor& weights,
@@ -30,25 +30,25 @@ Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, 
                         int64_t combine, int64_t normalize) {
   const HeatmapProblem problem = check_landmark_heatmap(landmarks, visible, weights, height, width, image_height,
                                                         image_width, sigma, combine, normalize);
-  const OnDevice current(landmarks.get_device_index());
+  const CudaDeviceGuard current(landmarks.get_device_index());
   const Tensor heatmap = allocate_heatmap(landmarks, problem);
   if (problem.batch == 0) {
     return heatmap;
   }
-  HeatmapPass pass = pass_of(problem, landmarks, visible, weights);
-  pass.heatmap = written(heatmap);
+  HeatmapParams params = params_of(problem, landmarks, visible, weights);
+  params.heatmap = mutable_data_or_null(heatmap);
   const int32_t device = landmarks.get_device_index();
   void* stream = current_stream(device);
-  pass.tiles = plan_heatmap_tiles(problem, pass.storage, {processors_of(device), has_warpgroup_products(device)});
-  Tickets counts;
+  params.tiles = plan_heatmap_tiles(problem, params.storage, {multiprocessor_count(device), supports_wgmma(device)});
+  Tickets arrivals;
   OptionalTensor divisors;
-  if (heatmap_divides_tiles(problem, pass.storage, pass.tiles)) {
-    counts = tickets(landmarks, problem.batch, stream);
-    divisors = torch::stable::new_empty(landmarks, {problem.batch, pass.tiles.count()}, ScalarType::Double);
-    pass.tickets = counts.counts;
-    pass.divisors = written(divisors);
+  if (heatmap_needs_divisors(problem, params.storage, params.tiles)) {
+    arrivals = tickets(landmarks, problem.batch, stream);
+    divisors = torch::stable::new_empty(landmarks, {problem.batch, params.tiles.count()}, ScalarType::Double);
+    params.tickets = arrivals.counts;
+    params.divisors = mutable_data_or_null(divisors);
   }
-  pass.tiles.warpgroups ? launch_landmark_heatmap_by_warpgroups(pass, stream) : launch_landmark_heatmap(pass, stream);
+  params.tiles.uses_wgmma ? launch_landmark_heatmap_wgmma(params, stream) : launch_landmark_heatmap(params, stream);
   return heatmap;
 }
 
@@ -59,25 +59,25 @@ std::tuple<Tensor, Tensor> landmark_heatmap_backward(const Tensor& grad, const T
                                                      int64_t normalize, bool need_landmarks, bool need_weights) {
   const HeatmapProblem problem = check_landmark_heatmap_backward(grad, landmarks, visible, weights, height, width,
                                                                  image_height, image_width, sigma, combine, normalize);
-  const OnDevice current(landmarks.get_device_index());
+  const CudaDeviceGuard current(landmarks.get_device_index());
   const auto gradients = allocate_heatmap_gradients(landmarks, need_landmarks, need_weights);
   if (problem.batch * problem.landmarks == 0 || !(need_landmarks || need_weights)) {
     return gradients;
   }
-  HeatmapPass pass = pass_of(problem, landmarks, visible, weights);
-  pass.grad = read(grad);
-  pass.d_landmarks = written(std::get<0>(gradients));
-  pass.d_weights = written(std::get<1>(gradients));
+  HeatmapParams params = params_of(problem, landmarks, visible, weights);
+  params.grad = data_or_null(grad);
+  params.d_landmarks = mutable_data_or_null(std::get<0>(gradients));
+  params.d_weights = mutable_data_or_null(std::get<1>(gradients));
   OptionalTensor raw, winner;
   if (heatmap_needs_raw(problem)) {
     raw = torch::stable::empty_like(grad);
-    pass.raw = written(raw);
+    params.raw = mutable_data_or_null(raw);
   }
   if (problem.combine == Combine::max) {
     winner = torch::stable::new_empty(grad, {problem.batch, height, width}, ScalarType::Int);
-    pass.winner = written(winner);
+    params.winner = mutable_data_or_null(winner);
   }
-  launch_landmark_heatmap_backward(pass, current_stream(landmarks.get_device_index()));
+  launch_landmark_heatmap_backward(params, current_stream(landmarks.get_device_index()));
   return gradients;
 }
 

@@ -1,30 +1,31 @@
-// Heatmaps of landmarks. A sum of Gaussians is a product of two thin matrices, [H, K] by [K, W]: a tile of the map
-// costs K (rows + columns) exponentials, in shared memory, not K rows columns. Nothing is atomic but the count of
-// blocks that are done.
+// Heatmaps of landmarks on CUDA cores. Gaussians are separable, so a sum of K of them is a product of two thin
+// matrices, [H, K] by [K, W]: a tile of the map takes K * (rows + columns) exponentials, kept in shared memory, instead
+// of K * rows * columns. The only atomics are the arrival counters.
 #pragma once
 
 #include "drawing.cuh"
-#include "landmark_heatmap_division.cuh"
-#include "landmark_heatmap_pass.h"
+#include "landmark_heatmap_normalisation.cuh"
+#include "landmark_heatmap_params.h"
 
 namespace pal_fast::cuda {
 
-// 1. Small maps: a block draws a whole one.
+// 1. Small maps: one block draws and normalises a whole map.
 template <typename T>
-[[nodiscard]] constexpr int64_t whole_map_shared() {
+[[nodiscard]] constexpr int64_t whole_heatmap_shared_bytes() {
   SharedLayout layout;
-  layout.add(DRAWING_ELEMENTS, sizeof(T));
-  layout.add(MOST_WARPS, sizeof(double));
+  layout.add(DRAW_SCRATCH_ELEMENTS, sizeof(T));
+  layout.add(MAX_BLOCK_WARPS, sizeof(double));
   return layout.bytes();
 }
 
 template <typename T>
-__global__ void __launch_bounds__(MOST_THREADS, 1) whole_heatmap_kernel(const Gaussians<T> gaussians, const bool max,
-                                                                        const Pointer<T> heatmap,  // [B, H, W]
-                                                                        const Normalize normalize) {
+__global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
+    whole_heatmap_kernel(const Gaussians<T> gaussians, const bool max,
+                         const Pointer<T> heatmap,  // [B, H, W]
+                         const Normalize normalize) {
   SharedLayout shared;
-  const Pointer<T> factors = shared.take<T>(DRAWING_ELEMENTS);
-  const Pointer<double> scratch = shared.take<double>(MOST_WARPS);
+  const Pointer<T> factors = shared.allocate<T>(DRAW_SCRATCH_ELEMENTS);
+  const Pointer<double> scratch = shared.allocate<double>(MAX_BLOCK_WARPS);
   const int64_t sample = blockIdx.x;
   const int cells = gaussians.height * gaussians.width;
   const Pointer<T> map = heatmap + sample * cells;
@@ -37,42 +38,43 @@ __global__ void __launch_bounds__(MOST_THREADS, 1) whole_heatmap_kernel(const Ga
     const double value = map[cell];
     divisor[0] = normalize == Normalize::peak ? Maximum()(divisor[0], value) : divisor[0] + value;
   }
-  normalize == Normalize::peak ? reduce_block<1>(divisor, scratch, Maximum())
-                               : reduce_block<1>(divisor, scratch, Sum());
-  const T by = static_cast<T>(divisor_or_one(divisor[0]));
+  normalize == Normalize::peak ? block_reduce<1>(divisor, scratch, Maximum())
+                               : block_reduce<1>(divisor, scratch, Sum());
+  const T quotient_divisor = static_cast<T>(divisor_or_one(divisor[0]));
   for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
-    map[cell] /= by;
+    map[cell] /= quotient_divisor;
   }
 }
 
-// 2. Large maps, maxima and double: a block draws a tile, a thread TILE_ROWS x TILE_COLUMNS cells of it in registers.
+// 2. Large maps that are maxima or double: a block draws a tile, each thread TILE_ROWS x TILE_COLUMNS cells of it in
+// registers, TILE_LANDMARKS landmarks at a time. The last block of a map normalises it.
 inline constexpr int TILE_LANDMARKS = 16;
 
-[[nodiscard]] constexpr int64_t tile_factors(int lanes) {
-  return TILE_LANDMARKS * (lanes * TILE_COLUMNS + MOST_THREADS / lanes * TILE_ROWS + MARK_ELEMENTS);
+[[nodiscard]] constexpr int64_t tile_factor_elements(int lanes) {
+  return TILE_LANDMARKS * (lanes * TILE_COLUMNS + MAX_BLOCK_THREADS / lanes * TILE_ROWS + LANDMARK_ELEMENTS);
 }
 template <typename T>
-[[nodiscard]] constexpr int64_t tile_shared(int lanes) {
+[[nodiscard]] constexpr int64_t tile_shared_bytes(int lanes) {
   SharedLayout layout;
-  layout.add(tile_factors(lanes), sizeof(T));
-  layout.add(MOST_WARPS, sizeof(double));
+  layout.add(tile_factor_elements(lanes), sizeof(T));
+  layout.add(MAX_BLOCK_WARPS, sizeof(double));
   layout.add(1, sizeof(unsigned));
   return layout.bytes();
 }
 
 template <typename T, bool Max>
-__global__ void __launch_bounds__(MOST_THREADS, 1)
+__global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
     tiled_heatmap_kernel(const Gaussians<T> gaussians,
                          const Pointer<T> heatmap,         // [B, H, W]
                          const Pointer<double> divisors,   // [B, tiles], or null
                          const Pointer<unsigned> tickets,  // [B]
                          const Normalize normalize, const int lanes, const int tiles, const int tiles_along_columns) {
-  const int columns = lanes * TILE_COLUMNS, rows = MOST_THREADS / lanes * TILE_ROWS;
+  const int columns = lanes * TILE_COLUMNS, rows = MAX_BLOCK_THREADS / lanes * TILE_ROWS;
   SharedLayout shared;
-  const Pointer<T> along_x = shared.take<T>(tile_factors(lanes));
-  const Pointer<T> along_y = along_x + TILE_LANDMARKS * columns, marks = along_y + TILE_LANDMARKS * rows;
-  const Pointer<double> scratch = shared.take<double>(MOST_WARPS);
-  const Pointer<unsigned> flag = shared.take<unsigned>(1);
+  const Pointer<T> along_x = shared.allocate<T>(tile_factor_elements(lanes));
+  const Pointer<T> along_y = along_x + TILE_LANDMARKS * columns, landmark_data = along_y + TILE_LANDMARKS * rows;
+  const Pointer<double> scratch = shared.allocate<double>(MAX_BLOCK_WARPS);
+  const Pointer<unsigned> flag = shared.allocate<unsigned>(1);
 
   const int64_t sample = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
@@ -80,7 +82,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
   const int thread_row = static_cast<int>(threadIdx.x) / lanes * TILE_ROWS;
   const int thread_column = static_cast<int>(threadIdx.x) % lanes * TILE_COLUMNS;
 
-  // The tile.
+  // Accumulate the tile.
   T h[TILE_ROWS][TILE_COLUMNS];
 #pragma unroll
   for (int i = 0; i < TILE_ROWS; ++i) {
@@ -91,7 +93,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
   }
   for (int first = 0; first < gaussians.count; first += TILE_LANDMARKS) {
     fill_factors(gaussians, Max, sample, first, TILE_LANDMARKS, first_column, columns, first_row, rows, along_x,
-                 along_y, marks);
+                 along_y, landmark_data);
 #pragma unroll 4
     for (int k = 0; k < TILE_LANDMARKS; ++k) {
       T x[TILE_COLUMNS], y[TILE_ROWS];
@@ -114,7 +116,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
     }
   }
 
-  // Its part of the divisor, and the division if there is no other tile.
+  // Reduce the tile's partial divisor; if the map has no other tile, it is the divisor.
   const int height = gaussians.height, width = gaussians.width;
   const bool peak = normalize == Normalize::peak;
   double divisor[1] = {peak ? -static_cast<double>(INFINITY) : 0.0};
@@ -131,39 +133,39 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
       }
     }
   }
-  T by = 1;
+  T map_divisor = 1;
   if (normalize != Normalize::none) {
-    peak ? reduce_block<1>(divisor, scratch, Maximum()) : reduce_block<1>(divisor, scratch, Sum());
+    peak ? block_reduce<1>(divisor, scratch, Maximum()) : block_reduce<1>(divisor, scratch, Sum());
     if (tiles == 1) {
-      by = static_cast<T>(divisor_or_one(divisor[0]));
+      map_divisor = static_cast<T>(divisor_or_one(divisor[0]));
     } else if (threadIdx.x == 0) {
       divisors[sample * tiles + tile] = divisor[0];
     }
   }
 
-  // Rows of whole 16-byte vectors are written as such.
-  static_assert(TILE_COLUMNS % VECTOR<T> == 0);
+  // Store, by 16-byte vectors where rows consist of them.
+  static_assert(TILE_COLUMNS % VECTOR_SIZE<T> == 0);
   const Pointer<T> map = heatmap + sample * height * width;
 #pragma unroll
   for (int i = 0; i < TILE_ROWS; ++i) {
     const int row = first_row + thread_row + i;
 #pragma unroll
-    for (int j = 0; j < TILE_COLUMNS; j += VECTOR<T>) {
+    for (int j = 0; j < TILE_COLUMNS; j += VECTOR_SIZE<T>) {
       const int column = first_column + thread_column + j;
       if (row >= height) {
         continue;
       }
-      T vector[VECTOR<T>];
+      T vector[VECTOR_SIZE<T>];
 #pragma unroll
-      for (int e = 0; e < VECTOR<T>; ++e) {
-        vector[e] = normalize != Normalize::none && tiles == 1 ? h[i][j + e] / by : h[i][j + e];
+      for (int e = 0; e < VECTOR_SIZE<T>; ++e) {
+        vector[e] = normalize != Normalize::none && tiles == 1 ? h[i][j + e] / map_divisor : h[i][j + e];
       }
-      if (width % VECTOR<T> == 0) {
+      if (width % VECTOR_SIZE<T> == 0) {
         if (column < width) {
           store_vector<T>(map + row * width + column, vector);
         }
       } else {
-        for (int e = 0; e < VECTOR<T>; ++e) {
+        for (int e = 0; e < VECTOR_SIZE<T>; ++e) {
           if (column + e < width) {
             map[row * width + column + e] = vector[e];
           }
@@ -172,9 +174,9 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
     }
   }
 
-  // The last tile of a map divides all of it.
-  if (normalize != Normalize::none && tiles > 1 && last_block(tickets + sample, tiles, flag)) {
-    divide_map<T>(map, height * width, divisors + sample * tiles, tiles, peak, scratch);
+  // The last block of the map normalises it.
+  if (normalize != Normalize::none && tiles > 1 && is_last_block(tickets + sample, tiles, flag)) {
+    normalise_map<T>(map, height * width, divisors + sample * tiles, tiles, peak, scratch);
   }
 }
 

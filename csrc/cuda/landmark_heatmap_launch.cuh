@@ -1,6 +1,6 @@
-// Which of the heatmap's kernels run, on which grid. A launcher is called as
-//   launch(kernel, blocks, threads, bytes of shared memory, arguments...)
-// so that tests can run the same launches elsewhere.
+// Selects the heatmap's kernels and their launch configurations. A launcher is called as
+//   launch(kernel, blocks, threads, bytes of dynamic shared memory, arguments...)
+// and is a parameter so that tests can run the same launches on the emulator.
 #pragma once
 
 #include "landmark_heatmap_backward_kernels.cuh"
@@ -10,66 +10,67 @@
 namespace pal_fast::cuda {
 
 template <typename T, bool Max, typename Launcher>
-void forward_heatmap(const HeatmapPass& pass, const Launcher& launch) {
-  const HeatmapProblem& problem = pass.problem;
-  const Gaussians<T> gaussians = gaussians_of<T>(problem, {pass.landmarks, pass.visible, pass.weights});
-  const Pointer<T> heatmap = elements<T>(pass.heatmap, problem.batch * problem.cells());
-  if (drawn_whole(problem)) {
-    launch(whole_heatmap_kernel<T>, problem.batch, MOST_THREADS, whole_map_shared<T>(), gaussians, Max, heatmap,
-           problem.normalize);
+void forward_heatmap(const HeatmapParams& params, const Launcher& launch) {
+  const HeatmapProblem& problem = params.problem;
+  const Gaussians<T> gaussians = gaussians_of<T>(problem, {params.landmarks, params.visible, params.weights});
+  const Pointer<T> heatmap = global_array<T>(params.heatmap, problem.batch * problem.cells());
+  if (fits_one_block(problem)) {
+    launch(whole_heatmap_kernel<T>, problem.batch, MAX_BLOCK_THREADS, whole_heatmap_shared_bytes<T>(), gaussians, Max,
+           heatmap, problem.normalize);
     return;
   }
-  const HeatmapTiles& tiles = pass.tiles;
+  const HeatmapTiles& tiles = params.tiles;
   const int64_t blocks = problem.batch * tiles.count();
-  const auto count = static_cast<int>(tiles.count()), along_columns = static_cast<int>(tiles.along_columns);
-  const Pointer<double> divisors = elements<double>(pass.divisors, blocks);
-  const Pointer<unsigned> tickets = elements<unsigned>(pass.tickets, problem.batch);
+  const auto count = static_cast<int>(tiles.count()), tiles_along_columns = static_cast<int>(tiles.tiles_along_columns);
+  const Pointer<double> divisors = global_array<double>(params.divisors, blocks);
+  const Pointer<unsigned> tickets = global_array<unsigned>(params.tickets, problem.batch);
   if constexpr (std::is_same_v<T, float> && !Max) {
     launch(matrix_heatmap_kernel<T>, blocks, MATRIX_THREADS, MatrixShared::bytes(), gaussians, heatmap, divisors,
-           tickets, problem.normalize, tiles.row_warps, tiles.columns, count, along_columns);
+           tickets, problem.normalize, tiles.row_warps, tiles.columns, count, tiles_along_columns);
   } else {
-    launch(tiled_heatmap_kernel<T, Max>, blocks, MOST_THREADS, tile_shared<T>(tiles.lanes), gaussians, heatmap,
-           divisors, tickets, problem.normalize, tiles.lanes, count, along_columns);
+    launch(tiled_heatmap_kernel<T, Max>, blocks, MAX_BLOCK_THREADS, tile_shared_bytes<T>(tiles.lanes), gaussians,
+           heatmap, divisors, tickets, problem.normalize, tiles.lanes, count, tiles_along_columns);
   }
 }
 
 template <typename T, bool Max, typename Launcher>
-void backward_heatmap(const HeatmapPass& pass, const Launcher& launch) {
-  const HeatmapProblem& problem = pass.problem;
-  const Gaussians<T> gaussians = gaussians_of<T>(problem, {pass.landmarks, pass.visible, pass.weights});
+void backward_heatmap(const HeatmapParams& params, const Launcher& launch) {
+  const HeatmapProblem& problem = params.problem;
+  const Gaussians<T> gaussians = gaussians_of<T>(problem, {params.landmarks, params.visible, params.weights});
   const int64_t size = problem.batch * problem.cells(), points = problem.batch * problem.landmarks;
   const bool needs_raw = heatmap_needs_raw(problem);
-  const Pointer<const T> grad = elements<const T>(pass.grad, size);
-  const Pointer<T> raw = elements<T>(pass.raw, size);
-  const Pointer<int> winner = elements<int>(pass.winner, size);
+  const Pointer<const T> grad = global_array<const T>(params.grad, size);
+  const Pointer<T> raw = global_array<T>(params.raw, size);
+  const Pointer<int> winner = global_array<int>(params.winner, size);
   if (needs_raw) {
-    launch(raw_gradient_kernel<T>, problem.batch, MOST_THREADS, raw_gradient_shared<T>(), gaussians, Max, grad, raw,
-           winner, problem.normalize);
+    launch(raw_gradient_kernel<T>, problem.batch, MAX_BLOCK_THREADS, raw_gradient_shared_bytes<T>(), gaussians, Max,
+           grad, raw, winner, problem.normalize);
   }
-  const int64_t groups = (problem.landmarks + LANDMARKS_PER_BLOCK - 1) / LANDMARKS_PER_BLOCK;
-  launch(landmark_gradient_kernel<T, Max>, problem.batch * groups, GRADIENT_THREADS, int64_t{0}, gaussians,
+  const int64_t blocks_per_sample = (problem.landmarks + LANDMARKS_PER_BLOCK - 1) / LANDMARKS_PER_BLOCK;
+  launch(landmark_gradient_kernel<T, Max>, problem.batch * blocks_per_sample, GRADIENT_THREADS, int64_t{0}, gaussians,
          needs_raw ? Pointer<const T>(raw) : grad, Pointer<const int>(winner),
-         elements<T>(pass.d_landmarks, 2 * points), elements<T>(pass.d_weights, points), static_cast<int>(groups));
+         global_array<T>(params.d_landmarks, 2 * points), global_array<T>(params.d_weights, points),
+         static_cast<int>(blocks_per_sample));
 }
 
-// Nothing is launched for an empty batch; the backward needs at least one landmark.
+// The batch must not be empty; the backward needs at least one landmark.
 template <typename Launcher>
-void run_landmark_heatmap(const HeatmapPass& pass, const Launcher& launch) {
-  const bool max = pass.problem.combine == Combine::max;
-  if (pass.storage == Storage::float64) {
-    max ? forward_heatmap<double, true>(pass, launch) : forward_heatmap<double, false>(pass, launch);
+void run_landmark_heatmap(const HeatmapParams& params, const Launcher& launch) {
+  const bool max = params.problem.combine == Combine::max;
+  if (params.storage == Storage::float64) {
+    max ? forward_heatmap<double, true>(params, launch) : forward_heatmap<double, false>(params, launch);
   } else {
-    max ? forward_heatmap<float, true>(pass, launch) : forward_heatmap<float, false>(pass, launch);
+    max ? forward_heatmap<float, true>(params, launch) : forward_heatmap<float, false>(params, launch);
   }
 }
 
 template <typename Launcher>
-void run_landmark_heatmap_backward(const HeatmapPass& pass, const Launcher& launch) {
-  const bool max = pass.problem.combine == Combine::max;
-  if (pass.storage == Storage::float64) {
-    max ? backward_heatmap<double, true>(pass, launch) : backward_heatmap<double, false>(pass, launch);
+void run_landmark_heatmap_backward(const HeatmapParams& params, const Launcher& launch) {
+  const bool max = params.problem.combine == Combine::max;
+  if (params.storage == Storage::float64) {
+    max ? backward_heatmap<double, true>(params, launch) : backward_heatmap<double, false>(params, launch);
   } else {
-    max ? backward_heatmap<float, true>(pass, launch) : backward_heatmap<float, false>(pass, launch);
+    max ? backward_heatmap<float, true>(params, launch) : backward_heatmap<float, false>(params, launch);
   }
 }
 

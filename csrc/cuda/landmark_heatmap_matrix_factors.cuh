@@ -1,4 +1,4 @@
-// The factors of landmark_heatmap_matrix_kernel.cuh, and where a block keeps them.
+// The column factors (mma operand B) of landmark_heatmap_matrix_kernel.cuh in shared memory.
 #pragma once
 
 #include "landmark_heatmap_plan.h"
@@ -6,57 +6,59 @@
 
 namespace pal_fast::cuda {
 
-inline constexpr int MATRIX_THREADS = MATRIX_WARPS * WARP_LANES;
-inline constexpr int TILES_N = MATRIX_COLUMNS / 8;  // instructions along a group's columns
+inline constexpr int MATRIX_THREADS = MATRIX_WARPS * WARP_SIZE;
+inline constexpr int MATRIX_N_TILES = MATRIX_STAGE_COLUMNS / 8;  // mma tiles along a stage's columns
 
 struct MatrixShared {
-  Pointer<uint4> columns;       // [2, MATRIX_STEPS, TILES_N, lanes]: two pairs of landmarks, high, then low
-  Pointer<uint2> half_columns;  // [2, TILES_N, lanes]: the last step's one pair
+  // B fragments, double-buffered, in the order in which lanes load them: conflict-free.
+  Pointer<uint4> columns;     // [2, MATRIX_K_STEPS, MATRIX_N_TILES, lanes]: two pairs of landmarks, high, then low
+  Pointer<uint2> columns_k8;  // [2, MATRIX_N_TILES, lanes]: the one pair of the m16n8k8 step, high, then low
   TileShared<MATRIX_LANDMARKS> tile;
 
   __device__ MatrixShared() : MatrixShared(SharedLayout()) {}
 
-  [[nodiscard]] static __device__ __forceinline__ int at(int buffer, int step, int n, int lane) {
-    return ((buffer * MATRIX_STEPS + step) * TILES_N + n) * WARP_LANES + lane;
+  [[nodiscard]] static __device__ __forceinline__ int index(int buffer, int step, int n, int lane) {
+    return ((buffer * MATRIX_K_STEPS + step) * MATRIX_N_TILES + n) * WARP_SIZE + lane;
   }
 
-  // What they take, for the host.
+  // The bytes of all arrays, for the launch.
   [[nodiscard]] static constexpr int64_t bytes() {
     SharedLayout shared;
-    shared.add(2 * MATRIX_STEPS * TILES_N * WARP_LANES, sizeof(uint4));
-    shared.add(2 * TILES_N * WARP_LANES, sizeof(uint2));
+    shared.add(2 * MATRIX_K_STEPS * MATRIX_N_TILES * WARP_SIZE, sizeof(uint4));
+    shared.add(2 * MATRIX_N_TILES * WARP_SIZE, sizeof(uint2));
     TileShared<MATRIX_LANDMARKS>::add(shared);
     return shared.bytes();
   }
 
  private:
   __device__ explicit MatrixShared(SharedLayout shared)
-      : columns(shared.take<uint4>(2 * MATRIX_STEPS * TILES_N * WARP_LANES)),
-        half_columns(shared.take<uint2>(2 * TILES_N * WARP_LANES)),
+      : columns(shared.allocate<uint4>(2 * MATRIX_K_STEPS * MATRIX_N_TILES * WARP_SIZE)),
+        columns_k8(shared.allocate<uint2>(2 * MATRIX_N_TILES * WARP_SIZE)),
         tile(shared) {}
 };
 
-// The factors of a group of columns: `steps` of four landmarks a lane, and a last one of two.
-__device__ __forceinline__ void draw_columns(const Gaussians<float>& of, int first_column, int steps, bool half_step,
-                                             int buffer, const MatrixShared& shared) {
-  const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+// Computes the factors of a stage of columns into `buffer`: `k_steps` of m16n8k16, four landmarks a lane, and, if
+// `k8_step`, one of m16n8k8, two landmarks a lane.
+__device__ __forceinline__ void fill_column_stage(const Gaussians<float>& gaussians, int first_column, int k_steps,
+                                                  bool k8_step, int buffer, const MatrixShared& shared) {
+  const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
   const int g = lane / 4, t = lane % 4;
 #pragma unroll 1
-  for (int n = warp; n < TILES_N && first_column + n / 2 * 16 < of.width; n += MATRIX_WARPS) {
-    const float position = of.x(first_column + column_of(n, g));
-    const auto draw = [&](int k) {
-      return column_factors(of.falloff, position - shared.tile.x[k], position - shared.tile.x[k + 1]);
+  for (int n = warp; n < MATRIX_N_TILES && first_column + n / 2 * 16 < gaussians.width; n += MATRIX_WARPS) {
+    const float position = gaussians.x(first_column + column_of_fragment(n, g));
+    const auto factors_of = [&](int k) {
+      return column_factors(gaussians.falloff, position - shared.tile.x[k], position - shared.tile.x[k + 1]);
     };
 #pragma unroll
-    for (int step = 0; step < MATRIX_STEPS; ++step) {
-      if (step < steps) {
-        const PairOfHalves first = draw(step * MATRIX_DEPTH + 4 * t), second = draw(step * MATRIX_DEPTH + 4 * t + 2);
-        shared.columns[shared.at(buffer, step, n, lane)] = uint4{first.high, second.high, first.low, second.low};
+    for (int step = 0; step < MATRIX_K_STEPS; ++step) {
+      if (step < k_steps) {
+        const SplitHalf2 first = factors_of(step * MMA_K + 4 * t), second = factors_of(step * MMA_K + 4 * t + 2);
+        shared.columns[shared.index(buffer, step, n, lane)] = uint4{first.high, second.high, first.low, second.low};
       }
     }
-    if (half_step) {
-      const PairOfHalves pair = draw(MATRIX_STEPS * MATRIX_DEPTH + 2 * t);
-      shared.half_columns[(buffer * TILES_N + n) * WARP_LANES + lane] = uint2{pair.high, pair.low};
+    if (k8_step) {
+      const SplitHalf2 pair = factors_of(MATRIX_K_STEPS * MMA_K + 2 * t);
+      shared.columns_k8[(buffer * MATRIX_N_TILES + n) * WARP_SIZE + lane] = uint2{pair.high, pair.low};
     }
   }
 }

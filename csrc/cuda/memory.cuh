@@ -1,12 +1,12 @@
-// Memory as kernels see it. On a GPU Pointer<T> is T*; tests/cuda/emulator puts a class in its place that checks the
-// bounds and the alignment of every access.
+// Memory accesses of the kernels. Pointer<T> is T* on a GPU; tests/cuda/emulator substitutes a class that checks the
+// bounds and alignment of every access.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #include "scalar.cuh"
-#include "wide_store.cuh"
+#include "vector_store.cuh"
 
 namespace pal_fast::cuda {
 
@@ -15,48 +15,49 @@ namespace pal_fast::cuda {
 template <typename T>
 using Pointer = T*;
 
-// `count` elements in global memory.
+// An array of `count` elements in global memory.
 template <typename T, typename V>
-[[nodiscard]] __host__ __device__ __forceinline__ Pointer<T> elements(V* memory, int64_t) {
+[[nodiscard]] __host__ __device__ __forceinline__ Pointer<T> global_array(V* memory, int64_t) {
   return static_cast<T*>(memory);
 }
 
-// The dynamic shared memory of the block, aligned to 16 bytes.
+// The block's dynamic shared memory, aligned to 16 bytes.
 [[nodiscard]] __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char pal_fast_shared_memory[];
   return pal_fast_shared_memory;
 }
 
+// An array of `count` elements `offset` bytes into it.
 template <typename T>
-[[nodiscard]] __device__ __forceinline__ Pointer<T> shared_elements(int64_t offset, int64_t) {
+[[nodiscard]] __device__ __forceinline__ Pointer<T> shared_array(int64_t offset, int64_t) {
   return reinterpret_cast<T*>(shared_memory() + offset);
 }
 
-// Whether 16 bytes can be loaded from there at once.
+// Whether a 16-byte access to `memory` is aligned.
 template <typename T>
-[[nodiscard]] __device__ __forceinline__ bool starts_a_vector(const T* memory) {
+[[nodiscard]] __device__ __forceinline__ bool is_vector_aligned(const T* memory) {
   return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
 }
 
-// 16 aligned bytes; they stay in L2 only, because no thread of the multiprocessor reads them again.
+// Loads 16 aligned bytes of global memory, cached in L2 but not in L1 (ld.global.cg): no other thread of the
+// multiprocessor reads them.
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes(const S* from) {
   return __ldcg(reinterpret_cast<const uint4*>(from));
 }
 
-// 8 aligned bytes, likewise.
+// The same of 8 aligned bytes.
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ uint2 load_8_bytes(const S* from) {
   return __ldcg(reinterpret_cast<const uint2*>(from));
 }
 
-// 16, and L2 may forget them first.
+// Loads 16 aligned bytes that are not read again soon: evict-first (ld.global.cs).
 template <typename S>
-[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes_last(const S* from) {
+[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes_streaming(const S* from) {
   return __ldcs(reinterpret_cast<const uint4*>(from));
 }
 
-// To global memory.
 template <typename S>
 __device__ __forceinline__ void store_16_bytes(S* to, const uint4& bits) {
   store_words(to, bits);
@@ -76,78 +77,79 @@ __device__ __forceinline__ void store_16_bytes_shared(S* to, const uint4& bits) 
   *reinterpret_cast<uint4*>(to) = bits;
 }
 
-// Orders what this thread has seen and stored before what it does next, as all threads of the device see it.
-__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+// Acquire-release fence at device scope.
+__device__ __forceinline__ void fence_acq_rel_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-// 2^exponent, as the GPU's own instruction has it; 0 below 2^-126.
-[[nodiscard]] __device__ __forceinline__ float power_of_two(float exponent) {
+// 2^exponent by the hardware's approximation; results below 2^-126 are flushed to 0.
+[[nodiscard]] __device__ __forceinline__ float exp2_approx(float exponent) {
   float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
   return power;
 }
 
-// Has L2 fetch what will soon be loaded from global memory.
+// Prefetches the cache line of `from` into L2.
 template <typename S>
-__device__ __forceinline__ void prefetch(const S* from) {
+__device__ __forceinline__ void prefetch_l2(const S* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)));
 }
 
 #endif
 
-// The value whose bits these are.
+// std::bit_cast for device code.
 template <typename To, typename From>
-[[nodiscard]] __device__ __forceinline__ To same_bits(const From& from) {
+[[nodiscard]] __device__ __forceinline__ To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   memcpy(static_cast<void*>(&to), &from, sizeof(To));
   return to;
 }
 
-// Two elements of 16 bits, the first in the low half: one instruction.
+// Two 16-bit elements, rounded and packed by one instruction, the first in the low half.
 template <typename S>
-[[nodiscard]] __device__ __forceinline__ unsigned narrowed_pair(float first, float second) {
+[[nodiscard]] __device__ __forceinline__ unsigned narrow_and_pack(float first, float second) {
   if constexpr (std::is_same_v<S, __half>) {
-    return same_bits<unsigned>(__floats2half2_rn(first, second));
+    return bit_cast<unsigned>(__floats2half2_rn(first, second));
   } else {
-    return same_bits<unsigned>(__floats2bfloat162_rn(first, second));
+    return bit_cast<unsigned>(__floats2bfloat162_rn(first, second));
   }
 }
 
-// What 16 bytes hold.
+// Elements of a 16-byte vector.
 template <typename S>
-inline constexpr int VECTOR = 16 / static_cast<int>(sizeof(S));
+inline constexpr int VECTOR_SIZE = 16 / static_cast<int>(sizeof(S));
 
-// N elements, 16 bytes or 8. They are kept as they are loaded, in registers, and widened where they are used.
-template <typename S, int N = VECTOR<S>>
+// N elements of 16 or 8 bytes in all. They stay packed in registers as they were loaded and are widened where they are
+// used, so that many loads can be in flight.
+template <typename S, int N = VECTOR_SIZE<S>>
 struct Vector {
-  using T = typename Computing<S>::type;
+  using T = typename ComputeType<S>::type;
   static constexpr int WORDS = N * static_cast<int>(sizeof(S)) / 4;
   static_assert(WORDS == 4 || WORDS == 2);
   using Bits = std::conditional_t<WORDS == 4, uint4, uint2>;
   struct Words {
-    unsigned at[WORDS];
+    unsigned word[WORDS];
   };
 
   Bits bits;
 
   __device__ __forceinline__ void widen(T (&to)[N]) const {
-    const Words words = same_bits<Words>(bits);
+    const Words words = bit_cast<Words>(bits);
     if constexpr (std::is_same_v<S, double>) {
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        to[e] = same_bits<double>(static_cast<unsigned long long>(words.at[2 * e + 1]) << 32 | words.at[2 * e]);
+        to[e] = bit_cast<double>(static_cast<unsigned long long>(words.word[2 * e + 1]) << 32 | words.word[2 * e]);
       }
     } else {
 #pragma unroll
       for (int w = 0; w < WORDS; ++w) {
         if constexpr (std::is_same_v<S, float>) {
-          to[w] = same_bits<float>(words.at[w]);
+          to[w] = bit_cast<float>(words.word[w]);
         } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
-          to[2 * w] = same_bits<float>(words.at[w] << 16);
-          to[2 * w + 1] = same_bits<float>(words.at[w] & 0xffff0000u);
+          to[2 * w] = bit_cast<float>(words.word[w] << 16);
+          to[2 * w + 1] = bit_cast<float>(words.word[w] & 0xffff0000u);
         } else {
-          to[2 * w] = widened(same_bits<__half>(static_cast<unsigned short>(words.at[w] & 0xffffu)));
-          to[2 * w + 1] = widened(same_bits<__half>(static_cast<unsigned short>(words.at[w] >> 16)));
+          to[2 * w] = widened(bit_cast<__half>(static_cast<unsigned short>(words.word[w] & 0xffffu)));
+          to[2 * w + 1] = widened(bit_cast<__half>(static_cast<unsigned short>(words.word[w] >> 16)));
         }
       }
     }
@@ -158,25 +160,24 @@ struct Vector {
     if constexpr (std::is_same_v<S, double>) {
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        const auto wide = same_bits<unsigned long long>(from[e]);
-        words.at[2 * e] = static_cast<unsigned>(wide);
-        words.at[2 * e + 1] = static_cast<unsigned>(wide >> 32);
+        const auto wide = bit_cast<unsigned long long>(from[e]);
+        words.word[2 * e] = static_cast<unsigned>(wide);
+        words.word[2 * e + 1] = static_cast<unsigned>(wide >> 32);
       }
     } else {
 #pragma unroll
       for (int w = 0; w < WORDS; ++w) {
         if constexpr (std::is_same_v<S, float>) {
-          words.at[w] = same_bits<unsigned>(from[w]);
+          words.word[w] = bit_cast<unsigned>(from[w]);
         } else {
-          words.at[w] = narrowed_pair<S>(from[2 * w], from[2 * w + 1]);
+          words.word[w] = narrow_and_pack<S>(from[2 * w], from[2 * w + 1]);
         }
       }
     }
-    return {same_bits<Bits>(words)};
+    return {bit_cast<Bits>(words)};
   }
 
-  // All elements alike.
-  [[nodiscard]] static __device__ __forceinline__ Vector filled(T value) {
+  [[nodiscard]] static __device__ __forceinline__ Vector broadcast(T value) {
     T from[N];
 #pragma unroll
     for (int e = 0; e < N; ++e) {
@@ -186,19 +187,19 @@ struct Vector {
   }
 };
 
-// One element, where vectors do not fit.
+// A single element, for data that cannot be accessed by vectors.
 template <typename S>
 struct Vector<S, 1> {
-  using T = typename Computing<S>::type;
+  using T = typename ComputeType<S>::type;
 
   S bits;
 
   __device__ __forceinline__ void widen(T (&to)[1]) const { to[0] = widened(bits); }
   [[nodiscard]] static __device__ __forceinline__ Vector narrow(const T (&from)[1]) { return {narrowed<S>(from[0])}; }
-  [[nodiscard]] static __device__ __forceinline__ Vector filled(T value) { return {narrowed<S>(value)}; }
+  [[nodiscard]] static __device__ __forceinline__ Vector broadcast(T value) { return {narrowed<S>(value)}; }
 };
 
-template <typename S, int N = VECTOR<S>>
+template <typename S, int N = VECTOR_SIZE<S>>
 [[nodiscard]] __device__ __forceinline__ Vector<S, N> load_vector(Pointer<const S> from) {
   if constexpr (N == 1) {
     return {from[0]};
@@ -209,14 +210,14 @@ template <typename S, int N = VECTOR<S>>
   }
 }
 
-// For what nothing will read again before long.
+// For data that is not read again soon.
 template <typename S>
-[[nodiscard]] __device__ __forceinline__ Vector<S> load_vector_for_the_last_time(Pointer<const S> from) {
-  return {load_16_bytes_last(from)};
+[[nodiscard]] __device__ __forceinline__ Vector<S> load_vector_streaming(Pointer<const S> from) {
+  return {load_16_bytes_streaming(from)};
 }
 
 template <typename S, int N>
-__device__ __forceinline__ void store_vector(Pointer<S> to, const typename Computing<S>::type (&from)[N]) {
+__device__ __forceinline__ void store_vector(Pointer<S> to, const typename ComputeType<S>::type (&from)[N]) {
   const Vector<S, N> vector = Vector<S, N>::narrow(from);
   if constexpr (N == 1) {
     to[0] = vector.bits;
@@ -229,35 +230,35 @@ __device__ __forceinline__ void store_vector(Pointer<S> to, const typename Compu
 
 template <typename S>
 __device__ __forceinline__ void store_vector_shared(Pointer<S> to,
-                                                    const typename Computing<S>::type (&from)[VECTOR<S>]) {
+                                                    const typename ComputeType<S>::type (&from)[VECTOR_SIZE<S>]) {
   store_16_bytes_shared(to, Vector<S>::narrow(from).bits);
 }
 
-// W neighbouring elements of shared memory: one, or vectors of 16 aligned bytes.
+// Loads W consecutive elements of shared memory: one element, or aligned 16-byte vectors.
 template <int W, typename T>
 __device__ __forceinline__ void load_shared(Pointer<const T> from, T (&to)[W]) {
   if constexpr (W == 1) {
     to[0] = from[0];
   } else {
-    constexpr int V = VECTOR<T>;
+    constexpr int V = VECTOR_SIZE<T>;
     static_assert(W % V == 0);
 #pragma unroll
     for (int first = 0; first < W; first += V) {
-      T some[V];
-      Vector<T>{load_16_bytes_shared(from + first)}.widen(some);
+      T vector[V];
+      Vector<T>{load_16_bytes_shared(from + first)}.widen(vector);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        to[first + e] = some[e];
+        to[first + e] = vector[e];
       }
     }
   }
 }
 
-// Where the arrays of a block lie in its dynamic shared memory, one behind the other. The host lays the same arrays out
-// to know how many bytes a launch needs.
+// Lays out a block's arrays one after another in dynamic shared memory. The kernel allocates with it; the host repeats
+// the same sequence of add() to size the launch.
 class SharedLayout {
  public:
-  // The offset of `count` elements of `size` bytes.
+  // Reserves `count` elements of `size` bytes, rounded up to 16 bytes; returns their offset.
   __host__ __device__ constexpr int64_t add(int64_t count, int64_t size) {
     const int64_t offset = bytes_;
     bytes_ += (count * size + 15) / 16 * 16;
@@ -265,8 +266,8 @@ class SharedLayout {
   }
 
   template <typename T>
-  [[nodiscard]] __device__ __forceinline__ Pointer<T> take(int64_t count) {
-    return shared_elements<T>(add(count, sizeof(T)), count);
+  [[nodiscard]] __device__ __forceinline__ Pointer<T> allocate(int64_t count) {
+    return shared_array<T>(add(count, sizeof(T)), count);
   }
 
   [[nodiscard]] __host__ __device__ constexpr int64_t bytes() const { return bytes_; }

@@ -1,4 +1,4 @@
-// The loss on the GPU: outputs, workspace and stream for the launches of pal_loss_*.cu.
+// The loss on the GPU: the operators, which check, allocate and launch.
 #include "../pal_loss.h"
 
 #include <torch/csrc/stable/library.h>
@@ -7,20 +7,20 @@
 #include <limits>
 
 #include "device.h"
-#include "pal_loss_pass.h"
+#include "pal_loss_params.h"
 #include "pal_loss_plan.h"
 
 namespace pal_fast::cuda {
 namespace {
 
-// What kernels count in 32 bits; offsets into tensors have 64.
+// Kernels index cells and channels by 32 bits, and elements of tensors by 64.
 void check_counts(const LossProblem& problem) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max() / 2;
   STD_TORCH_CHECK(problem.cells() <= most && problem.channels <= most, "a layer of ", problem.channels, " channels of ",
                   problem.height, " x ", problem.width, " cells is too large for the CUDA kernels");
 }
 
-// None of no elements: an allocation costs the host some 1.5 us.
+// Nothing for 0 elements: an allocation costs the host some 1.5 us.
 [[nodiscard]] OptionalTensor workspace(const Tensor& like, int64_t count, ScalarType dtype) {
   return count == 0 ? OptionalTensor() : torch::stable::new_empty(like, {count}, dtype);
 }
@@ -40,43 +40,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pal_loss(const OptionalTensor& activa
   check_counts(problem);
   const Tensor& layer = layer_tensor(activation, gradient);
   const int32_t device = layer.get_device_index();
-  const OnDevice current(device);
+  const CudaDeviceGuard current(device);
   LossOutputs outputs = allocate_loss_outputs(layer, inputs);
   if (problem.batch == 0) {
     torch::stable::zero_(outputs.loss);
     return {outputs.loss, outputs.plane, outputs.coefficients, outputs.factor};
   }
 
-  const int processors = processors_of(device);
+  const int multiprocessors = multiprocessor_count(device);
   void* stream = current_stream(device);
-  LossPass pass;
-  pass.problem = problem;
-  pass.options = inputs.options;
-  pass.heatmap = inputs.heatmap;
-  pass.storage = storage_of(inputs.dtype);
-  pass.activation = read(activation);
-  pass.gradient = read(gradient);
-  pass.dense = read(heatmap);
-  pass.landmarks = read(landmarks);
-  pass.visible = read(visible);
-  pass.weights = read(weights);
-  pass.sample_weight = read(sample_weight);
-  pass.loss = written(outputs.loss);
-  pass.plane = written(outputs.plane);
-  pass.coefficients = written(outputs.coefficients);
-  pass.factor = written(outputs.factor);
-  const LossWorkspace sizes = loss_workspace(problem, pass.storage, processors);
-  const OptionalTensor shares = workspace(layer, sizes.shares, inputs.accumulator);
+  LossParams params;
+  params.problem = problem;
+  params.options = inputs.options;
+  params.heatmap = inputs.heatmap;
+  params.storage = storage_of(inputs.dtype);
+  params.activation = data_or_null(activation);
+  params.gradient = data_or_null(gradient);
+  params.dense = data_or_null(heatmap);
+  params.landmarks = data_or_null(landmarks);
+  params.visible = data_or_null(visible);
+  params.weights = data_or_null(weights);
+  params.sample_weight = data_or_null(sample_weight);
+  params.loss = mutable_data_or_null(outputs.loss);
+  params.plane = mutable_data_or_null(outputs.plane);
+  params.coefficients = mutable_data_or_null(outputs.coefficients);
+  params.factor = mutable_data_or_null(outputs.factor);
+  const LossWorkspace sizes = loss_workspace(problem, params.storage, multiprocessors);
+  const OptionalTensor partial_maps = workspace(layer, sizes.partial_maps, inputs.accumulator);
   const bool reduces = inputs.options.reduction != Reduction::none;
   const int64_t scores = reduces ? 2 * problem.batch : 0;
-  const OptionalTensor totals = workspace(layer, sizes.totals + scores, ScalarType::Double);  // and the scores
-  const Tickets counts = tickets(layer, problem.batch + 1, stream);
-  pass.shares = written(shares);
-  pass.totals = written(totals);
-  pass.scores = reduces ? static_cast<double*>(pass.totals) + sizes.totals : nullptr;
-  pass.tickets = counts.counts;
-  problem.grouping == Grouping::each ? launch_each_forward(pass, processors, stream)
-                                     : launch_map_forward(pass, processors, stream);
+  const OptionalTensor partial_sums =
+      workspace(layer, sizes.partial_sums + scores, ScalarType::Double);  // the scores behind them
+  const Tickets arrivals = tickets(layer, problem.batch + 1, stream);
+  params.partial_maps = mutable_data_or_null(partial_maps);
+  params.partial_sums = mutable_data_or_null(partial_sums);
+  params.scores = reduces ? static_cast<double*>(params.partial_sums) + sizes.partial_sums : nullptr;
+  params.tickets = arrivals.counts;
+  problem.grouping == Grouping::each ? launch_each_forward(params, multiprocessors, stream)
+                                     : launch_map_forward(params, multiprocessors, stream);
   return {outputs.loss, outputs.plane, outputs.coefficients, outputs.factor};
 }
 
@@ -91,24 +92,24 @@ std::tuple<Tensor, Tensor> pal_loss_backward(const Tensor& grad_loss, const Opti
   check_counts(problem);
   const Tensor& layer = layer_tensor(activation, gradient);
   const int32_t device = layer.get_device_index();
-  const OnDevice current(device);
+  const CudaDeviceGuard current(device);
   const auto gradients = allocate_layer_gradients(activation, gradient, need_activation, need_gradient);
   if (problem.batch == 0 || !(need_activation || need_gradient)) {
     return gradients;
   }
-  LossBackwardPass pass;
-  pass.problem = problem;
-  pass.storage = storage_of(layer.scalar_type());
-  pass.grad_loss = read(grad_loss);
-  pass.grad_loss_stride = grad_loss.dim() == 0 ? 0 : grad_loss.stride(0);
-  pass.plane = read(plane);
-  pass.coefficients = read(coefficients);
-  pass.factor = read(factor);
-  pass.d_activation = written(std::get<0>(gradients));
-  pass.d_gradient = written(std::get<1>(gradients));
-  pass.activation = backward_reads_activation(pass) ? read(activation) : nullptr;
-  pass.gradient = backward_reads_gradient(pass) ? read(gradient) : nullptr;
-  launch_pal_loss_backward(pass, processors_of(device), current_stream(device));
+  LossBackwardParams params;
+  params.problem = problem;
+  params.storage = storage_of(layer.scalar_type());
+  params.grad_loss = data_or_null(grad_loss);
+  params.grad_loss_stride = grad_loss.dim() == 0 ? 0 : grad_loss.stride(0);
+  params.plane = data_or_null(plane);
+  params.coefficients = data_or_null(coefficients);
+  params.factor = data_or_null(factor);
+  params.d_activation = mutable_data_or_null(std::get<0>(gradients));
+  params.d_gradient = mutable_data_or_null(std::get<1>(gradients));
+  params.activation = backward_reads_activation(params) ? data_or_null(activation) : nullptr;
+  params.gradient = backward_reads_gradient(params) ? data_or_null(gradient) : nullptr;
+  launch_pal_loss_backward(params, multiprocessor_count(device), current_stream(device));
   return gradients;
 }
 

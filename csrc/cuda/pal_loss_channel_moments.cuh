@@ -1,60 +1,61 @@
-// The moments of channels that lie in shared memory: a team of threads a channel, in two passes.
+// Moments of channels in shared memory: a team of neighbouring threads per channel, in two passes over the tile.
 #pragma once
 
 #include "block.cuh"
 
 namespace pal_fast::cuda {
 
-// What the block knows of a channel while chunks of it go by: sums about `about`, the mean in the first chunk.
-inline constexpr int CHANNEL_MOMENTS = 4;  // about, sum of a - about, of its square, of its product with hc
+// Running moments of a channel, accumulated chunk by chunk about a pivot, the mean of the first chunk: pivot, sum of
+// a - pivot, of its square, and of its product with hc.
+inline constexpr int CHANNEL_MOMENTS = 4;
 
-// What a team's warps leave for each other: two numbers in the first pass, three in the second.
+// Values that a team's warps exchange through shared memory: two in the first pass, three in the second.
 inline constexpr int TEAM_SUMS = 5;
 
-// K sums over teams of `lanes` neighbouring threads, a power of two; the results are in every thread of the team. Teams
-// of several warps combine through scratch [K * MOST_WARPS], in the order of warps, and all of the block must call.
+// All-reduce of K values over teams of `lanes` neighbouring threads, a power of two. Teams of several warps combine
+// through scratch [K * MAX_BLOCK_WARPS], in the order of warps. All threads of the block must call.
 template <int K, typename T, typename Operation>
 __device__ __forceinline__ void reduce_team(T (&value)[K], int lanes, Pointer<T> scratch, const Operation& operation) {
-  for (int step = min(lanes, WARP_LANES) / 2; step > 0; step /= 2) {
+  for (int step = min(lanes, WARP_SIZE) / 2; step > 0; step /= 2) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      value[k] = operation(k, value[k], __shfl_xor_sync(WHOLE_WARP, value[k], step));
+      value[k] = operation(k, value[k], __shfl_xor_sync(FULL_WARP_MASK, value[k], step));
     }
   }
-  if (lanes <= WARP_LANES) {
+  if (lanes <= WARP_SIZE) {
     return;
   }
-  const int warp = static_cast<int>(threadIdx.x) / WARP_LANES, warps = lanes / WARP_LANES;
-  if (threadIdx.x % WARP_LANES == 0) {
+  const int warp = static_cast<int>(threadIdx.x) / WARP_SIZE, warps = lanes / WARP_SIZE;
+  if (threadIdx.x % WARP_SIZE == 0) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      scratch[k * MOST_WARPS + warp] = value[k];
+      scratch[k * MAX_BLOCK_WARPS + warp] = value[k];
     }
   }
   __syncthreads();
   const int first = warp / warps * warps;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    value[k] = scratch[k * MOST_WARPS + first];
+    value[k] = scratch[k * MAX_BLOCK_WARPS + first];
 #pragma unroll
-    for (int other = 1; other < MOST_WARPS; ++other) {
+    for (int other = 1; other < MAX_BLOCK_WARPS; ++other) {
       if (other < warps) {
-        value[k] = operation(k, value[k], scratch[k * MOST_WARPS + first + other]);
+        value[k] = operation(k, value[k], scratch[k * MAX_BLOCK_WARPS + first + other]);
       }
     }
   }
 }
 
-// What a thread does of a team's two passes over a [length] and hc [length], W elements at a time: W > 1 wants both
-// 16-byte aligned, and length a multiple. Vectors leave fewer steps to unroll.
+// One thread's part of the team's passes over a [length] and hc [length], W elements at a time. W > 1 requires both to
+// be 16-byte aligned and length a multiple of W.
 template <int W>
 inline constexpr int TEAM_UNROLL = W == 1 ? 4 : 2;
 
-// Double is not scaled, so it needs no largest.
+// Double is not scaled, so that it needs no maximum.
 template <typename T>
 inline constexpr int FIRST_SUMS = std::is_same_v<T, float> ? 2 : 1;
 
-// Sum of a, largest |a|.
+// Sum of a, maximum of |a|.
 template <int W, typename T>
 __device__ __forceinline__ void first_pass(Pointer<const T> a, int length, int lane, int lanes,
                                            T (&sums)[FIRST_SUMS<T>]) {
@@ -72,7 +73,7 @@ __device__ __forceinline__ void first_pass(Pointer<const T> a, int length, int l
   }
 }
 
-// Sums of d = (a - mean) / unit, in one operation because products with a power of two are exact, of d^2 and of d hc.
+// Sums of d = (a - mean) / unit, of d^2 and of d * hc. d is one fma, because scaling by a power of two is exact.
 template <int W, typename T>
 __device__ __forceinline__ void second_pass(Pointer<const T> a, Pointer<const T> hc, int length, int lane, int lanes,
                                             T mean, T inverse_unit, T (&sums)[3]) {
@@ -92,20 +93,20 @@ __device__ __forceinline__ void second_pass(Pointer<const T> a, Pointer<const T>
   }
 }
 
-// A chunk of one channel about its own mean, which is exact where all of the channel is there.
+// Moments of a chunk of a channel about the chunk's own mean, in units of `unit`, a power of two.
 template <typename T>
 struct TeamMoments {
   T mean, unit;
   T sums[3];  // of second_pass()
 };
 
-// All of the block must call; length is 0 for a team without a channel. scratch: [TEAM_SUMS * MOST_WARPS], of which
-// each pass has a part, so that a barrier lies between its uses.
+// All threads of the block must call; length is 0 for a team without a channel. scratch: [TEAM_SUMS * MAX_BLOCK_WARPS],
+// a separate part for each pass, so that a barrier lies between two uses of a part.
 template <typename T>
 [[nodiscard]] __device__ __forceinline__ TeamMoments<T> team_moments(Pointer<const T> a, Pointer<const T> hc,
                                                                      int length, bool vectors, int lane, int lanes,
                                                                      Pointer<T> scratch) {
-  constexpr int V = VECTOR<T>;
+  constexpr int V = VECTOR_SIZE<T>;
   T first[FIRST_SUMS<T>] = {};
   if (vectors) {
     first_pass<V, T>(a, length, lane, lanes, first);
@@ -123,16 +124,16 @@ template <typename T>
   } else {
     second_pass<1, T>(a, hc, length, lane, lanes, moments.mean, inverse, moments.sums);
   }
-  reduce_team(moments.sums, lanes, scratch + 2 * MOST_WARPS, [](int, T x, T y) { return x + y; });
+  reduce_team(moments.sums, lanes, scratch + 2 * MAX_BLOCK_WARPS, [](int, T x, T y) { return x + y; });
   return moments;
 }
 
-// Adds a chunk [length] to what is known of its channel. heatmap_total: sum of hc over the chunk.
+// Merges a chunk [length] into its channel's running moments. heatmap_total: sum of hc over the chunk.
 template <typename T>
 __device__ __forceinline__ void add_moments(const TeamMoments<T>& chunk, int length, bool first_chunk,
                                             double heatmap_total, Pointer<double> moments) {
-  const double wide = chunk.unit, mean = chunk.mean, remainder = wide * chunk.sums[0];
-  const double squares = wide * wide * chunk.sums[1], products = wide * chunk.sums[2];
+  const double unit = chunk.unit, mean = chunk.mean, remainder = unit * chunk.sums[0];
+  const double squares = unit * unit * chunk.sums[1], products = unit * chunk.sums[2];
   if (first_chunk) {
     moments[0] = mean;
     moments[1] = remainder;

@@ -1,11 +1,11 @@
-// The loss on the GPU: the launches of the forward that scores every channel.
+// The loss on the GPU: the launch of the forward that scores every channel.
 #include "launcher.cuh"
 #include "pal_loss_launch.cuh"
 
 namespace pal_fast::cuda {
 
-void launch_each_forward(const LossPass& pass, int processors, void* stream) {
-  run_each_forward(pass, processors, Launcher{"pal_loss", static_cast<cudaStream_t>(stream)});
+void launch_each_forward(const LossParams& params, int multiprocessors, void* stream) {
+  run_each_forward(params, multiprocessors, Launcher{"pal_loss", static_cast<cudaStream_t>(stream)});
 }
 
 }  // namespace pal_fast::cuda

@@ -1,11 +1,11 @@
-// The loss on the GPU: the launches of the forward that sums over channels.
+// The loss on the GPU: the launch of the forward that sums over channels.
 #include "launcher.cuh"
 #include "pal_loss_launch.cuh"
 
 namespace pal_fast::cuda {
 
-void launch_map_forward(const LossPass& pass, int processors, void* stream) {
-  run_map_forward(pass, processors, Launcher{"pal_loss", static_cast<cudaStream_t>(stream)});
+void launch_map_forward(const LossParams& params, int multiprocessors, void* stream) {
+  run_map_forward(params, multiprocessors, Launcher{"pal_loss", static_cast<cudaStream_t>(stream)});
 }
 
 }  // namespace pal_fast::cuda

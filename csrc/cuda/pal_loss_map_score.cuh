@@ -1,4 +1,4 @@
-// From the map of a sample, summed over channels, to its score and the derivative of that.
+// The score of a sample's map, summed over channels, against its heatmap, and the derivative of the score.
 #pragma once
 
 #include "layer.cuh"
@@ -7,8 +7,8 @@
 
 namespace pal_fast::cuda {
 
-// The sum of a - pivot over channels at every cell, [cells], as the sample's last block finds it: index i is cell i -
-// rotation, modulo the number of cells.
+// The sum of a - pivot over channels at every cell, [cells], rotated: index i holds cell (i - rotation) mod cells,
+// because a row of a row sweep may start before its sample.
 template <typename T>
 struct SummedMap {
   Pointer<const T> sums;
@@ -20,9 +20,9 @@ struct SummedMap {
   }
 };
 
-// to(cell, its sum, its value in `heatmap`) for every cell that is this thread's, a few of which are loaded together.
-template <typename T, typename To>
-__device__ __forceinline__ void for_each_cell(const SummedMap<T>& map, Pointer<const T> heatmap, const To& to) {
+// Block-stride loop: calls visit(cell, sum, heatmap value) for each of the thread's cells; loads are unrolled by U.
+template <typename T, typename Visit>
+__device__ __forceinline__ void for_each_cell(const SummedMap<T>& map, Pointer<const T> heatmap, const Visit& visit) {
   constexpr int U = 4;
   const int threads = blockDim.x;
   for (int first = threadIdx.x; first < map.cells; first += U * threads) {
@@ -37,20 +37,21 @@ __device__ __forceinline__ void for_each_cell(const SummedMap<T>& map, Pointer<c
     for (int u = 0; u < U; ++u) {
       const int i = first + u * threads;
       if (i < map.cells) {
-        to(map.cell(i), sum[u], h[u]);
+        visit(map.cell(i), sum[u], h[u]);
       }
     }
   }
 }
 
-// By all threads of the block. The map holds sums of a - pivot; totals [blocks, 2]: sums of that and of its square over
-// shares of the sample, for All.
+// Called by all threads of the sample's last block. partial_sums [blocks, 2], for All: each block's sums of a - pivot
+// and of its square. If `heatmap` is output.plane, it is overwritten with the derivative, cell by cell by the same
+// thread.
 template <bool All, typename S, typename T>
 __device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, const LossOutput<T>& output,
                           const MapShared<S>& shared, int64_t sample, T pivot, const SummedMap<T>& map,
-                          Pointer<const T> heatmap, Pointer<const double> totals, int blocks) {
+                          Pointer<const T> heatmap, Pointer<const double> partial_sums, int blocks) {
   const int cells = layer.cells;
-  const bool annotated = prior.dense || valid_landmarks(prior.gaussians, sample, shared.integers) > 0;
+  const bool annotated = prior.dense || count_valid_landmarks(prior.gaussians, sample, shared.int_scratch) > 0;
 
   double sums[3] = {0.0, 0.0, 0.0};
   double peak[1] = {-static_cast<double>(INFINITY)};
@@ -59,9 +60,9 @@ __device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, co
     sums[1] += h;
     peak[0] = Maximum()(peak[0], h);
   });
-  reduce_block<3>(sums, shared.doubles, Sum());
+  block_reduce<3>(sums, shared.double_scratch, Sum());
   if (prior.normalize == Normalize::peak) {
-    reduce_block<1>(peak, shared.doubles, Maximum());
+    block_reduce<1>(peak, shared.double_scratch, Maximum());
   }
   const double mean_m = sums[0] / cells, total_h = sums[1], mean_h = total_h / cells;
   sums[0] = sums[1] = sums[2] = 0.0;
@@ -70,25 +71,26 @@ __device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, co
     sums[1] += (h - mean_h) * (h - mean_h);
     sums[2] += (m - mean_m) * (h - mean_h);
   });
-  reduce_block<3>(sums, shared.doubles, Sum());
-  double of_elements[2] = {0.0, 0.0};
+  block_reduce<3>(sums, shared.double_scratch, Sum());
+  double element_sums[2] = {0.0, 0.0};
   if constexpr (All) {
     for (int block = threadIdx.x; block < blocks; block += blockDim.x) {
-      of_elements[0] += totals[2 * block];
-      of_elements[1] += totals[2 * block + 1];
+      element_sums[0] += partial_sums[2 * block];
+      element_sums[1] += partial_sums[2 * block + 1];
     }
-    reduce_block<2>(of_elements, shared.doubles, Sum());
+    block_reduce<2>(element_sums, shared.double_scratch, Sum());
   }
 
   if (threadIdx.x == 0) {
-    // A map is the mean over its n channels; "all" has its mean and its covariance, but the variance of every element.
+    // A map is scored as the mean over its n channels. "all" has the same mean and covariance, but the variance of all
+    // elements.
     const double share = 1.0 / layer.count;
     const double terms = All ? static_cast<double>(layer.count) * cells : static_cast<double>(cells);
     const PriorScale scale = prior_scale(prior, sample, {total_h, peak[0], mean_h, sums[1] / cells}, annotated, terms);
     double offset = mean_m * share, variance = sums[0] / cells * share * share;
     if constexpr (All) {
-      offset = of_elements[0] / terms;
-      variance = of_elements[1] / terms - offset * offset;
+      offset = element_sums[0] / terms;
+      variance = element_sums[1] / terms - offset * offset;
     }
     Group group = score_group(pivot + offset, variance, sums[2] / cells * share * scale.inverse, scale.scale, terms);
     if (scale.weight == 0.0) {
@@ -111,13 +113,13 @@ __device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, co
   for_each_cell(map, heatmap, [&](int cell, double m, double h) {
     double value = (h - mean_h) * inverse;
     if constexpr (All) {
-      value += curve;  // what rounding the mean to T takes from curve * (a - mean)
+      value += curve;  // compensates for the rounding of the mean to T in curve * (a - mean)
     } else {
       value = slope * (value + curve * (m - mean_m));
     }
-    plane[cell] = weight == 0.0 ? T(0) : bounded<T>(value);
+    plane[cell] = weight == 0.0 ? T(0) : clamped<T>(value);
   });
-  finish_sample(output, sample, score, weight, shared.doubles, shared.flag);
+  finish_sample(output, sample, score, weight, shared.double_scratch, shared.flag);
 }
 
 }  // namespace pal_fast::cuda

@@ -1,5 +1,5 @@
-// Contiguous layers: the sum of the attribution over channels, at every cell of a sample, by one of the sample's
-// blocks.
+// Contiguous (NCHW) layers: one block's partial sums of the attribution over channels. A sample is a matrix of rows of
+// 16-byte vectors (RowPlan) in which a column always has the same cells; each thread accumulates a column in registers.
 #pragma once
 
 #include "layer.cuh"
@@ -7,90 +7,90 @@
 
 namespace pal_fast::cuda {
 
-// A RowPlan, as kernels take it.
+// Kernel argument: a RowPlan.
 struct RowSweep {
-  int64_t period, rows, rows_per_split;
-  int vectors, columns, rows_at_once, tiles, splits;
+  int64_t row_elements, rows, rows_per_split;
+  int row_vectors, tile_columns, rows_per_step, tiles, splits;
 };
 
 [[nodiscard]] inline RowSweep row_sweep(const RowPlan& plan) {
-  return {plan.period,
+  return {plan.row_elements,
           plan.rows,
           plan.rows_per_split,
-          static_cast<int>(plan.vectors),
-          static_cast<int>(plan.columns),
-          static_cast<int>(plan.rows_at_once),
+          static_cast<int>(plan.row_vectors),
+          static_cast<int>(plan.tile_columns),
+          static_cast<int>(plan.rows_per_step),
           static_cast<int>(plan.tiles),
           static_cast<int>(plan.splits)};
 }
 
-// What of a row sweep is this thread's: vectors first, first + step, ... below stop, by their first element. The
-// sample's elements are [begin, end).
+// The vectors of a row sweep that belong to this thread: those starting at elements first, first + stride, ... below
+// stop. The first may start before the sample and the last extend beyond it.
 struct ThreadRows {
-  int64_t first, step, stop;
+  int64_t first, stride, stop;
   bool active;
 
   __device__ __forceinline__ ThreadRows(const RowSweep& sweep, int64_t begin, int vector, int split, int tile) {
     const int thread = threadIdx.x;
-    const int column = tile * sweep.columns + thread % sweep.columns, row = thread / sweep.columns;
-    active = row < sweep.rows_at_once && column < sweep.vectors;
+    const int column = tile * sweep.tile_columns + thread % sweep.tile_columns, row = thread / sweep.tile_columns;
+    active = row < sweep.rows_per_step && column < sweep.row_vectors;
     const int64_t origin = begin - begin % vector + static_cast<int64_t>(column) * vector;
     const int64_t first_row = split * sweep.rows_per_split;
     const int64_t last_row = min(first_row + sweep.rows_per_split, sweep.rows);
-    first = origin + (first_row + row) * sweep.period;
-    step = sweep.rows_at_once * sweep.period;
-    stop = active ? origin + last_row * sweep.period : first;
+    first = origin + (first_row + row) * sweep.row_elements;
+    stride = sweep.rows_per_step * sweep.row_elements;
+    stop = active ? origin + last_row * sweep.row_elements : first;
   }
 };
 
-// Vectors that a thread has in flight of each tensor.
-inline constexpr int SWEEP_DEPTH = 4;
+// Vectors of each tensor that a thread has in flight.
+inline constexpr int SWEEP_UNROLL = 4;
 
-// Has L2 fetch the vectors that a thread loads first, while it finds out what else it must know.
+// Prefetches into L2 the vectors that a thread loads first, to overlap with the drawing of the heatmap.
 template <typename S>
 __device__ __forceinline__ void prefetch_rows(const Layer<S>& layer, const ThreadRows& rows, int64_t begin,
                                               int64_t end) {
 #pragma unroll
-  for (int u = 0; u < SWEEP_DEPTH; ++u) {
-    const int64_t at = rows.first + u * rows.step;
-    if (at >= begin && at < rows.stop && at < end) {
-      layer.prefetch_at(at);
+  for (int u = 0; u < SWEEP_UNROLL; ++u) {
+    const int64_t i = rows.first + u * rows.stride;
+    if (i >= begin && i < rows.stop && i < end) {
+      layer.prefetch(i);
     }
   }
 }
 
-// sum[e]: over the thread's vectors, their element e, less pivot. Elements [begin, end) are the n channels of the
-// sample.
+// sum[e] += a - pivot of element e of each of the thread's vectors, within [begin, end), the n channels of the sample
+// that take part. All: also accumulates the moments of a - pivot.
 template <bool All, typename S, typename T>
 __device__ __forceinline__ void sweep_rows(const Layer<S>& layer, const ThreadRows& rows, int64_t begin, int64_t end,
-                                           T pivot, T (&sum)[VECTOR<S>], Squares& squares) {
-  constexpr int V = VECTOR<S>, U = SWEEP_DEPTH;
-  // The elements of a vector that reaches out of the run, or that cannot be loaded at once.
-  const auto by_elements = [&](int64_t at) {
+                                           T pivot, T (&sum)[VECTOR_SIZE<S>], MomentSums& moments) {
+  constexpr int V = VECTOR_SIZE<S>, U = SWEEP_UNROLL;
+  // A vector that is misaligned or partly outside [begin, end).
+  const auto accumulate_elements = [&](int64_t first) {
 #pragma unroll
     for (int e = 0; e < V; ++e) {
-      if (at + e >= begin && at + e < end) {
-        const T a = layer.attribution(at + e) - pivot;
+      if (first + e >= begin && first + e < end) {
+        const T a = layer.attribution(first + e) - pivot;
         sum[e] += a;
         if constexpr (All) {
-          squares.add(static_cast<double>(a));
+          moments.add(static_cast<double>(a));
         }
       }
     }
   };
-  // Whole vectors begin at `begin` or behind it, and below `whole`.
-  int64_t i = rows.first < begin ? rows.first + rows.step : rows.first;
-  const int64_t whole = layer.aligned ? min(rows.stop, end - V + 1) : i;
-  const auto batch = [&]<bool Guarded>() {
-    int64_t at[U];
-    bool there[U];
+  // Vectors inside [begin, end) start below body_end.
+  int64_t i = rows.first < begin ? rows.first + rows.stride : rows.first;
+  const int64_t body_end = layer.aligned ? min(rows.stop, end - V + 1) : i;
+  const auto accumulate_vectors = [&]<bool Predicated>() {
+    int64_t index[U];
+    bool valid[U];
     T a[U][V];
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      at[u] = i + u * rows.step;
-      there[u] = at[u] < whole;
+      index[u] = i + u * rows.stride;
+      valid[u] = index[u] < body_end;
     }
-    load_attribution<Guarded>(layer, at, there, a, pivot);
+    load_attribution<Predicated>(layer, index, valid, a, pivot);
 #pragma unroll
     for (int e = 0; e < V; ++e) {
 #pragma unroll
@@ -99,87 +99,91 @@ __device__ __forceinline__ void sweep_rows(const Layer<S>& layer, const ThreadRo
       }
     }
     if constexpr (All) {
-      squares.add<Guarded>(a, there);
+      moments.add<Predicated>(a, valid);
     }
   };
-  for (; i + (U - 1) * rows.step < whole; i += U * rows.step) {
-    batch.template operator()<false>();
+  for (; i + (U - 1) * rows.stride < body_end; i += U * rows.stride) {
+    accumulate_vectors.template operator()<false>();
   }
-  if (i < whole) {
-    batch.template operator()<true>();
-    while (i < whole) {
-      i += rows.step;
+  if (i < body_end) {
+    accumulate_vectors.template operator()<true>();
+    while (i < body_end) {
+      i += rows.stride;
     }
   }
-  const int64_t rest = i;
-  // The one before and the one behind them; all of them if they are not aligned.
-  for (int64_t at = rows.first < begin ? rows.first : rest; at < rows.stop && at < end;) {
-    by_elements(at);
-    at = at < begin ? rest : at + rows.step;
+  const int64_t tail = i;
+  // The vector across `begin` and the one across `end`; all vectors if the layer is not aligned.
+  for (int64_t first = rows.first < begin ? rows.first : tail; first < rows.stop && first < end;) {
+    accumulate_elements(first);
+    first = first < begin ? tail : first + rows.stride;
   }
 }
 
-// Sums of values [total] over the indices that agree modulo `cells`, each handed to one thread: to(index, sum). The
-// order is fixed. scratch: MOST_THREADS elements.
-template <typename T, typename To>
-__device__ __forceinline__ void fold(Pointer<const T> values, int64_t total, int cells, Pointer<T> scratch,
-                                     const To& to) {
+// Sums `values` [total], consecutive maps of `cells` elements, over the maps, and hands each cell's sum to one thread,
+// which calls store(cell, sum). The last map may be incomplete. The order of additions is fixed. scratch:
+// MAX_BLOCK_THREADS elements. All threads must call.
+template <typename T, typename Store>
+__device__ __forceinline__ void sum_maps(Pointer<const T> values, int64_t total, int cells, Pointer<T> scratch,
+                                         const Store& store) {
   const int threads = blockDim.x, thread = threadIdx.x;
-  const int parts = cells < threads ? threads / cells : 1;
-  // Of `Starts` indices, `threads` apart, each the sum over those behind it in steps; loads are in flight together.
-  const auto sums_from = [&]<int Starts, int Steps>(int start, int64_t step, T(&sum)[Starts]) {
-    for (int64_t first = 0; first < total; first += Steps * step) {
-      T value[Steps][Starts];
+  const int splits = cells < threads ? threads / cells : 1;
+  // Strided sums: sum[c] += values[i], values[i + stride], ... for i = first_index + c * threads below `stride`. The
+  // loads of an iteration, Unroll by Columns, are all in flight together.
+  const auto accumulate_strided = [&]<int Columns, int Unroll>(int first_index, int64_t stride, T(&sum)[Columns]) {
+    for (int64_t first = 0; first < total; first += Unroll * stride) {
+      T value[Unroll][Columns];
 #pragma unroll
-      for (int s = 0; s < Steps; ++s) {
+      for (int u = 0; u < Unroll; ++u) {
 #pragma unroll
-        for (int c = 0; c < Starts; ++c) {
-          const int index = start + c * threads;
-          const int64_t at = first + s * step + index;
-          value[s][c] = index < step && at < total ? values[at] : T(0);
+        for (int c = 0; c < Columns; ++c) {
+          const int index = first_index + c * threads;
+          const int64_t i = first + u * stride + index;
+          value[u][c] = index < stride && i < total ? values[i] : T(0);
         }
       }
 #pragma unroll
-      for (int s = 0; s < Steps; ++s) {
+      for (int u = 0; u < Unroll; ++u) {
 #pragma unroll
-        for (int c = 0; c < Starts; ++c) {
-          sum[c] += value[s][c];
+        for (int c = 0; c < Columns; ++c) {
+          sum[c] += value[u][c];
         }
       }
     }
   };
-  const auto maps = [&]<int Starts, int Steps>() {
-    for (int first = thread; first < cells; first += Starts * threads) {
-      T sum[Starts] = {};
-      sums_from.template operator()<Starts, Steps>(first, cells, sum);
+  // One thread sums all maps at `Columns` cells.
+  const auto sum_cells = [&]<int Columns, int Unroll>() {
+    for (int first = thread; first < cells; first += Columns * threads) {
+      T sum[Columns] = {};
+      accumulate_strided.template operator()<Columns, Unroll>(first, cells, sum);
 #pragma unroll
-      for (int c = 0; c < Starts; ++c) {
+      for (int c = 0; c < Columns; ++c) {
         if (first + c * threads < cells) {
-          to(first + c * threads, sum[c]);
+          store(first + c * threads, sum[c]);
         }
       }
     }
   };
-  if (parts == 1) {
+  if (splits == 1) {
     if (cells <= threads) {
-      maps.template operator()<1, 16>();
+      sum_cells.template operator()<1, 16>();
     } else {
-      maps.template operator()<4, 4>();
+      sum_cells.template operator()<4, 4>();
     }
     return;
   }
-  if (thread < parts * cells) {
+  // Few cells: `splits` threads share a cell and combine their sums through scratch.
+  if (thread < splits * cells) {
     T sum[1] = {};
-    sums_from.template operator()<1, 8>(thread, parts * cells, sum);
+    accumulate_strided.template operator()<1, 8>(thread, splits * cells, sum);
     scratch[thread] = sum[0];
   }
   __syncthreads();
   if (thread < cells) {
     T sum = 0;
-    for (int part = 0; part < parts; ++part) {
-      sum += scratch[part * cells + thread];
+    for (int split = 0; split < splits; ++split) {
+      sum += scratch[split * cells + thread];
     }
-    to(thread, sum);
+    store(thread, sum);
   }
 }
 

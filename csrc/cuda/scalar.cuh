@@ -1,4 +1,4 @@
-// The types of elements in memory, and the types they are computed in.
+// Storage types S, in which elements lie in memory, and the compute types T in which the arithmetic is done.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,20 +10,23 @@
 
 namespace pal_fast::cuda {
 
+// T of a storage type: double for double, float for all others.
 template <typename S>
-struct Computing {
+struct ComputeType {
   using type = float;
 };
 template <>
-struct Computing<double> {
+struct ComputeType<double> {
   using type = double;
 };
 
+// S to T, exactly.
 __device__ __forceinline__ float widened(float value) { return value; }
 __device__ __forceinline__ double widened(double value) { return value; }
 __device__ __forceinline__ float widened(__half value) { return __half2float(value); }
 __device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
 
+// T to S, rounded to nearest even.
 template <typename S, typename T>
 __device__ __forceinline__ S narrowed(T value) {
   if constexpr (std::is_same_v<S, __half>) {
@@ -35,9 +38,9 @@ __device__ __forceinline__ S narrowed(T value) {
   }
 }
 
-// function.operator()<S>() of the type that elements have in memory.
+// Calls function.operator()<S>() for a storage type chosen at run time.
 template <typename Function>
-auto with_storage(Storage storage, const Function& function) {
+auto dispatch_storage(Storage storage, const Function& function) {
   switch (storage) {
     case Storage::float16:
       return function.template operator()<__half>();

@@ -1,4 +1,4 @@
-// Into how many blocks a launch's work is cut.
+// The split heuristic: over how many blocks each tile of a launch is split.
 #pragma once
 
 #include <algorithm>
@@ -11,31 +11,33 @@ inline constexpr int64_t WARP_THREADS = 32;
 [[nodiscard]] constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 [[nodiscard]] constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// What a device holds at once: of each multiprocessor, that many threads in whole blocks.
-struct Room {
-  int64_t processors = 1;
-  int64_t threads = 1;
+// How much of a launch is resident at once.
+struct Occupancy {
+  int64_t multiprocessors = 1;
+  int64_t threads = 1;  // resident on each multiprocessor, in whole blocks
 
-  [[nodiscard]] int64_t blocks_of(int64_t block) const { return processors * std::max<int64_t>(1, threads / block); }
+  [[nodiscard]] int64_t resident_blocks(int64_t block_threads) const {
+    return multiprocessors * std::max<int64_t>(1, threads / block_threads);
+  }
 };
 
-// How blocks advance, for best_splits.
-struct Pace {
-  int64_t overhead = 0;  // steps that a block's beginning and end are worth
-  int64_t at_once = 1;   // steps that a block of more than one takes together
+// The time of a block, in steps of its main loop.
+struct CostModel {
+  int64_t overhead = 0;  // prologue and epilogue
+  int64_t unroll = 1;    // steps of an iteration; a block of a single step does not unroll
 };
 
-// Into how many parts to cut each of `pieces` pieces of `steps` steps: the number that finishes first if all resident
-// blocks, of `threads` threads, advance alike.
-[[nodiscard]] inline int64_t best_splits(int64_t pieces, int64_t steps, int64_t threads, const Pace& pace,
-                                         const Room& room, int64_t most = 64) {
-  const int64_t resident = room.blocks_of(threads);
+// The number of splits of each of `tiles` tiles of `steps` steps that minimises waves * time of a block, for blocks of
+// `block_threads` threads.
+[[nodiscard]] inline int64_t choose_splits(int64_t tiles, int64_t steps, int64_t block_threads, const CostModel& cost,
+                                           const Occupancy& occupancy, int64_t max_splits = 64) {
+  const int64_t resident = occupancy.resident_blocks(block_threads);
   int64_t best = 1, best_time = 0;
-  for (int64_t splits = 1; splits <= std::min(steps, most); ++splits) {
-    const int64_t blocks = pieces * splits;
-    int64_t of_block = ceil_div(steps, splits);
-    of_block = (of_block > 1 ? round_up(of_block, pace.at_once) : of_block) + pace.overhead;
-    const int64_t time = ceil_div(blocks, resident) * of_block;
+  for (int64_t splits = 1; splits <= std::min(steps, max_splits); ++splits) {
+    const int64_t blocks = tiles * splits;
+    int64_t block_steps = ceil_div(steps, splits);
+    block_steps = (block_steps > 1 ? round_up(block_steps, cost.unroll) : block_steps) + cost.overhead;
+    const int64_t waves = ceil_div(blocks, resident), time = waves * block_steps;
     if (splits == 1 || time < best_time) {
       best = splits;
       best_time = time;

@@ -1,5 +1,5 @@
-// The operator that says whether CUDA tensors can be computed; it is defined in builds with CUDA only. What it raises
-// holds for now: a device in a bad state, or short of memory.
+// The operator that reports whether the kernels can run on a CUDA device; defined in builds with CUDA only. It returns
+// permanent reasons, and raises transient ones: a device in a bad state, or out of memory.
 #include "status.h"
 
 #include <torch/csrc/stable/library.h>
@@ -16,7 +16,7 @@ std::string cuda_status(int64_t index) {
   if (!reason.empty()) {
     return reason;
   }
-  const pal_fast::cuda::OnDevice current(device);
+  const pal_fast::cuda::CudaDeviceGuard current(device);
   return pal_fast::cuda::why_no_kernel(device, PAL_FAST_CUDA_ARCHITECTURES);
 }
 

@@ -1,4 +1,4 @@
-// Whether the kernels can run on a device: asked of the driver, by way of a kernel that does nothing.
+// Whether the kernels can run on a device, determined by loading an empty kernel.
 #include <cuda_runtime.h>
 
 #include <stdexcept>
@@ -25,14 +25,14 @@ std::string why_no_device(int device) {
   if (driver == 0) {
     return "no NVIDIA driver is installed";
   }
-  // Within a major release any driver serves; kernels are there as machine code, so an older one need not compile PTX.
+  // Minor-version compatibility: any driver of the same major release suffices, as kernels are present as machine code.
   if (driver / 1000 < runtime / 1000) {
     return "the driver is too old: it serves CUDA " + release(driver) + ", the extension was built with CUDA " +
            release(runtime);
   }
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
-  cudaGetLastError();  // what was found is said, not left for the next call to stumble over
+  cudaGetLastError();  // clears the error, which is reported here
   if (error != cudaSuccess) {
     return cudaGetErrorString(error);
   }
@@ -50,9 +50,9 @@ std::string why_no_kernel(int device, const std::string& built_for) {
   if (error == cudaSuccess) {
     return "";
   }
-  const bool settled = error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
-                       error == cudaErrorUnsupportedPtxVersion || error == cudaErrorInvalidPtx;
-  if (!settled) {
+  const bool permanent = error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+                         error == cudaErrorUnsupportedPtxVersion || error == cudaErrorInvalidPtx;
+  if (!permanent) {
     throw std::runtime_error("the kernels cannot be loaded on device " + std::to_string(device) + ": " +
                              cudaGetErrorString(error));
   }

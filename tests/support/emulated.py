@@ -156,12 +156,13 @@ def _loss_operators(directory: str) -> dict[str, Any]:
         if batch == 0:
             return loss.zero_(), plane, coefficients, factor
         shape = _layer_shape(layer, channel_count)
-        shares, totals = kernels.workspace(shape, str(layer.dtype), grouping, machine["processors"])
+        partial_maps, partial_sums = kernels.workspace(shape, str(layer.dtype), grouping, machine["processors"])
         tickets = torch.zeros(batch + 1, dtype=torch.int32)
         tensors = {"activation": activation, "gradient": gradient, "heatmap": heatmap, "landmarks": landmarks}
         tensors |= {"visible": visible, "weights": weights, "sample_weight": sample_weight}
         tensors |= {"loss": loss, "plane": plane, "coefficients": coefficients, "factor": factor, "tickets": tickets}
-        tensors |= {"shares": poisoned(layer, (shares,), dtype), "totals": poisoned(layer, (totals,), torch.float64)}
+        tensors["partial_maps"] = poisoned(layer, (partial_maps,), dtype)
+        tensors["partial_sums"] = poisoned(layer, (partial_sums,), torch.float64)
         tensors["scores"] = poisoned(layer, (0 if none else 2 * batch,), torch.float64)
         options = (attribution, absolute, grouping, score, scale, reduction)
         launches["pal_loss"] = kernels.forward(

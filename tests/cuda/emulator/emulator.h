@@ -115,7 +115,7 @@ inline emulator::Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait_for(emulator::machine.barriers, 0, emulator::machine.threads, false); }
 inline void __syncwarp(unsigned = 0xffffffffu) { emulator::exchange(0, 0); }
-inline void fence() {}
+inline void fence_acq_rel_gpu() {}
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int lanes) {

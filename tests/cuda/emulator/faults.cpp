@@ -10,7 +10,7 @@ namespace {
 // 1. A block reverses 64 numbers through shared memory, with or without the barrier that this needs.
 __global__ void reverse_kernel(Pointer<const float> from, Pointer<float> to, bool with_barrier) {
   SharedLayout shared;
-  const Pointer<float> held = shared.take<float>(64);
+  const Pointer<float> held = shared.allocate<float>(64);
   const int thread = threadIdx.x;
   held[thread] = from[thread];
   if (with_barrier) {
@@ -23,14 +23,14 @@ __global__ void reverse_kernel(Pointer<const float> from, Pointer<float> to, boo
 __global__ void total_kernel(Pointer<const float> from, Pointer<float> parts, Pointer<float> to,
                              Pointer<unsigned> ticket, bool with_ticket) {
   SharedLayout shared;
-  const Pointer<float> scratch = shared.take<float>(MOST_WARPS);
-  const Pointer<unsigned> flag = shared.take<unsigned>(1);
+  const Pointer<float> scratch = shared.allocate<float>(MAX_BLOCK_WARPS);
+  const Pointer<unsigned> flag = shared.allocate<unsigned>(1);
   float sum[1] = {from[blockIdx.x * 32 + threadIdx.x]};
-  reduce_block<1>(sum, scratch, Sum());
+  block_reduce<1>(sum, scratch, Sum());
   if (threadIdx.x == 0) {
     parts[blockIdx.x] = sum[0];
   }
-  const bool last = with_ticket ? last_block(ticket, 4, flag) : blockIdx.x == 3;
+  const bool last = with_ticket ? is_last_block(ticket, 4, flag) : blockIdx.x == 3;
   if (last && threadIdx.x == 0) {
     to[0] = parts[0] + parts[1] + parts[2] + parts[3];
   }
@@ -59,7 +59,7 @@ __global__ void divergent_kernel(bool shuffle) {
     __syncthreads();
     __syncthreads();
   } else if (shuffle) {
-    (void)__shfl_xor_sync(WHOLE_WARP, 1.0f, 1);
+    (void)__shfl_xor_sync(FULL_WARP_MASK, 1.0f, 1);
   }
 }
 
@@ -74,20 +74,20 @@ void prepare(unsigned seed) {
 
 void reverse(const py::dict& tensors, bool with_barrier, unsigned seed) {
   prepare(seed);
-  emulator::Launcher()(reverse_kernel, 1, 64, 256, elements<const float>(floats(tensors, "from"), 64),
-                       elements<float>(floats(tensors, "to"), 64), with_barrier);
+  emulator::Launcher()(reverse_kernel, 1, 64, 256, global_array<const float>(floats(tensors, "from"), 64),
+                       global_array<float>(floats(tensors, "to"), 64), with_barrier);
 }
 
 void total(const py::dict& tensors, bool with_ticket, unsigned seed) {
   prepare(seed);
-  emulator::Launcher()(total_kernel, 4, 32, 64, elements<const float>(floats(tensors, "from"), 128),
-                       elements<float>(floats(tensors, "parts"), 4), elements<float>(floats(tensors, "to"), 1),
-                       elements<unsigned>(emulator::memory_of(tensors, "ticket"), 1), with_ticket);
+  emulator::Launcher()(total_kernel, 4, 32, 64, global_array<const float>(floats(tensors, "from"), 128),
+                       global_array<float>(floats(tensors, "parts"), 4), global_array<float>(floats(tensors, "to"), 1),
+                       global_array<unsigned>(emulator::memory_of(tensors, "ticket"), 1), with_ticket);
 }
 
 void touch(const py::dict& tensors, int64_t claimed, int64_t index, int kind) {
   prepare(0);
-  emulator::Launcher()(access_kernel, 1, 32, 0, elements<float>(floats(tensors, "memory"), claimed), index, kind);
+  emulator::Launcher()(access_kernel, 1, 32, 0, global_array<float>(floats(tensors, "memory"), claimed), index, kind);
 }
 
 void diverge(bool shuffle) {

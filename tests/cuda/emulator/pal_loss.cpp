@@ -31,77 +31,77 @@ using LayerShape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, int64_t>
 
 // Elements of shares and of totals.
 std::pair<int64_t, int64_t> workspace(const LayerShape& layer, const std::string& dtype, int64_t grouping,
-                                      int64_t processors) {
+                                      int64_t multiprocessors) {
   const LossWorkspace sizes =
-      loss_workspace(problem_of(layer, 0, true, grouping), emulator::storage_named(dtype), processors);
-  return {sizes.shares, sizes.totals};
+      loss_workspace(problem_of(layer, 0, true, grouping), emulator::storage_named(dtype), multiprocessors);
+  return {sizes.partial_maps, sizes.partial_sums};
 }
 
 // Threads that share a channel in the forward of "each".
-int64_t team_lanes(const LayerShape& layer, const std::string& dtype, int64_t processors) {
+int64_t team_lanes(const LayerShape& layer, const std::string& dtype, int64_t multiprocessors) {
   const LossProblem problem = problem_of(layer, 0, true, static_cast<int64_t>(Grouping::each));
-  return plan_forward_each(problem, emulator::storage_named(dtype), processors).lanes;
+  return plan_forward_each(problem, emulator::storage_named(dtype), multiprocessors).lanes;
 }
 
-// tensors: by the names of LossPass; returns how many kernels were launched.
+// tensors: by the names of LossParams; returns how many kernels were launched.
 int run_forward(const py::dict& tensors, const LayerShape& layer, const std::string& dtype, double image_height,
                 double image_width, double sigma, int64_t combine, int64_t normalize, int64_t attribution,
-                bool absolute, int64_t grouping, int64_t score, int64_t scale, int64_t reduction, int processors,
+                bool absolute, int64_t grouping, int64_t score, int64_t scale, int64_t reduction, int multiprocessors,
                 unsigned seed) {
   prepare(seed);
-  LossPass pass;
-  pass.problem = problem_of(layer, attribution, absolute, grouping);
-  pass.options = {static_cast<Score>(score), static_cast<Scale>(scale), static_cast<Reduction>(reduction)};
-  pass.storage = emulator::storage_named(dtype);
-  pass.heatmap.batch = pass.problem.batch;
-  pass.heatmap.height = pass.problem.height;
-  pass.heatmap.width = pass.problem.width;
+  LossParams params;
+  params.problem = problem_of(layer, attribution, absolute, grouping);
+  params.options = {static_cast<Score>(score), static_cast<Scale>(scale), static_cast<Reduction>(reduction)};
+  params.storage = emulator::storage_named(dtype);
+  params.heatmap.batch = params.problem.batch;
+  params.heatmap.height = params.problem.height;
+  params.heatmap.width = params.problem.width;
   if (!tensors["landmarks"].is_none()) {
-    pass.heatmap.landmarks = tensors["landmarks"].attr("shape")[py::int_(1)].cast<int64_t>();
-    pass.heatmap.image_height = image_height;
-    pass.heatmap.image_width = image_width;
-    pass.heatmap.sigma = sigma;
-    pass.heatmap.combine = static_cast<Combine>(combine);
-    pass.heatmap.normalize = static_cast<Normalize>(normalize);
+    params.heatmap.landmarks = tensors["landmarks"].attr("shape")[py::int_(1)].cast<int64_t>();
+    params.heatmap.image_height = image_height;
+    params.heatmap.image_width = image_width;
+    params.heatmap.sigma = sigma;
+    params.heatmap.combine = static_cast<Combine>(combine);
+    params.heatmap.normalize = static_cast<Normalize>(normalize);
   }
   const auto take = [&](const char* name) { return emulator::memory_of(tensors, name); };
-  pass.activation = take("activation");
-  pass.gradient = take("gradient");
-  pass.dense = take("heatmap");
-  pass.landmarks = take("landmarks");
-  pass.visible = take("visible");
-  pass.weights = take("weights");
-  pass.sample_weight = take("sample_weight");
-  pass.loss = take("loss");
-  pass.plane = take("plane");
-  pass.coefficients = take("coefficients");
-  pass.factor = take("factor");
-  pass.shares = take("shares");
-  pass.totals = take("totals");
-  pass.scores = take("scores");
-  pass.tickets = static_cast<unsigned*>(take("tickets"));
-  pass.problem.grouping == Grouping::each ? run_each_forward(pass, processors, emulator::Launcher())
-                                          : run_map_forward(pass, processors, emulator::Launcher());
+  params.activation = take("activation");
+  params.gradient = take("gradient");
+  params.dense = take("heatmap");
+  params.landmarks = take("landmarks");
+  params.visible = take("visible");
+  params.weights = take("weights");
+  params.sample_weight = take("sample_weight");
+  params.loss = take("loss");
+  params.plane = take("plane");
+  params.coefficients = take("coefficients");
+  params.factor = take("factor");
+  params.partial_maps = take("partial_maps");
+  params.partial_sums = take("partial_sums");
+  params.scores = take("scores");
+  params.tickets = static_cast<unsigned*>(take("tickets"));
+  params.problem.grouping == Grouping::each ? run_each_forward(params, multiprocessors, emulator::Launcher())
+                                            : run_map_forward(params, multiprocessors, emulator::Launcher());
   return emulator::launches;
 }
 
 int run_backward(const py::dict& tensors, int64_t grad_loss_stride, const LayerShape& layer, const std::string& dtype,
-                 int64_t attribution, bool absolute, int64_t grouping, int processors, unsigned seed) {
+                 int64_t attribution, bool absolute, int64_t grouping, int multiprocessors, unsigned seed) {
   prepare(seed);
-  LossBackwardPass pass;
-  pass.problem = problem_of(layer, attribution, absolute, grouping);
-  pass.storage = emulator::storage_named(dtype);
-  pass.grad_loss_stride = grad_loss_stride;
+  LossBackwardParams params;
+  params.problem = problem_of(layer, attribution, absolute, grouping);
+  params.storage = emulator::storage_named(dtype);
+  params.grad_loss_stride = grad_loss_stride;
   const auto take = [&](const char* name) { return emulator::memory_of(tensors, name); };
-  pass.d_activation = take("d_activation");
-  pass.d_gradient = take("d_gradient");
-  pass.grad_loss = take("grad_loss");
-  pass.activation = backward_reads_activation(pass) ? take("activation") : nullptr;
-  pass.gradient = backward_reads_gradient(pass) ? take("gradient") : nullptr;
-  pass.plane = take("plane");
-  pass.coefficients = take("coefficients");
-  pass.factor = take("factor");
-  run_pal_loss_backward(pass, processors, emulator::Launcher());
+  params.d_activation = take("d_activation");
+  params.d_gradient = take("d_gradient");
+  params.grad_loss = take("grad_loss");
+  params.activation = backward_reads_activation(params) ? take("activation") : nullptr;
+  params.gradient = backward_reads_gradient(params) ? take("gradient") : nullptr;
+  params.plane = take("plane");
+  params.coefficients = take("coefficients");
+  params.factor = take("factor");
+  run_pal_loss_backward(params, multiprocessors, emulator::Launcher());
   return emulator::launches;
 }
 
@@ -111,14 +111,14 @@ template <typename S>
 int64_t most_shared_memory_of(Storage storage, bool channels_last) {
   int64_t most = 0;
   const Layout layout = channels_last ? Layout::channels_last : Layout::contiguous;
-  const Room room{132, resident_each_blocks(sizeof(S)) * BLOCK_THREADS};
+  const Occupancy occupancy{132, resident_each_blocks(sizeof(S)) * BLOCK_THREADS};
   for (int64_t cells = 1; cells < 9000; cells = cells < 2100 ? cells + 1 : cells + 97) {
     for (const bool landmarks : {false, true}) {
       most = std::max(most, MapShared<S>::bytes(cells, landmarks, !channels_last, BLOCK_THREADS));
     }
     for (int64_t count = 1; count < 3000; count = count < 20 ? count + 1 : 2 * count + 3) {
       for (const int64_t batch : {1, 64, 1000}) {
-        const EachSweep sweep = each_sweep(plan_each(batch, cells, count, layout, storage, room), cells);
+        const EachSweep sweep = each_sweep(plan_each(batch, cells, count, layout, storage, occupancy), cells);
         most = std::max(most, EachShared<S>::bytes(sweep));
         if (static_cast<int64_t>(sweep.splits) * sweep.channels_per_split < count) {
           throw std::runtime_error("a plan that leaves channels out");
@@ -134,7 +134,7 @@ int64_t most_shared_memory_of(Storage storage, bool channels_last) {
 
 int64_t most_shared_memory(const std::string& dtype, bool channels_last) {
   const Storage storage = emulator::storage_named(dtype);
-  return with_storage(storage, [&]<typename S>() { return most_shared_memory_of<S>(storage, channels_last); });
+  return dispatch_storage(storage, [&]<typename S>() { return most_shared_memory_of<S>(storage, channels_last); });
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ class Pointer {
 };
 
 template <typename T, typename V>
-Pointer<T> elements(V* memory, int64_t count) {
+Pointer<T> global_array(V* memory, int64_t count) {
   if (memory == nullptr) {
     return nullptr;
   }
@@ -57,7 +57,7 @@ Pointer<T> elements(V* memory, int64_t count) {
 }
 
 template <typename T>
-Pointer<T> shared_elements(int64_t offset, int64_t count) {
+Pointer<T> shared_array(int64_t offset, int64_t count) {
   std::vector<unsigned char>& shared = emulator::machine.shared;
   const uintptr_t aligned = (reinterpret_cast<uintptr_t>(shared.data()) + 15) & ~uintptr_t{15};
   auto* begin = reinterpret_cast<T*>(aligned + static_cast<uintptr_t>(offset));
@@ -68,7 +68,7 @@ Pointer<T> shared_elements(int64_t offset, int64_t count) {
 }
 
 template <typename T>
-bool starts_a_vector(const Pointer<T>& memory) {
+bool is_vector_aligned(const Pointer<T>& memory) {
   return reinterpret_cast<uintptr_t>(memory.at()) % 16 == 0;
 }
 template <typename S>
@@ -88,7 +88,7 @@ uint4 load_16_bytes_shared(const Pointer<S>& from) {
   return load_16_bytes(from);
 }
 template <typename S>
-uint4 load_16_bytes_last(const Pointer<S>& from) {
+uint4 load_16_bytes_streaming(const Pointer<S>& from) {
   return load_16_bytes(from);
 }
 template <typename S>
@@ -104,11 +104,11 @@ void store_16_bytes_shared(const Pointer<S>& to, const uint4& bits) {
   store_16_bytes(to, bits);
 }
 template <typename S>
-void prefetch(const Pointer<S>& from) {
+void prefetch_l2(const Pointer<S>& from) {
   (void)from.checked(1, 1);
 }
 
-inline float power_of_two(float exponent) {
+inline float exp2_approx(float exponent) {
   const float power = std::exp2(exponent);
   return power < std::numeric_limits<float>::min() ? 0.0f : power;
 }

@@ -1,5 +1,5 @@
-// Stores of several words to global memory by one instruction, which PTX alone is sure to give: where the compiler
-// knows the words' elements apart, it parts an assignment into one store an element.
+// Vectorised stores to global memory. Inline PTX guarantees one instruction: the compiler may split the assignment of
+// a uint4 whose elements it tracks individually into scalar stores.
 #pragma once
 
 #include <vector_types.h>

@@ -1,4 +1,4 @@
-// What a launch of batch normalisation's CUDA kernels is given. Plain numbers and device pointers.
+// The parameters of a launch of batch normalisation's CUDA kernels: plain numbers and device pointers, without PyTorch.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,9 @@
 
 namespace pal_fast::cuda {
 
-// Tensors [B, C, L] in the problem's layout, vectors [C] and [2, C] of T. What an operator does not have is null.
-struct BatchNormPass {
+// Tensors are [B, C, L] of type `storage` in the problem's layout, per-channel vectors [C] or [2, C] of type T. What an
+// operator does not have is null.
+struct BatchNormParams {
   BatchNormProblem problem;
   BatchNormPlan plan;
   Storage storage = Storage::float32;
@@ -27,15 +28,15 @@ struct BatchNormPass {
   void* output = nullptr;          // y, dx or d_grad
   void* second_output = nullptr;   // d_input
   void* channel_output = nullptr;  // sums [2, C] of the backward, d_weight [C] of the double backward
-  // Where a tile is split among blocks:
+  // Workspace, if tiles are split:
   void* partial = nullptr;      // [batch_norm_partial_rows(), C] of T
-  unsigned* tickets = nullptr;  // [tiles] zeros, left at zero
+  unsigned* tickets = nullptr;  // [tiles] arrival counters (is_last_block)
 };
 
-// On `stream`, a cudaStream_t. Launches: one; of the derivatives two where a tile is split.
-void launch_batch_norm_statistics(const BatchNormPass& pass, void* stream);
-void launch_batch_norm_forward(const BatchNormPass& pass, void* stream);
-void launch_batch_norm_backward(const BatchNormPass& pass, void* stream);
-void launch_batch_norm_double_backward(const BatchNormPass& pass, void* stream);
+// `stream` is a cudaStream_t. One kernel each; for the derivatives two if tiles are split.
+void launch_batch_norm_statistics(const BatchNormParams& params, void* stream);
+void launch_batch_norm_forward(const BatchNormParams& params, void* stream);
+void launch_batch_norm_backward(const BatchNormParams& params, void* stream);
+void launch_batch_norm_double_backward(const BatchNormParams& params, void* stream);
 
 }  // namespace pal_fast::cuda
