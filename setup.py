@@ -206,15 +206,15 @@ class BuildExtension(build_ext):
             # Every CUDA 13 driver reads the smallest form, a tenth of the uncompressed size.
             device.append("--compress-mode=size")
             host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{built_for(ARCHITECTURES)}"')
-            jobs += [(path, host) for path in sorted((CSRC / "cuda").glob("*.cpp"))]
-            for path in sorted((CSRC / "cuda").glob("*.cu")):
+            jobs += [(path, host) for path in sorted((CSRC / "cuda").rglob("*.cpp"))]
+            for path in sorted((CSRC / "cuda").rglob("*.cu")):
                 of_path = ONLY_SM90A if path.stem.endswith("_sm90a") else code_generation(ARCHITECTURES)
                 jobs.append((path, [*device, *of_path]))
             libraries = [os.environ.get("PAL_FAST_CUDART") or static_runtime(cuda_home), "-ldl", "-lpthread", "-lrt"]
         else:
             libraries = []
         jobs += [(path, host) for path in sorted(CSRC.glob("*.cpp"))]
-        jobs += [(path, host) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
+        jobs += [(path, host) for path in sorted((CSRC / "cpu").rglob("*.cpp"))]
 
         def compile_one(job: tuple[Path, list[str]]) -> str:
             source, command = job

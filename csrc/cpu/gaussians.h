@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "pal_loss_kernels.h"
-#include "standardise.h"
-#include "tensors.h"
+#include "cpu/pal_loss/kernels.h"
+#include "cpu/standardise.h"
+#include "cpu/tensors.h"
 
 namespace pal_fast::cpu {
 

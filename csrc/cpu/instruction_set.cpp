@@ -1,5 +1,5 @@
 // Detects the instruction set of this processor.
-#include "instruction_set.h"
+#include "cpu/instruction_set.h"
 
 #include <cstdlib>
 #include <string_view>

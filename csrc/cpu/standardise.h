@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "../options.h"
+#include "options.h"
 
 namespace pal_fast::cpu {
 

@@ -1,8 +1,8 @@
 // Tensors as arguments of the CPU kernels: data pointers, null for absent and empty tensors.
 #pragma once
 
-#include "../checks.h"
-#include "storage.h"
+#include "checks.h"
+#include "cpu/storage.h"
 
 namespace pal_fast::cpu {
 

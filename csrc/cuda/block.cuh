@@ -2,7 +2,7 @@
 // one-dimensional and a whole number of warps.
 #pragma once
 
-#include "memory.cuh"
+#include "cuda/memory.cuh"
 
 namespace pal_fast::cuda {
 

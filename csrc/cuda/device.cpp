@@ -1,5 +1,5 @@
 // Device guard, stream, device properties and arrival counters of the CUDA operators.
-#include "device.h"
+#include "cuda/device.h"
 
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -10,7 +10,7 @@
 #include <mutex>
 #include <utility>
 
-#include "capture_mode.h"
+#include "cuda/capture_mode.h"
 
 namespace pal_fast::cuda {
 namespace {

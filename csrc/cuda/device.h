@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "../checks.h"
-#include "storage.h"
+#include "checks.h"
+#include "cuda/storage.h"
 
 namespace pal_fast::cuda {
 

@@ -1,7 +1,7 @@
 // Draws cells of a sample's heatmap by one block, from separable factors in shared memory.
 #pragma once
 
-#include "gaussians.cuh"
+#include "cuda/gaussians.cuh"
 
 namespace pal_fast::cuda {
 

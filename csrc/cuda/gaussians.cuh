@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "../problem.h"
-#include "block.cuh"
+#include "cuda/block.cuh"
+#include "problem.h"
 
 namespace pal_fast::cuda {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "scalar.cuh"
-#include "vector_store.cuh"
+#include "cuda/scalar.cuh"
+#include "cuda/vector_store.cuh"
 
 namespace pal_fast::cuda {
 

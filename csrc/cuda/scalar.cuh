@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "storage.h"
+#include "cuda/storage.h"
 
 namespace pal_fast::cuda {
 

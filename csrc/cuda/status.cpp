@@ -1,12 +1,12 @@
 // The operator that reports whether the kernels can run on a CUDA device; defined in builds with CUDA only. It returns
 // permanent reasons, and raises transient ones: a device in a bad state, or out of memory.
-#include "status.h"
+#include "cuda/status.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
 
-#include "device.h"
+#include "cuda/device.h"
 
 namespace {
 

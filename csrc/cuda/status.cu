@@ -3,8 +3,8 @@
 
 #include <stdexcept>
 
-#include "capture_mode.h"
-#include "status.h"
+#include "cuda/capture_mode.h"
+#include "cuda/status.h"
 
 namespace pal_fast::cuda {
 namespace {

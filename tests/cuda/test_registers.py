@@ -29,7 +29,7 @@ def test_no_kernel_spills(table: list[dict[str, str]]) -> None:
 
 
 def test_the_table_holds_every_kernel_on_every_architecture(table: list[dict[str, str]]) -> None:
-    sources = [*(ROOT / "csrc/cuda").glob("*.cuh"), *(ROOT / "csrc/cuda").glob("*.cu")]
+    sources = [*(ROOT / "csrc/cuda").rglob("*.cuh"), *(ROOT / "csrc/cuda").rglob("*.cu")]
     nested = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
     declared = re.compile(rf"__global__\s+void\s+(?:__launch_bounds__{nested}\s*)?(\w+)\(")
     kernels = {name for source in sources for name in declared.findall(source.read_text())}

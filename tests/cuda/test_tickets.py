@@ -25,7 +25,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("runtime") / "tickets"
     sources = [Path(__file__).parent / "runtime" / "tickets.cpp", ROOT / "csrc/cuda/device.cpp"]
     flags = ["-std=c++20", "-O0", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA=1"]
-    flags += [f"-I{ROOT / 'csrc/cuda'}", *(f"-I{path}" for path in cpp_extension.include_paths())]
+    flags += [f"-I{ROOT / 'csrc'}", *(f"-I{path}" for path in cpp_extension.include_paths())]
     libraries = Path(torch.__file__).parent / "lib"
     link = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch_cpu", "-lc10", "-ldl", "-lpthread"]
     subprocess.run([compiler, *flags, f"-isystem{headers}", *map(str, sources), "-o", str(target), *link], check=True)

@@ -50,7 +50,7 @@ def module(name: str, directory: str) -> ModuleType:
         f"pal_fast_emulated_{name}",
         [str(SOURCES / f"{name}.cpp")],
         extra_cflags=["-std=c++20", "-O1", "-Wno-unknown-pragmas", f"-isystem{headers}"],
-        extra_include_paths=[str(ROOT / "csrc/cuda"), str(SOURCES)],
+        extra_include_paths=[str(ROOT / "csrc"), str(SOURCES)],
         build_directory=str(build),
         with_cuda=False,
     )

@@ -1,7 +1,7 @@
 // Batch normalisation's CUDA kernels, emulated, as a Python module.
 // clang-format off: the emulator first
 #include "bindings.h"
-#include "batch_norm_launch.cuh"
+#include "cuda/batch_norm/launch.cuh"
 // clang-format on
 
 namespace py = pybind11;

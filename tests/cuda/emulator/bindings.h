@@ -3,8 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "cuda/storage.h"
 #include "emulator.h"
-#include "storage.h"
 
 namespace emulator {
 

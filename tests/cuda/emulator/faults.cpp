@@ -1,6 +1,6 @@
 // Kernels with known faults, so that the emulator is seen to catch them.
 #include "bindings.h"
-#include "block.cuh"
+#include "cuda/block.cuh"
 
 namespace py = pybind11;
 using namespace pal_fast::cuda;

@@ -2,8 +2,8 @@
 #include "bindings.h"
 #include "matrices.h"
 // The kernels come after what is emulated.
-#include "landmark_heatmap_launch.cuh"
-#include "landmark_heatmap_warpgroup_launch.cuh"
+#include "cuda/landmark_heatmap/launch.cuh"
+#include "cuda/landmark_heatmap/warpgroup_launch.cuh"
 
 namespace py = pybind11;
 using namespace pal_fast;

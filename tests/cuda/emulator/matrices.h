@@ -1,5 +1,5 @@
-// The tensor-core instructions of csrc/cuda/mma.cuh and wgmma.cuh on the emulator. All execute synchronously; a missing
-// wait or fence of wgmma is for tests/virtual_gpu to find.
+// The tensor-core instructions of csrc/cuda/landmark_heatmap/mma.cuh and wgmma.cuh on the emulator. All execute
+// synchronously; a missing wait or fence of wgmma is for tests/virtual_gpu to find.
 #pragma once
 
 #include "emulator.h"

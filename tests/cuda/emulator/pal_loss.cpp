@@ -1,6 +1,6 @@
 // The loss's CUDA kernels, emulated, as a Python module.
 #include "bindings.h"
-#include "pal_loss_launch.cuh"
+#include "cuda/pal_loss/launch.cuh"
 
 namespace py = pybind11;
 using namespace pal_fast;

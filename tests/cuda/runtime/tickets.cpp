@@ -18,7 +18,7 @@
 #include <exception>
 #include <string>
 
-#include "device.h"
+#include "cuda/device.h"
 
 namespace {
 

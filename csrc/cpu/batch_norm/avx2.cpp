@@ -1,0 +1,10 @@
+// Batch normalisation's passes for AVX2.
+#include "cpu/batch_norm/includes.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+// After all other headers: their inline functions must not be compiled for this instruction set.
+#pragma GCC target("avx2,fma,f16c")
+#define PAL_FAST_VECTOR_BYTES 32
+#define PAL_FAST_INSTRUCTION_SET avx2
+#include "cpu/batch_norm/instances.h"
+#endif

@@ -1,0 +1,12 @@
+// The headers that instances.h needs, included before the target instruction set is changed.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/batch_norm/passes.h"

@@ -1,6 +1,0 @@
-// Batch normalisation's passes for the instruction set that the compiler assumes.
-#include "batch_norm_includes.h"
-
-#define PAL_FAST_VECTOR_BYTES 16
-#define PAL_FAST_INSTRUCTION_SET baseline
-#include "batch_norm_instances.h"

@@ -1,0 +1,10 @@
+// The loss's and the heatmap's kernels for AVX-512.
+#include "cpu/pal_loss/includes.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+// After all other headers: their inline functions must not be compiled for this instruction set.
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#define PAL_FAST_VECTOR_BYTES 64
+#define PAL_FAST_INSTRUCTION_SET avx512
+#include "cpu/pal_loss/instances.h"
+#endif

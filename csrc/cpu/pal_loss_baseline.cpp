@@ -1,6 +1,0 @@
-// The loss's and the heatmap's kernels for the instruction set that the compiler assumes.
-#include "pal_loss_includes.h"
-
-#define PAL_FAST_VECTOR_BYTES 16
-#define PAL_FAST_INSTRUCTION_SET baseline
-#include "pal_loss_instances.h"

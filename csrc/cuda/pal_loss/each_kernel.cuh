@@ -1,0 +1,203 @@
+// The forward of the strategy "each", which scores every channel, in one launch. A block takes whole channels of a
+// sample:
+//   1. it draws the whole heatmap of the sample, a chunk of cells at a time (nearly always all of them), while the
+//   first
+//      tile is prefetched into L2;
+//   2. channels pass through shared memory in tiles; a team of threads per channel computes its moments in two passes
+//      over the tile, so that the layer is read once;
+//   3. one thread per channel computes its score and coefficients;
+//   4. the last block of the sample sums the blocks' scores, the last sample's block reduces over the batch.
+#pragma once
+
+#include "cuda/pal_loss/channel_moments.cuh"
+#include "cuda/pal_loss/each_tile.cuh"
+#include "cuda/pal_loss/score.cuh"
+
+namespace pal_fast::cuda {
+
+template <typename S>
+struct EachShared {
+  using T = typename ComputeType<S>::type;
+
+  Pointer<T> tile;                 // [tile_channels, pitch], plus a vector at either end
+  Pointer<T> factors;              // [DRAW_SCRATCH_ELEMENTS], in the same memory
+  Pointer<T> heatmap;              // [chunk]
+  Pointer<double> moments;         // [channels_per_split, CHANNEL_MOMENTS]
+  Pointer<T> team_sums;            // [TEAM_SUMS * MAX_BLOCK_WARPS]
+  Pointer<double> double_scratch;  // [2 * MAX_BLOCK_WARPS]
+  Pointer<double> result;          // [4]
+  Pointer<int> int_scratch;        // [MAX_BLOCK_WARPS]
+  Pointer<unsigned> flag;
+
+  [[nodiscard]] static __host__ __device__ int64_t tile_elements(int tile_channels, int pitch) {
+    const int64_t elements = static_cast<int64_t>(tile_channels) * pitch + 2 * VECTOR_SIZE<S>;
+    return elements > DRAW_SCRATCH_ELEMENTS ? elements : DRAW_SCRATCH_ELEMENTS;
+  }
+
+  __device__ explicit EachShared(const EachSweep& sweep) {
+    SharedLayout shared;
+    tile = factors = shared.allocate<T>(tile_elements(sweep.tile_channels, sweep.pitch));
+    heatmap = shared.allocate<T>(sweep.chunk);
+    moments = shared.allocate<double>(sweep.channels_per_split * CHANNEL_MOMENTS);
+    team_sums = shared.allocate<T>(TEAM_SUMS * MAX_BLOCK_WARPS);
+    double_scratch = shared.allocate<double>(2 * MAX_BLOCK_WARPS);
+    result = shared.allocate<double>(4);
+    int_scratch = shared.allocate<int>(MAX_BLOCK_WARPS);
+    flag = shared.allocate<unsigned>(1);
+  }
+
+  // The bytes of all arrays, for the launch.
+  [[nodiscard]] static int64_t bytes(const EachSweep& sweep) {
+    SharedLayout shared;
+    shared.add(tile_elements(sweep.tile_channels, sweep.pitch), sizeof(T));
+    shared.add(sweep.chunk, sizeof(T));
+    shared.add(sweep.channels_per_split * CHANNEL_MOMENTS, sizeof(double));
+    shared.add(TEAM_SUMS * MAX_BLOCK_WARPS, sizeof(T));
+    shared.add(2 * MAX_BLOCK_WARPS, sizeof(double));
+    shared.add(4, sizeof(double));
+    shared.add(MAX_BLOCK_WARPS, sizeof(int));
+    shared.add(1, sizeof(unsigned));
+    return shared.bytes();
+  }
+};
+
+// Step 1: the moments of the whole heatmap; its last chunk stays in shared.heatmap. Two passes per chunk, and chunks
+// are merged as by Chan, Golub and LeVeque.
+template <typename S, typename T>
+[[nodiscard]] __device__ PriorMoments heatmap_moments(const PriorInputs<T>& prior, const EachShared<S>& shared,
+                                                      const EachSweep& sweep, int64_t sample, int cells) {
+  PriorMoments all{0.0, -static_cast<double>(INFINITY), 0.0, 0.0};
+  double squares = 0.0;
+  for (int begin = 0; begin < cells; begin += sweep.chunk) {
+    const int end = min(begin + sweep.chunk, cells);
+    prior.fill(sample, cells, begin, end, shared.heatmap, shared.factors);
+    double sum[1] = {0.0}, peak[1] = {-static_cast<double>(INFINITY)};
+    for (int i = threadIdx.x; i < end - begin; i += blockDim.x) {
+      const double h = shared.heatmap[i];
+      sum[0] += h;
+      peak[0] = Maximum()(peak[0], h);
+    }
+    block_reduce<1>(sum, shared.double_scratch, Sum());
+    if (prior.normalize == Normalize::peak) {
+      block_reduce<1>(peak, shared.double_scratch, Maximum());
+      all.peak = Maximum()(all.peak, peak[0]);
+    }
+    const double count = end - begin, mean = sum[0] / count;
+    double square[1] = {0.0};
+    for (int i = threadIdx.x; i < end - begin; i += blockDim.x) {
+      const double h = shared.heatmap[i] - mean;
+      square[0] += h * h;
+    }
+    block_reduce<1>(square, shared.double_scratch, Sum());
+    const double delta = mean - all.mean, share = count / end;
+    squares += square[0] + delta * delta * begin * share;
+    all.mean += delta * share;
+    all.total += sum[0];
+  }
+  all.variance = squares / cells;
+  return all;
+}
+
+template <typename S, bool ChannelsLast>
+__global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof(S)))
+    each_forward_kernel(const Layer<S> layer, const PriorInputs<typename ComputeType<S>::type> prior,
+                        const LossOutput<typename ComputeType<S>::type> output,
+                        const Pointer<double> partial_sums,  // [B, splits]: the blocks' scores
+                        const EachSweep sweep) {
+  using T = typename ComputeType<S>::type;
+  const int cells = layer.cells;
+  const int64_t sample = blockIdx.x / sweep.splits;
+  const int split = blockIdx.x % sweep.splits;
+  const int first_channel = split * sweep.channels_per_split;
+  const int last_channel = min(first_channel + sweep.channels_per_split, layer.count);
+  const int64_t begin = sample * layer.sample_elements();
+  const EachShared<S> shared(sweep);
+
+  // 1. The heatmap.
+  prefetch_tile<ChannelsLast>(layer, begin, first_channel, min(first_channel + sweep.tile_channels, last_channel), 0,
+                              sweep.chunk);
+  const PriorMoments heatmap = heatmap_moments(prior, shared, sweep, sample, cells);
+  const bool annotated = prior.dense || count_valid_landmarks(prior.gaussians, sample, shared.int_scratch) > 0;
+  if (threadIdx.x == 0) {
+    const PriorScale scale = prior_scale(prior, sample, heatmap, annotated, static_cast<double>(cells));
+    shared.result[0] = scale.weight;
+    shared.result[1] = scale.inverse;
+    shared.result[2] = scale.scale;
+  }
+  __syncthreads();
+  const double weight = shared.result[0], inverse = shared.result[1], scale = shared.result[2];
+
+  // 2. The moments of every channel, chunk by chunk and tile by tile.
+  const int lanes = sweep.lanes, lane = static_cast<int>(threadIdx.x) % lanes;
+  const int team = static_cast<int>(threadIdx.x) / lanes;
+  // Whether every channel, and every chunk of it, is a whole number of vectors.
+  const bool vectors = !ChannelsLast && cells % VECTOR_SIZE<T> == 0;
+  for (int cell = 0; cell < cells; cell += sweep.chunk) {
+    const int end = min(cell + sweep.chunk, cells), length = end - cell;
+    if (sweep.chunks > 1) {
+      prior.fill(sample, cells, cell, end, shared.heatmap, shared.factors);
+    }
+    double heatmap_total[1] = {0.0};
+    for (int i = threadIdx.x; i < length; i += blockDim.x) {
+      const T hc = clamped<T>((shared.heatmap[i] - heatmap.mean) * inverse);
+      shared.heatmap[i] = hc;
+      heatmap_total[0] += hc;
+      if (split == 0) {
+        output.plane[sample * cells + cell + i] = weight == 0.0 ? T(0) : hc;
+      }
+    }
+    if (sweep.chunks > 1) {
+      block_reduce<1>(heatmap_total, shared.double_scratch, Sum());
+    }
+    for (int channel = first_channel; channel < last_channel; channel += sweep.tile_channels) {
+      const int last = min(channel + sweep.tile_channels, last_channel);
+      __syncthreads();  // the tile, or the factors in the same memory, may still be read
+      const int tile_begin = fill_tile<ChannelsLast>(layer, shared.tile, sweep, begin, channel, last, cell, end);
+      __syncthreads();
+      const int c = channel + team;
+      const bool valid = c < last;
+      const Pointer<const T> row = shared.tile + (tile_begin + (valid ? team * sweep.pitch : 0));
+      const TeamMoments<T> moments =
+          team_moments<T>(row, shared.heatmap, valid ? length : 0, vectors, lane, lanes, shared.team_sums);
+      if (valid && lane == 0) {
+        add_moments<T>(moments, length, cell == 0, heatmap_total[0],
+                       shared.moments + CHANNEL_MOMENTS * (c - first_channel));
+      }
+    }
+    __syncthreads();
+  }
+
+  // 3. Each channel's score and derivative, times its share 1/n of the sample's score.
+  const double share = 1.0 / layer.count;
+  double score[1] = {0.0};
+  for (int c = first_channel + threadIdx.x; c < last_channel; c += blockDim.x) {
+    const Pointer<double> moments = shared.moments + CHANNEL_MOMENTS * (c - first_channel);
+    const double offset = moments[1] / cells, mean = moments[0] + offset;
+    Group channel_score = score_group(mean, moments[2] / cells - offset * offset, moments[3] / cells, scale, cells);
+    if (weight == 0.0) {
+      channel_score = {};
+    }
+    score[0] += channel_score.score * share;
+    channel_score.slope *= share;
+    output.store_coefficients(sample * layer.count + c, channel_score);
+  }
+  block_reduce<1>(score, shared.double_scratch, Sum());
+
+  // 4. The sample's score.
+  if (sweep.splits > 1) {
+    if (threadIdx.x == 0) {
+      partial_sums[sample * sweep.splits + split] = score[0];
+    }
+    if (!is_last_block(output.tickets + sample, static_cast<unsigned>(sweep.splits), shared.flag)) {
+      return;
+    }
+    score[0] = 0.0;
+    for (int i = threadIdx.x; i < sweep.splits; i += blockDim.x) {
+      score[0] += partial_sums[sample * sweep.splits + i];
+    }
+    block_reduce<1>(score, shared.double_scratch, Sum());
+  }
+  finish_sample(output, sample, score[0], weight, shared.double_scratch, shared.flag);
+}
+
+}  // namespace pal_fast::cuda
