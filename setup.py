@@ -278,7 +278,11 @@ else:
 setup(
     # The Triton kernels and the benchmarks are next to the package and are installed inside it (pyproject.toml,
     # package-dir).
-    packages=[*find_packages(include=["pal_fast", "pal_fast.*"]), "pal_fast.kernels", "pal_fast.benchmarks"],
+    packages=[
+        *find_packages(include=["pal_fast", "pal_fast.*"]),
+        "pal_fast.kernels",
+        *(f"pal_fast.{name}" for name in find_packages(include=["benchmarks", "benchmarks.*"])),
+    ],
     ext_modules=[Extension("pal_fast._C", sources=[], py_limited_api=True)],
     setup_requires=["pip"] if CUDA_MODE == "pypi" else [],
     **settings,

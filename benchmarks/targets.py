@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import heatmap, loss, results_csv, step
+from . import heatmap, loss, results_csv
 from .arguments import DIRECTORY
+from .step import command as step
 
 #: The minimum bytes per tensor at which the loss must reach the copy's rate.
 LARGE_BYTES = 256e6

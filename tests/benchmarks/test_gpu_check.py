@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_probes, gpu_steps, small_calls
-from benchmarks.gpu_check import Outcome
+from benchmarks.gpu_check import command as gpu_check
+from benchmarks.gpu_check import probes, small_calls
+from benchmarks.gpu_check import steps as gpu_steps
+from benchmarks.gpu_check.command import Outcome
 from benchmarks.lost_device import LOST
 
 STEPS = [
@@ -80,7 +82,7 @@ def test_the_report_goes_where_out_says(no_gpu: None, tmp_path: Path, monkeypatc
 
 def test_every_step_runs_in_order_and_is_reported_with_device_and_driver(a_gpu: None, tmp_path: Path) -> None:
     claim = json.dumps({"claim": "one launch", "holds": True, "detail": ""})
-    stub = Stub(gpu_probes=Outcome(0, f"noise\n{claim}\n{claim}\n"))
+    stub = Stub(probes=Outcome(0, f"noise\n{claim}\n{claim}\n"))
     assert gpu_check.main(["--output", str(tmp_path)], stub) == 0
     text, steps = report_of(tmp_path)
     assert list(steps) == STEPS
@@ -238,12 +240,12 @@ def test_a_missing_program_is_an_outcome() -> None:
 
 
 def test_the_repetition_probe_runs_on_the_cpu_kernels_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "cpu" in gpu_probes.backends_on(torch.device("cpu")), "the extension is not built"
-    assert gpu_probes.main(["repeat", "--device", "cpu", "--times", "3"]) == 0
+    assert "cpu" in probes.backends_on(torch.device("cpu")), "the extension is not built"
+    assert probes.main(["repeat", "--device", "cpu", "--times", "3"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(found) == 8
     assert all(finding["holds"] for finding in found)
-    assert gpu_probes.main(["repeat", "--device", "cpu", "--times", "10000000", "--seconds", "1"]) == 0
+    assert probes.main(["repeat", "--device", "cpu", "--times", "10000000", "--seconds", "1"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(found) == 8
     assert all("of 10000000 for which there was no time" in finding["claim"] for finding in found)
@@ -251,8 +253,8 @@ def test_the_repetition_probe_runs_on_the_cpu_kernels_too(capsys: pytest.Capture
 
 def test_the_same_bits_are_told_from_equal_values() -> None:
     value = torch.tensor([0.0, torch.nan])
-    assert bool((gpu_probes.bits(value) == gpu_probes.bits(value.clone())).all())
-    assert not bool((gpu_probes.bits(value) == gpu_probes.bits(torch.tensor([-0.0, torch.nan]))).all())
+    assert bool((probes.bits(value) == probes.bits(value.clone())).all())
+    assert not bool((probes.bits(value) == probes.bits(torch.tensor([-0.0, torch.nan]))).all())
 
 
 def test_the_small_calls_meet_every_kind_first_and_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +265,7 @@ def test_the_small_calls_meet_every_kind_first_and_run(capsys: pytest.CaptureFix
 
 
 def test_a_probe_without_a_gpu_does_not_pass(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_probes.main(["launches"]) == 1
+    assert probes.main(["launches"]) == 1
     assert "PyTorch sees no CUDA GPU" in capsys.readouterr().out
 
 
@@ -275,4 +277,4 @@ def test_the_small_calls_run_on_this_gpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("probe", ["launches", pytest.param("graph", marks=pytest.mark.gpu(hardware=True))])
 def test_the_probes_hold_on_this_gpu(probe: str) -> None:
-    assert gpu_probes.main([probe]) == 0
+    assert probes.main([probe]) == 0

@@ -12,8 +12,9 @@ import torch
 
 pytest.importorskip("scipy", reason="the study's statistics need SciPy")
 
-from benchmarks import study, study_pictures, study_report, study_runs, study_set_up, study_statistics
-from benchmarks.study_runs import BACKEND, Condition, FaceSet, epochs_for, margin, prior_landmarks, run
+from benchmarks.study import command as study
+from benchmarks.study import pictures, report, runs, set_up, statistics
+from benchmarks.study.runs import BACKEND, Condition, FaceSet, epochs_for, margin, prior_landmarks, run
 from pal_fast import PALLoss, demo, landmark_heatmap
 from pal_fast.faces.experiment import BATCH, EPOCHS, SIZE, TRAINING_FACES, fresh_faces
 from pal_fast.faces.network import LAYER, FaceNet
@@ -55,8 +56,8 @@ def test_small_and_large_sets_are_trained_as_long_as_stated() -> None:
 
 
 def test_a_run_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_runs, "STEPS", 1)
-    monkeypatch.setattr(study_runs, "_fresh_faces", lambda occlusion, scatter: fresh_faces(30, occlusion, scatter))
+    monkeypatch.setattr(runs, "STEPS", 1)
+    monkeypatch.setattr(runs, "_fresh_faces", lambda occlusion, scatter: fresh_faces(30, occlusion, scatter))
     row = run(Condition(prior="redrawn", target="margin", weight=1.0, images=8, seed=3))
     assert list(row) == list(study.COLUMNS)
     assert all(0 <= float(row[name]) <= 1 for name in ("accuracy", "accuracy_occluded", "follows_cue"))  # type: ignore[arg-type]
@@ -79,24 +80,24 @@ def test_the_table_on_disk_is_read_back(tmp_path: Path) -> None:
 def test_rows_of_another_set_up_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "set_up.json"
     with pytest.raises(RuntimeError, match="missing"):
-        study_set_up.claim(path, fresh=False)
-    study_set_up.claim(path, fresh=True)
-    study_set_up.claim(path, fresh=False)
+        set_up.claim(path, fresh=False)
+    set_up.claim(path, fresh=True)
+    set_up.claim(path, fresh=False)
     kept = json.loads(path.read_text())
     kept["landmarks"][3] += 0.5
     kept["EPOCHS"] += 1
     path.write_text(json.dumps(kept))
     with pytest.raises(RuntimeError, match="EPOCHS, landmarks differ"):
-        study_set_up.claim(path, fresh=False)
+        set_up.claim(path, fresh=False)
 
 
 def test_the_published_rows_are_of_the_set_up_in_this_tree() -> None:
     """Whoever changes the faces, the network or the recipe must run the study again."""
-    study_set_up.claim(study.RESULTS.with_name("study_set_up.json"), fresh=False)
+    set_up.claim(study.RESULTS.with_name("study_set_up.json"), fresh=False)
 
 
 def test_interval_is_students() -> None:
-    mean, half = study_statistics.interval([1.0, 2.0, 3.0])
+    mean, half = statistics.interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert half == pytest.approx(4.302652 / math.sqrt(3), rel=1e-5)
 
@@ -158,7 +159,7 @@ def rows_with_gains(*gains: float) -> dict[Condition, dict[str, float]]:
 
 
 def test_the_table_pairs_runs_by_seed() -> None:
-    last = study_report.table(rows_with_gains(0.1, 0.2, 0.3)).splitlines()[-1]
+    last = report.table(rows_with_gains(0.1, 0.2, 0.3)).splitlines()[-1]
     assert "PAL, weight=1 | 3 | 50.0 ± 24.8 |" in last
     assert last.endswith("| +20.0 | 0.074 |")
 
@@ -166,7 +167,7 @@ def test_the_table_pairs_runs_by_seed() -> None:
 def test_a_seed_without_its_baseline_is_not_paired() -> None:
     rows = rows_with_gains(0.1, 0.2, 0.3)
     del rows[Condition(seed=2)]
-    last = study_report.table(rows).splitlines()[-1]
+    last = report.table(rows).splitlines()[-1]
     assert "| 3 | 50.0" in last
     assert "| +15.0 |" in last
 
@@ -174,8 +175,8 @@ def test_a_seed_without_its_baseline_is_not_paired() -> None:
 def test_the_pictures_are_drawn_from_whatever_runs_there_are(tmp_path: Path) -> None:
     rows = rows_with_gains(0.1, 0.2)
     rows |= {replace(c, images=50): measures(0.2) for c in list(rows)}
-    study_pictures.draw(study_statistics.by_condition(rows), tmp_path)
-    study_pictures.draw({}, tmp_path / "empty")
+    pictures.draw(statistics.by_condition(rows), tmp_path)
+    pictures.draw({}, tmp_path / "empty")
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {path.name for path in (tmp_path / "empty").glob("*.png")}
     assert len(names) == 3

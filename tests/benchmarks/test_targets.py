@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_steps, harness, heatmap, loss, results_csv, step, targets
-from benchmarks.gpu_check import Result
+from benchmarks import harness, heatmap, loss, results_csv, targets
+from benchmarks.gpu_check import command as gpu_check
+from benchmarks.gpu_check import steps as gpu_steps
+from benchmarks.gpu_check.command import Result
+from benchmarks.step import command as step
 
 MILLISECONDS = {"reference": 30.0, "compiled reference": 6.4, "triton": 2.2, "cuda": 2.0}
 COPY = 4e12  # bytes a second

@@ -12,7 +12,7 @@ from support.loss_problems import make, same_bits
 from torch import Tensor
 
 import pal_fast
-from benchmarks.step_memory import NO_WORK
+from benchmarks.step.memory import NO_WORK
 
 pytestmark = pytest.mark.gpu(hardware=True)
 

@@ -57,9 +57,10 @@ def test_the_gains_on_the_page_about_choosing(plain):
 
 def test_the_table_of_all_conditions_is_that_of_the_rows():
     pytest.importorskip("scipy")
-    from benchmarks import study, study_report
+    from benchmarks.study import command as study
+    from benchmarks.study import report
 
-    assert (ROOT / "docs" / "study_table.md").read_text() == study_report.table(study.read(study.RESULTS))
+    assert (ROOT / "docs" / "study_table.md").read_text() == report.table(study.read(study.RESULTS))
 
 
 PAL = {"prior": "landmarks", "target": "label"}

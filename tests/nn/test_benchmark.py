@@ -15,11 +15,12 @@ pytest.importorskip("torchvision", reason="the benchmark's networks are torchvis
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # benchmarks/ lies beside the package and is not installed
 
-from benchmarks import step, step_cases, step_judge  # noqa: E402
-from benchmarks.step_memory import calls_of, peak_of  # noqa: E402
+from benchmarks.step import cases, judge  # noqa: E402
+from benchmarks.step import command as step  # noqa: E402
+from benchmarks.step.memory import calls_of, peak_of  # noqa: E402
 
 CPU = torch.device("cpu")
-CASE = step_cases.Case("resnet18", "layer3", 64, 2, torch.float32)
+CASE = cases.Case("resnet18", "layer3", 64, 2, torch.float32)
 
 
 def test_the_page_shows_the_kept_rows_and_the_target_is_met() -> None:
@@ -47,20 +48,20 @@ def test_the_quick_run_fills_the_table(tmp_path: Path) -> None:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     for name in ("plain", "naive", "PALLoss", "prepare_head"):
         assert float(rows[name]["ms"]) > 0
-        assert float(rows[name]["float64_error"]) <= step_judge.EXACT
+        assert float(rows[name]["float64_error"]) <= judge.EXACT
         assert float(rows[name]["gradient_error"]) <= float(rows[name]["gradient_bound"])
     assert float(rows["plain"]["ratio"]) == 1
     assert rows["graphed"]["ms"] == ""
     assert "CUDA" in rows["graphed"]["note"]
 
 
-class Signed(step_cases.Naive):
+class Signed(cases.Naive):
     """g * f in place of abs(g) * f."""
 
     absolute = False
 
 
-class SlightlyOff(step_cases.Naive):
+class SlightlyOff(cases.Naive):
     """Right but for one part in ten thousand of the attribution loss: far inside what rounding does in float32."""
 
     def losses(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -69,9 +70,7 @@ class SlightlyOff(step_cases.Naive):
 
 
 @pytest.mark.parametrize("wrong", [Signed, SlightlyOff])
-def test_a_step_with_wrong_gradients_gets_no_time(
-    monkeypatch: pytest.MonkeyPatch, wrong: type[step_cases.Step]
-) -> None:
+def test_a_step_with_wrong_gradients_gets_no_time(monkeypatch: pytest.MonkeyPatch, wrong: type[cases.Step]) -> None:
     monkeypatch.setitem(step.VARIANTS, "naive", wrong)
     (row,) = step.measure_case(CASE, CPU, ["naive"], rounds=1)
     assert row.milliseconds is None
@@ -79,7 +78,7 @@ def test_a_step_with_wrong_gradients_gets_no_time(
 
 
 def test_a_step_that_fails_stops_no_other_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Breaking(step_cases.Naive):
+    class Breaking(cases.Naive):
         """Fails once it is timed."""
 
         calls = 0
@@ -109,8 +108,8 @@ def test_the_head_share_is_that_of_its_convolutions() -> None:
     layer3 = 16 * (128 * 256 * 9 + 3 * 256 * 256 * 9 + 128 * 256)
     layer2 = 64 * (64 * 128 * 9 + 3 * 128 * 128 * 9 + 64 * 128)
     below = 1024 * 3 * 64 * 49 + 256 * 4 * 64 * 64 * 9 + layer2 + layer3
-    head = layer4 + 512 * step_cases.CLASSES
-    assert step_cases.head_share(CASE) == pytest.approx(head / (head + below), rel=1e-6)
+    head = layer4 + 512 * cases.CLASSES
+    assert cases.head_share(CASE) == pytest.approx(head / (head + below), rel=1e-6)
 
 
 def test_memory_is_what_lives_at_once_and_every_operator_counts() -> None:
@@ -126,11 +125,11 @@ def test_memory_is_what_lives_at_once_and_every_operator_counts() -> None:
 
 
 def test_a_prepared_step_of_resnet50_fits_the_memory_bound() -> None:
-    case = step_cases.Case("resnet50", "layer3", 160, 8, torch.float32)
+    case = cases.Case("resnet50", "layer3", 160, 8, torch.float32)
     peaks = {}
-    for kind in (step_cases.Plain, step_cases.Prepared):
+    for kind in (cases.Plain, cases.Prepared):
         training_step = kind(case, CPU)
         training_step()
         training_step.model.zero_grad(set_to_none=True)
         peaks[kind] = peak_of(training_step, CPU)
-    assert peaks[step_cases.Prepared] <= 1.15 * peaks[step_cases.Plain]
+    assert peaks[cases.Prepared] <= 1.15 * peaks[cases.Plain]

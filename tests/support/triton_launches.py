@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.step_memory import NO_WORK
+from benchmarks.step.memory import NO_WORK
 
 
 @contextmanager

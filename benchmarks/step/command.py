@@ -32,11 +32,11 @@ import pal_fast
 from pal_fast.constants import BACKENDS
 from pal_fast.messages import first_line
 
-from . import results_csv
-from .command import broken_of
-from .deadline import Deadline
-from .lost_device import LOST, LostDeviceError, note_of, recover
-from .step_cases import (
+from .. import results_csv
+from ..command import broken_of
+from ..deadline import Deadline
+from ..lost_device import LOST, LostDeviceError, note_of, recover
+from .cases import (
     PAL,
     Captum,
     Case,
@@ -47,11 +47,11 @@ from .step_cases import (
     UnavailableError,
     head_share,
 )
-from .step_compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
-from .step_judge import EXACT, Judge
-from .step_memory import calls_of, peak_of
+from .compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
+from .judge import EXACT, Judge
+from .memory import calls_of, peak_of
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 LAYERS = {
     "resnet50": ("layer3", "layer2", "layer4"),
@@ -282,7 +282,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     broken = broken_of(records, "variant")
     print(f"\nstep: {measured} of {len(cases)} cases in {deadline.taken:.0f} s{broken}")
     return 1 if broken else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .step_cases import Case, Naive, Plain, Relaid, Step
+from .cases import Case, Naive, Plain, Relaid, Step
 
 # Bound on the float64 error; and the minimum bound in the timed dtype, for networks insensitive to the memory format.
 EXACT = 1e-6

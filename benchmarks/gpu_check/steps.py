@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .arguments import SUBJECTS
-from .step import EAGER, VARIANTS
+from ..arguments import SUBJECTS
+from ..step.command import EAGER, VARIANTS
 
 #: Subjects with targets; the others are timed after all checks.
 FIRST = ("loss", "heatmap")
@@ -50,7 +50,7 @@ class Step:
 def steps(output: Path, architecture: str, quick: bool) -> list[Step]:
     """Every step, in order. The extension is built for `architecture`."""
     python = sys.executable
-    probe = (python, "-m", "benchmarks.gpu_probes")
+    probe = (python, "-m", "benchmarks.gpu_check.probes")
     times = "200" if quick else "10000"
     small = ("--quick",) if quick else ()
     step = (python, "-m", "benchmarks.step", "--device", "cuda", "--rounds", "10", *small)
@@ -132,7 +132,8 @@ def _sanitizer(tool: str) -> Step:
         tool,
         f"compute-sanitizer's {tool} finds nothing in small calls of every kernel",
         ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "application-only",
-         "--report-api-errors", "no", "--launch-timeout", "120", sys.executable, "-m", "benchmarks.small_calls"),
+         "--report-api-errors", "no", "--launch-timeout", "120",
+         sys.executable, "-m", "benchmarks.gpu_check.small_calls"),
         _sanitized,
         60,
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that a read past a tensor leaves its allocation

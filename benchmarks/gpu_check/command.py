@@ -4,7 +4,7 @@
     python -m benchmarks.gpu_check --only launches    some of it
     python -m benchmarks.gpu_check --minutes 9        as far as it gets on a GPU that is free for ten
 
-Steps are ordered by information per second (`gpu_steps`) and run in separate processes. If time is short, each gets a
+Steps are ordered by information per second (`steps`) and run in separate processes. If time is short, each gets a
 share, and what it leaves over goes to the next; benchmarks stop by themselves and keep the cases they have finished.
 Writes gpu_check.md and gpu_check.json to --output, else $OUT, else benchmarks/results, and rewrites them after every
 step. Prints the figures and whether the targets are met (`targets`) last. Status 1 if a step failed or ran out of time.
@@ -31,12 +31,12 @@ import torch
 
 from pal_fast.files import write_text
 
-from . import machine, targets
-from .arguments import DIRECTORY
-from .gpu_steps import Step, steps
-from .lost_device import LOST, lost_peer
+from .. import machine, targets
+from ..arguments import DIRECTORY
+from ..lost_device import LOST, lost_peer
+from .steps import Step, steps
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 #: A step with less time is not started.
 LEAST_SECONDS = 10.0
 #: A benchmark's time besides its cases: to start, to end, and for a case that takes longer than those before.
@@ -236,7 +236,3 @@ def main(arguments: Sequence[str] | None = None, run: Runner = run_command) -> i
 
 def _ends(results: Sequence[Result]) -> list[str]:
     return [f"{result.name:14} {result.state:12} {result.seconds:4.0f} s  {result.summary[:120]}" for result in results]
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

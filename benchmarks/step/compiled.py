@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pal_fast.nn import prepare_head
 
-from .step_cases import Case, Naive, Prepared, UnavailableError
+from .cases import Case, Naive, Prepared, UnavailableError
 
 
 class CompiledNaive(Naive):

@@ -18,11 +18,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from .study_runs import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER, Condition, run
-from .study_set_up import claim
+from .runs import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER, Condition, run
+from .set_up import claim
 
-RESULTS: Final = Path(__file__).parent / "results" / "study.csv"
-DOCS: Final = Path(__file__).parent.parent / "docs"
+RESULTS: Final = Path(__file__).resolve().parents[1] / "results" / "study.csv"
+DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 
 #: Fixed before the first run. The set-up was chosen with the seeds 100 and 101; the demo uses 0 to 2.
 SEEDS: Final = (5, 6, 7, 8, 9)
@@ -124,10 +124,6 @@ def main(arguments: list[str] | None = None) -> None:
     args.docs = args.docs or (Path("study_quick") if args.quick else DOCS)
     if not args.report:
         fill(args.results, runs, args.processes)
-    from .study_report import write
+    from .report import write
 
     write(read(args.results), args.docs)
-
-
-if __name__ == "__main__":
-    main()

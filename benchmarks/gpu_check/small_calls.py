@@ -1,6 +1,6 @@
 """Every kind of kernel in the package on small, odd shapes, for compute-sanitizer, which slows kernels many times over.
 
-    compute-sanitizer --tool racecheck python -m benchmarks.small_calls --backend cuda
+    compute-sanitizer --tool racecheck python -m benchmarks.gpu_check.small_calls --backend cuda
 
 Inputs are made on the CPU, so that few kernels but the package's own are launched. Results are not checked here.
 """
@@ -98,7 +98,9 @@ def calls(backend: str) -> list[Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.small_calls", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check.small_calls", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--backend", default="cuda", choices=("cuda", "triton", "cpu"))
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no call after this time")
     options = parser.parse_args(arguments)

@@ -6,8 +6,8 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
-from .study_runs import Condition
-from .study_statistics import Rows, baseline, by_condition, gains, interval, p_value
+from .runs import Condition
+from .statistics import Rows, baseline, by_condition, gains, interval, p_value
 
 
 def describe(condition: Condition) -> str:
@@ -59,7 +59,7 @@ def table(rows: Rows) -> str:
 
 def write(rows: Rows, folder: Path) -> None:
     """Writes the table and the pictures of the existing runs."""
-    from .study_pictures import draw
+    from .pictures import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study_table.md").write_text(table(rows))

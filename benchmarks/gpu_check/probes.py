@@ -1,4 +1,4 @@
-"""Checks that need a GPU, one per process: `python -m benchmarks.gpu_probes launches|repeat|graph`.
+"""Checks that need a GPU, one per process: `python -m benchmarks.gpu_check.probes launches|repeat|graph`.
 
 Prints one JSON object per line: the claim and whether it holds. Status 1 if any does not. `gpu_check` runs them all.
 """
@@ -23,7 +23,7 @@ from pal_fast import dispatch
 from pal_fast.constants import CHANNELS
 from pal_fast.messages import first_line
 
-from .step_memory import NO_WORK
+from ..step.memory import NO_WORK
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def graph(device: torch.device) -> Iterator[Finding]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_probes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check.probes", description=__doc__)
     parser.add_argument("probe", choices=("launches", "repeat", "graph"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--times", type=int, default=10_000, help="of repeat")

@@ -11,8 +11,8 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .study_runs import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER, Condition
-from .study_statistics import Groups, baseline, gains, interval
+from .runs import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER, Condition
+from .statistics import Groups, baseline, gains, interval
 
 _COLOURS: Final = {
     "cross-entropy": "#6b7280",

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from scipy import stats
 
-from .study_runs import Condition
+from .runs import Condition
 
 Rows = Mapping[Condition, Mapping[str, float]]
 Groups = dict[Condition, dict[int, Mapping[str, float]]]

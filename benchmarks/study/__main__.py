@@ -1,0 +1,8 @@
+"""`python -m benchmarks.study`."""
+
+from __future__ import annotations
+
+from .command import main
+
+if __name__ == "__main__":
+    main()
