@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=count, metavar="N", help="use only N images, for a trial run")
     parser.add_argument("--batch", type=count, default=64, metavar="N", help="images at a time (default 64)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes (default 2)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: the training's)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default auto)")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision (default: as in training)")
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the figures to this .json file")
 
 
