@@ -123,7 +123,7 @@ int64_t most_shared_memory_of(Storage storage, bool channels_last) {
         if (static_cast<int64_t>(sweep.splits) * sweep.channels_per_split < count) {
           throw std::runtime_error("a plan that leaves channels out");
         }
-        if (sweep.lanes * sweep.channels_at_once > BLOCK_THREADS) {
+        if (sweep.lanes * sweep.tile_channels > BLOCK_THREADS) {
           throw std::runtime_error("a tile of more channels than there are teams");
         }
       }
