@@ -35,6 +35,8 @@ class Trial(NamedTuple):
     activation: Tensor
     gradient: Tensor | None
     loss: Tensor
+    #: What may be wrong with the second derivatives above the layer.
+    doubt: str
 
 
 #: How often `check` times a step, at least and, while it takes less than so many seconds, at most; the fastest counts,
@@ -155,7 +157,7 @@ def _examine(
     if record.changed_in_place:
         report.slow.append(in_place(record.name))
     try:
-        layout, activation, gradient, loss = trial(logits, record, labels, _prior(logits))
+        layout, activation, gradient, loss, doubt = trial(logits, record, labels, _prior(logits))
         report.shape, report.layout = tuple(activation.shape), layout
         moved = _gradients(loss.sum(), parameters)
     except (RuntimeError, ValueError) as error:
@@ -172,6 +174,8 @@ def _examine(
             f"the second derivative is not finite, first at parameter {broken[0]!r} ({len(broken)} in all): "
             + NORM_OF_ZERO
         )
+    if doubt:
+        report.problems.append(doubt)
     report.flat_share = _constant_share(activation, gradient, options)
     report.flat_of = "samples' channels" if options.channels == "each" else "samples"
     if gradient is not None and not bool((gradient != 0).any()):

@@ -69,6 +69,16 @@ def normalised_by_values(logits: Tensor) -> Normalised | None:
     return None
 
 
+def sums_alike(logits: Tensor) -> bool:
+    """Looks at the values: whether the logits of each sample add up to the same number, as those of one sample do."""
+    if logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
+        return False
+    values = logits.detach().double()
+    sums = values.sum(1)
+    tolerance = 1e-5 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool(((sums - sums[0]).abs() <= tolerance * values.abs().sum(1)).all())
+
+
 #: The node that a softmax, or its logarithm, leaves in the graph -> why its output is no target.
 _NORMALISED = {
     "SoftmaxBackward0": (
