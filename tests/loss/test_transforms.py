@@ -70,3 +70,28 @@ def test_the_loss_itself_inside_a_gradient_for_each_sample(first):
     for name, parameter in model.named_parameters():
         wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(each[name].mean(0), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inside_a_transform_the_reference_is_taken_unless_a_backend_is_named(dtype):
+    model = network().to(dtype)
+    images, _, landmarks = batch(dtype=dtype)
+    pal = pal_fast.PALLoss(model, "middle")
+    pal(model(images), landmarks).backward()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def gradients(pal):
+        return func.grad(lambda p: pal(func.functional_call(model, p, (images,)), landmarks))(parameters)
+
+    got = gradients(pal)
+    for name, parameter in model.named_parameters():
+        wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(got[name], wanted, rtol=1e-3, atol=1e-5)
+    with pytest.raises(RuntimeError, match=r"backend='cpu' cannot run inside a transform of torch\.func .*reference"):
+        gradients(pal_fast.PALLoss(model, "middle", backend="cpu"))
+
+
+def test_landmark_heatmap_of_each_sample():
+    landmarks = batch(dtype=torch.float32)[2]
+    each = func.vmap(lambda points: pal_fast.landmark_heatmap(points[None], 8, image_size=16)[0])(landmarks)
+    torch.testing.assert_close(each, pal_fast.landmark_heatmap(landmarks, 8, image_size=16))
