@@ -95,3 +95,32 @@ def test_landmark_heatmap_of_each_sample():
     landmarks = batch(dtype=torch.float32)[2]
     each = func.vmap(lambda points: pal_fast.landmark_heatmap(points[None], 8, image_size=16)[0])(landmarks)
     torch.testing.assert_close(each, pal_fast.landmark_heatmap(landmarks, 8, image_size=16))
+
+
+def test_parameters_that_a_first_forward_moved_are_tried_on_a_copy():
+    """As in MAML, whose outer logits depend on two runs of the layer."""
+    model = network()
+    images, labels, landmarks = batch()
+    outer = copy.deepcopy(model)
+    parameters = dict(model.named_parameters())
+
+    def moved():
+        inner = nn.functional.cross_entropy(func.functional_call(model, parameters, (images,)), labels)
+        steps = torch.autograd.grad(inner, list(parameters.values()), create_graph=True)
+        return {name: p - 0.1 * step for (name, p), step in zip(parameters.items(), steps, strict=True)}
+
+    pal = pal_fast.PALLoss(model, "middle")
+    with pytest.raises(RuntimeError, match="ran more than once on the way to these logits"):
+        pal(func.functional_call(model, moved(), (images,)), landmarks)
+    pal.remove()
+    pal_fast.PALLoss(outer, "middle")(func.functional_call(outer, moved(), (images,)), landmarks).backward()
+    got = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    held = []
+    handle = outer.middle.register_forward_hook(lambda m, a, out: held.append(out))
+    logits = func.functional_call(outer, moved(), (images,))
+    handle.remove()
+    (g,) = torch.autograd.grad(logits.sum(), held[0], create_graph=True)
+    pal_fast.pal_loss(held[0], g, landmarks=landmarks, image_size=16, backend="reference").backward()
+    for gradient, parameter in zip(got, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
