@@ -135,8 +135,10 @@ def landmarks(given: Any, batch: int | None = None) -> None:
         raise TypeError(f"landmarks must be a tensor of shape (B, K, 2), got {describe(given)}")
     if given.ndim != 3 or given.shape[2] != 2:
         raise ValueError(f"landmarks must have shape (B, K, 2), (x, y) in pixels, got {tuple(given.shape)}")
-    if not given.is_floating_point() and (given.is_complex() or given.dtype == torch.bool):
+    if given.is_complex() or given.dtype == torch.bool:
         raise TypeError(f"landmarks must hold real numbers, got {given.dtype}")
+    if given.is_floating_point() and given.dtype not in FLOATS:
+        raise TypeError(f"landmarks must be float16, bfloat16, float32, float64 or integers, got {given.dtype}")
     dense("landmarks", given)
     if batch is not None and given.shape[0] != batch:
         raise ValueError(f"landmarks hold {given.shape[0]} samples, but the batch has {batch}")
@@ -168,12 +170,18 @@ def sample_weight(given: Any, batch: int, device: torch.device) -> None:
         raise TypeError(f"sample_weight must hold real numbers, got {given.dtype}")
     dense("sample_weight", given)
     on_device("sample_weight", given, "the layer's output", device)
+    if given.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "sample_weight must not require a gradient, because it is given none: detach it, or, to learn it, weigh "
+            "the scores of reduction='none' yourself"
+        )
     _finite_values("sample_weight", given)
 
 
 def has_values(given: Tensor) -> bool:
-    """Whether Python can read its values: not while torch.compile traces, nor under `torch.func.vmap`."""
-    if torch.compiler.is_compiling():
+    """Whether Python can read its values: not while torch.compile traces, nor under `torch.func.vmap`, nor where there
+    are none (on the meta device, under FakeTensorMode)."""
+    if torch.compiler.is_compiling() or given.device.type == "meta" or type(given).__name__ == "FakeTensor":
         return False
     while torch._C._functorch.is_functorch_wrapped_tensor(given):
         if torch._C._functorch.is_batchedtensor(given):

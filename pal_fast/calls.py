@@ -61,6 +61,11 @@ def check_call(layer: Tensor, prior: Prior, options: LossOptions, backend: str |
             raise ValueError("visible and weights belong to landmarks; with heatmap= leave them out")
         _check_heatmap(heatmap, batch, device)
         moving = heatmap.requires_grad
+    if backend not in (None, "reference") and dispatch.in_transform():
+        raise RuntimeError(
+            f"backend={backend!r} cannot run inside a transform of torch.func (grad, vmap): leave backend out, or use "
+            'backend="reference"'
+        )
     if moving and call.backend != "reference" and torch.is_grad_enabled():
         if backend is not None:
             raise RuntimeError(
@@ -199,7 +204,7 @@ def _are_landmarks(landmarks: Any, batch: int, device: torch.device) -> bool:
     return (
         isinstance(landmarks, Tensor)
         and landmarks.ndim == 3
-        and landmarks.is_floating_point()
+        and landmarks.dtype in _checks.FLOATS
         and landmarks.shape[0] == batch
         and landmarks.shape[2] == 2
         and landmarks.device == device

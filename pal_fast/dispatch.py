@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.compiler import is_compiling
 
 from pal_fast import _checks, _extension, ops
 from pal_fast.constants import BACKENDS
@@ -58,17 +59,22 @@ def _constant(function: _Function) -> _Function:
 
 @_constant
 def choose(requested: str | None, device: torch.device) -> str:
-    """The backend for tensors on `device`: the requested one, or the fastest that can run there.
+    """The backend for tensors on `device`: the requested one, or the fastest that can run there, now.
 
     Raises: ValueError for an unknown name; RuntimeError naming the reason if the requested one cannot run.
     """
     if requested is None:
-        return _fastest(device)
+        return "reference" if in_transform() else _fastest(device)
     _checks.choice("backend", requested, BACKENDS)
     reason = why_not(requested, device)
     if reason:
         raise RuntimeError(f"backend={requested!r} cannot run on {device}: {reason}")
     return requested
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func runs, through which only the reference can be taken."""
+    return not is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def why_not(name: str, device: torch.device) -> str:

@@ -95,7 +95,7 @@ class Engine:
         compiling, seen = is_compiling(), _checks.has_values(logits)
         first = seen and not self._begun
         if first:
-            graph_checks.check(model, logits, taken, differentiates=self.differentiates, exact=self.exact)
+            graph_checks.check(model, logits, taken, self.target, differentiates=self.differentiates, exact=self.exact)
         in_group = not compiling and distributed.in_process_group()
         layers = []
         for record in taken:
@@ -243,7 +243,7 @@ class Engine:
                 model, logits, [record], labels, create_graph=False, in_group=distributed.in_process_group()
             )
             gradient = layout.view(gradient.detach())
-        return preflight.Trial(str(layout), layout.view(output), gradient, loss)
+        return preflight.Trial(str(layout), layout.view(output), gradient, loss, self.exact)
 
     def _difference(
         self,

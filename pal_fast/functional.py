@@ -119,7 +119,7 @@ def pal_loss(
         image_size: (IH, IW) or one int, needed with `landmarks`; refused beside a heatmap, as are `sigma`, `combine`,
             `normalize`, `visible` and `weights`.
         visible, weights: (B, K) bool and (B, K) or (K,), see `landmark_heatmap`.
-        sample_weight: (B,), finite; 0 leaves a sample out.
+        sample_weight: (B,), finite, without a gradient; 0 leaves a sample out.
         attribution: "grad_input" (the paper's Grad*Input), "grad" or "activation".
         absolute: abs(g) (the paper) or g.
         channels: "mean" (the map of all channels), "half" (of the first half), "all" (every element), "each"

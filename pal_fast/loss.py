@@ -141,8 +141,9 @@ class PALLoss(CopiedWithModel):
             labels: (B,) integers, for target="label" and callables. With "label", a sample whose label is not one of
                 the classes has weight 0, and none of its logits is attributed.
             visible: (B, K) bool, False drops a landmark.
-            sample_weight: (B,), finite: the weights of the samples' scores. 0 leaves a sample's score out, but its
-                logits are still attributed, which affects other samples through a BatchNorm above the layer.
+            sample_weight: (B,), finite, without a gradient: the weights of the samples' scores. 0 leaves a sample's
+                score out, but its logits are still attributed, which affects other samples through a BatchNorm above
+                the layer.
 
         Returns: 0-dim, or (B,) for reduction="none"; float32 (float64 for a float64 model).
 
@@ -169,9 +170,7 @@ class PALLoss(CopiedWithModel):
             weights = self._regions.weights_for(landmarks)
         for record in taken:
             if record.output is not None and record.output.shape[0] != logits.shape[0]:
-                raise ValueError(
-                    f"logits have {logits.shape[0]} samples, but layer {record.name!r} ran on {record.output.shape[0]}"
-                )
+                raise ValueError(_other_batch(logits.shape[0], record.output.shape[0], record.name))
         prior = Prior(heatmap, landmarks, visible, weights, sample_weight, image_size)
         try:
             loss = self._engine.loss(self.model, logits, taken, labels, prior, self._input_size)
@@ -259,3 +258,13 @@ class PALLoss(CopiedWithModel):
             f"layers={list(self.layers)}, attribution={a.attribution!r}, absolute={a.absolute}, "
             f"channels={a.channels!r}, score={options.score!r}, weight={self.weight}"
         )
+
+
+def _other_batch(samples: int, ran_on: int, layer: str) -> str:
+    way_out = ""
+    if samples and ran_on % samples == 0:
+        way_out = (
+            f": where each sample is {ran_on // samples} frames or crops, pass logits.repeat_interleave("
+            f"{ran_on // samples}, 0), in the order of the layer's batch, and the prior of each of them"
+        )
+    return f"logits hold {samples} samples, but layer {layer!r} ran on {ran_on}{way_out}"

@@ -16,7 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from pal_fast import reference
 from pal_fast.attribution import graph
-from pal_fast.attribution.graph_checks import NORM_OF_ZERO, in_place, unreached
+from pal_fast.attribution.graph_checks import NORM_OF_ZERO, doubt, in_place, unreached
 from pal_fast.attribution.latest_run import take
 from pal_fast.attribution.targets import Target, check_logits, labels_to_try
 from pal_fast.capture import buffers
@@ -35,6 +35,8 @@ class Trial(NamedTuple):
     activation: Tensor
     gradient: Tensor | None
     loss: Tensor
+    #: Whether its gradient goes through second derivatives above the layer.
+    exact: bool
 
 
 #: How often `check` times a step: at least, and at most within so many seconds. The fastest counts; the first is a
@@ -155,7 +157,7 @@ def _examine(
     if record.changed_in_place:
         report.slow.append(in_place(record.name))
     try:
-        layout, activation, gradient, loss = trial(logits, record, labels, _prior(logits))
+        layout, activation, gradient, loss, exact = trial(logits, record, labels, _prior(logits))
         report.shape, report.layout = tuple(activation.shape), layout
         moved = _gradients(loss.sum(), parameters)
     except (RuntimeError, ValueError) as error:
@@ -172,6 +174,9 @@ def _examine(
             f"the second derivative is not finite, first at parameter {broken[0]!r} ({len(broken)} in all): "
             + NORM_OF_ZERO
         )
+    doubtful = doubt(model, logits, record.output) if exact else ""
+    if doubtful:
+        report.problems.append(doubtful)
     report.flat_share = _constant_share(activation, gradient, options)
     report.flat_of = "samples' channels" if options.channels == "each" else "samples"
     if gradient is not None and not bool((gradient != 0).any()):

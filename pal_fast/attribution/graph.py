@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -89,9 +89,9 @@ def holds(root: Any, part: str) -> bool:
     return any(part in node.name() for node in nodes_from(root))
 
 
-def nodes_from(root: Any) -> Iterator[Any]:
-    """The node `root` and all nodes below it."""
-    seen, pending = {root}, [root]
+def nodes_from(root: Any, ends: Iterable[Any] = ()) -> Iterator[Any]:
+    """The node `root` and all nodes below it, except the nodes `ends` and what can only be reached through them."""
+    seen, pending = {root, *ends}, [root]
     while pending:
         node = pending.pop()
         yield node

@@ -4,13 +4,14 @@ what behaves differently than it appears."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from pal_fast.attribution import distributed, graph
-from pal_fast.attribution.targets import attributed_gradients, normalised_by_values
+from pal_fast.attribution import custom_functions, distributed, graph
+from pal_fast.attribution.targets import Target, attributed_gradients, normalised_by_values, sums_alike
 from pal_fast.capture.captured import Captured
 from pal_fast.capture.layer_names import plain_name
 from pal_fast.warn import warn
@@ -18,13 +19,20 @@ from pal_fast.warn import warn
 #: The gradient of the rows' sums counts as zero below this share of one class's gradient: in bfloat16 rounding leaves a
 #: few 2^-8 of it.
 VANISHES = 0.05
+_CONSTANT_SUM = (
+    "the logits of each sample add up to the same number, so that the gradient of their sum is zero but for rounding, "
+    "and nothing is attributed: take target='label' or 'predicted', or pass the scores before what makes their sum "
+    "constant (a softmax times a number, a mean that is taken off)"
+)
 NORM_OF_ZERO = (
     "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
     "does that), and choose a later layer"
 )
 
 
-def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differentiates: bool, exact: bool) -> None:
+def check(
+    model: nn.Module, logits: Tensor, taken: Sequence[Captured], target: Target, *, differentiates: bool, exact: bool
+) -> None:
     """Refuses what cannot work and warns of what behaves differently than it appears. Walks the graph once, and reads
     the vector norms in it and the logits.
 
@@ -32,8 +40,8 @@ def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differ
         differentiates: whether the logits are differentiated with respect to the layers.
         exact: whether that gradient is differentiated again.
 
-    Raises: ValueError for probabilities; TypeError for DataParallel and FSDP1; RuntimeError for parts above the
-        layer without a second derivative, naming the remedy.
+    Raises: ValueError for probabilities and for logits whose sum is constant; TypeError for DataParallel and FSDP1;
+        RuntimeError for parts above the layer without a second derivative, naming the remedy.
     """
     distributed.refuse_unsound(model)
     for record in taken:
@@ -43,8 +51,10 @@ def check(model: nn.Module, logits: Tensor, taken: Sequence[Captured], *, differ
         return
     for record in taken:
         assert record.output is not None
-        refuse_unsound_way(logits, record.name, record.output, exact=exact)
+        refuse_unsound_way(model, logits, record.name, record.output, exact=exact)
     refuse_probabilities(model, logits, taken)
+    if target == "sum":
+        refuse_constant_sum(model, logits, taken)
 
 
 def refuse_probabilities(model: nn.Module, logits: Tensor, taken: Sequence[Captured]) -> None:
@@ -58,8 +68,26 @@ def refuse_probabilities(model: nn.Module, logits: Tensor, taken: Sequence[Captu
     if suspect is None:
         return
     outputs = [record.output for record in taken if record.output is not None]
-    first_class = torch.zeros_like(suspect.weights)
-    first_class[:, 0] = suspect.weights[:, 0]
+    if _vanishes(model, logits, outputs, suspect.weights, VANISHES):
+        raise ValueError(suspect.message)
+
+
+def refuse_constant_sum(model: nn.Module, logits: Tensor, taken: Sequence[Captured]) -> None:
+    """Raises ValueError where every sample's logits have one sum, whose gradient vanishes as that of one class does
+    not: rounding is all that is left, and the loss does not depend on its scale."""
+    if not sums_alike(logits):
+        return
+    outputs = [record.output for record in taken if record.output is not None]
+    share = 1e-4 if logits.dtype in (torch.float32, torch.float64) else VANISHES
+    if _vanishes(model, logits, outputs, torch.ones_like(logits), share):
+        raise ValueError(_CONSTANT_SUM)
+
+
+def _vanishes(model: nn.Module, logits: Tensor, outputs: Sequence[Tensor], weights: Tensor, share: float) -> bool:
+    """Whether the gradient of the weighted sum of logits is below a share of that of the first class, in any layer's
+    largest element."""
+    first_class = torch.zeros_like(weights)
+    first_class[:, 0] = weights[:, 0]
     start = distributed.before_sink(logits) if distributed.in_process_group() else None
 
     def largest(weights: Tensor) -> float:
@@ -71,16 +99,13 @@ def refuse_probabilities(model: nn.Module, logits: Tensor, taken: Sequence[Captu
 
     with distributed.parameters_kept(model):
         of_one = largest(first_class)
-        if of_one > 0 and largest(suspect.weights) < VANISHES * of_one:
-            raise ValueError(suspect.message)
+        return of_one > 0 and largest(weights) < share * of_one
 
 
-def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
+def refuse_unsound_way(model: nn.Module, logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
     """Raises RuntimeError if the path from the logits to the layer is unsound, or, if `exact`, if a node on it has no
     second derivative."""
-    start = distributed.before_sink(logits) if distributed.in_process_group() else logits
-    root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node
-    nodes = graph.nodes_between(root, [output])
+    nodes = _way(logits, output)
     if distributed.in_process_group():
         distributed.refuse_sink_between(nodes)
     if not exact:
@@ -88,10 +113,27 @@ def refuse_unsound_way(logits: Tensor, name: str, output: Tensor, *, exact: bool
     reason = graph.refusal(nodes)
     if not reason and not nodes and get_gradient_edge(output).node.name().startswith("CompiledFunction"):
         reason = graph.refusal([get_gradient_edge(output).node])
+    doubtful = ""
+    if not reason:
+        reason, doubtful = custom_functions.examine(model, logits, output, nodes)
     if reason:
         raise RuntimeError(f"layer {name!r} cannot be attributed: {reason}")
+    if doubtful:
+        warn(f"layer {name!r}: {doubtful}")
     if graph.takes_norm_of_zero(nodes):
         warn(f"layer {name!r}: the second derivative will not be finite: {NORM_OF_ZERO}")
+
+
+def doubt(model: nn.Module, logits: Tensor, output: Tensor) -> str:
+    """What may be wrong with the second derivatives between the layer's output and the logits; "" if nothing is."""
+    return custom_functions.examine(model, logits, output, _way(logits, output))[1]
+
+
+def _way(logits: Tensor, output: Tensor) -> list[Any]:
+    """The autograd nodes between the layer's output and where the logits are differentiated."""
+    start = distributed.before_sink(logits) if distributed.in_process_group() else logits
+    root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node
+    return graph.nodes_between(root, [output])
 
 
 def without_path(logits: Tensor, name: str, output: Tensor) -> str:

@@ -209,6 +209,8 @@ def _prelu(side: _Side, input: Tensor, weight: Tensor) -> Tensor:
 
 
 def _abs(side: _Side, input: Tensor) -> Tensor:
+    if input.is_complex():  # has no side of zero
+        return input.abs()
     return input * side(lambda: input.sign())
 
 

@@ -70,6 +70,16 @@ def normalised_by_values(logits: Tensor) -> Normalised | None:
     return None
 
 
+def sums_alike(logits: Tensor) -> bool:
+    """Reads the values: whether the logits of every sample add up to the same number (always so for one sample)."""
+    if logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
+        return False
+    values = logits.detach().cpu().double()
+    sums = values.sum(1)
+    tolerance = 1e-5 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool(((sums - sums[0]).abs() <= tolerance * values.abs().sum(1)).all())
+
+
 #: The autograd node of a softmax or log-softmax -> why its output is not a valid target.
 _NORMALISED = {
     "SoftmaxBackward0": (

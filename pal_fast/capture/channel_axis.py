@@ -58,6 +58,12 @@ class ChannelSigns:
             return fits_last
         return True if axes | {axis for axis, _ in self._around} == {"last"} else None
 
+    def are_second_of_three(self, second: int) -> bool:
+        """Whether a 3-dimensional output is (B, C, L), of a layer of nothing but convolutions, their normalisations and
+        pools whose last dimension has not been turned second."""
+        counts = {sign.out for sign in self.inside}
+        return {sign.axis for sign in self.inside} == {"second"} and (second in counts or counts == {0})
+
     @property
     def _around(self) -> list[tuple[str, int]]:
         before = [] if self.before is None else [(self.before.axis, self.before.out)]

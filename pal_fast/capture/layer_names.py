@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from pal_fast.messages import describe, near_layer
@@ -52,8 +53,8 @@ def within_compiled(model: nn.Module, *, differentiates: bool) -> nn.Module:
 def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
     """The modules that `layers` names: a dotted name, a module of the model, or a sequence of these.
 
-    Raises: TypeError for anything else; ValueError, with the nearest names, for a name or module that is not in the
-        model.
+    Raises: TypeError for anything else, and for a ScriptModule; ValueError, with the nearest names, for a name or
+        module that is not in the model.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
@@ -78,4 +79,10 @@ def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
             found[layer] = module
         else:
             raise TypeError(f"layer must be a module, its dotted name or a list of these, got {describe(layer)}")
+    for name, module in found.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"layer {name!r} is scripted, and a ScriptModule takes no hooks: name a layer that is not, or take the "
+                "model as it was before torch.jit.script; what lies above and below the layer may be scripted"
+            )
     return found

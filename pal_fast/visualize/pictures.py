@@ -14,6 +14,8 @@ def picture(image: Tensor | np.ndarray) -> np.ndarray:
 
     Raises: ValueError for another shape, or floats that are not finite or outside [0, 1].
     """
+    if isinstance(image, Tensor) and image.dtype == torch.bfloat16:
+        image = image.float()  # NumPy has no such type
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     given = array.shape
     if isinstance(image, Tensor) and array.ndim == 3:

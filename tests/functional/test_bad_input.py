@@ -75,6 +75,16 @@ LOSS = {
         "backend='cpu' has no gradient for the prior",
         dict(heatmap=torch.rand(2, 9, 9, requires_grad=True), backend="cpu"),
     ),
+    "sample weights to learn": (
+        ValueError,
+        "sample_weight must not require a gradient",
+        dict(sample_weight=torch.ones(2, requires_grad=True)),
+    ),
+    "landmarks of eight bits": (
+        TypeError,
+        "landmarks must be float16, bfloat16, float32, float64 or integers, got torch.float8_e4m3fn",
+        dict(heatmap=None, landmarks=POINTS.to(torch.float8_e4m3fn), image_size=9),
+    ),
     "sample weights beside a heatmap to resize": (
         ValueError,
         "sample_weight must be finite",

@@ -322,3 +322,34 @@ def test_an_input_that_is_no_image_needs_an_image_size():
         pal(model(x), torch.rand(2, 5, 2))
     with pal_fast.PALLoss(model, "1", image_size=4) as sized:
         sized(model(x), torch.rand(2, 5, 2) * 4).backward()
+
+
+def test_a_scripted_layer_is_refused_and_scripted_parts_around_it_are_not(model):
+    model.stem, model.top = torch.jit.script(model.stem), torch.jit.script(model.top)
+    pal, logits, landmarks = logits_and(model)
+    assert pal(logits, landmarks).isfinite()
+    pal.remove()
+    model.middle = torch.jit.script(model.middle)
+    with pytest.raises(TypeError, match=r"layer 'middle' is scripted, .*not, or take the model as it was before"):
+        pal_fast.PALLoss(model, "middle")
+
+
+def test_logits_of_clips_whose_frames_are_the_layers_batch_are_told_the_way_out(model):
+    images, _, landmarks = batch(6, dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+    clips = model(images).view(2, 3, 5).mean(1)
+    with pytest.raises(ValueError, match=r"logits hold 2 samples, .* ran on 6: .*logits\.repeat_interleave\(3, 0\)"):
+        pal(clips, landmarks)
+    wanted = pal(model(images), landmarks)  # S of the clips is a third of it, which the loss does not depend on
+    clips = model(images).view(2, 3, 5).mean(1)
+    torch.testing.assert_close(pal(clips.repeat_interleave(3, 0), landmarks), wanted)
+    with pytest.raises(ValueError, match=r"logits hold 4 samples, but layer 'middle' ran on 6$"):
+        pal(model(images)[:4], landmarks)
+
+
+def test_a_weight_that_is_to_learn_is_refused(model):
+    pal, logits, landmarks = logits_and(model)
+    weight = torch.ones(4, requires_grad=True)
+    with pytest.raises(ValueError, match=r"sample_weight must not require a gradient, .*detach it, .*reduction='none'"):
+        pal(logits, landmarks, sample_weight=weight)
+    assert pal(model(batch(dtype=torch.float32)[0]), landmarks, sample_weight=weight.detach()).isfinite()

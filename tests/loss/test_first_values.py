@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.networks import SmallNet, batch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pal_fast
 
@@ -160,3 +161,19 @@ def test_the_other_warnings_point_at_the_same_line(model):
     assert "zero everywhere" in text
     (text,) = told(SmallNet(act=lambda: nn.ReLU(inplace=True)), landmarks, "middle.1")
     assert "overwritten in place" in text
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_where_there_are_no_values_none_are_looked_at(kind):
+    """As for an estimate of the memory that a step takes."""
+    mode = FakeTensorMode() if kind == "fake" else torch.device("meta")
+    with mode:
+        model = SmallNet()
+        pal = pal_fast.PALLoss(model, "middle", target="label")
+        for weight in (None, torch.ones(4)):
+            logits = model(torch.zeros(4, 3, 16, 16))
+            labels, landmarks = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 5, 2)
+            loss = pal(logits, landmarks, labels=labels, sample_weight=weight)
+            loss.backward()
+    assert loss.shape == ()
+    assert model.stem[0].weight.grad.shape == model.stem[0].weight.shape

@@ -70,3 +70,57 @@ def test_the_loss_itself_inside_a_gradient_for_each_sample(first):
     for name, parameter in model.named_parameters():
         wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(each[name].mean(0), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inside_a_transform_the_reference_is_taken_unless_a_backend_is_named(dtype):
+    model = network().to(dtype)
+    images, _, landmarks = batch(dtype=dtype)
+    pal = pal_fast.PALLoss(model, "middle")
+    pal(model(images), landmarks).backward()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def gradients(pal):
+        return func.grad(lambda p: pal(func.functional_call(model, p, (images,)), landmarks))(parameters)
+
+    got = gradients(pal)
+    for name, parameter in model.named_parameters():
+        wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(got[name], wanted, rtol=1e-3, atol=1e-5)
+    with pytest.raises(RuntimeError, match=r"backend='cpu' cannot run inside a transform of torch\.func .*reference"):
+        gradients(pal_fast.PALLoss(model, "middle", backend="cpu"))
+
+
+def test_landmark_heatmap_of_each_sample():
+    landmarks = batch(dtype=torch.float32)[2]
+    each = func.vmap(lambda points: pal_fast.landmark_heatmap(points[None], 8, image_size=16)[0])(landmarks)
+    torch.testing.assert_close(each, pal_fast.landmark_heatmap(landmarks, 8, image_size=16))
+
+
+def test_parameters_that_a_first_forward_moved_are_tried_on_a_copy():
+    """As in MAML, whose outer logits depend on two runs of the layer."""
+    model = network()
+    images, labels, landmarks = batch()
+    outer = copy.deepcopy(model)
+    parameters = dict(model.named_parameters())
+
+    def moved():
+        inner = nn.functional.cross_entropy(func.functional_call(model, parameters, (images,)), labels)
+        steps = torch.autograd.grad(inner, list(parameters.values()), create_graph=True)
+        return {name: p - 0.1 * step for (name, p), step in zip(parameters.items(), steps, strict=True)}
+
+    pal = pal_fast.PALLoss(model, "middle")
+    with pytest.raises(RuntimeError, match="ran more than once on the way to these logits"):
+        pal(func.functional_call(model, moved(), (images,)), landmarks)
+    pal.remove()
+    pal_fast.PALLoss(outer, "middle")(func.functional_call(outer, moved(), (images,)), landmarks).backward()
+    got = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    held = []
+    handle = outer.middle.register_forward_hook(lambda m, a, out: held.append(out))
+    logits = func.functional_call(outer, moved(), (images,))
+    handle.remove()
+    (g,) = torch.autograd.grad(logits.sum(), held[0], create_graph=True)
+    pal_fast.pal_loss(held[0], g, landmarks=landmarks, image_size=16, backend="reference").backward()
+    for gradient, parameter in zip(got, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)

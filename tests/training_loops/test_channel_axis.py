@@ -277,3 +277,38 @@ def test_the_signs_of_a_layer_are_looked_for_once(monkeypatch):
     for size in (16, 24, 16):
         pal(model(torch.randn(2, 3, size, size)), torch.rand(2, 5, 2) * size)
     assert len(looked) == 2
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(4, 16, 3), nn.Sequential(nn.Conv1d(4, 16, 3), nn.BatchNorm1d(16), nn.ReLU()), nn.AvgPool1d(1)],
+    ids=["a convolution", "a block of them", "a pool"],
+)
+def test_what_1d_convolutions_return_is_no_tokens(layer):
+    """(B, 16, L), whose 16 channels would pass for a grid of 4 x 4."""
+    model = nn.Sequential(nn.Conv1d(3, 16 if isinstance(layer, nn.AvgPool1d) else 4, 3), layer)
+    model.extend([nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 5)])
+    pal = pal_fast.PALLoss(model, "1", image_size=16)
+    with pytest.raises(ValueError, match=r"has its channels second, and so is no \(B, N, C\) of tokens"):
+        pal(model(torch.randn(2, 3, 24)), torch.rand(2, 5, 2) * 16)
+
+
+def test_what_3d_convolutions_return_is_no_map():
+    model = nn.Sequential(nn.Conv3d(3, 6, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 5))
+    pal = pal_fast.PALLoss(model, "0", image_size=16)
+    with pytest.raises(ValueError, match=r"layer '0' must have shape \(B, C, H, W\), .* got \(2, 6, 2, 14, 14\)"):
+        pal(model(torch.randn(2, 3, 4, 16, 16)), torch.rand(2, 5, 2) * 16)
+
+
+def test_patches_that_are_turned_last_stay_tokens():
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(3, 24, 4, stride=4), nn.BatchNorm2d(24)
+
+        def forward(self, images):
+            return self.norm(self.convolution(images)).flatten(2).transpose(1, 2)
+
+    model = nn.Sequential(Patches(), nn.GELU(), nn.Linear(24, 7), nn.GELU(), nn.Flatten(), nn.Linear(7 * 16, 5))
+    pal = pal_fast.PALLoss(model, "0")
+    assert pal.check(torch.randn(2, 3, 16, 16)).layers[0].layout == "tokens, 0 + 4 x 4"

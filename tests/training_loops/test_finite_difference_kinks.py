@@ -103,6 +103,7 @@ def test_a_resnet_like_head_with_relu_and_batch_norm_equals_the_double_backward(
         (lambda: Calling(lambda x: x + x.round()), "RoundBackward"),
         (nn.SELU, "EluBackward"),
         (lambda: nn.Threshold(0.1, 0.0), "ThresholdBackward"),
+        (lambda: Calling(lambda x: torch.complex(x, 2 * x).abs()), "AbsBackward"),
         (Scripted, "ReluBackward"),
     ],
 )

@@ -18,6 +18,7 @@ def test_a_picture_is_the_same_from_a_tensor_an_array_and_bytes(generator: torch
     assert as_floats.shape == (5, 7, 3)
     np.testing.assert_allclose(picture(levels), as_floats, atol=1e-6)
     np.testing.assert_allclose(picture(levels.permute(1, 2, 0).numpy()), as_floats, atol=1e-6)
+    np.testing.assert_allclose(picture((levels / 255).bfloat16()), as_floats, atol=2**-8)
 
 
 def test_a_grey_picture_gets_three_channels(generator: torch.Generator) -> None:
