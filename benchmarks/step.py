@@ -6,9 +6,10 @@
 
 A time is shown only where the gradients are right, judged by the formula in eager PyTorch (`Naive`) in two ways. In
 float64, on two images, they agree to 1e-6: the step computes the right thing. In the type that is timed they are no
-further from the judge than twice what PyTorch itself moves by when the memory format changes: a deep random network
-amplifies rounding (ReLU masks flip), so that right gradients differ by 1e-2 between kernels, and a fixed bound would
-either refuse right steps or pass wrong ones. Both errors, and that bound, are in the CSV.
+further from the judge than twice what PyTorch itself moves by when the memory format, and the attention kernel below
+the layer, change: a deep random network amplifies rounding (ReLU masks flip), so that right gradients differ by 1e-2
+between kernels, and a fixed bound would either refuse right steps or pass wrong ones. Both errors, and that bound, are
+in the CSV.
 
 Steps of a case take turns, so that a change of clock or load meets all of them; the ratio is the median of the rounds'
 ratios.
