@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pal_fast import PALLoss
@@ -138,6 +140,11 @@ class Plain(Step):
         return self.model(self.batch.images), None
 
 
+def twice_differentiable() -> AbstractContextManager[object]:
+    """Attention by the MATH kernel: PyTorch's others have no second derivative."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 class Naive(Step):
     """The paper's formula as a user would write it, in eager PyTorch."""
 
@@ -153,6 +160,10 @@ class Naive(Step):
         self.output = output
 
     def losses(self) -> tuple[Tensor, Tensor | None]:
+        with twice_differentiable():
+            return self.formula()
+
+    def formula(self) -> tuple[Tensor, Tensor | None]:
         logits = self.model(self.batch.images)
         f, self.output = self.output, None
         assert f is not None
@@ -167,13 +178,23 @@ class Signed(Naive):
 
 
 class Relaid(Naive):
-    """`Naive` in channels_last: the same mathematics through PyTorch's other kernels."""
+    """`Naive` in channels_last, with PyTorch's choice of attention below the layer: the same mathematics through other
+    kernels."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         super().__init__(case, device)
         self.model.to(memory_format=torch.channels_last)
         images = self.batch.images.to(memory_format=torch.channels_last)
         self.batch = Batch(images, self.batch.labels, self.batch.landmarks)
+        self.above = ExitStack()
+
+    def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
+        super()._keep(module, args, output)
+        self.above.enter_context(twice_differentiable())
+
+    def losses(self) -> tuple[Tensor, Tensor | None]:
+        with self.above:
+            return self.formula()
 
 
 class Captum(Step):
@@ -191,8 +212,9 @@ class Captum(Step):
         self.attribution = LayerGradientXActivation(lambda images: self.model(images).sum(1), layer)
 
     def losses(self) -> tuple[Tensor, Tensor | None]:
-        logits = self.model(self.batch.images)
-        a = self.attribution.attribute(self.batch.images, grad_kwargs={"create_graph": True})
+        with twice_differentiable():
+            logits = self.model(self.batch.images)
+            a = self.attribution.attribute(self.batch.images, grad_kwargs={"create_graph": True})
         return logits, naive_loss(a, self.batch.landmarks, self.case.image)
 
 

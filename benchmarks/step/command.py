@@ -6,9 +6,9 @@
 
 A time is shown only if the gradients are right, judged by the formula in eager PyTorch (`Naive`) in two ways. In
 float64, on two images, they agree to 1e-6: the step computes the right thing. In the timed dtype, their error is at
-most twice the change in PyTorch's own gradients when the memory format changes: a deep random network amplifies
-rounding (ReLU masks flip), so right gradients differ by 1e-2 between kernels, and a fixed bound would either reject
-right steps or accept wrong ones. Both errors and that bound are in the CSV.
+most twice the change in PyTorch's own gradients when the memory format, and the attention kernel below the layer,
+change: a deep random network amplifies rounding (ReLU masks flip), so right gradients differ by 1e-2 between kernels,
+and a fixed bound would either reject right steps or accept wrong ones. Both errors and that bound are in the CSV.
 
 The steps of a case take turns, so that a change of clock or load affects all of them; the ratio is the median of
 the rounds' ratios.

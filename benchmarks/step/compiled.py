@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pal_fast.nn import prepare_head
 
-from .cases import Case, Naive, Prepared, UnavailableError
+from .cases import Case, Naive, Prepared, UnavailableError, twice_differentiable
 
 
 class CompiledNaive(Naive):
@@ -23,10 +23,10 @@ class CompiledNaive(Naive):
         super().__init__(case, device)
         if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
             raise UnavailableError(f"PyTorch {torch.__version__} cannot compile a gradient taken inside the step")
-        self.compiled = torch.compile(super().losses, fullgraph=True)
+        self.compiled = torch.compile(self.formula, fullgraph=True)
 
     def losses(self) -> tuple[Tensor, Tensor | None]:
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
+        with torch._dynamo.config.patch(trace_autograd_ops=True), twice_differentiable():
             return self.compiled()
 
 

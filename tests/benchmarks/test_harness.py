@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import math
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import torch
 from support.squares import CPU, Square, options_of, peer, subject, values
 
-from benchmarks import growth, growth_fit, harness, heatmap, loss, machine, results_csv
+from benchmarks import attribution, growth, growth_fit, harness, heatmap, loss, machine, results_csv
 from benchmarks.command import run_subject
 from benchmarks.harness import Call, Peer, Prepared, Subject
 
@@ -142,6 +143,18 @@ def test_no_rate_is_rounded_to_zero() -> None:
 
 def without_compiler(subject: Subject) -> Subject:
     return replace(subject, peers=[p for p in subject.peers if not p.name.startswith("compiled")])
+
+
+def test_attributions_are_compared_in_float32_whatever_convolutions_do_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With factors of 10 bits, PyTorch's default on a GPU, every peer would be 7e-2 from the judge."""
+    seen: list[bool] = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(attribution, "run_subject", lambda *_: seen.append(torch.backends.cudnn.allow_tf32) or 0)
+    assert attribution.run(argparse.Namespace()) == 0
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("name", ["loss", "heatmap", "attribution", "growth"])

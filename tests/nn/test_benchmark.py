@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.networks import Tokens
 
 pytest.importorskip("torchvision", reason="the benchmark's networks are torchvision's")
 
@@ -75,6 +76,18 @@ def test_a_step_with_wrong_gradients_gets_no_time(monkeypatch: pytest.MonkeyPatc
     (row,) = step.measure_case(CASE, CPU, ["naive"], rounds=1)
     assert row.milliseconds is None
     assert row.note.startswith("wrong")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_network_with_attention_gets_a_time_in_every_way(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """The formula by hand, which judges all others, needs attention that can be differentiated twice."""
+    monkeypatch.setattr(step_cases, "_network", lambda case: Tokens())
+    monkeypatch.setattr(step_cases, "CLASSES", 5)
+    case = step_cases.Case("tokens", "blocks.1", 16, 4, dtype)
+    rows = step.measure_case(case, CPU, step.EAGER, rounds=1)
+    notes = {row.variant: row.note for row in rows}
+    assert not {name for name, note in notes.items() if note.startswith("failed")}, notes
+    assert {row.variant for row in rows if row.milliseconds} >= {"plain", "naive", "PALLoss", "prepare_head"}, notes
 
 
 def test_a_step_that_fails_stops_no_other_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
