@@ -1,8 +1,7 @@
-// The extension's two faces: the Python module `pal_fast._C` (limited API; importing it registers the
-// operators) and the schemas of the loss's and the heatmap's operators in `torch.ops.pal_fast` (batch normalisation's
-// are in batch_norm.cpp). The kernels are registered in cpu/ and cuda/; fakes and autograd in pal_fast/ops.py and
-// pal_fast/nn/batch_norm_operators.py.
-#include <Python.h>
+// What loading the extension registers: the schemas of the loss's and the heatmap's operators in `torch.ops.pal_fast`
+// (batch normalisation's are in batch_norm.cpp). The kernels are registered in cpu/ and cuda/; fakes and autograd in
+// pal_fast/ops.py and pal_fast/nn/batch_norm_operators.py. It is a library of PyTorch's, and no module of Python's:
+// the build needs no headers of Python, and one library serves every Python.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -42,8 +41,3 @@ STABLE_TORCH_LIBRARY(pal_fast, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pal_fast, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }
-
-static PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT, "_C", "The compiled operators of pal_fast.", 0, nullptr, nullptr, nullptr, nullptr, nullptr};
-
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module_definition); }

@@ -51,10 +51,11 @@ def test_it_links_no_torch_library_but_torch_cpu(extension):
 
 
 def test_it_takes_only_the_stable_abi_from_torch(extension):
-    """Everything undefined is C: the stable shims, the C and C++ runtimes, Python's limited API."""
+    """Everything undefined is C: the stable shims, the C and C++ runtimes. Nothing is Python's."""
     undefined = re.findall(r" U (\S+)", output_of("nm", "-D", str(extension)))
     foreign = [name for name in undefined if re.search(r"_ZN(K?)(2at|3c10|5torch)", name)]
     assert not foreign, foreign
+    assert not [name for name in undefined if name.startswith(("Py", "_Py"))]
     assert any(name.startswith(("aoti_torch_", "torch_")) for name in undefined)
 
 

@@ -40,7 +40,6 @@ def test_the_extension_is_built_for_the_oldest_pytorch_and_python_that_are_requi
 
     python = read()["project"]["requires-python"].removeprefix(">=")
     major, minor = map(int, python.split("."))
-    assert re.search(r'^PYTHON_LIMITED_API = "(\w+)"', setup, re.MULTILINE)[1] == f"0x{major:02x}{minor:02x}0000"
     assert f'return "cp{major}{minor}", "abi3"' in setup
     tools = read()["tool"]
     assert tools["ruff"]["target-version"] == f"py{major}{minor}"
