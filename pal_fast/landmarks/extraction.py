@@ -7,9 +7,9 @@ flight and nothing else. When all images are done the parts become the output, a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -165,14 +165,18 @@ def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[li
 
 @contextlib.contextmanager
 def _alone(parts: Path) -> Iterator[None]:
-    """Holds the folder of parts for this process; the lock ends with the process, however it ends."""
+    """Holds the folder of parts for this process; the lock ends with the process, however it ends. Windows has none."""
     parts.mkdir(exist_ok=True)
     lock = parts / "lock"
     with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another process is extracting into {parts}; --shard i/n divides the work") from None
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"another process is extracting into {parts}; --shard i/n divides the work"
+                raise RuntimeError(message) from None
         try:
             yield
         finally:
