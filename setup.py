@@ -3,7 +3,9 @@
 Environment variables (README, "Install"):
     PAL_FAST_CUDA       auto (default: CUDA kernels if nvcc is found), 1 (fails without nvcc), 0 (CPU only),
                         pypi (installs nvcc from PyPI for this build)
-    PAL_FAST_ARCHS      semicolon-separated architectures, default "75;80;86;89;90;100;120", plus PTX of the last
+    PAL_FAST_ARCHS      semicolon-separated architectures, default those of "75;80;86;89;90;100;120" that nvcc knows,
+                        plus PTX of the last
+    PAL_FAST_EXTENSION  1 (default), 0 (only the Python part, without a compiler; always so on Windows)
     PAL_FAST_CUDART     a library to link in place of CUDA's static runtime (tests/virtual_gpu)
     PAL_FAST_SANITIZE   e.g. "address,undefined": a debug build of the CPU part
     PAL_FAST_OBJECTS    where object files are cached between builds, default the build directory; each is recompiled
@@ -16,9 +18,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,20 +36,19 @@ if not ONLY_EXTENSION:
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
+sys.path.insert(0, str(CSRC))
+import toolchain  # noqa: E402
+
 TORCH_STABLE_VERSION = "0x020a000000000000"  # 2.10, the oldest PyTorch that the wheel supports
 PYTHON_LIMITED_API = "0x030a0000"  # 3.10
 CUDA_MODE = os.environ.get("PAL_FAST_CUDA", "auto").lower()
-ARCHITECTURES = os.environ.get("PAL_FAST_ARCHS", "75;80;86;89;90;100;120").split(";")
+if CUDA_MODE not in {"auto", "0", "1", "pypi"}:
+    raise SystemExit(f"PAL_FAST_CUDA must be auto, 0, 1 or pypi, not {CUDA_MODE!r}")
+ARCHITECTURES = os.environ.get("PAL_FAST_ARCHS", "75;80;86;89;90;100;120")
 SANITIZE = os.environ.get("PAL_FAST_SANITIZE", "")
-
-# One CUDA release for all five: unpinned, crt and nvvm resolve to a newer one, whose PTX ptxas rejects.
-NVCC_FROM_PYPI = [
-    "nvidia-cuda-nvcc==13.0.88",
-    "nvidia-cuda-crt==13.0.88",
-    "nvidia-nvvm==13.0.88",
-    "nvidia-cuda-runtime==13.0.88",
-    "nvidia-cuda-cccl==13.0.85",
-]
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+#: The CPU kernels are written in the vector extensions of g++ and clang, which Windows' own compiler does not have.
+WITH_EXTENSION = os.environ.get("PAL_FAST_EXTENSION", "1") != "0" and sys.platform != "win32"
 
 
 def source_digest() -> str:
@@ -91,79 +92,6 @@ def object_key(source: Path, command: list[str]) -> str:
     return digest.hexdigest()
 
 
-def code_generation(architectures: list[str]) -> list[str]:
-    """nvcc's flags: machine code for every architecture, and PTX of the newest for future ones.
-
-    The front end, half of the compile time, runs once for all architectures from 80 on: no kernel distinguishes them.
-    """
-    older, newer = [a for a in architectures if int(a) < 80], [a for a in architectures if int(a) >= 80]
-    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in older]
-    if newer:
-        flags.append(f"-gencode=arch=compute_{newer[0]},code=[{','.join(f'sm_{a}' for a in newer)}]")
-    newest = architectures[-1]
-    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
-
-
-#: The flags of *_sm90a.cu, which use features that only an H100 or H200 has. Their PTX, of no use to other GPUs, is
-#: kept for tests/virtual_gpu.
-ONLY_SM90A = ["-gencode=arch=compute_90a,code=[sm_90a,compute_90a]"]
-
-
-def built_for(architectures: list[str]) -> str:
-    """What the extension reports about itself: its machine code, and the PTX for future GPUs."""
-    return " ".join([*(f"sm_{a}" for a in architectures), "sm_90a", f"compute_{architectures[-1]}"])
-
-
-def cuda_home_from_pypi(directory: Path) -> Path:
-    """Installs NVIDIA's compiler packages into `directory`, separate from those that PyTorch pins."""
-    home = directory / "nvidia" / "cu13"
-    if not (home / "bin" / "nvcc").exists():
-        subprocess.check_call(
-            [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(directory), *NVCC_FROM_PYPI]
-        )
-    return home
-
-
-def find_cuda_home(build_directory: Path) -> Path | None:
-    """The CUDA toolkit to build with, or None for a CPU-only extension."""
-    if CUDA_MODE not in {"auto", "0", "1", "pypi"}:
-        raise SystemExit(f"PAL_FAST_CUDA must be auto, 0, 1 or pypi, not {CUDA_MODE!r}")
-    if CUDA_MODE == "0" or SANITIZE or not sys.platform.startswith("linux"):
-        return None
-    if CUDA_MODE == "pypi":
-        return cuda_home_from_pypi(build_directory / "nvcc")
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        home = os.environ.get(variable)
-        if home and (Path(home) / "bin" / "nvcc").exists():
-            return Path(home)
-    usual = Path("/usr/local/cuda/bin/nvcc")  # the default of NVIDIA's installer, on PATH or not
-    nvcc = shutil.which("nvcc") or (str(usual) if usual.exists() else None)
-    if nvcc:
-        return toolkit_of(nvcc)
-    if CUDA_MODE == "1":
-        raise SystemExit(
-            "PAL_FAST_CUDA=1, but nvcc was found neither on PATH nor under CUDA_HOME; "
-            "PAL_FAST_CUDA=pypi installs it from PyPI"
-        )
-    return None
-
-
-def toolkit_of(nvcc: str) -> Path:
-    """The toolkit's root as reported by nvcc (the one on PATH may be a wrapper)."""
-    report = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "probe.cu"], capture_output=True, text=True)
-    for line in report.stderr.splitlines():
-        if line.startswith("#$ TOP="):
-            return Path(line.removeprefix("#$ TOP=").strip()).resolve()
-    return Path(nvcc).resolve().parent.parent
-
-
-def static_runtime(cuda_home: Path) -> str:
-    """CUDA's static runtime library, to be linked into the extension."""
-    directories = ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
-    found = (cuda_home / directory / "libcudart_static.a" for directory in directories)
-    return str(next(path for path in found if path.exists()))
-
-
 class BuildExtension(build_ext):
     """Compiles .cpp with the host compiler and .cu with nvcc, several files in parallel, and links them."""
 
@@ -172,45 +100,51 @@ class BuildExtension(build_ext):
 
         objects = Path(os.environ.get("PAL_FAST_OBJECTS") or self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
-        cuda_home = find_cuda_home(objects)
+        compiler = toolchain.host_compiler()
+        cuda_home, why_not_cuda = (None, "a sanitized build") if SANITIZE else toolchain.find_cuda(CUDA_MODE, objects)
+        architectures: list[str] = []
         # The operators use headers that only PyTorch provides; CUDA's own come after them.
         include = [str(CSRC), *torch_build.include_paths()]
         definitions = [
             f"TORCH_TARGET_VERSION={TORCH_STABLE_VERSION}",
-            f"Py_LIMITED_API={PYTHON_LIMITED_API}",
             f'PAL_FAST_SOURCE_DIGEST="{source_digest()}"',
         ]
         if cuda_home:
+            chosen = "PAL_FAST_ARCHS" in os.environ
+            architectures = toolchain.architectures_for(cuda_home, ARCHITECTURES, chosen)
             definitions += ["PAL_FAST_WITH_CUDA=1", "USE_CUDA=1"]
-            include.append(str(cuda_home / "include"))
-            cccl = cuda_home / "include" / "cccl"
-            if cccl.is_dir():
-                include.append(str(cccl))
-        common = [f"-D{d}" for d in definitions] + [f"-I{i}" for i in include]
-        common += [f"-I{self.python_include()}", "-std=c++20"]
+            include += toolchain.cuda_includes(cuda_home)
+        headers = Path(sysconfig.get_paths()["include"])
+        if sys.platform.startswith("linux") and not FREE_THREADED and (headers / "Python.h").is_file():
+            definitions.append(f"Py_LIMITED_API={PYTHON_LIMITED_API}")
+            include.append(str(headers))
+        common = [*(f"-D{d}" for d in definitions), *(f"-I{i}" for i in include), "-std=c++20"]
 
-        host = [os.environ.get("CXX", "c++"), "-c", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        host = [*compiler, "-c", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
         host += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-O3", *common]
         # Errors name files as csrc/... and torch/..., and builds are reproducible whatever the directory.
         host += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, *torch_build.include_paths())]
         if SANITIZE:
             host += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
             host += ["-fno-sanitize-recover=all"]
-        link = [os.environ.get("CXX", "c++"), "-shared", "-Wl,--as-needed" if sys.platform != "darwin" else ""]
+        link = [*compiler, "-shared"]
+        if sys.platform != "darwin":  # whose linker has neither
+            link += ["-Wl,--as-needed", *([] if SANITIZE else ["-s"])]
         if not (CSRC / "module.cpp").is_file():
             raise SystemExit(f"{CSRC} holds no sources: is this a complete sdist or checkout?")
         jobs: list[tuple[Path, list[str]]] = []
         if cuda_home:
             device = [str(cuda_home / "bin" / "nvcc"), "-c", "-O3", "-cudart", "static", "-Xptxas", "-v"]
             device += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *common]
-            # Every CUDA 13 driver reads the smallest form, a tenth of the uncompressed size.
-            device.append("--compress-mode=size")
-            host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{built_for(ARCHITECTURES)}"')
+            device += toolchain.compression(cuda_home)
+            host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{toolchain.built_for(architectures)}"')
             jobs += [(path, host) for path in sorted((CSRC / "cuda").rglob("*.cpp"))]
             for path in sorted((CSRC / "cuda").rglob("*.cu")):
-                of_path = ONLY_SM90A if path.stem.endswith("_sm90a") else code_generation(ARCHITECTURES)
+                sm90a = path.stem.endswith("_sm90a")
+                of_path = toolchain.ONLY_SM90A if sm90a else toolchain.code_generation(architectures)
                 jobs.append((path, [*device, *of_path]))
-            libraries = [os.environ.get("PAL_FAST_CUDART") or static_runtime(cuda_home), "-ldl", "-lpthread", "-lrt"]
+            runtime = os.environ.get("PAL_FAST_CUDART") or toolchain.static_runtime(cuda_home)
+            libraries = [runtime, "-ldl", "-lpthread", "-lrt"]
         else:
             libraries = []
         jobs += [(path, host) for path in sorted(CSRC.glob("*.cpp"))]
@@ -227,7 +161,7 @@ class BuildExtension(build_ext):
             done = subprocess.run([*command, str(source), "-o", str(target)], capture_output=True, text=True)
             target.with_suffix(".log").write_text(done.stdout + done.stderr)
             if done.returncode:
-                raise SystemExit(f"{' '.join(done.args)}\n{done.stdout}{done.stderr}")
+                raise SystemExit(f"{' '.join(done.args)}\n{done.stdout}{done.stderr}\n{toolchain.COMPILERS}")
             stamp.write_text(key)
             return str(target)
 
@@ -241,18 +175,16 @@ class BuildExtension(build_ext):
 
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
-        link += [f"-fsanitize={SANITIZE}"] if SANITIZE else ["-s"]
+        link += [f"-fsanitize={SANITIZE}"] if SANITIZE else []
         library_paths = [f"-L{path}" for path in torch_build.library_paths()]
         command = [*link, *compiled, "-o", str(output), *library_paths, "-ltorch_cpu", *libraries]
-        subprocess.check_call([part for part in command if part])
-        kind = f"with CUDA kernels for sm_{', sm_'.join(ARCHITECTURES)}" if cuda_home else "CPU only (no nvcc)"
+        subprocess.check_call(command)
+        kind = f"with CUDA kernels for sm_{', sm_'.join(architectures)}" if cuda_home else f"CPU only ({why_not_cuda})"
         print(f"pal_fast: built {output.name} {kind}", flush=True)
 
-    @staticmethod
-    def python_include() -> str:
-        import sysconfig
-
-        return sysconfig.get_paths()["include"]
+    def get_ext_filename(self, fullname: str) -> str:
+        """The same file name for every Python, by which pal_fast/_extension.py finds it."""
+        return os.path.join(*fullname.split(".")) + ".abi3.so"
 
 
 class NoMetadata(Distribution):
@@ -267,10 +199,14 @@ if ONLY_EXTENSION:
 else:
 
     class Abi3Wheel(bdist_wheel):
-        """Tags the wheel cp310-abi3: one wheel for every Python from 3.10."""
+        """Tags the wheel cp310-abi3: one wheel for every Python from 3.10, but for free-threaded ones, which refuse it."""
 
         def get_tag(self) -> tuple[str, str, str]:
-            _, _, platform = super().get_tag()
+            *python, platform = super().get_tag()
+            if not WITH_EXTENSION:
+                return *python, platform
+            if FREE_THREADED:
+                return "py3", "none", platform
             return "cp310", "abi3", platform
 
     settings = {"cmdclass": {"build_ext": BuildExtension, "bdist_wheel": Abi3Wheel}}
@@ -283,7 +219,7 @@ setup(
         "pal_fast.kernels",
         *(f"pal_fast.{name}" for name in find_packages(include=["benchmarks", "benchmarks.*"])),
     ],
-    ext_modules=[Extension("pal_fast._C", sources=[], py_limited_api=True)],
+    ext_modules=[Extension("pal_fast._C", sources=[])] if WITH_EXTENSION else [],
     setup_requires=["pip"] if CUDA_MODE == "pypi" else [],
     **settings,
 )

@@ -1,7 +1,10 @@
-// The Python module `pal_fast._C` (limited API), whose import registers the operators, and the schemas of the loss's
-// and the heatmap's operators in `torch.ops.pal_fast` (batch normalisation's are in batch_norm.cpp). Implementations
-// are registered in cpu/ and cuda/, fakes and autograd in pal_fast/ops.py and pal_fast/nn/batch_norm_operators.py.
+// What loading the extension registers: the schemas of the loss's and the heatmap's operators in `torch.ops.pal_fast`
+// (batch normalisation's are in batch_norm.cpp). Implementations are registered in cpu/ and cuda/, fakes and autograd in
+// pal_fast/ops.py and pal_fast/nn/batch_norm_operators.py. It is also the Python module `pal_fast._C` (limited API),
+// unless setup.py found no Python.h: pal_fast loads it as a library of PyTorch.
+#ifdef Py_LIMITED_API
 #include <Python.h>
+#endif
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -42,7 +45,9 @@ STABLE_TORCH_LIBRARY(pal_fast, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pal_fast, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }
 
+#ifdef Py_LIMITED_API
 static PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT, "_C", "The compiled operators of pal_fast.", 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module_definition); }
+#endif

@@ -43,7 +43,9 @@ def load() -> str:
     """
     path = find()
     if path is None:
-        return "the extension was not built (run `pip install .` in the source tree)"
+        if sys.platform == "win32":
+            return "there is no extension for Windows: WSL 2 takes Linux's"
+        return "the extension was not built (run `pip install .` in the source tree, without PAL_FAST_EXTENSION=0)"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

@@ -133,11 +133,13 @@ def _why_not_cpu() -> str:
 
 @lru_cache(maxsize=64)
 def _why_not_cuda(index: int | None) -> str:
+    if torch.version.hip:
+        return "this PyTorch is a ROCm build, and these kernels are for NVIDIA's GPUs"
     reason = _compiled()
     if reason:
         return reason
     if not hasattr(torch.ops.pal_fast, "cuda_status"):
-        return "the extension was built without CUDA (no nvcc at build time; PAL_FAST_CUDA=pypi brings it)"
+        return "the extension was built without CUDA (no usable nvcc at build time; PAL_FAST_CUDA=pypi brings one)"
     if not torch.cuda.is_available():
         return _no_gpu()
     status: str = torch.ops.pal_fast.cuda_status(torch.cuda.current_device() if index is None else index)

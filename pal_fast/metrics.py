@@ -17,14 +17,15 @@ Maps must have the same size: resize one of the two beforehand, or build the hea
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pal_fast import _checks
 from pal_fast.messages import describe
-from pal_fast.reference import computing_dtype, standardise
+from pal_fast.reference import computing_dtype, standardise, widest_dtype
 
 try:
     from torchmetrics import Metric, MetricCollection
@@ -71,6 +72,13 @@ class AlignmentMetric(Metric):
         self.add_state("defined", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("undefined", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Moves the states; the sum becomes float32 before it reaches a device without float64."""
+        if widest_dtype(fn(torch.zeros(1)).device) == torch.float32:
+            self.total = self.total.float()
+            self._defaults["total"] = torch.zeros_like(self.total)
+        return super()._apply(fn, exclude_state)
+
     def scores(self, attribution: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
@@ -102,12 +110,12 @@ class AlignmentMetric(Metric):
         a, h = (torch.where(finite[:, None, None], values, 0.0) for values in (a, h))
         scores, defined = self.scores(a, h)
         defined = defined & finite
-        self.total += torch.where(defined, scores, 0.0).sum(dtype=torch.float64)
+        self.total += torch.where(defined, scores, 0.0).sum(dtype=self.total.dtype)
         self.defined += defined.sum()
         self.undefined += (~defined).sum()
 
     def compute(self) -> Tensor:
-        """The mean over the defined samples, 0-dim float64; NaN if there are none."""
+        """The mean over the defined samples, 0-dim float64 (float32 on MPS); NaN if there are none."""
         return self.total / self.defined
 
     def counts(self) -> tuple[int, int]:

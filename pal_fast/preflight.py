@@ -197,7 +197,8 @@ def _constant_share(activation: Tensor, gradient: Tensor | None, options: Attrib
     With "mean" and "half", the share of samples whose map is flat; with "all", of samples whose elements together
     deviate from their channels' means by no more than a flat group's; with "each", of the samples' channels.
     """
-    f, g = activation.detach().double(), None if gradient is None else gradient.double()
+    dtype = reference.widest_dtype(activation.device)
+    f, g = activation.detach().to(dtype), None if gradient is None else gradient.to(dtype)
     a = reference.attribution(f, g, options.attribution, options.absolute)
     count = options.count(a.shape[1])
     a, grouping = a[:, :count], GROUPING_OF[options.channels]
@@ -208,7 +209,7 @@ def _constant_share(activation: Tensor, gradient: Tensor | None, options: Attrib
     else:
         deviation = a - a.mean((2, 3), keepdim=True)
         flat = deviation.square().mean((1, 2, 3)) <= FLAT_TOLERANCE**2 * a.square().mean((1, 2, 3))
-    return flat.double().mean().item()
+    return flat.float().mean().item()
 
 
 def _gradients(scalar: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor | None]:

@@ -23,6 +23,11 @@ def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a kind of device that has no float64 (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def cell_centres(cells: int, image_length: float, like: Tensor) -> Tensor:
     """The centres of a map's cells along one axis, in image pixels.
 

@@ -29,6 +29,7 @@ from pal_fast.capture.buffers import Buffers
 from pal_fast.capture.captured import Conditions
 from pal_fast.capture.model_run import eagerly
 from pal_fast.messages import describe
+from pal_fast.reference import widest_dtype
 
 #: r, by the coarsest dtype that the head computes in: the rounding error of S grows as eps / r, truncation as r^2.
 STEP = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
@@ -156,9 +157,7 @@ def through_gradient(
     hidden = hidden_among(nodes)
     coupled = bool(hidden) or is_coupled(nodes)  # a common step is correct in every case
     dims = tuple(range(f.ndim)) if coupled else tuple(range(1, f.ndim))
-    # v grows as 1 / g, so its square may overflow float32.
-    length = torch.linalg.vector_norm(v.detach(), dim=dims, keepdim=True, dtype=torch.float64)
-    size = torch.linalg.vector_norm(f.detach(), dim=dims, keepdim=True, dtype=torch.float64)
+    length, size = _length(v.detach(), dims), _length(f.detach(), dims)
     still = (length == 0) | (size == 0)
     eps = torch.where(still, 0.0, STEP[_coarsest(f, logits, conditions)] * size / length.masked_fill(still, 1.0))
     dtype = torch.promote_types(f.dtype, torch.float32)
@@ -194,6 +193,16 @@ def through_gradient(
     if scale is not None:
         slope = slope * scale
     return slope - slope.detach()
+
+
+def _length(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The Euclidean norm over `dims`, which are kept. dP/dg grows as 1 / g, so its square may overflow float32."""
+    dtype = widest_dtype(x.device)
+    if dtype == torch.float64:
+        return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
+    unit = x.detach().abs().amax(dims, keepdim=True).to(dtype)
+    unit = unit.masked_fill(unit == 0, 1.0)
+    return torch.linalg.vector_norm(x / unit, dim=dims, keepdim=True, dtype=dtype) * unit
 
 
 def _coarsest(f: Tensor, logits: Tensor, conditions: Conditions) -> torch.dtype:

@@ -7,9 +7,9 @@ flight. When all images are done, the parts are joined into the output, also ato
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -165,14 +165,18 @@ def _read_batches(folder: Path, names: Sequence[str], batch: int) -> Iterator[li
 
 @contextlib.contextmanager
 def _locked(parts: Path) -> Iterator[None]:
-    """Locks the folder of parts for this process; the lock is released when the process ends, however it ends."""
+    """Locks the folder of parts for this process until it ends, however it ends. On Windows there is no lock."""
     parts.mkdir(exist_ok=True)
     lock = parts / "lock"
     with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another process is extracting into {parts}; --shard i/n divides the work") from None
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"another process is extracting into {parts}; --shard i/n divides the work"
+                raise RuntimeError(message) from None
         try:
             yield
         finally:

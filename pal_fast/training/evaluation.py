@@ -152,7 +152,7 @@ def evaluate_network(
             rows.index.append(batch["index"])
             rows.label.append(batch["label"])
             rows.prediction.append(logits.argmax(1).cpu())
-            rows.loss.append(F.cross_entropy(logits, labels, reduction="none").double().cpu())
+            rows.loss.append(F.cross_entropy(logits, labels, reduction="none").cpu().double())
     return _gathered(rows, metrics, classes, gather)
 
 

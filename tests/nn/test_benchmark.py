@@ -81,9 +81,9 @@ def test_a_step_with_wrong_gradients_gets_no_time(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_network_with_attention_gets_a_time_in_every_way(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """The formula by hand, which judges all others, needs attention that can be differentiated twice."""
-    monkeypatch.setattr(step_cases, "_network", lambda case: Tokens())
-    monkeypatch.setattr(step_cases, "CLASSES", 5)
-    case = step_cases.Case("tokens", "blocks.1", 16, 4, dtype)
+    monkeypatch.setattr(cases, "_network", lambda case: Tokens())
+    monkeypatch.setattr(cases, "CLASSES", 5)
+    case = cases.Case("tokens", "blocks.1", 16, 4, dtype)
     rows = step.measure_case(case, CPU, step.EAGER, rounds=1)
     notes = {row.variant: row.note for row in rows}
     assert not {name for name, note in notes.items() if note.startswith("failed")}, notes

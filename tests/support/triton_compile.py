@@ -100,6 +100,33 @@ def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]
 
 
 @contextmanager
+def compiling_for_rocm(architecture: str) -> Iterator[list[str]]:
+    """Launches inside compile for one of AMD's GPUs, to its machine code; the list grows by one kernel's name each."""
+    import triton
+    from pal_fast.kernels import launch
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction
+
+    compiled: list[str] = []
+    target = GPUTarget("hip", architecture, 64 if architecture.startswith("gfx9") else 32)
+
+    def run(self: Any, *, grid: tuple[int, ...], warmup: bool, **arguments: Any) -> None:
+        options = {name: arguments.pop(name) for name in launch.OPTIONS}
+        signature, constants, attributes = specialise(self, arguments)
+        source = ASTSource(self, signature, constexprs=constants, attrs=attributes)
+        assert triton.compile(source, target=target, options=options).asm["hsaco"]
+        compiled.append(self.__name__)
+
+    before = JITFunction.run, launch.INTERPRETED_PROCESSORS
+    JITFunction.run, launch.INTERPRETED_PROCESSORS = run, PROCESSORS
+    try:
+        yield compiled
+    finally:
+        JITFunction.run, launch.INTERPRETED_PROCESSORS = before
+
+
+@contextmanager
 def compiling() -> Iterator[list[Compiled]]:
     """Launches inside compile and do not run; the list grows by one kernel each."""
     from pal_fast.kernels import launch

@@ -123,6 +123,25 @@ def test_a_machine_without_pythons_headers_has_no_triton(gpu: dict[str, Any], tm
         dispatch.choose("triton", CUDA)
 
 
+def test_pytorch_for_rocm_goes_through_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors are CUDA tensors by name, and an extension with CUDA kernels may lie beside it."""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    gpu["capability"] = (9, 4)
+    assert dispatch.choose(None, CUDA) == "triton"
+    assert "this PyTorch is a ROCm build" in pal_fast.backends()["cuda"].detail
+    with pytest.raises(RuntimeError, match=r"backend='cuda' cannot run on cuda: this PyTorch is a ROCm build"):
+        dispatch.choose("cuda", CUDA)
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu", "meta", "privateuseone"])
+def test_other_devices_have_the_reference_alone(kind: str) -> None:
+    device = torch.device(kind)
+    assert dispatch.choose(None, device) == dispatch.choose("reference", device) == "reference"
+    for name, takes in (("cpu", "CPU"), ("cuda", "CUDA"), ("triton", "CUDA")):
+        with pytest.raises(RuntimeError, match=f"backend='{name}' cannot run on {kind}: it takes {takes} tensors only"):
+            dispatch.choose(name, device)
+
+
 def test_an_extension_without_cuda_leaves_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops, "pal_fast", types.SimpleNamespace())
     assert dispatch.choose(None, CUDA) == "triton"
