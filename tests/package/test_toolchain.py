@@ -195,11 +195,12 @@ def test_clang_and_gcc_are_told_of_the_same_instruction_set(path):
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")
-@pytest.mark.parametrize("name", ["batch_norm_avx2", "batch_norm_avx512"])
-def test_clang_compiles_the_vector_kernels(name):
+@pytest.mark.parametrize("name", ["batch_norm_avx2", "batch_norm_avx512", "instruction_set"])
+def test_clang_compiles_the_vector_kernels_and_their_choice(name, tmp_path):
     import torch.utils.cpp_extension as torch_build
 
     include = [f"-I{folder}" for folder in torch_build.include_paths()]
-    command = ["clang++", "-fsyntax-only", "-std=c++20", f"-DTORCH_TARGET_VERSION={0x020A << 48}", *include]
-    done = subprocess.run([*command, ROOT / f"csrc/cpu/{name}.cpp"], capture_output=True, text=True, check=False)
+    command = ["clang++", "-c", "-fPIC", "-std=c++20", f"-DTORCH_TARGET_VERSION={0x020A << 48}", *include]
+    command += ["-o", str(tmp_path / "object.o"), str(ROOT / f"csrc/cpu/{name}.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
