@@ -199,7 +199,7 @@ if ONLY_EXTENSION:
 else:
 
     class Abi3Wheel(bdist_wheel):
-        """Tags the wheel cp310-abi3: one wheel for every Python from 3.10 except free-threaded ones, which refuse it."""
+        """Tags the wheel cp310-abi3 for every Python from 3.10. Free-threaded ones refuse such a wheel."""
 
         def get_tag(self) -> tuple[str, str, str]:
             *python, platform = super().get_tag()

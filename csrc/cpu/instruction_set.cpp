@@ -12,7 +12,7 @@ namespace pal_fast::cpu {
 namespace {
 
 #if defined(__x86_64__) && defined(__GNUC__)
-// Not by __builtin_cpu_supports, which knows no "f16c" in clang 14.
+// Instead of __builtin_cpu_supports, which does not know "f16c" in clang 14.
 [[nodiscard]] bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
