@@ -172,8 +172,8 @@ def sample_weight(given: Any, batch: int, device: torch.device) -> None:
     on_device("sample_weight", given, "the layer's output", device)
     if given.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            "sample_weight must not require a gradient, because it is given none: detach it, or, to learn it, weigh "
-            "the scores of reduction='none' yourself"
+            "sample_weight must not require a gradient, because it gets none: detach it, or, to learn it, weight the "
+            "scores of reduction='none' yourself"
         )
     _finite_values("sample_weight", given)
 

@@ -73,7 +73,7 @@ def choose(requested: str | None, device: torch.device) -> str:
 
 
 def in_transform() -> bool:
-    """Whether a transform of torch.func runs, through which only the reference can be taken."""
+    """Whether a transform of torch.func is running, which only the reference supports."""
     return not is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 

@@ -1,8 +1,8 @@
-"""`torch.autograd.Function`s of others above a layer, whose backward is differentiated as PyTorch's own are.
+"""Third-party `torch.autograd.Function`s above a layer, whose backward has to be differentiable.
 
-PyTorch takes a backward's word: what it computes outside autograd (a kernel of its own, NumPy, `torch.no_grad`), or
-from values that the forward kept and that are neither inputs nor outputs, is a constant in the second derivative. The
-gradients are then wrong without an error. What a backward returns shows most of it.
+In the second derivative PyTorch treats as a constant whatever a backward computes outside autograd (in a kernel, in
+NumPy, under `torch.no_grad`) or from values kept by the forward that are neither inputs nor outputs. The gradients are
+then wrong without an error. Most such cases show in the graph of what the backward returns.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from pal_fast.attribution.graph import nodes_from
 from pal_fast.attribution.targets import attributed_gradients
 
 _FIRST_ORDER = (
-    "write its backward in differentiable PyTorch (torch.autograd.gradgradcheck tells), choose a layer above it, or "
-    "use second_order='finite_difference' with head="
+    "write its backward in differentiable PyTorch (torch.autograd.gradgradcheck verifies it), choose a layer above it, "
+    "or use second_order='finite_difference' with head="
 )
 
 
 def among(nodes: Sequence[Any]) -> list[Any]:
-    """Those nodes that are Functions written in Python, and neither PyTorch's nor this package's."""
-    return [node for node in nodes if _is_of_others(type(node))]
+    """The nodes that belong to Python Functions of neither PyTorch nor this package."""
+    return [node for node in nodes if _is_third_party(type(node))]
 
 
-def _is_of_others(kind: type) -> bool:
+def _is_third_party(kind: type) -> bool:
     function = getattr(kind, "_forward_cls", None)
     return function is not None and function.__module__.partition(".")[0] not in ("torch", "pal_fast")
 
 
 def examine(model: nn.Module, logits: Tensor, output: Tensor, nodes: Sequence[Any]) -> tuple[str, str]:
-    """Differentiates the logits once more, and looks at what the backward of each Function among `nodes` returns.
+    """Differentiates the logits once more and examines what the backward of each Function among `nodes` returns.
 
     Args:
-        output: of the layer.
-        nodes: those between it and the logits.
+        output: the layer's output.
+        nodes: the autograd nodes between it and the logits.
 
-    Returns: why the layer cannot be attributed, "" if nothing speaks against it; and what may be wrong, or "".
+    Returns: why the layer cannot be attributed, or ""; and what may be wrong with it, or "".
     """
     functions = among(nodes)
     if not functions:
         return "", ""
-    on_the_way = {*nodes, get_gradient_edge(output).node}
+    on_path = {*nodes, get_gradient_edge(output).node}
     constant: dict[str, None] = {}
     linear: dict[str, None] = {}
-    handles = [node.register_hook(_looker(node, on_the_way, constant, linear)) for node in functions]
-    # What the gradient starts with requires a gradient: so does, then, whatever each node is given.
+    handles = [node.register_hook(_hook_for(node, on_path, constant, linear)) for node in functions]
+    # The seed requires a gradient, and therefore so does every gradient that a node receives.
     seed = torch.ones_like(logits).requires_grad_()
 
     def weighted(logits: Tensor, _: Tensor | None) -> Tensor:
@@ -63,42 +63,44 @@ def examine(model: nn.Module, logits: Tensor, output: Tensor, nodes: Sequence[An
     finally:
         for handle in handles:
             handle.remove()
-    refused = told = ""
+    refusal = warning = ""
     if constant:
-        refused = (
+        refusal = (
             f"{' and '.join(constant)} lies between it and the logits, and its backward cannot be differentiated: "
             f"{_FIRST_ORDER}"
         )
     if linear:
-        told = (
-            f"for autograd the derivative of {' and '.join(linear)} is independent of its input, which is right for a "
-            "linear function alone; one that saves more than its inputs and outputs, or keeps them outside "
+        warning = (
+            f"for autograd the derivative of {' and '.join(linear)} is independent of its input, which is right "
+            "only for a linear function; one that saves more than its inputs and outputs, or keeps them outside "
             "ctx.save_for_backward, lacks a term of the second derivative: try torch.autograd.gradgradcheck"
         )
-    return refused, told
+    return refusal, warning
 
 
-def _looker(
-    node: Any, on_the_way: set[Any], constant: dict[str, None], linear: dict[str, None]
+def _hook_for(
+    node: Any, on_path: set[Any], constant: dict[str, None], linear: dict[str, None]
 ) -> Callable[[tuple[Tensor | None, ...], tuple[Tensor | None, ...]], None]:
     name = type(node)._forward_cls.__name__
 
-    def look(returned: tuple[Tensor | None, ...], given: tuple[Tensor | None, ...]) -> None:
+    def hook(returned: tuple[Tensor | None, ...], given: tuple[Tensor | None, ...]) -> None:
         if not any(g is not None and g.requires_grad for g in given):
             return
         for g, (below, _) in zip(returned, node.next_functions, strict=False):
-            if g is None or below not in on_the_way or not bool((g != 0).any()):
+            if g is None or below not in on_path or not bool((g != 0).any()):
                 continue
-            if g.grad_fn is None or g.grad_fn.name() == "torch::autograd::Error":  # the latter of @once_differentiable
+            if (
+                g.grad_fn is None or g.grad_fn.name() == "torch::autograd::Error"
+            ):  # @once_differentiable makes the latter
                 constant[name] = None
             elif not _reaches_input(g, node, given) and not _scales(g, given):
                 linear[name] = None
 
-    return look
+    return hook
 
 
 def _reaches_input(g: Tensor, node: Any, given: Sequence[Tensor | None]) -> bool:
-    """Whether what the backward returned, g, is a function of the Function's inputs or outputs, too."""
+    """Whether g, which the backward returned, also depends on the Function's inputs or outputs."""
     assert g.grad_fn is not None
     own = {node, *(below for below, _ in node.next_functions if below is not None)}
     ends = {e.grad_fn for e in given if e is not None}
@@ -106,11 +108,11 @@ def _reaches_input(g: Tensor, node: Any, given: Sequence[Tensor | None]) -> bool
 
 
 def _scales(g: Tensor, given: Sequence[Tensor | None]) -> bool:
-    """Whether g is a gradient that was given, times one number or zero: gradient reversal, straight-through estimators,
+    """Whether g is a received gradient times a number, or masked: gradient reversal, straight-through estimators,
     masks."""
     for e in given:
         if e is not None and e.shape == g.shape:
-            values, before = g.detach().double(), e.detach().double()
+            values, before = g.detach().cpu().double(), e.detach().cpu().double()
             ratio = (values * before).sum() / before.where(values != 0, 0).square().sum()
             if bool(((values - ratio * before).abs() <= 1e-2 * values.abs()).where(values != 0, True).all()):
                 return True

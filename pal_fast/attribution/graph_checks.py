@@ -20,9 +20,9 @@ from pal_fast.warn import warn
 #: few 2^-8 of it.
 VANISHES = 0.05
 _CONSTANT_SUM = (
-    "the logits of each sample add up to the same number, so that the gradient of their sum is zero but for rounding, "
-    "and nothing is attributed: take target='label' or 'predicted', or pass the scores before what makes their sum "
-    "constant (a softmax times a number, a mean that is taken off)"
+    "the logits of every sample add up to the same number, so the gradient of their sum is zero except for rounding, "
+    "and nothing is attributed: use target='label' or 'predicted', or pass the scores before the operation that makes "
+    "their sum constant (a softmax times a number, subtracting the mean)"
 )
 NORM_OF_ZERO = (
     "look for the normalisation of a zero vector or a square root of zero above the layer (swin_v2's cosine attention "
@@ -73,8 +73,8 @@ def refuse_probabilities(model: nn.Module, logits: Tensor, taken: Sequence[Captu
 
 
 def refuse_constant_sum(model: nn.Module, logits: Tensor, taken: Sequence[Captured]) -> None:
-    """Raises ValueError where every sample's logits have one sum, whose gradient vanishes as that of one class does
-    not: rounding is all that is left, and the loss does not depend on its scale."""
+    """Raises ValueError if every sample's logits have the same sum and its gradient vanishes while that of one class
+    does not: only rounding is left, and the loss does not depend on its scale."""
     if not sums_alike(logits):
         return
     outputs = [record.output for record in taken if record.output is not None]
@@ -105,7 +105,7 @@ def _vanishes(model: nn.Module, logits: Tensor, outputs: Sequence[Tensor], weigh
 def refuse_unsound_way(model: nn.Module, logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
     """Raises RuntimeError if the path from the logits to the layer is unsound, or, if `exact`, if a node on it has no
     second derivative."""
-    nodes = _way(logits, output)
+    nodes = _path_nodes(logits, output)
     if distributed.in_process_group():
         distributed.refuse_sink_between(nodes)
     if not exact:
@@ -125,11 +125,11 @@ def refuse_unsound_way(model: nn.Module, logits: Tensor, name: str, output: Tens
 
 
 def doubt(model: nn.Module, logits: Tensor, output: Tensor) -> str:
-    """What may be wrong with the second derivatives between the layer's output and the logits; "" if nothing is."""
-    return custom_functions.examine(model, logits, output, _way(logits, output))[1]
+    """What may be wrong with the second derivatives between the layer's output and the logits, or ""."""
+    return custom_functions.examine(model, logits, output, _path_nodes(logits, output))[1]
 
 
-def _way(logits: Tensor, output: Tensor) -> list[Any]:
+def _path_nodes(logits: Tensor, output: Tensor) -> list[Any]:
     """The autograd nodes between the layer's output and where the logits are differentiated."""
     start = distributed.before_sink(logits) if distributed.in_process_group() else logits
     root = get_gradient_edge(start).node if isinstance(start, Tensor) else start.node

@@ -209,7 +209,7 @@ def _prelu(side: _Side, input: Tensor, weight: Tensor) -> Tensor:
 
 
 def _abs(side: _Side, input: Tensor) -> Tensor:
-    if input.is_complex():  # has no side of zero
+    if input.is_complex():  # its absolute value has no two sides
         return input.abs()
     return input * side(lambda: input.sign())
 
