@@ -67,7 +67,7 @@ def test_the_reduction_does_not_matter(reduction):
     report = pal_fast.PALLoss(SmallNet(), ["stem", "middle"], reduction=reduction).check(batch(dtype=torch.float32)[0])
     assert report.problems == []
     assert report.layers[1].weights_above[0] >= 3
-    assert 0.5 < report.cost < 20
+    assert 0.5 < report.cost < 100  # a ratio of times of a few ms, which a loaded machine disturbs
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
