@@ -3,10 +3,10 @@
 #pragma once
 
 #include "cuda/memory.cuh"
+#include "cuda/warp_size.h"
 
 namespace pal_fast::cuda {
 
-inline constexpr int WARP_SIZE = 32;
 inline constexpr unsigned FULL_WARP_MASK = 0xffffffffu;
 inline constexpr int MAX_BLOCK_THREADS = 256;
 inline constexpr int MAX_BLOCK_WARPS = MAX_BLOCK_THREADS / WARP_SIZE;

@@ -6,8 +6,6 @@
 
 namespace pal_fast::cuda {
 
-inline constexpr int64_t WARP_THREADS = 32;
-
 [[nodiscard]] constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 [[nodiscard]] constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

@@ -9,6 +9,7 @@
 #include "batch_norm_problem.h"
 #include "cuda/splits.h"
 #include "cuda/storage.h"
+#include "cuda/warp_size.h"
 
 namespace pal_fast::cuda {
 
@@ -63,15 +64,14 @@ inline constexpr int64_t BATCH_NORM_OVERHEAD = 8;
     plan.vectorised = aligned && channels % vector == 0;
     const int64_t v = plan.vectorised ? vector : 1, vectors = ceil_div(channels, v);
     // Tiles are 128 bytes wide, a cache line, if there are enough channels.
-    const int64_t tiles = ceil_div(vectors, std::min<int64_t>(WARP_THREADS, 128 / (v * size)));
+    const int64_t tiles = ceil_div(vectors, std::min<int64_t>(WARP_SIZE, 128 / (v * size)));
     plan.columns = ceil_div(vectors, tiles);
     plan.tile_channels = plan.columns * v;
     outer = problem.count();
   } else {
     // Channels whose planes together are whole vectors, and the multiple of them that occupies at least a warp.
     const int64_t min_channels = vector / std::gcd(length, vector);
-    const int64_t run_channels =
-        std::min(min_channels * ceil_div(WARP_THREADS * vector, min_channels * length), channels);
+    const int64_t run_channels = std::min(min_channels * ceil_div(WARP_SIZE * vector, min_channels * length), channels);
     const bool runs = aligned && (length % vector != 0 || length < 8 * vector) && channels % min_channels == 0 &&
                       run_channels * length <= BATCH_NORM_THREADS * vector && run_channels <= MAX_RUN_CHANNELS;
     if (runs) {
@@ -89,7 +89,7 @@ inline constexpr int64_t BATCH_NORM_OVERHEAD = 8;
   const int64_t inner_steps = ceil_div(inner, plan.columns);  // steps along a row
   plan.rows_per_step =
       inner > plan.columns ? 1 : std::max<int64_t>(1, std::min(BATCH_NORM_THREADS / plan.columns, outer));
-  plan.threads = round_up(plan.columns * plan.rows_per_step, WARP_THREADS);
+  plan.threads = round_up(plan.columns * plan.rows_per_step, WARP_SIZE);
 
   const int64_t outer_steps = ceil_div(outer, plan.rows_per_step);
   const int64_t splits = choose_splits(

@@ -3,6 +3,7 @@
 
 #include "cuda/splits.h"
 #include "cuda/storage.h"
+#include "cuda/warp_size.h"
 #include "problem.h"
 
 namespace pal_fast::cuda {
@@ -78,7 +79,7 @@ inline void choose_tile_columns(HeatmapTiles& tiles, const HeatmapProblem& probl
   // With more than MATRIX_LANDMARKS landmarks, every further pass over them reads and writes the tile again; a tile of
   // one stage stays in L2 meanwhile.
   const int64_t max_stages = problem.landmarks > MATRIX_LANDMARKS ? 1 : problem.width;
-  choose_tile_columns(tiles, problem, MATRIX_STAGE_COLUMNS, max_stages, MATRIX_WARPS * WARP_THREADS,
+  choose_tile_columns(tiles, problem, MATRIX_STAGE_COLUMNS, max_stages, MATRIX_WARPS * WARP_SIZE,
                       MATRIX_RESIDENT_BLOCKS, multiprocessors);
   return tiles;
 }
@@ -93,8 +94,8 @@ inline void choose_tile_columns(HeatmapTiles& tiles, const HeatmapProblem& probl
   HeatmapTiles tiles;
   tiles.uses_wgmma = true;
   tiles.rows = WARPGROUPS * WARPGROUP_ROWS;
-  choose_tile_columns(tiles, problem, WARPGROUP_STAGE_COLUMNS, problem.width,
-                      WARPGROUPS * WARPGROUP_WARPS * WARP_THREADS, WARPGROUP_RESIDENT_BLOCKS, multiprocessors);
+  choose_tile_columns(tiles, problem, WARPGROUP_STAGE_COLUMNS, problem.width, WARPGROUPS * WARPGROUP_WARPS * WARP_SIZE,
+                      WARPGROUP_RESIDENT_BLOCKS, multiprocessors);
   return tiles;
 }
 

@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_backward_blocks(G,
     for (; i < vector_end; i += U * rows.stride) {
       // All loads are issued before the first store.
       Vector<S> f[U], g[U];
-      T value[U] = {}, next_value[U] = {};      // channels_last: the plane at the vector's first cell and at the next
+      // channels_last: the plane at the vector's first cell and at the next.
+      [[maybe_unused]] T value[U] = {}, next_value[U] = {};
       Coefficients<T> group[U], next_group[U];  // NCHW: the coefficients of its first channel and of the next
 #pragma unroll
       for (int u = 0; u < U; ++u) {

@@ -8,6 +8,7 @@
 
 #include "cuda/splits.h"
 #include "cuda/storage.h"
+#include "cuda/warp_size.h"
 #include "problem.h"
 
 namespace pal_fast::cuda {
@@ -59,7 +60,7 @@ struct RowPlan {
   plan.tiles = ceil_div(plan.row_vectors, BLOCK_THREADS);
   plan.tile_columns = ceil_div(plan.row_vectors, plan.tiles);
   plan.rows_per_step = plan.tiles > 1 ? 1 : std::min(BLOCK_THREADS / plan.tile_columns, plan.rows);
-  plan.threads = round_up(plan.tile_columns * plan.rows_per_step, WARP_THREADS);
+  plan.threads = round_up(plan.tile_columns * plan.rows_per_step, WARP_SIZE);
   const int64_t splits =
       choose_splits(batch * plan.tiles, ceil_div(plan.rows, plan.rows_per_step), plan.threads, cost, occupancy);
   plan.rows_per_split = ceil_div(plan.rows, splits);
@@ -83,7 +84,7 @@ struct CellPlan {
   CellPlan plan;
   const int64_t vectors = ceil_div(count, vector);
   int64_t padded_vectors = 0;
-  for (int64_t lanes = WARP_THREADS; lanes >= 1; lanes /= 2) {
+  for (int64_t lanes = WARP_SIZE; lanes >= 1; lanes /= 2) {
     // Narrower groups access memory in shorter runs, so they must save an eighth of the work.
     const int64_t candidate = ceil_div(vectors, lanes) * lanes;
     if (plan.lanes == 0 || candidate * 8 < padded_vectors * 7) {
