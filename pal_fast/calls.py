@@ -61,7 +61,8 @@ def check_call(layer: Tensor, prior: Prior, options: LossOptions, backend: str |
             raise ValueError("visible and weights belong to landmarks; with heatmap= leave them out")
         _check_heatmap(heatmap, batch, device)
         moving = heatmap.requires_grad
-    if backend not in (None, "reference") and dispatch.in_transform():
+    # Under jvp the operator refuses the tangent itself.
+    if backend not in (None, "reference") and dispatch.transform() not in ("", "Jvp"):
         raise RuntimeError(
             f"backend={backend!r} cannot run inside a transform of torch.func (grad, vmap): leave backend out, or use "
             'backend="reference"'

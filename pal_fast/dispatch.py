@@ -64,7 +64,7 @@ def choose(requested: str | None, device: torch.device) -> str:
     Raises: ValueError for an unknown name; RuntimeError naming the reason if the requested one cannot run.
     """
     if requested is None:
-        return "reference" if in_transform() else _fastest(device)
+        return "reference" if transform() else _fastest(device)
     _checks.choice("backend", requested, BACKENDS)
     reason = why_not(requested, device)
     if reason:
@@ -72,9 +72,10 @@ def choose(requested: str | None, device: torch.device) -> str:
     return requested
 
 
-def in_transform() -> bool:
-    """Whether a transform of torch.func is running, which only the reference supports."""
-    return not is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+def transform() -> str:
+    """The torch.func transform that is running ("Grad", "Vmap", "Jvp"...), or "". Only the reference supports them."""
+    interpreter = None if is_compiling() else torch._C._functorch.peek_interpreter_stack()
+    return "" if interpreter is None else str(interpreter.key().name)
 
 
 def why_not(name: str, device: torch.device) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from pal_fast import reference
 from pal_fast.attribution import distributed
 from pal_fast.attribution.graph import nodes_from
 from pal_fast.attribution.targets import attributed_gradients
@@ -112,7 +113,8 @@ def _scales(g: Tensor, given: Sequence[Tensor | None]) -> bool:
     masks."""
     for e in given:
         if e is not None and e.shape == g.shape:
-            values, before = g.detach().cpu().double(), e.detach().cpu().double()
+            dtype = reference.widest_dtype(g.device)
+            values, before = g.detach().to(dtype), e.detach().to(dtype)
             ratio = (values * before).sum() / before.where(values != 0, 0).square().sum()
             if bool(((values - ratio * before).abs() <= 1e-2 * values.abs()).where(values != 0, True).all()):
                 return True

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.compiler import is_compiling
 
-from pal_fast import _checks
+from pal_fast import _checks, reference
 from pal_fast.attribution import fabric
 from pal_fast.attribution.inner_gradient import inner_gradient
 from pal_fast.messages import describe
@@ -74,7 +74,7 @@ def sums_alike(logits: Tensor) -> bool:
     """Reads the values: whether the logits of every sample add up to the same number (always so for one sample)."""
     if logits.ndim != 2 or logits.shape[1] < 2 or logits.shape[0] == 0:
         return False
-    values = logits.detach().cpu().double()
+    values = logits.detach().to(reference.widest_dtype(logits.device))
     sums = values.sum(1)
     tolerance = 1e-5 if logits.dtype in (torch.float32, torch.float64) else 2e-2
     return bool(((sums - sums[0]).abs() <= tolerance * values.abs().sum(1)).all())

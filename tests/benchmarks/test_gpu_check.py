@@ -184,7 +184,10 @@ def test_every_command_of_the_steps_is_one_that_its_program_takes(tmp_path: Path
         at = words.index("-m") + 1
         more = ["--seconds", "5"] if step.timed else []
         more += ["--without", "triton" if "step" not in step.name else "naive"] if step.without else []
-        module = importlib.import_module(words[at])
+        name = words[at]
+        module = importlib.import_module(
+            f"{name}.command" if gpu_check.ROOT.joinpath(*name.split(".")).is_dir() else name
+        )
         with pytest.raises(SystemExit) as ended:  # help comes after all that is before it has been read
             module.main([*words[at + 1 :], *more, "--help"])
         assert ended.value.code == 0, step.name
