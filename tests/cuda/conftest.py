@@ -12,7 +12,7 @@ from pal_fast import dispatch
 
 @pytest.fixture(scope="session")
 def build_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where they are compiled; set PAL_FAST_EMULATED_BUILD to a directory to compile only what changed."""
+    """The build directory; set PAL_FAST_EMULATED_BUILD to keep one and recompile only what changed."""
     return os.environ.get("PAL_FAST_EMULATED_BUILD") or str(tmp_path_factory.getbasetemp() / "emulated")
 
 

@@ -13,7 +13,7 @@ from pal_fast.nn import batch_norm_operators
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
-#: (B, C, spatial shape), channels_last, the form that the plan is to choose, and whether in vectors.
+#: (B, C, spatial shape), channels_last, the form that the plan must choose, and whether it takes vectors.
 CASES = {
     "planes of whole vectors": ((3, 4, 6, 8), False, "planes", True),
     "large planes": ((2, 4, 40, 28), False, "planes", True),
@@ -32,7 +32,7 @@ CASES = {
 
 
 def inputs_of(case: str, dtype: torch.dtype, times: int = 1) -> tuple[list[Tensor], list[Tensor]]:
-    """Of a case, or of one with so many times the samples."""
+    """The inputs of a case, with `times` as many samples."""
     shape, last, _, _ = CASES[case]
     layout = torch.channels_last if last else torch.contiguous_format
     return inputs((shape[0] * times, *shape[1:]), dtype, layout)
@@ -55,7 +55,7 @@ def assert_agrees(
 @pytest.mark.parametrize("processors", [1, 7])
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_the_cpu(
+def test_agrees_with_the_cpu_operators(
     namespace: str, build_directory: str, case: str, dtype: torch.dtype, processors: int
 ) -> None:
     shape, _, form, wide = CASES[case]
@@ -70,7 +70,7 @@ def test_agrees_with_the_cpu(
 
 
 @pytest.mark.parametrize("case", ["planes of whole vectors", "large planes", "runs of 7 x 7", "rows"])
-def test_a_split_channel_takes_two_launches_and_a_whole_one_one(
+def test_a_split_channel_takes_two_launches_and_an_unsplit_one_takes_one(
     namespace: str, build_directory: str, case: str
 ) -> None:
     tensors, vectors = inputs_of(case, torch.float32, 24)
@@ -86,9 +86,7 @@ def test_a_split_channel_takes_two_launches_and_a_whole_one_one(
 
 
 @pytest.mark.parametrize("case", ["planes of whole vectors", "runs of 7 x 7", "rows"])
-def test_views_that_are_not_aligned_are_taken_element_by_element(
-    namespace: str, build_directory: str, case: str
-) -> None:
+def test_unaligned_views_are_read_element_by_element(namespace: str, build_directory: str, case: str) -> None:
     tensors, vectors = inputs_of(case, torch.bfloat16)
     flat = torch.empty(tensors[1].numel() + 1, dtype=torch.bfloat16)[1:]
     tensors[1] = flat.as_strided(tensors[1].shape, tensors[1].stride()).copy_(tensors[1])
@@ -97,9 +95,7 @@ def test_views_that_are_not_aligned_are_taken_element_by_element(
 
 
 @pytest.mark.parametrize("case", ["planes of whole vectors", "runs of 7 x 7", "rows"])
-def test_parameters_that_are_views_of_one_flat_tensor_change_nothing(
-    namespace: str, build_directory: str, case: str
-) -> None:
+def test_unaligned_parameters_give_the_same_bits(namespace: str, build_directory: str, case: str) -> None:
     tensors, vectors = inputs_of(case, torch.bfloat16)
     assert emulated_batch_norm.plan(tensors[0], build_directory, tensors[1])[1]
     wanted = outputs(namespace, tensors, vectors, None, True, True)
@@ -110,7 +106,7 @@ def test_parameters_that_are_views_of_one_flat_tensor_change_nothing(
 
 
 @pytest.mark.parametrize("case", ["large planes", "runs of 7 x 7", "rows"])
-def test_the_same_bits_whatever_the_order_of_blocks(namespace: str, case: str, seed: int) -> None:
+def test_results_are_bit_identical_in_any_order_of_blocks(namespace: str, case: str, seed: int) -> None:
     emulated.machine["processors"] = 40
     tensors, vectors = inputs_of(case, torch.float32, 24)
     results = []
@@ -123,8 +119,10 @@ def test_the_same_bits_whatever_the_order_of_blocks(namespace: str, case: str, s
 
 @pytest.mark.parametrize("case", ["large planes", "runs of 7 x 7", "rows"])
 @pytest.mark.parametrize("mean", [1e3, -3e4])
-def test_the_variance_survives_a_large_mean_and_a_late_shift(namespace: str, case: str, mean: float) -> None:
-    """The pivot comes of the first elements, which here are unlike the rest."""
+def test_the_variance_is_accurate_for_a_large_mean_and_an_unrepresentative_pivot(
+    namespace: str, case: str, mean: float
+) -> None:
+    """The pivot is taken from the first elements, which here are unlike the rest."""
     tensors, _ = inputs_of(case, torch.float32, 24)
     input = tensors[0] + mean
     input[: input.shape[0] // 4] = 0.0

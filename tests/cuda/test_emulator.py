@@ -1,4 +1,4 @@
-"""The emulator can fail: it catches the errors that it is meant to catch."""
+"""The emulator catches the errors that it is meant to catch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def faults(build_directory: str) -> ModuleType:
 
 
 def reverse(faults: ModuleType, with_barrier: bool, seed: int) -> bool:
-    """Whether a block reversed its numbers."""
+    """Whether a block reversed its values correctly."""
     tensors = {"from": torch.randn(64), "to": torch.full((64,), float("nan"))}
     faults.reverse(tensors, with_barrier, seed)
     return torch.equal(tensors["to"], tensors["from"].flip(0))
 
 
-def test_a_missing_barrier_shows(faults: ModuleType, seed: int) -> None:
+def test_a_missing_barrier_is_detected(faults: ModuleType, seed: int) -> None:
     assert all(reverse(faults, True, seed + i) for i in range(10))
     assert not any(reverse(faults, False, seed + i) for i in range(10))
 
 
 def total(faults: ModuleType, with_ticket: bool, seed: int) -> bool:
-    """Whether four blocks found the sum of their numbers."""
+    """Whether four blocks computed the sum of their values."""
     tensors = {"from": torch.randint(9, (128,)).float(), "to": torch.full((1,), float("nan"))}
     tensors |= {"parts": torch.full((4,), float("nan")), "ticket": torch.zeros(1, dtype=torch.int32)}
     faults.total(tensors, with_ticket, seed)
@@ -35,7 +35,7 @@ def total(faults: ModuleType, with_ticket: bool, seed: int) -> bool:
     return bool(tensors["to"] == tensors["from"].sum())
 
 
-def test_a_missing_ticket_shows(faults: ModuleType, seed: int) -> None:
+def test_a_missing_ticket_is_detected(faults: ModuleType, seed: int) -> None:
     assert all(total(faults, True, seed + i) for i in range(20))
     # Without it the fourth block is the last one in a quarter of all orders.
     assert not all(total(faults, False, seed + i) for i in range(20))
@@ -56,7 +56,7 @@ def test_a_vector_that_crosses_the_end_or_is_not_aligned_is_an_error(faults: Mod
         faults.touch({"memory": torch.randn(16)}, 16, 1, 2)
 
 
-def test_a_claim_to_more_memory_than_there_is_is_an_error(faults: ModuleType) -> None:
+def test_claiming_more_memory_than_was_lent_is_an_error(faults: ModuleType) -> None:
     with pytest.raises(RuntimeError, match="not lent"):
         faults.touch({"memory": torch.randn(16)}, 17, 0, 0)
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: launch counts, CUDA graphs, streams, large tensors, several devices, reproducibility."""
+"""Checks that need a GPU: launch counts, CUDA graphs, streams, large tensors, several devices, reproducibility."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def problem_of(seed: int, **case: Any) -> Any:
 
 
 def kernels_of(run: Callable[[], object]) -> list[str]:
-    """The names of the kernels that `run` launches; copies and fills of memory are none, nor is waiting."""
+    """The names of the kernels that `run` launches; memory copies, fills and synchronisation do not count."""
     run()  # the stream's tickets are zeroed once
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -77,7 +77,7 @@ def test_a_thousand_repetitions_give_the_same_bits(channels: str, layout: str, s
 
 
 @CHANNELS
-def test_a_cuda_graph_replays_beside_other_work_of_its_stream(channels: str, seed: int) -> None:
+def test_a_cuda_graph_replays_correctly_between_other_work_on_its_stream(channels: str, seed: int) -> None:
     problem = problem_of(seed, channels=channels)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -144,7 +144,7 @@ def test_a_tensor_of_more_than_two_to_the_31_elements(channels: str, layout: str
         assert (value.float() - wanted.float()).norm() <= 8e-3 * wanted.float().norm()
 
 
-def test_another_device_than_the_current_one(seed: int) -> None:
+def test_tensors_on_a_device_that_is_not_current(seed: int) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     for channels in ("mean", "all", "each"):

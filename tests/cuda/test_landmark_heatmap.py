@@ -21,7 +21,7 @@ DTYPES = [torch.float32, torch.float64]
 
 
 def faces(generator: torch.Generator, dtype: torch.dtype, batch: int = 3, count: int = 21) -> dict[str, Tensor]:
-    """Landmarks in and around the frame, some missing or hidden; the last face has none."""
+    """Landmarks in and around the image, some missing or hidden; the last face has none."""
     landmarks = torch.rand(batch, count, 2, generator=generator, dtype=torch.float64) * 150 - 20
     landmarks[0, 3, 0] = float("nan")
     landmarks[0, 4] = float("inf")
@@ -49,7 +49,7 @@ def emulate(namespace: str, size: tuple[int, int], options: HeatmapOptions, **te
     )
 
 
-def refer(size: tuple[int, int], options: HeatmapOptions, **tensors: Tensor | None) -> Tensor:
+def float64_reference(size: tuple[int, int], options: HeatmapOptions, **tensors: Tensor | None) -> Tensor:
     wide = {k: t.double() if t is not None and t.is_floating_point() else t for k, t in tensors.items()}
     return reference.landmark_heatmap(
         wide["landmarks"],
@@ -66,14 +66,16 @@ def refer(size: tuple[int, int], options: HeatmapOptions, **tensors: Tensor | No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("combine", COMBINE)
-def test_heatmaps_agree(
+def test_heatmaps_agree_with_the_reference(
     namespace: str, generator: torch.Generator, combine: str, normalize: str, dtype: torch.dtype
 ) -> None:
     tensors = faces(generator, dtype)
     options = options_of(combine, normalize)
     for size in SIZES:
         for given in (tensors, {"landmarks": tensors["landmarks"]}):
-            assert_close(emulate(namespace, size, options, **given), refer(size, options, **given), dtype, str(size))
+            assert_close(
+                emulate(namespace, size, options, **given), float64_reference(size, options, **given), dtype, str(size)
+            )
             assert emulated.launches["landmark_heatmap"] == 1
 
 
@@ -86,13 +88,13 @@ def test_products_on_tensor_cores_keep_the_accuracy_of_float32(
     options = options_of("sum", "none")
     tensors["weights"] = tensors["weights"] * factor
     tensors["weights"][0, 7] *= 1e-3
-    value, wanted = (f(size, options, **tensors) for f in (partial(emulate, namespace), refer))
+    value, wanted = (f(size, options, **tensors) for f in (partial(emulate, namespace), float64_reference))
     assert emulated.planned["warpgroups"] == warpgroups
     assert relative_error(value, wanted) <= 1e-6
     # Far from every landmark, too, where the map is small.
     assert ((value - wanted).abs() <= 1e-5 * wanted.abs() + 1e-10 * factor).all()
     tensors["weights"] = tensors["weights"] - factor  # of either sign
-    value, wanted = (f(size, options, **tensors) for f in (partial(emulate, namespace), refer))
+    value, wanted = (f(size, options, **tensors) for f in (partial(emulate, namespace), float64_reference))
     assert relative_error(value, wanted) <= 1e-6
 
 
@@ -105,7 +107,7 @@ def test_products_on_tensor_cores_keep_the_accuracy_of_float32(
         *product([True], [(97, 60), (64, 128), (250, 70)], [0, 1, 8, 32, 33, 68, 72, 73, 80]),
     ],
 )
-def test_products_on_tensor_cores_take_any_number_of_landmarks_in_any_number_of_tiles(
+def test_products_on_tensor_cores_handle_any_number_of_landmarks_and_tiles(
     namespace: str, generator: torch.Generator, warpgroups: bool, size: tuple[int, int], count: int
 ) -> None:
     emulated.machine["warpgroups"] = warpgroups
@@ -114,12 +116,14 @@ def test_products_on_tensor_cores_take_any_number_of_landmarks_in_any_number_of_
     for processors, normalize in ((1, "none"), (2, "peak"), (16, "sum")):
         emulated.machine["processors"] = processors
         options = options_of("sum", normalize)
-        assert_close(emulate(namespace, size, options, **tensors), refer(size, options, **tensors), torch.float32)
+        assert_close(
+            emulate(namespace, size, options, **tensors), float64_reference(size, options, **tensors), torch.float32
+        )
         assert emulated.planned["warpgroups"] == warpgroups
 
 
 @pytest.mark.parametrize(("size", "count"), [((70, 131), 68), ((100, 70), 81)], ids=str)
-def test_warpgroups_draw_where_they_compute_little_more_than_there_is(
+def test_warpgroups_are_not_used_where_padding_would_waste_work(
     namespace: str, generator: torch.Generator, size: tuple[int, int], count: int
 ) -> None:
     emulated.machine["warpgroups"] = True
@@ -130,7 +134,7 @@ def test_warpgroups_draw_where_they_compute_little_more_than_there_is(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("combine", COMBINE)
-def test_gradients_agree(
+def test_gradients_agree_with_the_reference(
     namespace: str, generator: torch.Generator, combine: str, normalize: str, dtype: torch.dtype
 ) -> None:
     tensors = faces(generator, dtype)
@@ -143,15 +147,17 @@ def test_gradients_agree(
         inputs = tensors["landmarks"], tensors["weights"]
         got = torch.autograd.grad(emulate(namespace, size, options, **tensors), inputs, grad)
         judges = wanted_of["landmarks"], wanted_of["weights"]
-        wanted = torch.autograd.grad(refer(size, options, **wanted_of), judges, grad.double())
+        wanted = torch.autograd.grad(float64_reference(size, options, **wanted_of), judges, grad.double())
         for name, value, judge in zip(("landmarks", "weights"), got, wanted, strict=True):
-            # A gradient is a difference of large sums; its rounding is judged against them.
+            # A gradient is a difference of large sums; its rounding error is relative to them.
             assert relative_error(value, judge) <= 10 * TOLERANCE[dtype], f"{name} at {size}"
         assert emulated.launches["landmark_heatmap_backward"] == (1 if (combine, normalize) == ("sum", "none") else 2)
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True)], ids=["landmarks", "weights"])
-def test_only_what_is_needed_is_written(namespace: str, generator: torch.Generator, needs: tuple[bool, bool]) -> None:
+def test_only_the_requested_gradients_are_written(
+    namespace: str, generator: torch.Generator, needs: tuple[bool, bool]
+) -> None:
     tensors = faces(generator, torch.float32)
     operator = getattr(torch.ops, namespace).landmark_heatmap_backward.default
     grad = torch.randn(3, 14, 9, generator=generator)
@@ -163,7 +169,9 @@ def test_only_what_is_needed_is_written(namespace: str, generator: torch.Generat
         assert not needed or torch.equal(value, wanted)
 
 
-def test_the_same_bits_in_any_order(namespace: str, generator: torch.Generator, warpgroups: bool, seed: int) -> None:
+def test_heatmaps_are_bit_identical_in_any_order_of_blocks(
+    namespace: str, generator: torch.Generator, warpgroups: bool, seed: int
+) -> None:
     tensors = faces(generator, torch.float32)
     options = options_of("sum", "sum")
     first = emulate(namespace, (100, 131), options, **tensors)
@@ -173,13 +181,13 @@ def test_the_same_bits_in_any_order(namespace: str, generator: torch.Generator, 
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 2), (2, 0, 2), (2, 1, 2)], ids=str)
-def test_without_samples_or_landmarks(namespace: str, shape: tuple[int, ...]) -> None:
+def test_heatmaps_without_samples_or_landmarks_agree(namespace: str, shape: tuple[int, ...]) -> None:
     landmarks = torch.rand(shape) * 90
     for size in [(7, 7), (40, 70)]:
         for combine in COMBINE:
             options = options_of(combine, "peak")
             assert_close(
                 emulate(namespace, size, options, landmarks=landmarks),
-                refer(size, options, landmarks=landmarks),
+                float64_reference(size, options, landmarks=landmarks),
                 torch.float32,
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 CASES = pairwise(
     {
-        # Whole vectors or not, one block a sample or several, maps of several tiles and of several chunks.
+        # Whole vectors or not, one block per sample or several, maps of several tiles and of several chunks.
         "shape": [
             (2, 6, 7, 7),
             (3, 5, 13, 17),
@@ -72,7 +72,7 @@ EVERY_KERNEL = grid_of(
 
 
 @pytest.mark.parametrize("case", EVERY_KERNEL, ids=name_of)
-def test_every_kernel_agrees_on_any_number_of_multiprocessors(
+def test_every_kernel_agrees_for_any_number_of_multiprocessors(
     emulated_backend: str, case: dict[str, Any], seed: int
 ) -> None:
     for shape in [(3, 24, 14, 14), (1, 300, 7, 7), (9, 9, 5, 5)]:
@@ -90,7 +90,7 @@ def test_teams_of_any_size_agree_and_repeat_bit_for_bit(
     kernels = emulated.module("pal_loss", build_directory)
     found = set()
     for channels, height, width in [
-        (2, 52, 60),  # one channel a tile in float32: eight warps share it
+        (2, 52, 60),  # one channel per tile in float32: eight warps share it
         (3, 48, 50),
         (4, 40, 40),
         (5, 34, 36),
@@ -112,7 +112,7 @@ def test_teams_of_any_size_agree_and_repeat_bit_for_bit(
 
 
 @pytest.mark.parametrize("case", EVERY_KERNEL, ids=name_of)
-def test_tensors_that_start_within_a_vector(emulated_backend: str, case: dict[str, Any], seed: int) -> None:
+def test_tensors_not_aligned_to_a_vector_agree(emulated_backend: str, case: dict[str, Any], seed: int) -> None:
     problem = make(case | {"shape": (3, 5, 7, 6)}, seed)
     wanted = check(problem, emulated_backend)
     for name in ("activation", "gradient"):
@@ -129,13 +129,13 @@ def test_tensors_that_start_within_a_vector(emulated_backend: str, case: dict[st
 @pytest.mark.parametrize("factor", [1e-24, 1e-15, 1e-9, 1e9, 1e15])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("channels", ["mean", "all", "each"])
-def test_the_scale_of_the_gradient_does_not_matter(
+def test_the_loss_is_invariant_to_the_scale_of_the_gradient(
     emulated_backend: str, channels: str, layout: str, factor: float, seed: int
 ) -> None:
     problem = make({"channels": channels, "layout": layout, "shape": (2, 12, 9, 7)}, seed)
     loss, (d_activation, d_gradient) = problem.solve(emulated_backend)
     assert problem.gradient is not None
-    # A power of two, so that nothing but the kernels rounds.
+    # A power of two, so that only the kernels round.
     scale = 2.0 ** round(math.log2(factor))
     problem.gradient = problem.gradient * scale
     scaled, (d_activation_scaled, d_gradient_scaled) = problem.solve(emulated_backend)
@@ -148,13 +148,13 @@ def test_the_scale_of_the_gradient_does_not_matter(
 @pytest.mark.parametrize("channels", ["mean", "all", "each"])
 @pytest.mark.parametrize("outlier", [False, True], ids=["plain", "outlier"])
 @pytest.mark.parametrize("shape", [(2, 12, 9, 7), (1, 3, 48, 50)], ids=str)
-def test_a_small_spread_about_a_large_mean(
+def test_a_mean_much_larger_than_the_spread_costs_no_accuracy(
     emulated_backend: str, channels: str, layout: str, outlier: bool, shape: tuple[int, ...], seed: int
 ) -> None:
     case = {"channels": channels, "layout": layout, "shape": shape, "attribution": "activation"}
     problem = make(case, seed)
     assert problem.activation is not None
-    # "each" rounds every channel's mean to float32 for the backward, which limits it.
+    # "each" rounds every channel's mean to float32 for the backward, which limits the accuracy.
     problem.activation = 1 + (2.0**-5 if channels == "each" else 2.0**-12) * problem.activation
     if outlier:
         problem.activation[:, :, 0, 0] = 0
@@ -164,7 +164,7 @@ def test_a_small_spread_about_a_large_mean(
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("channels", ["mean", "all", "each"])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e-30])
-def test_a_flat_attribution_counts_nothing(
+def test_a_flat_attribution_gives_exactly_zero(
     emulated_backend: str, channels: str, layout: str, value: float, seed: int
 ) -> None:
     problem = make({"channels": channels, "layout": layout, "attribution": "activation", "shape": (2, 9, 14, 14)}, seed)
@@ -180,7 +180,7 @@ def test_a_flat_attribution_counts_nothing(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("channels", ["half", "all", "each"])
-def test_what_takes_no_part_counts_for_nothing(
+def test_unscored_samples_and_free_channels_do_not_change_the_result_even_with_nan(
     emulated_backend: str, channels: str, layout: str, dtype: torch.dtype, count: int, seed: int
 ) -> None:
     case = {"channels": channels, "layout": layout, "dtype": dtype, "channel_count": 5, "trouble": "sample"}
@@ -199,8 +199,10 @@ def test_what_takes_no_part_counts_for_nothing(
 
 
 @pytest.mark.parametrize("case", EVERY_KERNEL, ids=name_of)
-def test_saved_tensors_that_come_back_within_a_vector(emulated_backend: str, case: dict[str, Any], seed: int) -> None:
-    """As from a hook that packs them into one buffer."""
+def test_saved_tensors_restored_without_vector_alignment_agree(
+    emulated_backend: str, case: dict[str, Any], seed: int
+) -> None:
+    """As after a saved-tensor hook that packs tensors into one buffer."""
     problem = make(case | {"shape": (3, 8, 8, 8)}, seed)
     wanted = problem.solve(emulated_backend)
 
@@ -214,12 +216,12 @@ def test_saved_tensors_that_come_back_within_a_vector(emulated_backend: str, cas
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("channels", ["mean", "all", "each"])
-def test_an_empty_batch(emulated_backend: str, channels: str, reduction: str, seed: int) -> None:
+def test_an_empty_batch_launches_no_kernel(emulated_backend: str, channels: str, reduction: str, seed: int) -> None:
     check(make({"channels": channels, "reduction": reduction, "shape": (0, 6, 7, 7)}, seed), emulated_backend)
     assert not emulated.launches
 
 
-def test_nan_reaches_the_loss(emulated_backend: str, seed: int) -> None:
+def test_nan_propagates_to_the_loss_of_its_sample_only(emulated_backend: str, seed: int) -> None:
     for channels in ("mean", "all", "each"):
         problem = make({"channels": channels, "reduction": "none"}, seed)
         assert problem.activation is not None
@@ -231,8 +233,6 @@ def test_nan_reaches_the_loss(emulated_backend: str, seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-def test_no_plan_takes_more_shared_memory_than_there_is(
-    build_directory: str, dtype: torch.dtype, channels_last: bool
-) -> None:
+def test_no_plan_exceeds_48_kib_of_shared_memory(build_directory: str, dtype: torch.dtype, channels_last: bool) -> None:
     kernels = emulated.module("pal_loss", build_directory)
     assert kernels.most_shared_memory(str(dtype), channels_last) <= 48 * 1024

@@ -17,7 +17,7 @@ from benchmarks.registers import TABLE
 from pal_fast import _extension
 
 BITS = {"__half": 16, "__nv_bfloat16": 16, "float": 32, "double": 64}
-#: Tensors that batch normalisation's kernels read, how often they go over their share, and tensors that they write.
+#: For each batch normalisation kernel: tensors read, passes over its share of them, and tensors written.
 BATCH_NORM = {
     "statistics_kernel": (1, 1, 0),
     "forward_kernel": (1, 1, 1),
@@ -78,16 +78,16 @@ def test_no_kernel_has_a_stack_on_any_architecture(disassembler: str, kernels: d
     assert not {kernel: size for kernel, size in stacks.items() if size}
 
 
-def test_the_losss_gradients_are_stored_16_bytes_at_once(kernels: dict[str, Counter[str]]) -> None:
+def test_the_loss_stores_its_gradients_16_bytes_at_a_time(kernels: dict[str, Counter[str]]) -> None:
     backward = of(kernels, "loss_backward_kernel")
     assert len(backward) == len(BITS) * 2 * 3  # layouts, groupings
     for kernel, counts in backward.items():
-        # Two vectors of both gradients in flight, each stored as such; what goes element by element is apart.
+        # Two vectors of each gradient in flight, each stored as a vector; the element-by-element path is separate.
         assert machine_code.wide(counts, "STG", 128) >= 4, f"{kernel}: {dict(counts)}"
         assert machine_code.wide(counts, "LDG", 128) >= 4, f"{kernel}: {dict(counts)}"
 
 
-def test_large_heatmaps_are_stored_16_bytes_at_once(kernels: dict[str, Counter[str]]) -> None:
+def test_large_heatmaps_are_stored_16_bytes_at_a_time(kernels: dict[str, Counter[str]]) -> None:
     names = ("tiled_heatmap_kernel", "matrix_heatmap_kernel", "warpgroup_heatmap_kernel")
     drawing = {kernel: counts for name in names for kernel, counts in of(kernels, name).items()}
     assert len(drawing) == 6
@@ -100,14 +100,12 @@ def test_warpgroups_do_not_wait_between_products(disassembler: str) -> None:
     assert len(products) == 2
     for kernel, order in products.items():
         steps = int(re.search(r"<(\d+)>", kernel)[1])  # type: ignore[index]
-        # Of the high parts and twice of a high and a low one; then, whether or not there are columns left, a wait.
+        # Per step, one product of the high parts and two of a high and a low part; a wait at the end on either path.
         assert re.fullmatch("P" * (3 * steps) + "W+", order), f"{kernel}: {order}"
 
 
 @pytest.mark.parametrize("name", BATCH_NORM)
-def test_batch_normalisation_has_vectors_of_several_places_in_flight(
-    name: str, kernels: dict[str, Counter[str]]
-) -> None:
+def test_batch_normalisation_keeps_several_vector_loads_in_flight(name: str, kernels: dict[str, Counter[str]]) -> None:
     tensors, times, written = BATCH_NORM[name]
     checked = []
     for kernel, counts in of(kernels, name).items():
@@ -117,11 +115,11 @@ def test_batch_normalisation_has_vectors_of_several_places_in_flight(
             element = BITS[found[1]]
             vector = 64 if element == 16 else 128
             checked.append(kernel)
-            # 48 bytes a thread and more.
+            # At least 48 bytes per thread.
             places = max(2, -(-48 * 8 // (tensors * vector)))
             assert machine_code.wide(counts, "LDG", vector) >= places * tensors * times, f"{kernel}: {dict(counts)}"
             assert machine_code.wide(counts, "STG", vector) >= places * written, f"{kernel}: {dict(counts)}"
-            if element == 16:  # nothing but the tensors has elements of 16 bits
+            if element == 16:  # only the tensors have 16-bit elements
                 assert not machine_code.wide(counts, "LDG", 16), f"{kernel}: {dict(counts)}"
                 assert not machine_code.wide(counts, "STG", 16), f"{kernel}: {dict(counts)}"
             if name == "forward_kernel":  # it stores nothing else
@@ -131,7 +129,7 @@ def test_batch_normalisation_has_vectors_of_several_places_in_flight(
     assert len(checked) == len(BITS) * 3  # forms
 
 
-def test_a_listings_accesses_are_read_by_kernel_and_width() -> None:
+def test_accesses_are_parsed_by_kernel_and_width() -> None:
     listing = """
 		Function : _Z1av
         /*0040*/                   LDG.E.EF.128 R4, desc[UR16][R2.64] ;  /* 0x00009400ff247b82 */
@@ -149,7 +147,7 @@ def test_a_listings_accesses_are_read_by_kernel_and_width() -> None:
     assert machine_code.wide(first, "STG", 128) == 1
 
 
-def test_products_that_are_waited_for_one_by_one_are_seen() -> None:
+def test_waits_between_products_are_recognised() -> None:
     listing = """
 		Function : _Z1av
         /*3c10*/                   HGMMA.64x64x16.F32 R24, R76, gdesc[UR8], RZ, !UPT, gsb0 ;
@@ -160,7 +158,7 @@ def test_products_that_are_waited_for_one_by_one_are_seen() -> None:
     assert machine_code.read_products(listing.splitlines()) == {"_Z1av": "PWPW"}
 
 
-def test_a_kernels_stack_is_read_by_architecture() -> None:
+def test_stack_sizes_are_parsed_by_architecture() -> None:
     report = """
 arch = sm_90
 Resource usage:

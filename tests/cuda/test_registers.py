@@ -1,4 +1,4 @@
-"""The compiler's report on every CUDA kernel, as kept in benchmarks/results/registers.csv, and what it built."""
+"""The compiler's report on every CUDA kernel, recorded in benchmarks/results/registers.csv, and the code it built."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_table_holds_every_kernel_on_every_architecture(table: list[dict[str
     assert all(found == {"sm_90a"} for found in only.values())
 
 
-def test_the_report_of_a_spilling_kernel_is_read_as_one() -> None:
+def test_a_spill_in_the_compilers_report_is_recognised() -> None:
     report = """
 ptxas info    : Compiling entry function '_Z1kv' for 'sm_90'
 ptxas info    : Function properties for _Z1kv
@@ -53,7 +53,7 @@ ptxas info    : Used 80 registers, used 1 barriers, 24 bytes cumulative stack si
     assert list(read_report(report)) == [("_Z1kv", "sm_90", 80, 8, 16, 512)]
 
 
-def test_the_extension_holds_machine_code_for_every_architecture_and_ptx_of_the_newest() -> None:
+def test_the_extension_holds_machine_code_for_every_architecture_and_ptx_for_the_newest() -> None:
     reason = _extension.load()
     assert not reason, reason
     built_for = _extension.build_info().get("cuda", "").split()

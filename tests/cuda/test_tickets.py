@@ -33,7 +33,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Tickets(NamedTuple):
-    place: str  # kept or owned: who has the memory, the extension or a tensor of PyTorch's
+    place: str  # kept: the memory is the extension's; owned: a PyTorch tensor's
     address: str
     values: str  # zeros or dirty
     mallocs: int
@@ -41,13 +41,13 @@ class Tickets(NamedTuple):
     left: int  # the error that the next launch would find
 
 
-def said(program: Path, *script: str) -> list[str]:
+def output_lines(program: Path, *script: str) -> list[str]:
     done = subprocess.run([str(program), *script], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
 def run(program: Path, *script: str) -> list[Tickets]:
-    lines = [line.replace("| ", "").split() for line in said(program, *script)]
+    lines = [line.replace("| ", "").split() for line in output_lines(program, *script)]
     return [Tickets(*words[:3], *map(int, words[3:])) for words in lines]
 
 
@@ -61,13 +61,13 @@ def test_a_stream_keeps_its_tickets_and_zeroes_them_once(program: Path) -> None:
     assert len({first.address, other.address, larger.address}) == 3
 
 
-def test_a_captured_call_has_tickets_of_its_own(program: Path) -> None:
+def test_a_captured_call_owns_its_tickets(program: Path) -> None:
     before, captured, after = run(program, "tickets=1,9", "capture=1", "tickets=1,9", "capture=0", "tickets=1,9")
     assert captured == ("owned", captured.address, "zeros", 1, 2, 0)
     assert after == ("kept", before.address, "zeros", 1, 2, 0)
 
 
-def test_without_memory_to_keep_a_call_has_tickets_of_its_own_and_the_next_launch_no_error(program: Path) -> None:
+def test_if_allocating_kept_tickets_fails_each_call_owns_its_tickets_and_no_error_is_left(program: Path) -> None:
     script = [f"malloc={NO_MEMORY}", "tickets=1,9", "tickets=1,9", "malloc=0", "tickets=1,9", "tickets=1,9"]
     first, second, kept, again = run(program, *script)
     assert first == ("owned", first.address, "zeros", 1, 1, 0)
@@ -76,7 +76,7 @@ def test_without_memory_to_keep_a_call_has_tickets_of_its_own_and_the_next_launc
     assert again == kept
 
 
-def test_a_larger_batch_without_memory_leaves_the_kept_tickets_in_place(program: Path) -> None:
+def test_if_growing_the_tickets_fails_the_kept_ones_stay_in_use(program: Path) -> None:
     kept, larger, again = run(program, "tickets=1,9", f"malloc={NO_MEMORY}", "tickets=1,5000", "tickets=1,9")
     assert larger == ("owned", larger.address, "zeros", 2, 2, 0)
     assert again == ("kept", kept.address, "zeros", 2, 2, 0)
@@ -90,10 +90,10 @@ def test_a_larger_batch_without_memory_leaves_the_kept_tickets_in_place(program:
         ("attribute", "processors", "device 0: as told"),
     ],
 )
-def test_what_fails_is_said_once_and_not_left_for_the_next_launch(
+def test_a_runtime_failure_is_reported_once_and_not_left_for_the_next_launch(
     failure: str, call: str, message: str, program: Path
 ) -> None:
-    failed, after = said(program, f"{failure}={ILLEGAL_ADDRESS}", call, f"{failure}=0", call)
+    failed, after = output_lines(program, f"{failure}={ILLEGAL_ADDRESS}", call, f"{failure}=0", call)
     assert message in failed
     assert failed.endswith("| 0")
     assert "as told" not in after

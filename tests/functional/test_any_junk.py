@@ -1,4 +1,4 @@
-"""Any value for any argument is either computed with or rejected by name: no crash, no NaN."""
+"""Any value for any argument is either accepted or refused with an error that names it: no crash, no NaN."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = [(function, argument) for function, (_, arguments) in CALLS.items() for 
 
 @pytest.mark.parametrize(("function", "argument"), CASES)
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_any_value_is_taken_or_refused_by_name(function, argument, backend):
+def test_any_value_is_accepted_or_refused_by_name(function, argument, backend):
     call, _ = CALLS[function]
     if backend is not None:
         if argument == "backend" or function == "attribution_map":
@@ -44,7 +44,7 @@ def test_any_value_is_taken_or_refused_by_name(function, argument, backend):
 
 
 @pytest.mark.parametrize("sigma", [1e-15, 1e-3, 1e15])
-def test_every_sigma_that_is_taken_gives_finite_heatmaps(sigma):
+def test_the_smallest_and_largest_accepted_sigma_give_finite_heatmaps(sigma):
     points = torch.tensor([[[1.0, 1.0], [2.5, 2.0], [-1e30, 1e30]]])
     for backend in (None, "reference"):
         h = pal_fast.landmark_heatmap(points, 4, sigma=sigma, backend=backend)
@@ -53,6 +53,6 @@ def test_every_sigma_that_is_taken_gives_finite_heatmaps(sigma):
 
 
 @pytest.mark.parametrize("sigma", [1e-30, 1e25])
-def test_a_sigma_whose_square_is_no_float32_is_refused(sigma):
+def test_a_sigma_whose_square_float32_cannot_hold_is_refused(sigma):
     with pytest.raises(ValueError, match="sigma must lie between"):
         pal_fast.landmark_heatmap(POINTS, 4, sigma=sigma)

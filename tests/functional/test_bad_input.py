@@ -95,18 +95,18 @@ LOSS = {
 
 
 @pytest.fixture
-def nothing_computes(monkeypatch):
-    def computes(*given, **options):
+def computation_forbidden(monkeypatch):
+    def fail(*given, **options):
         raise AssertionError("computed before everything was checked")
 
     for module in (ops, reference):
         for function in ("pal_loss", "landmark_heatmap"):
-            monkeypatch.setattr(module, function, computes)
-    monkeypatch.setattr(torch.nn.functional, "interpolate", computes)
+            monkeypatch.setattr(module, function, fail)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", fail)
 
 
 @pytest.mark.parametrize("case", LOSS, ids=str)
-def test_pal_loss_refuses_before_anything_is_computed(case, nothing_computes):
+def test_pal_loss_refuses_bad_input_before_any_computation(case, computation_forbidden):
     kind, message, changes = LOSS[case]
     arguments = {"activation": F, "gradient": F, "heatmap": H, **changes}
     with pytest.raises(kind, match=message):
@@ -122,18 +122,18 @@ def test_pal_loss_refuses_before_anything_is_computed(case, nothing_computes):
         (TypeError, "landmarks must hold real numbers", (POINTS > 0.5, 4)),
     ],
 )
-def test_landmark_heatmap_refuses_before_anything_is_computed(kind, message, arguments, nothing_computes):
+def test_landmark_heatmap_refuses_bad_input_before_any_computation(kind, message, arguments, computation_forbidden):
     with pytest.raises(kind, match=re.compile(message)):
         pal_fast.landmark_heatmap(*arguments)
 
 
-def test_another_device_is_refused_before_anything_is_computed(nothing_computes):
+def test_tensors_on_different_devices_are_refused_before_any_computation(computation_forbidden):
     with pytest.raises(ValueError, match="heatmap is on meta, but the layer's output is on cpu"):
         pal_fast.pal_loss(F, F, H.to("meta"))
 
 
 @pytest.mark.parametrize("option", [{"image_size": 48}, {"sigma": 3.0}, {"combine": "max"}, {"normalize": "peak"}])
-def test_options_of_landmarks_beside_a_heatmap_are_refused(option):
+def test_landmark_options_given_with_a_heatmap_are_refused(option):
     f, (name,) = torch.randn(2, 3, 4, 4), option
     with pytest.raises(
         ValueError, match=f"{name} belongs to landmarks, but a heatmap was given: .*, or leave {name} out"
@@ -141,7 +141,7 @@ def test_options_of_landmarks_beside_a_heatmap_are_refused(option):
         pal_fast.pal_loss(f, f, torch.rand(2, 4, 4), **option)
 
 
-def test_landmarks_in_the_place_of_the_heatmap_are_told_by_their_shape():
+def test_landmarks_passed_as_the_heatmap_are_recognised_by_their_shape():
     f, landmarks = torch.randn(2, 3, 4, 4), torch.rand(2, 68, 2) * 48
     with pytest.raises(
         ValueError, match=r"image_size and sigma belong to .*\(2, 68, 2\) is that of landmarks.*landmarks=\.\.\."

@@ -18,7 +18,7 @@ def layer(generator, shape=(3, 6, 7, 7), dtype=torch.float32):
     return f.to(dtype), g.to(dtype)
 
 
-def test_the_compiled_backend_is_what_this_suite_tests():
+def test_the_compiled_cpu_backend_is_available():
     assert "cpu" in BACKENDS, dispatch.why_not("cpu", torch.device("cpu"))
 
 
@@ -41,7 +41,7 @@ def test_loss_and_gradients_match_the_float64_reference_from_landmarks(generator
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_prior_of_another_size_is_resized_to_the_layer_with_its_centres_kept(backend):
+def test_a_prior_of_another_size_is_resized_to_the_layer_with_pixel_centres_aligned(backend):
     """A spot drawn at 56 x 56 and resized correlates with the same spot drawn at 7 x 7; with its corners aligned
     instead of its centres it would come to 0.993."""
     spot = torch.tensor([[[24.0, 30.0]]])
@@ -53,7 +53,7 @@ def test_a_prior_of_another_size_is_resized_to_the_layer_with_its_centres_kept(b
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["permuted", "sliced", "expanded", "mixed layouts", "mixed dtypes"])
-def test_any_strides_are_taken(generator, backend, kind):
+def test_any_strides_are_accepted(generator, backend, kind):
     f, g = layer(generator)
     wanted = pal_fast.pal_loss(f, g, torch.rand(3, 7, 7, generator=generator).clone(), backend="reference")
     h = torch.rand(3, 7, 7)
@@ -74,7 +74,7 @@ def test_any_strides_are_taken(generator, backend, kind):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wide", ["activation", "gradient"])
-def test_of_two_types_the_wider_is_computed_in(generator, backend, wide):
+def test_mixed_dtypes_are_computed_in_the_wider_one(generator, backend, wide):
     f, g = layer(generator)
     f, g = (f.double(), g) if wide == "activation" else (f, g.double())
     f, g = f.requires_grad_(), g.requires_grad_()
@@ -87,7 +87,7 @@ def test_of_two_types_the_wider_is_computed_in(generator, backend, wide):
     assert g.grad.dtype == g.dtype
 
 
-def test_a_second_derivative_of_the_fused_loss_raises_rather_than_lies(generator):
+def test_a_second_derivative_of_the_fused_loss_raises(generator):
     f, g = (t.requires_grad_() for t in layer(generator))
     loss = pal_fast.pal_loss(f, g, torch.rand(3, 7, 7), backend="cpu")
     (df,) = torch.autograd.grad(loss, f, create_graph=True)
@@ -96,7 +96,7 @@ def test_a_second_derivative_of_the_fused_loss_raises_rather_than_lies(generator
 
 
 @pytest.mark.parametrize("argument", ["landmarks", "weights", "heatmap"])
-def test_the_prior_may_be_trained(generator, argument):
+def test_the_prior_receives_gradients(generator, argument):
     f, g = layer(generator, dtype=torch.float64)
     points = (torch.rand(3, 5, 2, generator=generator, dtype=torch.float64) * 48).requires_grad_(
         argument == "landmarks"
@@ -128,7 +128,7 @@ def test_landmark_heatmap_matches_the_reference_and_broadcasts_weights(generator
     assert_close(got, wanted, torch.float32)
 
 
-def test_the_attribution_map_is_what_the_loss_standardises(generator):
+def test_attribution_map_returns_what_the_loss_standardises(generator):
     f, g = layer(generator)
     maps = pal_fast.attribution_map(f, g, channels="half")
     torch.testing.assert_close(maps, (f * g.abs())[:, :3].mean(1))
@@ -137,7 +137,7 @@ def test_the_attribution_map_is_what_the_loss_standardises(generator):
     torch.testing.assert_close(loss, torch.tensor(-1.0))
 
 
-def test_an_empty_batch_costs_nothing():
+def test_an_empty_batch_has_zero_loss():
     f = torch.zeros(0, 3, 4, 4, requires_grad=True)
     loss = pal_fast.pal_loss(f, f.detach(), landmarks=torch.zeros(0, 68, 2), image_size=32)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Any value for any argument of PALLoss and its call is either computed with or rejected by name."""
+"""Any value for any argument of PALLoss and its call is either accepted or refused with an error that names it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def network() -> nn.Module:
     )
 
 
-def made(**given: object) -> Tensor:
+def loss_with_options(**given: object) -> Tensor:
     arguments = {"model": network(), "layer": "2", "backend": "reference", **given}
     model = arguments.pop("model")
     pal = pal_fast.PALLoss(model, arguments.pop("layer"), **arguments)
     return pal(model(IMAGES), POINTS, labels=LABELS)
 
 
-def called(target: str = "sum", **given: object) -> Tensor:
+def loss_with_call_arguments(target: str = "sum", **given: object) -> Tensor:
     model = network()
     pal = pal_fast.PALLoss(model, "2", target=target)
     logits = model(IMAGES)
@@ -37,7 +37,7 @@ def called(target: str = "sum", **given: object) -> Tensor:
     return pal(arguments.pop("logits"), **arguments)
 
 
-def attributed(**given: object) -> Tensor:
+def attribution_with(**given: object) -> Tensor:
     return pal_fast.attribute(**{"model": network(), "layer": "2", "images": IMAGES, **given})[0]
 
 
@@ -49,25 +49,25 @@ def attributed(**given: object) -> Tensor:
         *("layout", "backend"),
     ],
 )
-def test_options(argument):
-    assert not complaints(made, argument)
+def test_options_are_accepted_or_refused_by_name(argument):
+    assert not complaints(loss_with_options, argument)
 
 
 @pytest.mark.parametrize("argument", ["logits", "landmarks", "visible", "sample_weight", "heatmap"])
-def test_arguments_of_the_call(argument):
-    assert not complaints(called, argument)
+def test_call_arguments_are_accepted_or_refused_by_name(argument):
+    assert not complaints(loss_with_call_arguments, argument)
 
 
-def test_labels_where_they_are_used():
-    assert not complaints(lambda **given: called("label", **given), "labels")
+def test_labels_are_accepted_or_refused_by_name():
+    assert not complaints(lambda **given: loss_with_call_arguments("label", **given), "labels")
 
 
 @pytest.mark.parametrize("argument", ["model", "layer", "attribution", "channels", "channel_count", "target", "layout"])
-def test_arguments_of_attribute(argument):
-    assert not complaints(attributed, argument)
+def test_attribute_arguments_are_accepted_or_refused_by_name(argument):
+    assert not complaints(attribution_with, argument)
 
 
-def test_wrong_moments_are_value_errors_as_every_wrong_call():
+def test_mistimed_calls_raise_an_error_that_is_both_value_error_and_runtime_error():
     model = network()
     pal = pal_fast.PALLoss(model, "2")
     logits = model(IMAGES)

@@ -23,7 +23,7 @@ def test_grad_mode_does_not_matter(mode, target):
     assert not maps.requires_grad
 
 
-def test_a_model_made_under_inference_mode_is_refused_in_words():
+def test_a_model_constructed_under_inference_mode_is_refused():
     images, _, _ = batch(dtype=torch.float32)
     with torch.inference_mode():
         model = SmallNet()

@@ -1,4 +1,4 @@
-"""Every misuse raises an error of one sentence that names the argument and what is wanted."""
+"""Every misuse raises a one-sentence error that names the argument and what is wanted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pal_fast.options import AttributionOptions
         (nn.ReLU(), ValueError, "not a module of SmallNet"),
     ],
 )
-def test_a_layer_that_the_model_does_not_hold(model, layer, error, words):
+def test_a_layer_that_is_not_in_the_model_is_refused(model, layer, error, words):
     with pytest.raises(error, match=words):
         pal_fast.PALLoss(model, layer)
 
@@ -58,12 +58,12 @@ def test_a_layer_that_the_model_does_not_hold(model, layer, error, words):
         ({"backend": "gpu"}, ValueError, "backend"),
     ],
 )
-def test_options(model, options, error, words):
+def test_invalid_options_are_refused(model, options, error, words):
     with pytest.raises(error, match=words):
         pal_fast.PALLoss(model, "middle", **options)
 
 
-def test_a_layer_that_resembles_none_is_told_what_there_is(model):
+def test_the_error_for_an_unknown_layer_lists_the_available_modules(model):
     for name in ("xyz", ""):
         with pytest.raises(ValueError, match=r"at its top are 'stem', 'middle', 'top', 'pool', 'classifier' .*doctor"):
             pal_fast.PALLoss(model, name)
@@ -74,13 +74,13 @@ def test_a_layer_that_resembles_none_is_told_what_there_is(model):
         pal_fast.PALLoss(nn.ReLU(), "xyz")
 
 
-def test_a_name_is_suggested_once():
+def test_a_duplicate_name_is_suggested_once():
     assert near("resnet5", ["resnet50", "resnet18", "resnet50"]).count("'resnet50'") == 1
 
 
 @pytest.mark.parametrize("whole", [np.int64, np.uint8, np.int32])
 @pytest.mark.parametrize("real", [np.float16, np.float32, np.float64])
-def test_numbers_of_numpy_are_taken_for_what_they_are(model, whole, real):
+def test_numpy_scalars_are_accepted_as_numbers(model, whole, real):
     images, _, landmarks = batch(dtype=torch.float32)
 
     def loss(whole, real):
@@ -96,18 +96,18 @@ def test_numbers_of_numpy_are_taken_for_what_they_are(model, whole, real):
 
 
 @pytest.mark.parametrize("given", [np.bool_(True), True, np.array([1.0]), torch.tensor(1.0), 1j])
-def test_what_is_no_number_stays_refused(model, given):
+def test_booleans_arrays_tensors_and_complex_numbers_are_refused_as_numbers(model, given):
     for name in ("weight", "sigma", "image_size", "channel_count"):
         with pytest.raises(TypeError, match=name):
             pal_fast.PALLoss(model, "middle", **{name: given})
 
 
-def test_a_model_that_is_no_module():
+def test_a_model_that_is_not_a_module_is_refused():
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         pal_fast.PALLoss(lambda x: x, "middle")
 
 
-def logits_and(model, options=None):
+def loss_logits_and_landmarks(model, options=None):
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle", **(options or {}))
     return pal, model(images), landmarks
@@ -132,7 +132,7 @@ def test_softmax_outputs_are_refused(model, how, samples, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["probabilities", "log-probabilities"])
 def test_logits_that_are_normalised_by_chance_are_not_refused(model, kind, dtype):
-    """A classifier whose weights are small still has its bias, which may sum to one: nothing else makes it so."""
+    """With tiny weights the logits are almost the bias, which may happen to be normalised without a softmax."""
     images, _, landmarks = batch(dtype=torch.float32)
     with torch.no_grad():
         bias = torch.rand(5).softmax(0)
@@ -149,7 +149,7 @@ def test_logits_that_are_normalised_by_chance_are_not_refused(model, kind, dtype
 @pytest.mark.parametrize("target", ["sum", "label", "predicted"])
 @pytest.mark.parametrize("how", ["log_softmax", "log of the softmax"])
 def test_log_softmax_outputs_are_refused(model, how, target):
-    pal, logits, landmarks = logits_and(model, {"target": target})
+    pal, logits, landmarks = loss_logits_and_landmarks(model, {"target": target})
     logs = logits.log_softmax(1) if how == "log_softmax" else logits.softmax(1).log()
     with pytest.raises(ValueError, match="before the log_softmax"):
         pal(logs, landmarks, labels=torch.zeros(4, dtype=torch.int64))
@@ -158,7 +158,7 @@ def test_log_softmax_outputs_are_refused(model, how, target):
 
 
 def test_a_log_softmax_is_refused_in_every_call(model):
-    pal, logits, landmarks = logits_and(model)
+    pal, logits, landmarks = loss_logits_and_landmarks(model)
     pal(logits, landmarks)
     with pytest.raises(ValueError, match="before the log_softmax"):
         pal(model(torch.randn(4, 3, 16, 16)).log_softmax(1), landmarks)
@@ -174,32 +174,32 @@ def test_a_log_softmax_is_refused_in_every_call(model):
         (lambda z: z[:2], ValueError, "2 samples"),
     ],
 )
-def test_logits(model, change, error, words):
-    pal, logits, landmarks = logits_and(model)
+def test_invalid_logits_are_refused(model, change, error, words):
+    pal, logits, landmarks = loss_logits_and_landmarks(model)
     with pytest.raises(error, match=words):
         pal(change(logits), landmarks[:2] if words == "2 samples" else landmarks)
 
 
-def test_an_output_object_points_to_its_logits(model):
+def test_the_error_for_an_output_object_suggests_its_logits(model):
     class Output:
         logits = torch.zeros(1)
 
-    pal, _, landmarks = logits_and(model)
+    pal, _, landmarks = loss_logits_and_landmarks(model)
     with pytest.raises(TypeError, match=r"pass its \.logits"):
         pal(Output(), landmarks)
 
 
 @pytest.fixture
-def nothing_computes(monkeypatch):
-    """Neither the inner gradient nor the loss, nor the heatmap."""
+def computation_forbidden(monkeypatch):
+    """Makes the inner gradient, the loss and the heatmap raise if anything computes them."""
 
-    def computes(*given, **options):
+    def fail(*given, **options):
         raise AssertionError("computed before everything was checked")
 
-    monkeypatch.setattr(engine, "attributed_gradients", computes)
+    monkeypatch.setattr(engine, "attributed_gradients", fail)
     for module in (ops, reference):
         for function in ("pal_loss", "landmark_heatmap"):
-            monkeypatch.setattr(module, function, computes)
+            monkeypatch.setattr(module, function, fail)
 
 
 @pytest.mark.parametrize(
@@ -218,31 +218,33 @@ def nothing_computes(monkeypatch):
         ({"heatmap": torch.zeros(4, 8, 8), "sample_weight": torch.full((4,), torch.inf)}, ValueError, "sample_weight"),
     ],
 )
-def test_arguments_of_the_call_before_anything_is_computed(model, arguments, error, words, nothing_computes):
-    pal, logits, _ = logits_and(model)
+def test_invalid_call_arguments_are_refused_before_any_computation(
+    model, arguments, error, words, computation_forbidden
+):
+    pal, logits, _ = loss_logits_and_landmarks(model)
     with pytest.raises(error, match=words):
         pal(logits, **arguments)
 
 
-def test_labels_are_needed_for_their_target(model):
-    pal, logits, landmarks = logits_and(model, {"target": "label"})
+def test_missing_labels_and_targets_of_a_wrong_shape_are_refused(model):
+    pal, logits, landmarks = loss_logits_and_landmarks(model, {"target": "label"})
     with pytest.raises(ValueError, match="labels are needed"):
         pal(logits, landmarks)
-    pal, logits, landmarks = logits_and(model, {"target": "label"})
+    pal, logits, landmarks = loss_logits_and_landmarks(model, {"target": "label"})
     with pytest.raises(ValueError, match="labels must be a tensor of integers"):
         pal(logits, landmarks, labels=torch.zeros(4))
-    pal, logits, landmarks = logits_and(model, {"target": lambda z, y: z})
+    pal, logits, landmarks = loss_logits_and_landmarks(model, {"target": lambda z, y: z})
     with pytest.raises(ValueError, match="one scalar per sample"):
         pal(logits, landmarks)
 
 
-def test_labels_of_another_dtype_or_one_row_per_sample_are_told_the_way_out(model):
-    pal, logits, landmarks = logits_and(model, {"target": "label"})
+def test_the_error_for_float_or_one_hot_labels_gives_the_fix(model):
+    pal, logits, landmarks = loss_logits_and_landmarks(model, {"target": "label"})
     with pytest.raises(ValueError, match=r"integers of shape \(4,\), got .*torch\.float32: pass labels\.long\(\)"):
         pal(logits, landmarks, labels=torch.zeros(4))
     for dtype in (torch.float32, torch.int64, torch.bool):  # mixed, one-hot, multi-label
         labels = torch.eye(5)[:4].to(dtype)
-        pal, logits, landmarks = logits_and(model, {"target": "label"})
+        pal, logits, landmarks = loss_logits_and_landmarks(model, {"target": "label"})
         way_out = r"target=lambda logits, labels: \(logits \* labels\)\.sum\(1\)"
         with pytest.raises(ValueError, match=way_out):
             pal(logits, landmarks, labels=labels)
@@ -254,67 +256,67 @@ def test_labels_of_another_dtype_or_one_row_per_sample_are_told_the_way_out(mode
 
 
 def test_regions_need_68_landmarks(model):
-    pal, logits, landmarks = logits_and(model, {"regions": "eyes"})
+    pal, logits, landmarks = loss_logits_and_landmarks(model, {"regions": "eyes"})
     with pytest.raises(ValueError, match="68-point scheme, but landmarks hold 5"):
         pal(logits, landmarks)
 
 
-def test_logits_of_another_forward(model):
-    pal, _, landmarks = logits_and(model)
+def test_logits_that_do_not_depend_on_the_layer_are_refused(model):
+    pal, _, landmarks = loss_logits_and_landmarks(model)
     with pytest.raises(RuntimeError, match="do not depend on the output of layer 'middle'"):
         pal(torch.randn(4, 5, requires_grad=True) * 2, landmarks)
 
 
-def test_a_target_that_detaches_is_told_so(model):
-    pal, logits, landmarks = logits_and(model, {"target": lambda logits, labels: logits.detach().sum(1)})
+def test_a_target_that_detaches_the_logits_is_refused(model):
+    pal, logits, landmarks = loss_logits_and_landmarks(model, {"target": lambda logits, labels: logits.detach().sum(1)})
     with pytest.raises(ValueError, match="target must return a function of the logits, got a tensor without"):
         pal(logits, landmarks)
 
 
-def test_a_second_loss_of_the_same_forward_is_told_so(model):
-    pal, logits, landmarks = logits_and(model)
+def test_a_second_loss_call_on_the_same_forward_is_refused(model):
+    pal, logits, landmarks = loss_logits_and_landmarks(model)
     pal(logits, landmarks)
     with pytest.raises(RuntimeError, match="since the last call of the loss"):
         pal(logits, landmarks)
 
 
-def test_a_layer_that_does_not_run_in_this_forward():
+def test_a_layer_that_does_not_run_in_the_forward_is_refused():
     class Skipping(SmallNet):
         def forward(self, images):
             return self.classifier(self.pool(self.top(torch.zeros(4, 8, 8, 8) + images.mean())).flatten(1))
 
-    pal, logits, landmarks = logits_and(Skipping())
+    pal, logits, landmarks = loss_logits_and_landmarks(Skipping())
     with pytest.raises(RuntimeError, match="layer 'middle' has not run"):
         pal(logits, landmarks)
 
 
-def test_a_layer_that_runs_twice():
+def test_a_layer_that_runs_twice_in_a_forward_is_refused():
     class Twice(SmallNet):
         def forward(self, images):
             x = self.middle(self.stem(images))
             self.middle(self.stem(images))
             return self.head(x)
 
-    pal, logits, landmarks = logits_and(Twice())
+    pal, logits, landmarks = loss_logits_and_landmarks(Twice())
     with pytest.raises(RuntimeError, match="ran 2 times"):
         pal(logits, landmarks)
 
 
 @pytest.mark.parametrize("options", [{"channel_count": 9}, {"backend": "cuda"}])
-def test_options_that_do_not_fit_the_layer_before_anything_is_computed(model, options, nothing_computes):
-    pal, logits, landmarks = logits_and(model, options)
+def test_options_that_do_not_fit_the_layer_are_refused_before_any_computation(model, options, computation_forbidden):
+    pal, logits, landmarks = loss_logits_and_landmarks(model, options)
     with pytest.raises((ValueError, RuntimeError), match=next(iter(options))):
         pal(logits, landmarks)
 
 
-def test_a_layer_that_returns_no_map(model, nothing_computes):
+def test_a_layer_output_that_is_not_a_feature_map_is_refused(model, computation_forbidden):
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "classifier")
     with pytest.raises(ValueError, match="must have shape"):
         pal(model(images), landmarks)
 
 
-def test_an_input_that_is_no_image_needs_an_image_size():
+def test_a_model_input_that_is_not_an_image_requires_image_size():
     model = nn.Sequential(nn.Unflatten(1, (3, 4, 4)), nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(64, 3))
     x = torch.randn(2, 48)
     pal = pal_fast.PALLoss(model, "1")
@@ -324,9 +326,9 @@ def test_an_input_that_is_no_image_needs_an_image_size():
         sized(model(x), torch.rand(2, 5, 2) * 4).backward()
 
 
-def test_a_scripted_layer_is_refused_and_scripted_parts_around_it_are_not(model):
+def test_a_scripted_layer_is_refused_but_scripted_modules_around_it_are_not(model):
     model.stem, model.top = torch.jit.script(model.stem), torch.jit.script(model.top)
-    pal, logits, landmarks = logits_and(model)
+    pal, logits, landmarks = loss_logits_and_landmarks(model)
     assert pal(logits, landmarks).isfinite()
     pal.remove()
     model.middle = torch.jit.script(model.middle)
@@ -334,21 +336,21 @@ def test_a_scripted_layer_is_refused_and_scripted_parts_around_it_are_not(model)
         pal_fast.PALLoss(model, "middle")
 
 
-def test_logits_of_clips_whose_frames_are_the_layers_batch_are_told_the_way_out(model):
+def test_the_error_for_logits_per_clip_over_a_layer_run_per_frame_gives_the_fix(model):
     images, _, landmarks = batch(6, dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")
     clips = model(images).view(2, 3, 5).mean(1)
     with pytest.raises(ValueError, match=r"logits hold 2 samples, .* ran on 6: .*logits\.repeat_interleave\(3, 0\)"):
         pal(clips, landmarks)
-    wanted = pal(model(images), landmarks)  # S of the clips is a third of it, which the loss does not depend on
+    wanted = pal(model(images), landmarks)  # the clips' S is a third of the frames'; the loss ignores its scale
     clips = model(images).view(2, 3, 5).mean(1)
     torch.testing.assert_close(pal(clips.repeat_interleave(3, 0), landmarks), wanted)
     with pytest.raises(ValueError, match=r"logits hold 4 samples, but layer 'middle' ran on 6$"):
         pal(model(images)[:4], landmarks)
 
 
-def test_a_weight_that_is_to_learn_is_refused(model):
-    pal, logits, landmarks = logits_and(model)
+def test_a_sample_weight_that_requires_grad_is_refused(model):
+    pal, logits, landmarks = loss_logits_and_landmarks(model)
     weight = torch.ones(4, requires_grad=True)
     with pytest.raises(ValueError, match=r"sample_weight must not require a gradient, .*detach it, .*reduction='none'"):
         pal(logits, landmarks, sample_weight=weight)

@@ -1,4 +1,4 @@
-"""Logits with one sum for every sample have no gradient of it but rounding's, which the loss would take for one."""
+"""Logits whose sum is the same for every sample are refused: the gradient of that sum is rounding error alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONSTANT = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("how", CONSTANT)
-def test_a_constant_sum_is_refused_with_the_way_out(how, samples, dtype):
+def test_a_constant_sum_is_refused_and_the_error_gives_the_fix(how, samples, dtype):
     model = SmallNet().to(dtype)
     images, labels, landmarks = batch(samples, dtype=dtype)
     pal = pal_fast.PALLoss(model, "middle")
@@ -33,8 +33,8 @@ def test_a_constant_sum_is_refused_with_the_way_out(how, samples, dtype):
 
 
 @pytest.mark.parametrize("samples", [1, 4])
-def test_a_sum_that_is_the_same_by_chance_is_taken(samples):
-    """One sample's always is, and that of logits that are almost their bias."""
+def test_a_sum_that_happens_to_be_constant_is_accepted(samples):
+    """It always is for a single sample, and nearly so for logits that are almost their bias."""
     model = SmallNet()
     images, _, landmarks = batch(samples, dtype=torch.float32)
     with torch.no_grad():

@@ -22,15 +22,15 @@ from pal_fast.capture.hook import Hook
 def test_copies_and_pickles_of_the_model_carry_no_live_hook(model, data):
     images, _, landmarks = data
     pal = pal_fast.PALLoss(model, "middle")
-    twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    clones = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     stream = io.BytesIO()
     torch.save(model, stream)
     stream.seek(0)
-    twins.append(torch.load(stream, weights_only=False))
-    for twin in twins:
-        twin(images)
+    clones.append(torch.load(stream, weights_only=False))
+    for clone in clones:
+        clone(images)
         with pytest.raises(RuntimeError, match="has not run"):
-            pal(twin(images), landmarks)
+            pal(clone(images), landmarks)
     pal(model(images), landmarks).backward()
 
 
@@ -46,12 +46,12 @@ def test_a_deep_copy_of_the_model_has_none_of_the_hooks(model, data, steps, copi
     for _ in range(steps):
         pal(model(images), landmarks).backward()
     before = hooks(model)
-    twin = copied(model)
-    assert not hooks(twin)
+    clone = copied(model)
+    assert not hooks(clone)
     assert hooks(model) == before
-    assert twin.training == model.training
+    assert clone.training == model.training
     pal(model(images), landmarks).backward()
-    torch.testing.assert_close(twin(images), model(images))
+    torch.testing.assert_close(clone(images), model(images))
 
 
 def test_a_deep_copy_of_a_checkpointed_model_has_none_of_the_hooks(data):
@@ -67,42 +67,42 @@ def test_a_deep_copy_of_a_checkpointed_model_has_none_of_the_hooks(data):
     assert not hooks(copy.deepcopy(model))
 
 
-def test_a_deep_copy_of_a_model_whose_head_waits_to_be_prepared_has_none_of_the_hooks(model):
+def test_a_deep_copy_of_a_model_with_a_pending_prepare_head_has_none_of_the_hooks(model):
     head = pal_fast.nn.prepare_head(model, "middle")
     assert not hooks(copy.deepcopy(model))
     assert not head.ready
 
 
-def test_a_deep_copy_keeps_the_user_s_own_hooks(model, data):
+def test_a_deep_copy_keeps_user_hooks(model, data):
     pal = pal_fast.PALLoss(model, "middle")
     seen = []
     model.middle.register_forward_hook(lambda module, args, kwargs, output: seen.append(module), with_kwargs=True)
     model.middle.register_forward_pre_hook(lambda module, args: None)
-    twin = copy.deepcopy(model)
+    clone = copy.deepcopy(model)
     pal.remove()
-    assert len(hooks(twin)) == len(hooks(model)) == 3
-    twin(data[0])
-    assert seen == [twin.middle]
+    assert len(hooks(clone)) == len(hooks(model)) == 3
+    clone(data[0])
+    assert seen == [clone.middle]
 
 
 def test_a_deep_copy_of_a_model_and_its_loss_has_the_hooks_of_the_copied_loss_alone(model, data):
     pal = pal_fast.PALLoss(model, "middle")
-    twin = copy.deepcopy(nn.ModuleDict({"model": model, "pal": pal}))
-    assert len(hooks(twin["model"])) == len(hooks(model))
-    twin["pal"].remove()
-    assert not hooks(twin["model"])
+    clone = copy.deepcopy(nn.ModuleDict({"model": model, "pal": pal}))
+    assert len(hooks(clone["model"])) == len(hooks(model))
+    clone["pal"].remove()
+    assert not hooks(clone["model"])
 
 
 def test_a_deep_copy_can_be_scripted_before_it_has_run(data):
     model = Scriptable()
     pal = pal_fast.PALLoss(model, "2")
-    twin = copy.deepcopy(model).eval()
-    torch.testing.assert_close(torch.jit.script(twin)(data[0]), twin(data[0]))
+    clone = copy.deepcopy(model).eval()
+    torch.testing.assert_close(torch.jit.script(clone)(data[0]), clone(data[0]))
     pal.remove()
     torch.jit.script(model)
 
 
-def test_a_pickled_model_opens_without_pal_fast(tmp_path):
+def test_a_pickled_model_loads_without_pal_fast(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(32, 2))
     pal = pal_fast.PALLoss(model, "0")
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(model))
@@ -119,11 +119,11 @@ def test_a_copied_loss_works_on_the_copied_model(model, data):
     images, _, landmarks = data
     trainer = nn.ModuleDict({"model": model, "pal": pal_fast.PALLoss(model, "middle", weight=2.0)})
     first = trainer["pal"](model(images), landmarks)
-    twin = copy.deepcopy(trainer)
-    assert twin["pal"].model is twin["model"]
-    torch.testing.assert_close(twin["pal"](twin["model"](images), landmarks), first)
-    thawed = pickle.loads(pickle.dumps(trainer))
-    torch.testing.assert_close(thawed["pal"](thawed["model"](images), landmarks), first)
+    clone = copy.deepcopy(trainer)
+    assert clone["pal"].model is clone["model"]
+    torch.testing.assert_close(clone["pal"](clone["model"](images), landmarks), first)
+    unpickled = pickle.loads(pickle.dumps(trainer))
+    torch.testing.assert_close(unpickled["pal"](unpickled["model"](images), landmarks), first)
 
 
 def test_a_loss_on_the_output_of_the_model_itself_is_copied_and_pickled():
@@ -152,12 +152,12 @@ def test_a_copied_loss_takes_its_head_from_the_copied_model():
     model = SmallNet(act=nn.GELU)
     pal = pal_fast.PALLoss(model, "middle", second_order="finite_difference", head=model.head)
     trainer = nn.ModuleDict({"model": model, "pal": pal})
-    for twin in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
-        assert twin["pal"]._engine.head.__self__ is twin["model"]
+    for clone in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
+        assert clone["pal"]._engine.head.__self__ is clone["model"]
 
 
 class HoldsItsLoss(SmallNet):
-    """As a LightningModule that is the network."""
+    """Like a LightningModule that is itself the network."""
 
     def __init__(self):
         super().__init__()
@@ -165,29 +165,29 @@ class HoldsItsLoss(SmallNet):
         self.late = nn.Identity()
 
 
-def opened(model):
+def saved_and_loaded(model):
     stream = io.BytesIO()
     torch.save(model, stream)
     stream.seek(0)
     return torch.load(stream, weights_only=False)
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, opened, lambda model: AveragedModel(model).module])
-def test_a_model_that_holds_its_loss_is_copied_and_opened_with_it(data, way):
+@pytest.mark.parametrize("way", [copy.deepcopy, saved_and_loaded, lambda model: AveragedModel(model).module])
+def test_a_model_that_holds_its_loss_is_copied_and_loaded_with_it(data, way):
     images, _, landmarks = data
     model = HoldsItsLoss()
-    twin = way(model)
-    assert twin.pal.model is twin
-    assert twin.pal.layers == ("middle",)
-    if way is opened:
+    clone = way(model)
+    assert clone.pal.model is clone
+    assert clone.pal.layers == ("middle",)
+    if way is saved_and_loaded:
         with pytest.raises(RuntimeError, match=r"loaded together with the model that contains it.*repeat the step"):
-            twin.pal(twin(images), landmarks)
-    assert torch.equal(twin.pal(twin(images), landmarks), model.pal(model(images), landmarks))
+            clone.pal(clone(images), landmarks)
+    assert torch.equal(clone.pal(clone(images), landmarks), model.pal(model(images), landmarks))
     again = way(way(model)).train()
     assert torch.equal(again.pal(again(images), landmarks), model.pal(model(images), landmarks))
-    twin.pal.remove()
-    third = way(twin).train()
-    assert not any(isinstance(hook, Hook) for copied in (twin, third) for _, hook in hooks(copied))
+    clone.pal.remove()
+    third = way(clone).train()
+    assert not any(isinstance(hook, Hook) for copied in (clone, third) for _, hook in hooks(copied))
     with pytest.raises(RuntimeError, match="removed"):
         third.pal(third(images), landmarks)
 
@@ -195,6 +195,6 @@ def test_a_model_that_holds_its_loss_is_copied_and_opened_with_it(data, way):
 def test_a_copy_of_a_removed_loss_is_removed(model):
     pal = pal_fast.PALLoss(model, "middle")
     pal.remove()
-    for twin in (copy.deepcopy(pal), pickle.loads(pickle.dumps(pal))):
-        assert not twin._capture.handles
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.model.modules())
+    for clone in (copy.deepcopy(pal), pickle.loads(pickle.dumps(pal))):
+        assert not clone._capture.handles
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in clone.model.modules())

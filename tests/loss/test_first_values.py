@@ -1,4 +1,4 @@
-"""The first call checks values once and warns, at the user's line, of those that make the loss useless."""
+"""The first call checks its values once and warns, at the user's line, about any that make the loss useless."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import pal_fast
 
 
-def told(model, landmarks=None, layer="middle", images=None, options=None, calls=1, **given):
-    """The texts of the warnings of so many steps, each of which points at this file."""
+def warnings_of(model, landmarks=None, layer="middle", images=None, options=None, calls=1, **given):
+    """The texts of the warnings of `calls` steps; each warning must point at the line of the call."""
     images = batch(dtype=torch.float32)[0] if images is None else images
     pal = pal_fast.PALLoss(model, layer, **(options or {}))
     with warnings.catch_warnings(record=True) as caught:
@@ -30,58 +30,58 @@ def told(model, landmarks=None, layer="middle", images=None, options=None, calls
 
 
 @pytest.mark.parametrize("least", [0.0, -1.0])
-def test_normalised_landmarks_are_told_of_in_the_first_call_only(model, least):
+def test_normalised_landmarks_raise_a_warning_in_the_first_call_only(model, least):
     landmarks = least + (1 - least) * torch.rand(4, 5, 2)
-    (text,) = told(model, landmarks, calls=2)
+    (text,) = warnings_of(model, landmarks, calls=2)
     assert "all landmarks of every annotated sample lie within 3 pixels of the image's corner" in text
     assert "16 x 16 (height x width) here; multiply normalised ones by (width, height)" in text
-    landmarks[0, 0] = torch.nan  # a point that was not found says nothing
+    landmarks[0, 0] = torch.nan  # a missing point is no evidence
     landmarks[1] = torch.nan
     landmarks[2, 1] = 1.01  # a detector may put a point beside the image
-    assert len(told(model, landmarks)) == 1
+    assert len(warnings_of(model, landmarks)) == 1
 
 
-def test_one_sample_in_pixels_clears_the_batch_of_being_normalised(model):
+def test_one_sample_in_pixels_shows_that_the_batch_is_not_normalised(model):
     landmarks = torch.rand(4, 5, 2)
     landmarks[0, 0] = 12.0
-    assert told(model, landmarks) == []
+    assert warnings_of(model, landmarks) == []
     visible = torch.ones(4, 5, dtype=torch.bool)
     visible[0, 0] = False
-    assert len(told(model, landmarks, visible=visible)) == 1
+    assert len(warnings_of(model, landmarks, visible=visible)) == 1
     landmarks = torch.full((4, 5, 2), 9.0) + torch.rand(4, 5, 2)  # close together, in the middle
-    assert told(model, landmarks) == []
+    assert warnings_of(model, landmarks) == []
 
 
-def test_faces_whose_landmarks_lie_in_one_point_are_told_of(model):
+def test_samples_whose_landmarks_all_coincide_raise_a_warning(model):
     landmarks = batch(dtype=torch.float32)[2]
     landmarks[1] = 0.0
     landmarks[2] = torch.nan
-    (text,) = told(model, landmarks, calls=2)
+    (text,) = warnings_of(model, landmarks, calls=2)
     assert text.startswith("the landmarks of 1 of 3 annotated samples of this batch lie in one point each")
     assert "give NaN for these" in text
-    assert told(model, landmarks[:, :1]) == []  # one landmark in all
-    (text,) = told(model, torch.zeros(4, 5, 2))
+    assert warnings_of(model, landmarks[:, :1]) == []  # one landmark in all
+    (text,) = warnings_of(model, torch.zeros(4, 5, 2))
     assert text.startswith("the landmarks of 4 of 4 annotated samples")
 
 
 @pytest.mark.parametrize("offset", [(500.0, 500.0), (-500.0, 0.0), (0.0, 40.0)])
-def test_landmarks_outside_the_frame_are_told_of(model, offset):
+def test_landmarks_outside_the_image_raise_a_warning(model, offset):
     landmarks = batch(dtype=torch.float32)[2] + torch.tensor(offset)
-    (text,) = told(model, landmarks)
+    (text,) = warnings_of(model, landmarks)
     assert "no landmark of this batch lies in the image or near it (x from" in text
     landmarks[3, 2] = 17.0  # beside the frame, within three sigmas: its tail is inside
-    assert told(model, landmarks) == []
+    assert warnings_of(model, landmarks) == []
 
 
-def test_landmarks_in_pixels_and_any_heatmap_are_not_told_of(model):
-    assert told(model, batch(dtype=torch.float32)[2]) == []
-    assert told(model, heatmap=torch.rand(4, 8, 8)) == []
-    assert told(model, batch(dtype=torch.float32)[2], options={"attribution": "activation"}) == []
+def test_landmarks_in_pixels_and_heatmaps_raise_no_warning(model):
+    assert warnings_of(model, batch(dtype=torch.float32)[2]) == []
+    assert warnings_of(model, heatmap=torch.rand(4, 8, 8)) == []
+    assert warnings_of(model, batch(dtype=torch.float32)[2], options={"attribution": "activation"}) == []
 
 
 @pytest.mark.parametrize("missing", ["NaN", "not visible"])
-def test_the_first_batch_with_a_landmark_is_looked_at_and_no_later_one(model, missing):
-    """Faces that were not found in the first batches leave its look for the first that has one."""
+def test_only_the_first_batch_with_a_landmark_is_checked(model, missing):
+    """Batches without any landmark postpone the check to the first batch that has one."""
     images, normalised = batch(dtype=torch.float32)[0], torch.rand(4, 5, 2)
     none = torch.full((4, 5, 2), torch.nan) if missing == "NaN" else normalised
     seen = torch.zeros(4, 5, dtype=torch.bool)
@@ -96,7 +96,7 @@ def test_the_first_batch_with_a_landmark_is_looked_at_and_no_later_one(model, mi
     assert "lie within 3 pixels of the image's corner" in texts[2][0]
 
 
-def test_a_flat_loss_is_told_of_in_the_first_batch_with_a_landmark(model):
+def test_a_flat_loss_raises_a_warning_in_the_first_batch_with_a_landmark(model):
     images, _, landmarks = batch(dtype=torch.float32)[:3]
     pal = pal_fast.PALLoss(model, "pool")
     with warnings.catch_warnings():
@@ -106,66 +106,69 @@ def test_a_flat_loss_is_told_of_in_the_first_batch_with_a_landmark(model):
         pal(model(images), landmarks)
 
 
-def test_a_batch_in_which_no_sample_counts_is_not_told_of(model):
+def test_a_batch_without_a_valid_sample_raises_no_warning(model):
     landmarks = batch(dtype=torch.float32)[2]
-    assert told(model, torch.full((4, 5, 2), torch.nan)) == []
-    assert told(model, landmarks, visible=torch.zeros(4, 5, dtype=torch.bool)) == []
-    assert told(model, landmarks, sample_weight=torch.zeros(4)) == []
+    assert warnings_of(model, torch.full((4, 5, 2), torch.nan)) == []
+    assert warnings_of(model, landmarks, visible=torch.zeros(4, 5, dtype=torch.bool)) == []
+    assert warnings_of(model, landmarks, sample_weight=torch.zeros(4)) == []
     assert (
-        told(model, torch.empty(0, 5, 2), images=torch.empty(0, 3, 16, 16), options={"attribution": "activation"}) == []
+        warnings_of(
+            model, torch.empty(0, 5, 2), images=torch.empty(0, 3, 16, 16), options={"attribution": "activation"}
+        )
+        == []
     )
 
 
 @pytest.mark.parametrize("score", ["pearson", "cross_correlation"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_a_loss_that_is_flat_in_every_sample_is_told_of(model, score, reduction):
+def test_a_loss_that_is_flat_in_every_sample_raises_a_warning(model, score, reduction):
     landmarks, options = batch(dtype=torch.float32)[2], {"score": score, "reduction": reduction}
-    (text,) = told(model, landmarks, "top", options={"attribution": "grad", **options})
+    (text,) = warnings_of(model, landmarks, "top", options={"attribution": "grad", **options})
     assert text.startswith("the loss at layer 'top' is 0 for every sample and has no effect: in each sample")
-    (text,) = told(model, landmarks, "pool", options=options)
+    (text,) = warnings_of(model, landmarks, "pool", options=options)
     assert text.startswith(
         "the loss at layer 'pool' is 0 for every sample and has no effect: its map has a single cell"
     )
-    (text,) = told(model, landmarks, ["middle", "pool"], options=options)
+    (text,) = warnings_of(model, landmarks, ["middle", "pool"], options=options)
     assert "'pool'" in text
     if score == "pearson":
-        (text,) = told(model, heatmap=torch.ones(4, 8, 8), options=options)
+        (text,) = warnings_of(model, heatmap=torch.ones(4, 8, 8), options=options)
         assert "the prior is constant" in text
 
 
-def test_labels_that_are_all_outside_the_classes_are_blamed_and_no_class_token(model):
+def test_the_warning_names_labels_that_are_all_outside_the_classes_as_the_cause(model):
     landmarks = batch(dtype=torch.float32)[2]
-    (text,) = told(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 6, 7, -1]))
+    (text,) = warnings_of(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 6, 7, -1]))
     assert "no label of this batch is one of the classes 0 to 4 (they go from -1 to 7)" in text
-    assert told(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 0, 7, -1])) == []
+    assert warnings_of(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 0, 7, -1])) == []
 
 
-def test_weights_that_cancel_are_blamed_and_no_layer(model):
+def test_the_warning_names_sample_weights_that_cancel_as_the_cause(model):
     landmarks = batch(dtype=torch.float32)[2]
     weight = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    (text,) = told(model, landmarks, sample_weight=weight)
+    (text,) = warnings_of(model, landmarks, sample_weight=weight)
     assert text.startswith("sample_weight adds up to 0 over the samples of this batch that count ([1.0, -1.0, 1.0, -1")
     landmarks[3] = torch.nan
-    assert told(model, landmarks, sample_weight=weight) == []
-    (text,) = told(model, landmarks, sample_weight=torch.tensor([1, -2, 1, 5]))
+    assert warnings_of(model, landmarks, sample_weight=weight) == []
+    (text,) = warnings_of(model, landmarks, sample_weight=torch.tensor([1, -2, 1, 5]))
     assert "([1.0, -2.0, 1.0, 0.0])" in text
-    assert told(model, landmarks, sample_weight=weight, options={"reduction": "sum"}) == []
-    (text,) = told(model, landmarks, "pool", sample_weight=weight, options={"reduction": "sum"})
+    assert warnings_of(model, landmarks, sample_weight=weight, options={"reduction": "sum"}) == []
+    (text,) = warnings_of(model, landmarks, "pool", sample_weight=weight, options={"reduction": "sum"})
     assert "single cell" in text
 
 
 def test_the_other_warnings_point_at_the_same_line(model):
     landmarks = batch(dtype=torch.float32)[2]
     nn.init.zeros_(model.classifier.weight)
-    (text,) = told(model, landmarks)
+    (text,) = warnings_of(model, landmarks)
     assert "zero everywhere" in text
-    (text,) = told(SmallNet(act=lambda: nn.ReLU(inplace=True)), landmarks, "middle.1")
+    (text,) = warnings_of(SmallNet(act=lambda: nn.ReLU(inplace=True)), landmarks, "middle.1")
     assert "overwritten in place" in text
 
 
 @pytest.mark.parametrize("kind", ["meta", "fake"])
-def test_where_there_are_no_values_none_are_looked_at(kind):
-    """As for an estimate of the memory that a step takes."""
+def test_meta_and_fake_tensors_are_not_checked(kind):
+    """As in an estimate of a step's memory."""
     mode = FakeTensorMode() if kind == "fake" else torch.device("meta")
     with mode:
         model = SmallNet()

@@ -28,7 +28,7 @@ def step():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_the_hooks_go_with_the_loss(steps, step):
+def test_deleting_the_loss_removes_its_hooks(steps, step):
     model = SmallNet()
     pal = pal_fast.PALLoss(model, ["stem", "middle"])
     for _ in range(steps):
@@ -39,7 +39,7 @@ def test_the_hooks_go_with_the_loss(steps, step):
     assert hooks(model) == 0
 
 
-def test_a_cell_that_is_run_again_leaves_the_hooks_of_one_loss(step):
+def test_re_running_a_notebook_cell_leaves_the_hooks_of_one_loss(step):
     model = SmallNet()
     pal = pal_fast.PALLoss(model, "middle")
     step(model, pal)
@@ -51,7 +51,7 @@ def test_a_cell_that_is_run_again_leaves_the_hooks_of_one_loss(step):
     assert hooks(model) == once
 
 
-def test_a_loss_that_is_dropped_in_mid_forward_leaves_attention_as_it_was():
+def test_a_loss_deleted_during_a_forward_restores_the_attention_backends():
     class Interrupted(Tokens):
         def forward(self, images):
             x = super().forward(images)
@@ -66,7 +66,7 @@ def test_a_loss_that_is_dropped_in_mid_forward_leaves_attention_as_it_was():
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
-def test_guards_of_checkpointed_segments_go_too(step):
+def test_deleting_the_loss_removes_the_guards_of_checkpointed_segments(step):
     class Checkpointed(SmallNet):
         def forward(self, images):
             return self.head(checkpoint(self.middle, self.stem(images), use_reentrant=False))
@@ -80,7 +80,7 @@ def test_guards_of_checkpointed_segments_go_too(step):
     assert hooks(model) == 0
 
 
-def test_neither_the_model_nor_the_loss_outlives_a_cycle_of_both(step):
+def test_a_reference_cycle_of_model_and_loss_is_collected(step):
     model = SmallNet()
     model.pal = pal_fast.PALLoss(model, "middle")
     step(model, model.pal)
@@ -90,15 +90,15 @@ def test_neither_the_model_nor_the_loss_outlives_a_cycle_of_both(step):
     assert [ref() for ref in held] == [None] * 3
 
 
-def test_copies_that_are_dropped_take_no_hook_of_the_original_along(step):
+def test_deleting_copies_removes_no_hook_of_the_original(step):
     model = SmallNet()
     pal = pal_fast.PALLoss(model, "middle")
     step(model, pal)
     count = hooks(model)
     trainer = nn.ModuleDict({"model": model, "pal": pal})
     averaged = AveragedModel(model)
-    for twin in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer)), copy.deepcopy(pal), copy.copy(pal)):
-        del twin
+    for clone in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer)), copy.deepcopy(pal), copy.copy(pal)):
+        del clone
     gc.collect()
     assert hooks(model) == count
     step(model, pal)
@@ -109,7 +109,7 @@ def test_copies_that_are_dropped_take_no_hook_of_the_original_along(step):
     assert hooks(model) > 0
 
 
-def test_a_copy_that_fails_takes_no_hook_of_the_original_along(step):
+def test_a_failed_copy_removes_no_hook_of_the_original(step):
     class Uncopied(SmallNet):
         def __deepcopy__(self, memo):
             raise ValueError("not copied")
@@ -124,7 +124,7 @@ def test_a_copy_that_fails_takes_no_hook_of_the_original_along(step):
     step(model, pal)
 
 
-def test_a_loss_that_could_not_be_made_raises_nothing_more_when_it_goes(capsys):
+def test_deleting_a_loss_whose_constructor_failed_raises_nothing(capsys):
     with pytest.raises(ValueError, match="weight"):
         pal_fast.PALLoss(SmallNet(), "middle", weight=float("nan"))
     gc.collect()

@@ -1,4 +1,4 @@
-"""The loss's gradients of the weights, below and above the layer, equal those of the reference's double backward."""
+"""The loss's weight gradients, below and above the layer, equal those of the reference's double backward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pal_fast import reference
 
 @pytest.mark.parametrize("layer", ["stem", "middle", "top", "middle.0"])
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_the_loss_moves_every_weight_as_the_double_backward_does(layer, backend):
+def test_every_weight_gradient_equals_that_of_the_double_backward(layer, backend):
     model = SmallNet().double()
     images, labels, landmarks = batch()
     wanted, gradients = judged(twin(model), layer, images, labels, landmarks)
@@ -26,7 +26,7 @@ def test_the_loss_moves_every_weight_as_the_double_backward_does(layer, backend)
     assert gradient_error(model, gradients) < 1e-10
 
 
-def test_the_loss_alone_moves_weights_below_and_above_the_layer():
+def test_the_loss_alone_gives_gradients_below_and_above_the_layer():
     model = SmallNet().double()
     images, _, landmarks = batch()
     wanted, gradients = judged(twin(model), "middle", images, None, landmarks)
@@ -39,7 +39,7 @@ def test_the_loss_alone_moves_weights_below_and_above_the_layer():
     assert wanted < 1
 
 
-def test_some_steps_lower_the_loss():
+def test_thirty_steps_lower_the_loss():
     model = SmallNet(act=nn.GELU)
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")
@@ -109,7 +109,7 @@ def test_weight_sample_weight_and_reduction():
     torch.testing.assert_close(mean(logits, landmarks, sample_weight=weight), wanted)
 
 
-def test_a_batch_without_landmarks_costs_nothing_and_trains_on():
+def test_a_batch_without_landmarks_has_zero_loss_and_zero_gradients():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")
@@ -119,7 +119,7 @@ def test_a_batch_without_landmarks_costs_nothing_and_trains_on():
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_a_prior_of_any_size_serves_in_place_of_landmarks():
+def test_a_heatmap_of_any_size_replaces_landmarks():
     model = SmallNet().double()
     images, _, landmarks = batch()
     heatmap = pal_fast.landmark_heatmap(landmarks, (16, 16), sigma=1.0)
@@ -131,7 +131,7 @@ def test_a_prior_of_any_size_serves_in_place_of_landmarks():
     assert loss != 0
 
 
-def test_regions_choose_landmarks_of_the_68_point_scheme():
+def test_regions_select_landmarks_of_the_68_point_scheme():
     model = SmallNet().double()
     images, _, _ = batch()
     landmarks = torch.rand(4, 68, 2, dtype=torch.float64) * 16
@@ -156,7 +156,7 @@ def test_the_image_size_is_read_from_the_models_input_or_given():
     torch.testing.assert_close(read, given)
 
 
-def test_frozen_layers_below_do_not_matter():
+def test_the_head_gets_gradients_when_the_layer_and_all_below_are_frozen():
     model = SmallNet().double()
     model.stem.requires_grad_(False)
     model.middle.requires_grad_(False)

@@ -15,7 +15,7 @@ class ChannelsLast(SmallNet):
         return super().forward(images.permute(0, 3, 1, 2))
 
 
-def test_images_with_their_channels_last_are_not_measured():
+def test_images_with_channels_in_the_last_dimension_require_image_size():
     model = ChannelsLast()
     images, _, landmarks = batch(dtype=torch.float32)
     turned = images.permute(0, 2, 3, 1).contiguous()
@@ -32,7 +32,7 @@ def test_images_with_their_channels_last_are_not_measured():
     torch.testing.assert_close(pal(plain(images), landmarks), given)
 
 
-def test_small_and_narrow_images_are_measured():
+def test_the_size_of_small_and_narrow_images_is_read():
     model = SmallNet()
     for size in ((16, 4), (16, 3), (4, 16)):
         pal = pal_fast.PALLoss(model, "middle")
@@ -40,7 +40,7 @@ def test_small_and_narrow_images_are_measured():
         pal.remove()
 
 
-def test_the_size_of_an_earlier_forward_is_not_taken_for_this_one():
+def test_the_image_size_of_an_earlier_forward_is_not_reused():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")
@@ -54,7 +54,7 @@ def test_the_size_of_an_earlier_forward_is_not_taken_for_this_one():
     pal(model(images), landmarks)
 
 
-def test_a_loss_made_on_a_module_around_the_one_that_is_called_says_so():
+def test_a_loss_constructed_on_a_wrapper_that_is_not_called_is_refused():
     class Lightning(nn.Module):
         def __init__(self):
             super().__init__()
@@ -69,7 +69,7 @@ def test_a_loss_made_on_a_module_around_the_one_that_is_called_says_so():
     module.pal(module.model(images), heatmap=heatmap)
 
 
-def test_a_map_that_goes_into_an_inner_module_is_not_taken_for_the_image():
+def test_a_feature_map_fed_to_an_inner_module_is_not_mistaken_for_the_image():
     class Stemmed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -89,7 +89,7 @@ def test_a_map_that_goes_into_an_inner_module_is_not_taken_for_the_image():
     torch.testing.assert_close(by_landmarks, pal(model(images), heatmap=heatmap))
 
 
-def test_of_images_of_several_sizes_none_is_taken_for_the_landmarks():
+def test_inputs_of_several_sizes_require_image_size():
     class Masked(SmallNet):
         def forward(self, mask, images):
             return super().forward(images) + mask.mean()

@@ -14,14 +14,14 @@ from pal_fast.attribution.inner_gradient import inner_gradient
 
 
 @pytest.fixture(autouse=True)
-def _tried_anew() -> Iterator[None]:
+def _probe_result_forgotten() -> Iterator[None]:
     module._run_backward.cache_clear()
     yield
     module._run_backward.cache_clear()
 
 
 @pytest.fixture
-def public(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def public_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each call of torch.autograd.grad by inner_gradient."""
     calls: list[int] = []
     grad = torch.autograd.grad
@@ -30,13 +30,13 @@ def public(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return grad(*args, **kwargs)
 
-    module._run_backward()  # tries itself out with the public function
+    module._run_backward()  # probes the engine call against the public function
     monkeypatch.setattr(torch.autograd, "grad", counted)
     return calls
 
 
-def solved() -> list[torch.Tensor]:
-    """First and second derivatives by inner_gradient, less those by hand."""
+def derivative_errors() -> list[torch.Tensor]:
+    """First and second derivatives by inner_gradient, minus those computed by hand."""
     x = torch.randn(5, dtype=torch.float64, requires_grad=True)
     unused = torch.randn(5, requires_grad=True)
     seed = torch.randn(5, dtype=torch.float64)
@@ -49,23 +49,23 @@ def solved() -> list[torch.Tensor]:
 
 
 def assert_exact() -> None:
-    for difference in solved():
+    for difference in derivative_errors():
         assert difference.abs().max() < 1e-12
 
 
-def test_the_direct_way_is_taken_and_right(public):
+def test_the_direct_engine_call_is_used_and_exact(public_calls):
     assert_exact()
-    assert not public
+    assert not public_calls
 
 
-def test_without_a_graph_nothing_can_be_differentiated(public):
+def test_without_create_graph_the_gradient_is_not_differentiable(public_calls):
     x = torch.randn(3, requires_grad=True)
     (g,) = inner_gradient(x**2, [x], torch.ones(3), create_graph=False)
     assert not g.requires_grad
     torch.testing.assert_close(g, 2 * x.detach())
 
 
-def test_a_mode_that_overrides_functions_sees_the_public_one():
+def test_a_torch_function_mode_sees_the_public_function():
     seen = []
 
     class Watching(TorchFunctionMode):
@@ -78,7 +78,7 @@ def test_a_mode_that_overrides_functions_sees_the_public_one():
     assert torch.autograd.grad in seen
 
 
-def test_inside_a_transform_the_public_one_is_taken(public):
+def test_inside_a_transform_the_public_function_is_used(public_calls):
     x = torch.randn(4, dtype=torch.float64, requires_grad=True)
     y = x**3
 
@@ -88,11 +88,11 @@ def test_inside_a_transform_the_public_one_is_taken(public):
         return g
 
     torch.testing.assert_close(torch.vmap(function)(torch.eye(4, dtype=torch.float64)).diagonal(), 3 * x.detach() ** 2)
-    assert public
+    assert public_calls
 
 
 @pytest.mark.parametrize("other", ["gone", "raises", "wrong"])
-def test_another_release_without_what_is_called_is_served(monkeypatch, other):
+def test_a_release_without_the_private_engine_call_falls_back_to_the_public_function(monkeypatch, other):
     run = torch.autograd.graph._engine_run_backward
 
     def raises(*args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from support.networks import SmallNet, batch
 
 import pal_fast
 
-LOOKS = {
+INSPECTIONS = {
     "attribute": lambda model, pal, images: pal_fast.attribute(model, "middle", images[:2]),
     "attribute another layer": lambda model, pal, images: pal_fast.attribute(model, "stem", images[:2]),
     "attribute in eval mode": lambda model, pal, images: (
@@ -21,8 +21,8 @@ LOOKS = {
 }
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_the_loss_is_that_of_its_forward(look):
+@pytest.mark.parametrize("look", INSPECTIONS)
+def test_an_inspection_does_not_change_the_loss_or_its_gradients(look):
     model = SmallNet().double()
     images, _, landmarks = batch()
     pal = pal_fast.PALLoss(model, "middle")
@@ -30,7 +30,7 @@ def test_the_loss_is_that_of_its_forward(look):
     def gradients(inspect):
         logits = model(images)
         if inspect:
-            LOOKS[look](model, pal, images)
+            INSPECTIONS[look](model, pal, images)
         loss = pal(logits, landmarks)
         return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
 
@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_its_forward(look):
         assert (value is None and wanted is None) or torch.equal(value, wanted)
 
 
-def test_an_inspection_does_not_stand_for_a_forward():
+def test_an_inspection_does_not_count_as_a_forward():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")

@@ -25,7 +25,7 @@ def step(model, **given):
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_a_label_outside_the_classes_is_a_sample_of_weight_zero(mode, reduction):
+def test_a_label_outside_the_classes_equals_a_sample_weight_of_zero(mode, reduction):
     model = SmallNet().double()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -44,8 +44,8 @@ def test_a_label_outside_the_classes_is_a_sample_of_weight_zero(mode, reduction)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_the_logits_of_an_ignored_sample_are_not_attributed_those_of_weight_zero_are(mode):
-    """Which shows where the samples are coupled, by a BatchNorm above the layer in train mode, and nowhere else."""
+def test_ignored_samples_are_not_attributed_but_samples_of_weight_zero_are(mode):
+    """The two differ only where samples are coupled: by a BatchNorm above the layer in train mode."""
     model = SmallNet(act=nn.SiLU).double()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -68,7 +68,7 @@ def test_the_logits_of_an_ignored_sample_are_not_attributed_those_of_weight_zero
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_weight_of_other_samples_is_kept(backend, dtype):
+def test_the_weights_of_the_other_samples_are_kept(backend, dtype):
     model = SmallNet().to(dtype)
     images, _, landmarks = batch(dtype=dtype)
     weight = torch.tensor([2.0, 3.0, 0.5, 1.0])
@@ -79,7 +79,7 @@ def test_the_weight_of_other_samples_is_kept(backend, dtype):
     assert all(map(torch.equal, gradients, wanted_gradients))
 
 
-def test_a_head_of_one_logit_is_told_what_to_take():
+def test_the_error_for_a_single_logit_suggests_target_sum():
     model = SmallNet()
     model.classifier = nn.Linear(10, 1)
     images, _, landmarks = batch(dtype=torch.float32)

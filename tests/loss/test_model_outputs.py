@@ -14,7 +14,7 @@ import pal_fast
 
 
 class Returning(SmallNet):
-    """Its logits as `form` packs them."""
+    """Returns its logits as `form` packs them."""
 
     form: Any = None
 
@@ -45,7 +45,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_logits_are_taken_where_one_tensor_can_be_meant(form):
+def test_the_logits_are_found_in_an_unambiguous_output(form):
     model = Returning()
     images, _, _ = batch(dtype=torch.float32)
     Returning.form = staticmethod(lambda z, f: z)
@@ -60,7 +60,7 @@ def test_the_logits_are_taken_where_one_tensor_can_be_meant(form):
 @pytest.mark.parametrize(
     "form", [lambda z, f: (z, f), lambda z, f: {"out": z, "aux": f}, lambda z, f: None, lambda z, f: {"logits": [z, z]}]
 )
-def test_what_is_ambiguous_is_refused_with_the_argument_to_give(form):
+def test_an_ambiguous_output_is_refused_and_the_error_suggests_output(form):
     model = Returning()
     Returning.form = staticmethod(form)
     images, _, _ = batch(dtype=torch.float32)
@@ -69,7 +69,7 @@ def test_what_is_ambiguous_is_refused_with_the_argument_to_give(form):
             run(images)
 
 
-def test_output_says_which_tensor_it_is():
+def test_the_output_argument_selects_the_logits():
     model = Returning()
     Returning.form = staticmethod(lambda z, f: (f, {"scores": z}))
     images, _, _ = batch(dtype=torch.float32)
@@ -93,7 +93,7 @@ class TakingNames(SmallNet):
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict])
-def test_a_dict_of_inputs_is_taken_as_keyword_arguments(kind):
+def test_a_dict_of_inputs_is_passed_as_keyword_arguments(kind):
     model = TakingNames()
     images, _, _ = batch(dtype=torch.float32)
     given = kind(pixel_values=images, scale=2.0)
@@ -105,7 +105,7 @@ def test_a_dict_of_inputs_is_taken_as_keyword_arguments(kind):
     assert report.layers[0].shape == (4, 8, 8, 8)
 
 
-def test_images_made_under_inference_mode_are_taken_in_a_dict_too():
+def test_a_dict_of_inference_mode_tensors_is_accepted():
     model = TakingNames()
     with torch.inference_mode():
         images = {"pixel_values": torch.randn(2, 3, 16, 16)}
@@ -113,7 +113,7 @@ def test_images_made_under_inference_mode_are_taken_in_a_dict_too():
     assert maps.shape == (2, 8, 8)
 
 
-def test_a_hugging_face_model_is_checked_attributed_and_judged_by_the_doctor(monkeypatch, capsys):
+def test_a_hugging_face_model_works_with_check_attribute_and_the_doctor(monkeypatch, capsys):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     import sys
     import types
@@ -137,7 +137,7 @@ def test_a_hugging_face_model_is_checked_attributed_and_judged_by_the_doctor(mon
     assert "layer vit.layers.1: (2, 24, 4, 4) from tokens, 1 + 4 x 4" in capsys.readouterr().out
 
 
-def test_the_loss_itself_still_takes_the_logits_alone():
+def test_the_loss_itself_accepts_the_logits_tensor_only():
     model = Returning()
     Returning.form = staticmethod(FORMS["object"])
     images, _, landmarks = batch(dtype=torch.float32)
@@ -147,7 +147,7 @@ def test_the_loss_itself_still_takes_the_logits_alone():
     pal(model(images).logits, landmarks)
 
 
-def test_the_network_inside_a_wrapper_is_checked_by_keyword_and_output_too():
+def test_check_passes_keyword_inputs_and_output_through_a_wrapper():
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -180,7 +180,7 @@ class PairOf(nn.Module):
 
 @pytest.mark.parametrize("form", [Pair, lambda *values: values, lambda *values: [*values]])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_layer_that_returns_several_values_keeps_their_form(form, frozen):
+def test_a_layer_that_returns_several_values_keeps_its_return_type(form, frozen):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

@@ -53,7 +53,7 @@ def test_a_model_under_a_loss_can_be_traced_and_exported(export, data):
     pal.remove()
 
 
-def test_scripting_a_model_under_a_loss_says_what_to_do(data):
+def test_the_error_from_scripting_a_model_under_a_loss_suggests_remove(data):
     model = Scriptable()
     pal = pal_fast.PALLoss(model, "2")
     with pytest.raises(AttributeError, match=r"pal\.remove\(\)"):
@@ -80,7 +80,7 @@ def test_in_eval_mode_and_without_gradients_nothing_is_captured(model, data):
         pal(logits, landmarks)
 
 
-def test_a_call_without_gradients_lets_go_of_what_was_captured(model, data):
+def test_a_call_without_gradients_frees_the_captured_tensors(model, data):
     images, _, landmarks = data
     pal = pal_fast.PALLoss(model, "middle")
     logits = model(images)
@@ -91,7 +91,7 @@ def test_a_call_without_gradients_lets_go_of_what_was_captured(model, data):
 
 @pytest.mark.parametrize("evaluating", [False, True], ids=["train mode", "eval mode"])
 def test_an_evaluation_between_forward_and_loss_changes_nothing(model, data, evaluating):
-    """As pseudo-labels of another view are made."""
+    """For instance, to make pseudo-labels from another view."""
     images, _, landmarks = data
     pal = pal_fast.PALLoss(model, "middle")
     wanted = pal(model(images), landmarks)
@@ -103,7 +103,7 @@ def test_an_evaluation_between_forward_and_loss_changes_nothing(model, data, eva
     assert torch.equal(pal(logits, landmarks), wanted)
 
 
-def test_remove_and_with_take_the_hooks_off(model, data):
+def test_remove_and_the_context_manager_remove_the_hooks(model, data):
     images, _, landmarks = data
     with pal_fast.PALLoss(model, "middle") as pal:
         pal(model(images), landmarks)
@@ -136,13 +136,13 @@ def test_captured_tensors_are_freed_after_the_loss_and_by_the_next_forward(model
     assert held[2]() is None
 
 
-def test_the_repr_names_what_is_computed(model):
+def test_the_repr_shows_the_layer_and_the_options(model):
     text = repr(pal_fast.PALLoss(model, "middle", channels="half"))
     assert "middle" in text
     assert "half" in text
 
 
-def test_a_model_with_a_scripted_part_is_served(data):
+def test_a_model_with_scripted_submodules_trains(data):
     images, _, landmarks = data
     model = SmallNet(act=lambda: torch.jit.script(nn.Tanh()))
     pal = pal_fast.PALLoss(model, "middle")

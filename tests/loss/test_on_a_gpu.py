@@ -31,8 +31,8 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @contextmanager
-def no_waiting() -> Iterator[None]:
-    """What makes the host wait for the GPU raises."""
+def synchronisation_forbidden() -> Iterator[None]:
+    """Any operation that makes the host wait for the GPU raises."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -41,7 +41,7 @@ def no_waiting() -> Iterator[None]:
 
 
 def batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images of 24 x 20, labels, and landmarks of which some are missing, one face's altogether."""
+    """Images of 24 x 20, labels, and landmarks: some missing, all of one face's."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(5, 3, 24, 20, generator=generator, dtype=torch.float64)
     landmarks = torch.rand(5, 68, 2, generator=generator, dtype=torch.float64) * 20
@@ -56,8 +56,8 @@ def train(model: nn.Module, pal: PALLoss, device: str, seed: int, watched: bool)
     for step in range(3):
         images, labels, landmarks = (tensor.to(device) for tensor in batch(seed + step))
         logits = model(images)
-        if watched and step:  # the first call looks at values
-            with no_waiting():
+        if watched and step:  # the first call synchronises to check values
+            with synchronisation_forbidden():
                 loss = F.cross_entropy(logits, labels) + pal(logits, landmarks, labels=labels)
         else:
             loss = F.cross_entropy(logits, labels) + pal(logits, landmarks, labels=labels)
@@ -71,7 +71,7 @@ def train(model: nn.Module, pal: PALLoss, device: str, seed: int, watched: bool)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("prepared", [False, True], ids=["as it is", "prepared"])
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_training_on_a_gpu_is_training_on_the_cpu(
+def test_training_on_a_gpu_equals_training_on_the_cpu(
     backend: str, prepared: bool, options: dict[str, Any], seed: int
 ) -> None:
     if backend == "triton":
@@ -86,12 +86,12 @@ def test_training_on_a_gpu_is_training_on_the_cpu(
         assert relative_error(value, judge) < 1e-8
 
 
-def test_the_first_call_looks_at_values_and_waits_for_them(seed: int) -> None:
+def test_the_first_call_synchronises_to_check_values(seed: int) -> None:
     model = SmallNet().double().cuda()
     pal = PALLoss(model, "middle")
     images, _, landmarks = (tensor.cuda() for tensor in batch(seed))
     logits = model(images)
-    with no_waiting(), pytest.raises(RuntimeError, match="synchronizing"):
+    with synchronisation_forbidden(), pytest.raises(RuntimeError, match="synchronizing"):
         pal(logits, landmarks)
 
 

@@ -42,7 +42,7 @@ def data():
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("attribution", ["grad_input", "activation"])
 @pytest.mark.parametrize("layer", ["middle", ["stem", "middle"]])
-def test_steps_may_go_without_the_loss(model, data, layer, attribution, whole, frozen):
+def test_earlier_steps_without_the_loss_do_not_change_it(model, data, layer, attribution, whole, frozen):
     images, landmarks = data
     model.stem.requires_grad_(not frozen)
     pal = loss_on(model, layer, attribution=attribution)
@@ -59,7 +59,7 @@ def test_steps_may_go_without_the_loss(model, data, layer, attribution, whole, f
 
 
 class Repeating(nn.Module):
-    """Runs its layer twice: the one run on what the other returned, or both on the same input, or again for nothing."""
+    """Runs its layer twice: the second time on the first output, or side by side, or with one output unused."""
 
     def __init__(self, how):
         super().__init__()
@@ -105,7 +105,7 @@ def test_logits_that_depend_on_two_runs_are_refused(data, how, attribution, froz
 
 
 @pytest.mark.parametrize("attribution", ["grad_input", "activation"])
-def test_of_two_runs_the_latest_is_taken_if_the_logits_depend_on_it_alone(data, attribution):
+def test_the_latest_of_two_runs_is_used_if_the_logits_depend_on_it_alone(data, attribution):
     images, landmarks = data
     model = Repeating("second")
     pal = loss_on(model, "layer", attribution=attribution)
@@ -118,7 +118,7 @@ def test_of_two_runs_the_latest_is_taken_if_the_logits_depend_on_it_alone(data, 
 
 
 @pytest.mark.parametrize("attribution", ["grad_input", "activation"])
-def test_logits_of_a_forward_before_the_latest_are_refused(model, data, attribution):
+def test_logits_of_an_earlier_forward_are_refused(model, data, attribution):
     images, landmarks = data
     pal = loss_on(model, attribution=attribution)
     first, _ = in_parts(model, images), in_parts(model, images)
@@ -134,7 +134,7 @@ def test_logits_of_a_forward_before_the_latest_are_refused(model, data, attribut
 
 
 @pytest.mark.parametrize("attribution", ["grad_input", "activation"])
-def test_logits_of_two_forwards_of_the_model_are_refused_and_those_of_either_are_not_mixed_up(model, data, attribution):
+def test_logits_that_combine_two_forwards_and_those_of_an_earlier_one_are_refused(model, data, attribution):
     """Two images through one network: the loss would be that of the second alone."""
     images, landmarks = data
     pal = loss_on(model, attribution=attribution)
@@ -151,7 +151,7 @@ def test_logits_of_two_forwards_of_the_model_are_refused_and_those_of_either_are
     torch.testing.assert_close(pal(model(images), landmarks), wanted)
 
 
-def test_a_run_whose_place_was_taken_is_not_held(model, data):
+def test_the_output_of_a_superseded_run_is_freed(model, data):
     images, _ = data
     pal = loss_on(model)
     outputs = []
@@ -164,7 +164,7 @@ def test_a_run_whose_place_was_taken_is_not_held(model, data):
     assert outputs[2]() is None
 
 
-def test_in_a_forward_of_the_model_itself_a_layer_runs_once(data):
+def test_a_layer_that_runs_twice_in_a_forward_of_the_whole_model_is_refused(data):
     images, landmarks = data
     model = Repeating("second")
     pal = loss_on(model, "layer")
@@ -173,7 +173,7 @@ def test_in_a_forward_of_the_model_itself_a_layer_runs_once(data):
         pal(model(images), landmarks)
 
 
-def test_finite_differences_repeat_the_head_of_parts(model, data):
+def test_finite_differences_re_run_the_head_when_parts_are_called(model, data):
     images, landmarks = data
     found = []
     for call in (model, lambda images: in_parts(model, images)):

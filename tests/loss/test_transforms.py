@@ -28,7 +28,7 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_transformed_model(name, frozen):
+def test_a_transformed_model_gives_the_same_result(name, frozen):
     model = network()
     model.stem.requires_grad_(not frozen)
     model.middle.requires_grad_(not frozen)
@@ -36,11 +36,11 @@ def test_a_transformed_model(name, frozen):
     wanted = TRANSFORMS[name](model, images)
     pal = pal_fast.PALLoss(model, "middle")
     torch.testing.assert_close(TRANSFORMS[name](model, images), wanted)
-    pal(model(images), landmarks).backward()  # and the next forward is captured as ever
+    pal(model(images), landmarks).backward()  # the next forward is captured as usual
     assert model.top[0].weight.grad.any()
 
 
-def test_an_ensemble_of_stacked_parameters():
+def test_vmap_over_an_ensemble_of_stacked_parameters():
     models = [network() for _ in range(3)]
     images, _, _ = batch()
     wanted = torch.stack([model(images) for model in models])
@@ -54,8 +54,8 @@ def test_an_ensemble_of_stacked_parameters():
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["its first call", "a later one"])
-def test_the_loss_itself_inside_a_gradient_for_each_sample(first):
-    """Values cannot be looked at there, which the first call would do."""
+def test_the_loss_inside_vmap_of_grad_gives_per_sample_gradients(first):
+    """The first call skips its value checks there, since values cannot be read."""
     model = network()
     images, _, landmarks = batch()
     pal = pal_fast.PALLoss(model, "middle", backend="reference")
@@ -73,7 +73,7 @@ def test_the_loss_itself_inside_a_gradient_for_each_sample(first):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_inside_a_transform_the_reference_is_taken_unless_a_backend_is_named(dtype):
+def test_inside_a_transform_the_reference_is_used_and_a_named_backend_is_refused(dtype):
     model = network().to(dtype)
     images, _, landmarks = batch(dtype=dtype)
     pal = pal_fast.PALLoss(model, "middle")
@@ -91,13 +91,13 @@ def test_inside_a_transform_the_reference_is_taken_unless_a_backend_is_named(dty
         gradients(pal_fast.PALLoss(model, "middle", backend="cpu"))
 
 
-def test_landmark_heatmap_of_each_sample():
+def test_landmark_heatmap_under_vmap():
     landmarks = batch(dtype=torch.float32)[2]
     each = func.vmap(lambda points: pal_fast.landmark_heatmap(points[None], 8, image_size=16)[0])(landmarks)
     torch.testing.assert_close(each, pal_fast.landmark_heatmap(landmarks, 8, image_size=16))
 
 
-def test_parameters_that_a_first_forward_moved_are_tried_on_a_copy():
+def test_parameters_updated_in_an_inner_loop_must_run_on_a_copy_of_the_model():
     """As in MAML, whose outer logits depend on two runs of the layer."""
     model = network()
     images, labels, landmarks = batch()

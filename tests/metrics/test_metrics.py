@@ -30,7 +30,7 @@ def maps(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def by_definition(name: str, a: np.ndarray, m: np.ndarray) -> float:
-    """One sample's score in numpy, from the definition alone."""
+    """The score of one sample in numpy, from the definition alone."""
     inside = m > 0.5 * m.max()
     positive = a.clip(min=0)
     if name == "pearson":
@@ -50,7 +50,7 @@ def by_definition(name: str, a: np.ndarray, m: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("soft", [False, True], ids=["binary mask", "soft mask"])
-def test_score_is_the_definition(
+def test_score_matches_the_definition(
     name: str, soft: bool, maps: tuple[Tensor, Tensor], generator: torch.Generator
 ) -> None:
     attribution, mask = maps
@@ -75,7 +75,7 @@ def test_pearson_is_minus_the_default_loss(maps: tuple[Tensor, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_an_undefined_sample_is_counted_and_changes_nothing(name: str, maps: tuple[Tensor, Tensor]) -> None:
+def test_an_undefined_sample_is_counted_but_does_not_change_the_value(name: str, maps: tuple[Tensor, Tensor]) -> None:
     attribution, mask = maps
     alone, together = metrics.alignment_metrics()[name], metrics.alignment_metrics()[name]
     alone.update(attribution, mask)
@@ -97,7 +97,7 @@ def test_without_a_defined_sample_the_value_is_nan(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_batches_add_up_and_reset_forgets(name: str, maps: tuple[Tensor, Tensor]) -> None:
+def test_batches_accumulate_and_reset_clears_them(name: str, maps: tuple[Tensor, Tensor]) -> None:
     attribution, mask = maps
     once, parts = metrics.alignment_metrics()[name], metrics.alignment_metrics()[name]
     once.update(attribution, mask)
@@ -110,7 +110,9 @@ def test_batches_add_up_and_reset_forgets(name: str, maps: tuple[Tensor, Tensor]
 
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
 @pytest.mark.parametrize("name", ALL)
-def test_scale_of_the_attribution_does_not_matter(name: str, factor: float, maps: tuple[Tensor, Tensor]) -> None:
+def test_the_score_is_invariant_to_the_scale_of_the_attribution(
+    name: str, factor: float, maps: tuple[Tensor, Tensor]
+) -> None:
     attribution, mask = maps
     plain, scaled = metrics.alignment_metrics()[name], metrics.alignment_metrics()[name]
     plain.update(attribution, mask)
@@ -128,7 +130,7 @@ def test_half_precision_is_scored_in_float32(maps: tuple[Tensor, Tensor]) -> Non
     assert half.compute() == rounded.compute()
 
 
-def test_two_processes_agree_with_one(maps: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+def test_two_processes_give_the_same_value_as_one(maps: tuple[Tensor, Tensor], tmp_path: Any) -> None:
     attribution, mask = maps
     mask[:2] = 0  # both in the first process
     alone = metrics.alignment_metrics()
@@ -146,8 +148,8 @@ QUANTUS = json.loads((Path(__file__).parent / "quantus.json").read_text())
 
 
 @pytest.mark.parametrize("name", QUANTUS["scores"])
-def test_agrees_with_the_figures_that_quantus_gave(name: str) -> None:
-    """The figures of tests/metrics/quantus.json come from Quantus itself, through support/quantus_figures.py."""
+def test_agrees_with_the_recorded_results_of_quantus(name: str) -> None:
+    """support/quantus_figures.py ran Quantus itself to write tests/metrics/quantus.json."""
     for a, m, wanted in zip(QUANTUS["attribution"], QUANTUS["mask"], QUANTUS["scores"][name], strict=True):
         metric = metrics.alignment_metrics()[name]
         metric.update(torch.tensor([a]), torch.tensor([m]))
@@ -179,8 +181,8 @@ def test_an_empty_mask_is_a_hit_for_quantus_and_undefined_here() -> None:
 
 
 @pytest.mark.parametrize("corner", [0, -1])
-def test_tied_cells_share_the_places_that_are_left(corner: int) -> None:
-    """One strong cell in the mask, two more places among eight zeros of which two are in it: 1 + 2 * 2 / 8 of 3."""
+def test_tied_cells_share_the_remaining_ranks(corner: int) -> None:
+    """One strong cell in the mask; eight zeros, two in the mask, tie for the other two ranks: (1 + 2 * 2 / 8) / 3."""
     attribution, mask = torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)
     attribution[0, 1, 1] = 5.0
     mask[0, 1, 1] = mask[0, corner, corner] = mask[0, corner, 1] = 1
@@ -189,7 +191,7 @@ def test_tied_cells_share_the_places_that_are_left(corner: int) -> None:
     assert metric.compute().item() == pytest.approx((1 + 2 * 2 / 8) / 3)
 
 
-def test_a_soft_mask_weighs_the_energy() -> None:
+def test_a_soft_mask_weights_the_energy() -> None:
     attribution = torch.tensor([[[3.0, 1.0], [-7.0, 0.0]]])
     heatmap = torch.tensor([[[2.0, 1.0], [4.0, 0.0]]])
     metric = metrics.EnergyPointingGame()
@@ -198,7 +200,7 @@ def test_a_soft_mask_weighs_the_energy() -> None:
 
 
 @pytest.mark.parametrize(("threshold", "wanted"), [(0.0, 2 / 4), (0.3, 2 / 3), (0.45, 1 / 3), (0.5, 0 / 3)])
-def test_iou_thresholds_are_shares_of_the_maximum(threshold: float, wanted: float) -> None:
+def test_iou_thresholds_are_fractions_of_the_maximum(threshold: float, wanted: float) -> None:
     attribution = torch.tensor([[[10.0, 4.0, 2.0, 5.0]]])  # strictly above it: 4, 3, 2 and 1 cells
     mask = torch.tensor([[[0.0, 1.0, 0.0, 1.0]]])
     metric = metrics.IntersectionOverUnion(threshold=threshold)
@@ -235,7 +237,7 @@ def test_bad_thresholds_are_refused(name: str, value: float) -> None:
         metrics.IntersectionOverUnion(**{name: value})
 
 
-def test_an_empty_batch_adds_nothing(maps: tuple[Tensor, Tensor]) -> None:
+def test_an_empty_batch_does_not_change_the_value(maps: tuple[Tensor, Tensor]) -> None:
     attribution, mask = maps
     collection = metrics.alignment_metrics()
     collection.update(attribution, mask)
@@ -245,7 +247,7 @@ def test_an_empty_batch_adds_nothing(maps: tuple[Tensor, Tensor]) -> None:
     assert collection["iou"].counts() == (12, 0)
 
 
-def test_the_collections_metrics_are_the_literatures_names_in_one_call(maps: tuple[Tensor, Tensor]) -> None:
+def test_the_collection_computes_all_metrics_under_their_literature_names(maps: tuple[Tensor, Tensor]) -> None:
     batch_value = metrics.alignment_metrics()(*maps)
     assert list(batch_value) == list(ALL)
     assert set(ALL) == {

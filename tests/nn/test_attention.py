@@ -52,14 +52,14 @@ def test_gradcheck_and_gradgradcheck(shapes: tuple[tuple[int, ...], ...], scale:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 4, 5), (3, 1, 5), (4, 5), (1, 5)], ids=str)
-def test_a_mask_that_is_learned_is_differentiated_twice(shape: tuple[int, ...]) -> None:
+def test_a_learned_mask_is_differentiated_twice(shape: tuple[int, ...]) -> None:
     tensors = given((2, 3, 4, 2), (2, 3, 5, 2), (2, 3, 5, 2), shape)
     torch.testing.assert_close(attention(*tensors), scaled_dot_product_attention(*tensors))
     assert gradcheck(attention, tensors)
     assert gradgradcheck(attention, tensors)
 
 
-def test_a_mask_of_truth_values_leaves_keys_out_and_rows_of_nothing_are_zero() -> None:
+def test_a_boolean_mask_excludes_keys_and_fully_masked_rows_are_zero() -> None:
     tensors, mask = given(*SHAPES["self"]), torch.rand(2, 1, 5, 5) < 0.6
     mask[:, :, 0], mask[:, :, 1] = False, True
     output = attention(*tensors, mask)
@@ -70,7 +70,7 @@ def test_a_mask_of_truth_values_leaves_keys_out_and_rows_of_nothing_are_zero() -
 
 @pytest.mark.parametrize("keys", [5, 3])
 def test_flash_attention_is_differentiated_twice(keys: int) -> None:
-    """By its kernel for CPUs, which serves only here: on a GPU its like does."""
+    """Runs the CPU's flash attention kernel, which only this test uses; on a GPU its CUDA counterpart runs."""
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return flash_attention(query, key, value, Matrices.of(query, key, 0.4))
@@ -86,8 +86,8 @@ def test_flash_attention_is_differentiated_twice(keys: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_operators_of_a_gpu_are_called_as_they_want_to_be(dtype: torch.dtype) -> None:
-    """Their signatures and shapes, which the meta device has, too; what they compute only a GPU can tell."""
+def test_gpu_operators_are_called_with_valid_signatures_and_shapes(dtype: torch.dtype) -> None:
+    """The meta device checks their signatures and shapes; only a GPU can check their values."""
     leaves = [torch.randn(2, 3, count, 16, dtype=dtype, device="meta", requires_grad=True) for count in (9, 7, 7)]
     matrices = Matrices(attention_operators, torch.float32, 7, 0.25, torch.Size((2, 3)))
     output = flash_attention(*leaves, matrices)
@@ -99,17 +99,17 @@ def test_the_operators_of_a_gpu_are_called_as_they_want_to_be(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("padding", [0, 8])
-def test_means_over_many_keys_do_not_overflow(padding: int) -> None:
-    """float16 ends at 65504."""
+def test_float16_means_over_many_keys_do_not_overflow(padding: int) -> None:
+    """The largest finite float16 is 65504."""
     tensor = torch.full((2, 200, 3), 1000.0, dtype=torch.float16)
     matrices = Matrices(attention_operators, torch.float16, 200, 1.0, torch.Size((2,)))
     padded = nn.functional.pad(tensor, (0, 0, 0, padding))
     assert matrices.centred(padded)[:, :200].abs().max() <= 1
 
 
-def test_what_a_device_cannot_do_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU has no products of half types into float32, and no flash attention of bfloat16 that is worth a detour; here
-    it is told to have one, right or wrong."""
+def test_an_operation_that_the_device_cannot_do_raises_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU cannot multiply 16-bit matrices into float32, and its bfloat16 flash attention is not used; the probe for
+    it runs here all the same, with a right and then a wrong backward."""
     monkeypatch.setattr(attention_matrices, "_found", {})
     cpu = torch.device("cpu")
     with pytest.warns(
@@ -157,7 +157,7 @@ def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_types_err_no_more_than_pytorchs(dtype: torch.dtype) -> None:
+def test_16_bit_attention_is_as_accurate_as_pytorchs(dtype: torch.dtype) -> None:
     tensors = given((2, 3, 17, 8), (2, 3, 17, 8), (2, 3, 17, 8), dtype=dtype)
     judge = step(by_math, [tensor.double() for tensor in tensors])
     errors = []
@@ -168,7 +168,7 @@ def test_half_types_err_no_more_than_pytorchs(dtype: torch.dtype) -> None:
     assert all(own <= 3 * other + 1e-3 for own, other in zip(*errors, strict=True)), errors
 
 
-def test_a_value_that_needs_no_gradient_and_a_derivative_that_does_not_reach_the_keys() -> None:
+def test_second_derivatives_with_a_detached_value_and_the_gradient_of_the_query_only() -> None:
     query, key, value = given(*SHAPES["cross"])
     results = []
     for call in (attention, by_math):
@@ -183,7 +183,7 @@ def test_a_value_that_needs_no_gradient_and_a_derivative_that_does_not_reach_the
     [{"dropout_p": 1.0}, {"is_causal": True}, {"scale": 0.0}, {"enable_gqa": True}],
     ids=lambda options: next(iter(options)),
 )
-def test_what_it_does_not_compute_is_left_to_pytorch(options: dict[str, Any]) -> None:
+def test_unsupported_options_fall_back_to_pytorch(options: dict[str, Any]) -> None:
     tensors = given(*SHAPES["self"])
     output = attention(*tensors, **options)
     assert "ScaledDotProduct" in output.grad_fn.name() or "_Attention" not in _names(output.grad_fn)
@@ -194,13 +194,13 @@ def _names(node: Any) -> str:
     return " ".join([node.name(), *(_names(child) for child, _ in node.next_functions if child is not None)])
 
 
-def test_passes_without_gradients_and_empty_batches_are_pytorchs() -> None:
+def test_passes_without_gradients_and_empty_batches_work() -> None:
     with torch.no_grad():
         assert not attention(*given(*SHAPES["self"])).requires_grad
     assert attention(*given((0, 2, 3, 4), (0, 2, 3, 4), (0, 2, 3, 4))).shape == (0, 2, 3, 4)
 
 
-def test_autocast_casts_as_it_does_for_pytorchs() -> None:
+def test_autocast_casts_as_for_pytorchs_attention() -> None:
     tensors = given(*SHAPES["self"], dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         own, theirs = attention(*tensors), scaled_dot_product_attention(*tensors)
@@ -224,19 +224,19 @@ def test_a_backward_may_run_under_autocast(kind: str, given_in: torch.dtype) -> 
         with torch.autocast("cpu", torch.bfloat16):
             output = call(*tensors).float()
             if inside:
-                results.append(twice(output, tensors))
+                results.append(second_derivatives(output, tensors))
         if not inside:
-            results.append(twice(output, tensors))
+            results.append(second_derivatives(output, tensors))
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=0.05 * wanted.abs().max().item())
 
 
-def twice(output: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+def second_derivatives(output: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
     first = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
     return torch.autograd.grad(sum(g.float().square().sum() for g in first), tensors)
 
 
-def test_what_pytorch_refuses_is_refused() -> None:
+def test_arguments_that_pytorch_refuses_are_refused() -> None:
     query, key, value = given(*SHAPES["self"], dtype=torch.float32)
     for arguments in (
         (query, key.double(), value),
@@ -270,7 +270,7 @@ MODULES: dict[str, dict[str, Any]] = {
     "mask", [None, "of all heads", "of each head", "left out by all heads", "left out by each head"]
 )
 @pytest.mark.parametrize("options", MODULES.values(), ids=MODULES)
-def test_multihead_attention_is_pytorchs(options: dict[str, Any], mask: str | None) -> None:
+def test_multihead_attention_equals_pytorchs(options: dict[str, Any], mask: str | None) -> None:
     theirs = nn.MultiheadAttention(8, 2, dtype=DOUBLE, **options)
     own = pal_fast.nn.MultiheadAttention(8, 2, dtype=DOUBLE, **options)
     own.load_state_dict(theirs.state_dict())
@@ -303,7 +303,7 @@ def test_multihead_attention_is_pytorchs(options: dict[str, Any], mask: str | No
     [{}, {"need_weights": False, "key_padding_mask": torch.tensor([[False, True, False]] * 2)}],
     ids=["weights asked for", "padding"],
 )
-def test_multihead_attention_leaves_the_rest_to_pytorch(arguments: dict[str, Any]) -> None:
+def test_multihead_attention_falls_back_to_pytorch_for_weights_and_padding(arguments: dict[str, Any]) -> None:
     theirs = nn.MultiheadAttention(8, 2, batch_first=True)
     own = pal_fast.nn.MultiheadAttention(8, 2, batch_first=True)
     own.load_state_dict(theirs.state_dict())
@@ -312,7 +312,7 @@ def test_multihead_attention_leaves_the_rest_to_pytorch(arguments: dict[str, Any
         torch.testing.assert_close(got, wanted)
 
 
-def test_a_decoder_layer_may_not_look_ahead() -> None:
+def test_a_decoder_layer_with_masks_equals_pytorchs() -> None:
     theirs = nn.TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True, dtype=DOUBLE)
     own = copy.deepcopy(theirs)
     for module in (own.self_attn, own.multihead_attn):

@@ -37,7 +37,7 @@ def of_timm_swin() -> tuple[nn.Module, str, str]:
     model = timm.create_model("swin_tiny_patch4_window7_224", **sizes)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = True  # with a bias that is learned; timm's default is softmax by hand
+            module.fused_attn = True  # with a learned bias; timm's default is an explicit softmax
     return model, "layers.2", "layers.3.blocks.0.attn"
 
 
@@ -75,7 +75,9 @@ def above(model: nn.Module, layer: str, images: Tensor) -> set[str]:
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_the_step_is_the_same_with_and_without(make: Callable[[], tuple[nn.Module, str, str]]) -> None:
+def test_the_step_has_the_same_gradients_with_and_without_prepare_head(
+    make: Callable[[], tuple[nn.Module, str, str]],
+) -> None:
     model, layer, attention = make()
     model = model.double().train()
     for module in model.modules():
@@ -103,7 +105,7 @@ def test_the_step_is_the_same_with_and_without(make: Callable[[], tuple[nn.Modul
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_copies_and_pickles_attend_as_the_model_does(
+def test_copies_and_pickles_keep_the_prepared_attention(
     make: Callable[[], tuple[nn.Module, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, layer, attention = make()
@@ -137,7 +139,7 @@ class Flat(nn.Module):
         return self.classifier(self.layer(x).tanh().mean(1))
 
 
-def test_what_attends_around_the_layer_is_left_alone() -> None:
+def test_modules_whose_attention_runs_below_the_layer_are_not_replaced() -> None:
     model = Flat()
     handle = prepare_head(model, "layer", torch.randn(2, 3, 16, 16))
     assert handle.replaced == ()
@@ -148,7 +150,7 @@ def test_what_attends_around_the_layer_is_left_alone() -> None:
     assert "blocks.2" in handle.replaced
 
 
-def test_what_multiplies_by_hand_is_left_alone() -> None:
+def test_attention_without_scaled_dot_product_attention_is_not_replaced() -> None:
     model, layer, _ = of_timm()
     images = torch.randn(2, 3, 32, 32)
     for module in model.modules():
@@ -170,11 +172,11 @@ class Attends(nn.Module):
 
 
 def network(above: nn.Module) -> nn.Module:
-    parts = {"layer": nn.Conv2d(3, 8, 4, stride=4), "cells": nn.Flatten(2), "above": Turned(above)}
+    parts = {"layer": nn.Conv2d(3, 8, 4, stride=4), "cells": nn.Flatten(2), "above": Transposed(above)}
     return nn.Sequential(OrderedDict(parts))
 
 
-class Turned(nn.Module):
+class Transposed(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner, self.classifier = inner, nn.Linear(8, 5)
@@ -184,7 +186,7 @@ class Turned(nn.Module):
 
 
 class WithLock(Attends):
-    """Whose state cannot be pickled as it is."""
+    """Its state cannot be pickled without __getstate__."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +217,9 @@ class Reduced(Attends):
 
 @pytest.mark.parametrize("make", [WithLock, lambda: WithArguments(8), Reduced])
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_a_class_keeps_its_own_way_to_be_copied(make: Callable[[], nn.Module], way: Callable[[Any], Any]) -> None:
+def test_a_class_with_its_own_copy_protocol_is_copied_by_it(
+    make: Callable[[], nn.Module], way: Callable[[Any], Any]
+) -> None:
     model = network(make())
     assert "above.inner" in prepare_head(model, "layer", torch.randn(2, 3, 16, 16)).replaced
     copied = way(model)
@@ -242,7 +246,7 @@ def parametrized() -> nn.Module:
     return module
 
 
-def of_its_own() -> nn.Module:
+def with_instance_forward() -> nn.Module:
     module = Attends()
     module.forward = module.forward
     return module
@@ -255,14 +259,14 @@ def of_its_own() -> nn.Module:
         Registered,
         Checkpoints,
         parametrized,
-        of_its_own,
+        with_instance_forward,
         lambda: torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.Tanh())),
         lambda: torch.jit.trace(Attends(), torch.randn(2, 16, 8)),
         lambda: torch.fx.symbolic_trace(Attends()),
     ],
     ids=["no subclasses", "checkpoint", "parametrized", "forward", "scripted", "traced", "GraphModule"],
 )
-def test_layers_that_cannot_have_a_twin_are_left_alone(make: Callable[[], nn.Module]) -> None:
+def test_layers_that_cannot_be_subclassed_safely_are_not_replaced(make: Callable[[], nn.Module]) -> None:
     model, images = network(make()), torch.randn(2, 3, 16, 16)
     before = type(model.above.inner)
     assert "above.inner" not in prepare_head(model, "layer", images).replaced
@@ -270,13 +274,13 @@ def test_layers_that_cannot_have_a_twin_are_left_alone(make: Callable[[], nn.Mod
     model(images).sum().backward()
 
 
-def test_what_was_derived_from_a_twin_is_restored() -> None:
+def test_a_class_derived_from_the_replacement_is_restored() -> None:
     model = network(Attends())
     handle = prepare_head(model, "layer", torch.randn(2, 3, 16, 16))
     inner = model.above.inner
 
     class Mixed:
-        """As FSDP2 mixes its own class in, before the module's."""
+        """FSDP2 likewise puts its own class before the module's."""
 
     inner.__class__ = type("Derived", (Mixed, type(inner)), {})
     handle.restore()
@@ -291,7 +295,7 @@ def test_a_prepared_attention_can_be_traced() -> None:
     torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images))
 
 
-def test_a_twin_has_the_signature_and_the_words_of_its_class() -> None:
+def test_the_replacement_class_keeps_the_signature_and_docstring_of_its_class() -> None:
     twin = attention_layers.attention_twin(Attends)
     assert twin is attention_layers.attention_twin(Attends)
     assert inspect.signature(twin.forward) == inspect.signature(Attends.forward)
@@ -301,7 +305,7 @@ def test_a_twin_has_the_signature_and_the_words_of_its_class() -> None:
     assert not attention_layers.attends(module)
 
 
-def test_an_error_inside_leaves_nothing_switched() -> None:
+def test_an_error_inside_leaves_no_torch_function_mode_active() -> None:
     model = Tokens()
     prepare_head(model, "blocks.0", torch.randn(2, 3, 16, 16))
 
@@ -314,7 +318,7 @@ def test_an_error_inside_leaves_nothing_switched() -> None:
     assert not _get_current_function_mode_stack()
 
 
-def test_a_checkpointed_head_attends_again_as_it_did() -> None:
+def test_a_checkpointed_head_is_recomputed_with_the_prepared_attention() -> None:
     class Checkpointed(Tokens):
         def forward(self, images: Tensor) -> Tensor:
             x = self.patches(images).flatten(2).transpose(1, 2)
@@ -335,7 +339,7 @@ def test_a_checkpointed_head_attends_again_as_it_did() -> None:
     assert gradient_error(model, gradients) < 1e-9
 
 
-def test_finite_differences_go_through_it() -> None:
+def test_finite_differences_through_prepared_attention() -> None:
     model = Tokens().double()
     images, labels, landmarks = batch()
     _, gradients = judged(twin(model), "blocks.0", images, labels, landmarks, view=Tokens.grid_of)
@@ -347,7 +351,7 @@ def test_finite_differences_go_through_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["twin", "MultiheadAttention"])
-def test_under_torch_compile_it_is_pytorchs(kind: str) -> None:
+def test_under_torch_compile_pytorchs_attention_runs(kind: str) -> None:
     x = torch.randn(2, 5, 8, requires_grad=True)
     if kind == "twin":
         module: nn.Module = Block(8)

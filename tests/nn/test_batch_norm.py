@@ -115,7 +115,7 @@ def test_every_output_element_is_written(poisoned_memory: None) -> None:
 
 
 @pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.3}, {"track_running_stats": False}], ids=str)
-def test_running_statistics_move_as_pytorchs_do(options: dict[str, object]) -> None:
+def test_running_statistics_are_updated_as_pytorchs(options: dict[str, object]) -> None:
     ours, theirs = layers((4, 6, 5, 5), torch.float64, **options)
     for _ in range(3):
         input = torch.randn(4, 6, 5, 5, dtype=torch.float64)
@@ -149,13 +149,13 @@ def test_runs_under_autocast_as_pytorchs_does() -> None:
     assert gradient.dtype == torch.float32
 
 
-def test_other_strides_are_copied_and_still_right() -> None:
+def test_inputs_of_other_strides_agree_with_pytorch() -> None:
     ours, theirs = layers((4, 5, 6, 7), torch.float64)
     input = torch.randn(4, 7, 6, 5, dtype=torch.float64).transpose(1, 3)
     torch.testing.assert_close(ours(input), theirs(input))
 
 
-def test_is_the_torch_layer_in_every_other_respect() -> None:
+def test_type_state_dict_and_errors_are_pytorchs() -> None:
     ours = pal_fast.nn.BatchNorm2d(3)
     assert isinstance(ours, nn.BatchNorm2d)
     assert ours.state_dict().keys() == nn.BatchNorm2d(3).state_dict().keys()
@@ -176,7 +176,7 @@ def test_a_third_derivative_raises() -> None:
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("training", [False, True])
-def test_a_forward_mode_derivative_raises_rather_than_is_zero(training: bool, trained: bool) -> None:
+def test_a_forward_mode_derivative_raises(training: bool, trained: bool) -> None:
     layer = pal_fast.nn.BatchNorm2d(3, track_running_stats=not training).train(training).requires_grad_(trained)
     input, direction = torch.randn(2, 2, 3, 4, 4)
     with pytest.raises(NotImplementedError, match=r"no forward-mode derivative.*PyTorch's own layer.*restore\(\)"):
@@ -185,7 +185,7 @@ def test_a_forward_mode_derivative_raises_rather_than_is_zero(training: bool, tr
         layer(forward_ad.make_dual(input, direction))
 
 
-def test_the_same_bits_twice_and_with_any_number_of_threads() -> None:
+def test_results_are_bit_identical_in_every_run_and_for_any_number_of_threads() -> None:
     ours, _ = layers((16, 32, 9, 9), torch.float32)
     threads = torch.get_num_threads()
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -234,8 +234,8 @@ def test_bad_tensors_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("of_input", [torch.contiguous_format, torch.channels_last])
-def test_gradients_of_another_memory_format_are_taken(of_input: torch.memory_format, device: str) -> None:
-    """A compiled graph may hand them over, where PyTorch traces other strides than it runs."""
+def test_gradients_of_another_memory_format_are_accepted(of_input: torch.memory_format, device: str) -> None:
+    """A compiled graph may pass such gradients, as the strides traced may differ from those at run time."""
     operators = torch.ops.pal_fast
     other = torch.channels_last if of_input == torch.contiguous_format else torch.contiguous_format
     input, grad, second = (torch.randn(3, 4, 5, 6, device=device).to(memory_format=of_input) for _ in range(3))

@@ -27,7 +27,7 @@ def test_the_gpu_agrees_with_the_cpu(shape: tuple[int, ...], layout: torch.memor
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-def test_the_gpu_is_launched_twice_at_most(layout: torch.memory_format) -> None:
+def test_each_operator_takes_at_most_two_launches(layout: torch.memory_format) -> None:
     launches: dict[str, int] = {}
     tensors = [torch.randn(64, 256, 14, 14, device="cuda").to(memory_format=layout) for _ in range(3)]
     vectors = [torch.rand(256, device="cuda") + 0.5 for _ in range(4)]

@@ -18,7 +18,7 @@ from pal_fast.nn import batch_norm_operators
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
 
 ROOT = Path(__file__).parents[2]
-#: The most that each operator may take; issue 6 grants 2 to the backward and 3 to the second derivative.
+#: The most launches that each operator may take; issue 6 allows the backward 2 and the second derivative 3.
 LAUNCHES = {
     "batch_norm_statistics": 2, "batch_norm": 1, "batch_norm_backward": 2, "batch_norm_double_backward": 2,
 }  # fmt: skip
@@ -51,7 +51,7 @@ def test_agrees_with_the_compiled_operators_in_the_interpreter(seed: int) -> Non
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "programs"),
-    # As planned for the GPU, and as for an H100, which takes narrower tiles and more warps for few channels.
+    # As planned for this GPU, and as for an H100, whose plan has narrower tiles and more warps for few channels.
     [(torch.float64, 0), (torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 528)],
     ids=str,
 )
@@ -120,7 +120,7 @@ def compiled_ptx(kernel: object, constants: dict[str, object], absent: tuple[str
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="triton interprets in this process")
 @pytest.mark.parametrize("kind", TILES)
 @pytest.mark.parametrize("absent", [(), ("weight_ptr", "bias_ptr")], ids=["affine", "plain"])
-def test_the_compiler_takes_every_kernel(kind: str, absent: tuple[str, ...]) -> None:
+def test_every_kernel_compiles_to_ptx(kind: str, absent: tuple[str, ...]) -> None:
     kernels = importlib.import_module("pal_fast.kernels.batch_norm_kernels")
     statistics = importlib.import_module("pal_fast.kernels.batch_norm_statistics")
     rooms = {"ROOM": TILES[kind]["CHANNELS"], "ROOM_PLANE": 1 if TILES[kind]["PLANE"] == 1 else 64}

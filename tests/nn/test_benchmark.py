@@ -1,4 +1,4 @@
-"""The step benchmark runs, and shows no time for a step whose gradients are wrong."""
+"""The step benchmark runs, and reports no time for a step whose gradients are wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 CASE = cases.Case("resnet18", "layer3", 64, 2, torch.float32)
 
 
-def test_the_page_shows_the_kept_rows_and_the_target_is_met() -> None:
+def test_the_docs_show_the_recorded_rows_and_the_target_is_met() -> None:
     page = (ROOT / "docs" / "performance_step.md").read_text()
     with (ROOT / "benchmarks" / "results" / "step_cpu.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["ms"]]
@@ -63,7 +63,7 @@ class Signed(cases.Naive):
 
 
 class SlightlyOff(cases.Naive):
-    """Right but for one part in ten thousand of the attribution loss: far inside what rounding does in float32."""
+    """The attribution loss is off by one part in ten thousand, far less than float32 rounding."""
 
     def losses(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         logits, loss = super().losses()
@@ -71,7 +71,7 @@ class SlightlyOff(cases.Naive):
 
 
 @pytest.mark.parametrize("wrong", [Signed, SlightlyOff])
-def test_a_step_with_wrong_gradients_gets_no_time(monkeypatch: pytest.MonkeyPatch, wrong: type[cases.Step]) -> None:
+def test_a_step_with_wrong_gradients_is_not_timed(monkeypatch: pytest.MonkeyPatch, wrong: type[cases.Step]) -> None:
     monkeypatch.setitem(step.VARIANTS, "naive", wrong)
     (row,) = step.measure_case(CASE, CPU, ["naive"], rounds=1)
     assert row.milliseconds is None
@@ -79,8 +79,10 @@ def test_a_step_with_wrong_gradients_gets_no_time(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_network_with_attention_gets_a_time_in_every_way(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """The formula by hand, which judges all others, needs attention that can be differentiated twice."""
+def test_a_network_with_attention_is_timed_in_every_variant(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """The naive step, to which all others are compared, needs attention that can be differentiated twice."""
     monkeypatch.setattr(cases, "_network", lambda case: Tokens())
     monkeypatch.setattr(cases, "CLASSES", 5)
     case = cases.Case("tokens", "blocks.1", 16, 4, dtype)
@@ -90,7 +92,7 @@ def test_a_network_with_attention_gets_a_time_in_every_way(monkeypatch: pytest.M
     assert {row.variant for row in rows if row.milliseconds} >= {"plain", "naive", "PALLoss", "prepare_head"}, notes
 
 
-def test_a_step_that_fails_stops_no_other_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_step_is_reported_and_the_others_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaking(cases.Naive):
         """Fails once it is timed."""
 
@@ -109,13 +111,13 @@ def test_a_step_that_fails_stops_no_other_and_says_why(monkeypatch: pytest.Monke
     assert naive.note == "failed: RuntimeError: out of something"
 
 
-def test_a_run_that_is_cut_short_has_a_layer_of_each_network_at_every_batch_in_both_types() -> None:
+def test_the_first_cases_cover_each_network_at_every_batch_size_in_both_dtypes() -> None:
     first = step.GPU_CASES[: len(step.LAYERS) * 3 * 2]
     assert len({(case.model, case.batch, case.dtype) for case in first}) == len(first)
     assert len(set(step.GPU_CASES)) == len(step.GPU_CASES) == 36
 
 
-def test_the_head_share_is_that_of_its_convolutions() -> None:
+def test_the_head_share_is_its_fraction_of_the_multiply_adds() -> None:
     # ResNet-18 at 64x64: layer4 works on 2x2 maps of 512 channels, fc on one vector.
     layer4 = 4 * (256 * 512 * 9 + 3 * 512 * 512 * 9 + 256 * 512)
     layer3 = 16 * (128 * 256 * 9 + 3 * 256 * 256 * 9 + 128 * 256)
@@ -125,15 +127,15 @@ def test_the_head_share_is_that_of_its_convolutions() -> None:
     assert cases.head_share(CASE) == pytest.approx(head / (head + below), rel=1e-6)
 
 
-def test_memory_is_what_lives_at_once_and_every_operator_counts() -> None:
+def test_peak_memory_counts_live_tensors_and_calls_count_every_operator() -> None:
     def work() -> torch.Tensor:
         kept = torch.ones(1000)  # 4000 bytes
         for _ in range(3):
             kept.mul_(2)
-            kept + 1  # 4000 bytes, gone at once
+            kept + 1  # 4000 bytes, freed immediately
         return kept.view(10, 100).sum()  # a view, and 4 bytes
 
-    assert 8000 <= peak_of(work, CPU) < 8100  # PyTorch makes tensors of the numbers, too
+    assert 8000 <= peak_of(work, CPU) < 8100  # PyTorch also makes tensors of the Python numbers
     assert calls_of(work, CPU) == 1 + 3 * 2 + 2
 
 

@@ -55,7 +55,7 @@ def test_gradcheck_and_gradgradcheck(geometry: dict[str, object]) -> None:
     "geometry", [((1, 1), (0, 0), (1, 1), 1), ((2, 1), (1, 0), (1, 2), 2)], ids=["plain", "grouped"]
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_convolution_of_compiled_steps_is_differentiated_any_number_of_times(
+def test_the_convolution_of_compiled_steps_is_differentiable_any_number_of_times(
     geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int], bias: bool
 ) -> None:
     input = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
@@ -90,14 +90,14 @@ def test_the_attribution_pass_computes_no_weight_gradient(frozen_below: bool) ->
     assert calls.seen == ["conv", "dgrad"]
 
 
-def test_the_second_derivative_is_three_ordinary_convolutions_at_most() -> None:
+def test_the_second_derivative_takes_at_most_three_ordinary_convolutions() -> None:
     layer = pal_fast.nn.Conv2d(3, 4, 3, bias=False)
     input = (torch.randn(2, 3, 6, 6, requires_grad=True) * 1).requires_grad_()
     output = layer(input)
     (gradient,) = torch.autograd.grad(output.square().sum(), input, create_graph=True)
     with Calls() as calls:
         gradient.square().sum().backward()
-    # Of the derivative of dgrad(g, w): conv for g, wgrad for w; then g = 2 y leads back into the forward.
+    # The derivative of dgrad(g, w) takes conv for g and wgrad for w; g = 2 y then leads back into the forward.
     assert sorted(calls.seen) == ["conv", "dgrad+wgrad", "wgrad"]
 
 
@@ -119,7 +119,7 @@ def test_agrees_with_pytorch_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_autocast_casts_what_it_casts_for_pytorch(dtype: torch.dtype) -> None:
+def test_autocast_casts_as_for_pytorchs_layer(dtype: torch.dtype) -> None:
     ours, theirs = (kind(3, 4, 3, dtype=dtype) for kind in (pal_fast.nn.Conv2d, nn.Conv2d))
     theirs.load_state_dict(ours.state_dict())
     input = torch.randn(2, 3, 8, 8, dtype=dtype)
@@ -136,7 +136,7 @@ def test_a_third_derivative_raises() -> None:
         second.sum().backward()
 
 
-def test_without_gradients_it_is_pytorchs_forward() -> None:
+def test_without_gradients_the_output_requires_none() -> None:
     layer = pal_fast.nn.Conv2d(3, 4, 3)
     with torch.no_grad():
         assert not layer(torch.randn(1, 3, 5, 5)).requires_grad

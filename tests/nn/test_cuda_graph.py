@@ -31,7 +31,7 @@ def batches(count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     ]
 
 
-def test_a_captured_step_trains_as_the_eager_step_does() -> None:
+def test_a_captured_step_gives_the_weights_of_the_eager_step() -> None:
     eager = network().cuda()
     captured = copy.deepcopy(eager)
     data = batches(8)

@@ -20,7 +20,7 @@ from pal_fast.nn.head import REPLACEMENTS
 
 
 class Net(nn.Module):
-    """The head's first layer is registered before the attributed one: order of registration is not order of running."""
+    """The head's first layer is registered before the attributed one: registration order is not execution order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def landmarks() -> Tensor:
     return torch.rand(4, 9, 2, dtype=torch.float64) * 16
 
 
-def test_replaces_what_runs_after_the_layer_and_restores_it(images: Tensor) -> None:
+def test_modules_that_run_after_the_layer_are_replaced_and_restored(images: Tensor) -> None:
     model = Net().double()
     before, state = replaced_types(model), copy.deepcopy(model.state_dict())
     handle = prepare_head(model, "layer", images)
@@ -83,7 +83,7 @@ def test_replaces_what_runs_after_the_layer_and_restores_it(images: Tensor) -> N
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_without_an_example_the_first_forward_finds_the_order(images: Tensor) -> None:
+def test_without_an_example_the_first_forward_determines_the_order(images: Tensor) -> None:
     model = Net().double()
     handle = prepare_head(model, model.layer)
     assert not handle.ready
@@ -93,13 +93,13 @@ def test_without_an_example_the_first_forward_finds_the_order(images: Tensor) ->
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_with_several_layers_everything_above_the_first_counts(images: Tensor) -> None:
+def test_with_several_layers_everything_above_the_first_is_replaced(images: Tensor) -> None:
     model = Net().double()
     handle = prepare_head(model, ["stem", "layer"], images)
     assert set(handle.replaced) == {"layer.0", "layer.1", *ABOVE}
 
 
-def test_the_step_is_the_same_with_and_without(images: Tensor, landmarks: Tensor) -> None:
+def test_the_step_has_the_same_gradients_with_and_without_prepare_head(images: Tensor, landmarks: Tensor) -> None:
     plain = Net().double()
     prepared = copy.deepcopy(plain)
     prepare_head(prepared, "layer", images)
@@ -115,7 +115,7 @@ def test_the_step_is_the_same_with_and_without(images: Tensor, landmarks: Tensor
 
 
 @pytest.mark.parametrize("first", ["restored", "unparametrized"])
-def test_a_layer_that_was_parametrized_since_is_restored(first: str, images: Tensor) -> None:
+def test_a_layer_parametrized_after_preparation_is_restored(first: str, images: Tensor) -> None:
     model = Net().double()
     handle = prepare_head(model, "layer", images)
     for name in ("0", "1"):
@@ -135,7 +135,7 @@ def remove_parametrizations(model: Net) -> None:
         parametrize.remove_parametrizations(model.head.get_submodule(name), "weight")
 
 
-def test_subclasses_stay_as_they_are(images: Tensor) -> None:
+def test_subclasses_are_not_replaced(images: Tensor) -> None:
     class Special(nn.BatchNorm2d):
         pass
 
@@ -172,7 +172,7 @@ def test_an_exported_program_needs_pal_fast_until_the_model_is_restored(images: 
     assert "pal_fast" not in operators()
 
 
-def test_an_example_that_does_not_reach_the_layer_is_an_error_and_leaves_no_trace(images: Tensor) -> None:
+def test_invalid_calls_raise_and_leave_the_model_unchanged(images: Tensor) -> None:
     model = Net().double()
     model.unused = nn.Conv2d(1, 1, 1)
     with pytest.raises(RuntimeError, match="did not run layer 'unused'"):
@@ -185,7 +185,7 @@ def test_an_example_that_does_not_reach_the_layer_is_an_error_and_leaves_no_trac
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_attribution_pass_recomputes_nothing_and_takes_no_weight_gradient(images: Tensor) -> None:
+def test_the_attribution_pass_recomputes_nothing_and_computes_no_weight_gradient(images: Tensor) -> None:
     model = Net().double()
     prepare_head(model, "layer", images)
     kept = []
@@ -218,7 +218,7 @@ def test_a_prepared_step_calls_far_fewer_operators(images: Tensor, landmarks: Te
 
 
 @pytest.mark.parametrize("twin", REPLACEMENTS.values(), ids=lambda twin: twin.__name__)
-def test_every_twin_runs_on_a_device_that_has_no_autocast(twin: type[nn.Module]) -> None:
+def test_every_replacement_runs_on_a_device_without_autocast(twin: type[nn.Module]) -> None:
     arguments = {"BatchNorm1d": (4,), "BatchNorm2d": (4,), "Conv2d": (4, 4, 3), "LayerNorm": (8,)}
     with torch.device("meta"):
         if twin.__name__ == "MultiheadAttention":
@@ -313,7 +313,7 @@ def test_timms_batch_norm_with_an_activation_is_replaced_and_restored() -> None:
     assert [type(module) for module in model.modules()] == before
 
 
-def test_timms_fast_layer_norm_is_left_alone() -> None:
+def test_timms_fast_layer_norm_is_not_replaced() -> None:
     layers = pytest.importorskip("timm.layers", reason="timm is not installed")
     model = Tokens(layers.LayerNorm, "none")
     model.norm._fast_norm = True

@@ -64,7 +64,7 @@ def test_both_derivatives_take_fewer_operators_than_pytorchs(kind: str, most: in
     assert counts[0] <= most < counts[1]
 
 
-def test_a_layer_that_works_in_place_leaves_its_input() -> None:
+def test_an_inplace_layer_does_not_overwrite_its_input() -> None:
     input = torch.randn(3, 4, requires_grad=True)
     between = input * 1
     output = pal_fast.nn.SiLU(inplace=True)(between)

@@ -10,7 +10,7 @@ from pal_fast import dispatch
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> str:
-    """The name of a compiled backend, which is also the device that its tensors lie on."""
+    """The name of a compiled backend, which is also the device of its tensors."""
     reason = dispatch.why_not(request.param, torch.device(request.param))
     assert not reason, reason
     return request.param

@@ -77,7 +77,7 @@ def test_the_backward_operators_pass_opcheck(backend):
             torch.library.opcheck(operators.pal_loss_backward.default, arguments, test_utils=checks)
 
 
-def test_outputs_do_not_alias_inputs_and_inputs_stay(backend):
+def test_outputs_do_not_alias_inputs_and_inputs_are_unchanged(backend):
     arguments = loss_arguments(backend, False)
     copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
     torch.ops.pal_fast.pal_loss(*arguments)
@@ -126,7 +126,7 @@ def test_gradcheck_of_the_heatmap(backend, combine, normalize):
     )
 
 
-def test_a_second_derivative_raises_rather_than_lies(backend):
+def test_a_second_derivative_raises(backend):
     f, g = (torch.randn(2, 3, 5, 5, device=backend, requires_grad=True) for _ in range(2))
     points = (torch.rand(2, 4, 2, device=backend) * 20).requires_grad_()
     loss = pal_fast.pal_loss(f, g, landmarks=points.detach(), image_size=20, backend=backend)
@@ -140,7 +140,7 @@ def test_a_second_derivative_raises_rather_than_lies(backend):
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["without grad", "with grad"])
-def test_a_forward_mode_derivative_raises_rather_than_is_zero(backend, grad):
+def test_a_forward_mode_derivative_raises(backend, grad):
     f, g = (torch.randn(2, 3, 5, 5, device=backend, requires_grad=grad) for _ in range(2))
     points = torch.rand(2, 4, 2, device=backend) * 20
     of_the_loss = functools.partial(pal_fast.pal_loss, gradient=g, landmarks=points, image_size=20)
@@ -158,7 +158,7 @@ def test_a_forward_mode_derivative_raises_rather_than_is_zero(backend, grad):
             assert torch.func.jvp(functools.partial(function, backend="reference"), (point,), (direction,))[1].any()
 
 
-def test_it_compiles_into_one_graph(backend):
+def test_the_loss_compiles_into_one_graph(backend):
     f, g = (torch.randn(2, 3, 5, 5, device=backend, requires_grad=True) for _ in range(2))
     points = torch.rand(2, 4, 2, device=backend) * 20
 

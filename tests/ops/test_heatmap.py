@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def solve(
     case: dict[str, Any], points: Tensor, weights: Tensor | None, visible: Tensor | None, upstream: Tensor, backend: str
 ) -> list[Tensor]:
-    """Heatmap, and the gradients that the case asks for."""
+    """The heatmap and the gradients that the case requests."""
     points = points.detach().requires_grad_(case["needs"] != "weights" or weights is None)
     weights = None if weights is None else weights.detach().requires_grad_(case["needs"] != "landmarks")
     options = {name: case[name] for name in ("sigma", "combine", "normalize")}
@@ -52,7 +52,7 @@ def test_heatmap_and_gradients_agree_with_the_reference_and_repeat_bit_for_bit(
     backend: str, case: dict[str, Any], generator: torch.Generator
 ) -> None:
     count, dtype = case["landmarks"], case["dtype"]
-    # In float32 a map is zero whose every cell is 13 sigma from every landmark, normalised or not.
+    # In float32 a map is zero, normalised or not, if every cell is 13 sigma or more from every landmark.
     case = case | {"sigma": max(case["sigma"], IMAGE[0] / case["size"][0] / 8)}
     points = torch.rand(3, count, 2, generator=generator, dtype=torch.float64) * 60 - 6
     if case["trouble"]:
@@ -73,7 +73,7 @@ def test_heatmap_and_gradients_agree_with_the_reference_and_repeat_bit_for_bit(
     assert got[0].dtype == dtype
     for index, (value, wanted) in enumerate(zip(got, judge, strict=True)):
         what = "gradient" if index else "heatmap"
-        # Alone, a normalised Gaussian has no gradient in its weight: what is left is rounding.
+        # A single normalised Gaussian has zero gradient in its weight: only rounding is left.
         if wanted.abs().max() < 1e-9:
             assert value.abs().max() < 1e-5, f"{what} {value}"
         else:
@@ -94,7 +94,7 @@ def test_empty_batches_and_no_landmarks_give_empty_and_zero_heatmaps(backend, co
         assert gradient.shape == points.shape
 
 
-def test_half_precision_landmarks_are_those_numbers(backend, generator):
+def test_half_precision_landmarks_equal_the_same_values_in_float32(backend, generator):
     for dtype in (torch.float16, torch.bfloat16):
         points = (torch.rand(2, 5, 2, generator=generator) * 50).to(backend, dtype)
         got = pal_fast.landmark_heatmap(points, (7, 9), image_size=50, backend=backend)
@@ -102,7 +102,7 @@ def test_half_precision_landmarks_are_those_numbers(backend, generator):
 
 
 @pytest.mark.parametrize("combine", ["sum", "max"])
-def test_a_landmark_that_is_dropped_has_exactly_zero_gradient(backend, combine):
+def test_a_dropped_landmark_has_exactly_zero_gradient(backend, combine):
     points = torch.tensor([[[10.0, 12.0], [torch.nan, 3.0], [20.0, torch.inf], [30.0, 5.0]]], device=backend)
     points.requires_grad_()
     weights = torch.ones(1, 4, device=backend, requires_grad=True)
@@ -136,7 +136,7 @@ def test_a_tie_goes_to_the_first_landmark(backend):
     assert weights.grad[0, 1] == 0
 
 
-def test_negative_weights_repel(backend, generator):
+def test_negative_weights_agree_with_the_reference(backend, generator):
     points = (torch.rand(2, 6, 2, generator=generator) * 40).to(backend)
     weights = torch.tensor([1.0, -1.0, 0.5, -2.0, 0.0, 1.0], device=backend).expand(2, 6)
     for combine in ("sum", "max"):
@@ -149,7 +149,7 @@ def test_negative_weights_repel(backend, generator):
             assert_close(got, wanted, torch.float32)
 
 
-def test_landmarks_at_any_distance_leave_no_nan(backend):
+def test_landmarks_at_any_distance_give_no_nan(backend):
     for dtype, far in ((torch.float32, 3e38), (torch.float64, 1e300)):
         points = torch.tensor([[[far, -far], [5.0, 5.0], [-1e9, 1e9]]], dtype=dtype, device=backend)
         points.requires_grad_()

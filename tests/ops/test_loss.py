@@ -48,7 +48,7 @@ CASES = pairwise(
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_every_two_options_together_agree_with_the_reference_and_repeat_bit_for_bit(
+def test_every_pair_of_options_agrees_with_the_reference_and_repeats_bit_for_bit(
     backend: str, case: dict[str, Any], seed: int, poisoned_memory: None
 ) -> None:
     problem = make(case, seed, backend)
@@ -59,10 +59,10 @@ def test_every_two_options_together_agree_with_the_reference_and_repeat_bit_for_
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_attribution_with_every_channel_strategy(
+def test_every_attribution_and_channel_strategy_agrees_with_the_reference(
     backend: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int
 ) -> None:
-    """All of them, for each shape, dtype and format; the scores and reductions in turn."""
+    """Every combination for each shape, dtype and format; scores and reductions take turns."""
     scores = itertools.cycle(itertools.product(CHOICES["score"], CHOICES["reduction"]))
     for _ in range(SHAPES.index(shape) * 7):
         next(scores)
@@ -87,10 +87,10 @@ def test_every_attribution_with_every_channel_strategy(
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("channels", ["mean", "all", "each"])
-def test_a_large_layer_is_computed_as_its_samples_are_alone(
+def test_a_large_layer_gives_the_same_values_as_its_samples_one_by_one(
     backend: str, channels: str, layout: str, seed: int
 ) -> None:
-    """Gradients beyond 16 MB are written another way, on fresh memory yet another; the values are the same."""
+    """Gradients beyond 16 MB are written by another path, and by a third on fresh memory; the values are the same."""
     case = {"shape": (3, 8, 38, 38), "channels": channels, "reduction": "none", "landmarks": 9}
     problem, alone = make(case, seed, backend), make(case, seed, backend)
     problem.options["channel_count"] = alone.options["channel_count"] = 1000 if channels == "mean" else 512

@@ -15,8 +15,8 @@ LAYOUTS = ["contiguous", "channels_last"]
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-def assert_nothing(problem: Problem, backend: str) -> None:
-    """Exactly zero loss and gradients, as the reference has it."""
+def assert_exactly_zero(problem: Problem, backend: str) -> None:
+    """Loss and gradients are exactly zero, as in the reference."""
     for name in ("reference", backend):
         loss, gradients = problem.solve(name)
         assert not loss.any(), f"{name}: loss {loss}"
@@ -37,29 +37,29 @@ def assert_nothing(problem: Problem, backend: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_what_cannot_be_scored_gives_exactly_nothing(backend, channels, case, seed):
-    assert_nothing(make({"channels": channels} | case, seed, backend), backend)
+def test_samples_that_cannot_be_scored_give_exactly_zero(backend, channels, case, seed):
+    assert_exactly_zero(make({"channels": channels} | case, seed, backend), backend)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_a_flat_attribution_gives_exactly_nothing(backend, dtype, channels, layout, seed):
+def test_a_flat_attribution_gives_exactly_zero(backend, dtype, channels, layout, seed):
     problem = make({"channels": channels, "dtype": dtype, "layout": layout, "shape": (2, 5, 7, 9)}, seed, backend)
     problem.activation.fill_(0.3)
     problem.gradient.fill_(-0.7)
-    assert_nothing(problem, backend)
+    assert_exactly_zero(problem, backend)
     problem.gradient.zero_()
-    assert_nothing(problem, backend)
+    assert_exactly_zero(problem, backend)
     # The gradient of a head that averages over the cells: constant over each channel, hence a flat mean map.
     pooled = make({"attribution": "grad", "channels": channels, "dtype": dtype, "shape": (2, 5, 7, 9)}, seed, backend)
     pooled.gradient.copy_(torch.randn(2, 5, 1, 1).to(pooled.gradient).expand_as(pooled.gradient))
     if channels != "all":
-        assert_nothing(pooled, backend)
+        assert_exactly_zero(pooled, backend)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_flat_means_a_deviation_of_1e_5_of_the_root_mean_square(backend, channels, seed):
+def test_a_group_is_flat_below_a_deviation_of_1e_5_of_its_root_mean_square(backend, channels, seed):
     for factor, flat in ((0.5, True), (2.0, False)):
         case = {"dtype": torch.float64, "attribution": "activation", "channels": channels, "shape": (2, 3, 7, 7)}
         problem = make(case | {"landmarks": None}, seed, backend)
@@ -67,7 +67,7 @@ def test_flat_means_a_deviation_of_1e_5_of_the_root_mean_square(backend, channel
         noise = (noise - noise.mean((2, 3), keepdim=True)) / noise.std((2, 3), keepdim=True, correction=0)
         problem.activation.copy_((1 + factor * 1e-5 * noise).expand_as(problem.activation))
         if flat:
-            assert_nothing(problem, backend)
+            assert_exactly_zero(problem, backend)
         else:
             loss, gradients = problem.solve(backend)
             wanted, judged = problem.solve("reference")
@@ -90,7 +90,7 @@ def test_a_flat_prior_invalidates_a_sample_for_pearson_only(backend, channels, s
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_an_empty_batch(backend, channels, reduction):
+def test_an_empty_batch_gives_an_empty_or_zero_loss(backend, channels, reduction):
     for layout in LAYOUTS:
         case = {"shape": (0, 3, 7, 7), "channels": channels, "reduction": reduction, "layout": layout}
         loss, gradients = make(case, 0, backend).solve(backend)
@@ -101,7 +101,7 @@ def test_an_empty_batch(backend, channels, reduction):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_a_sample_that_is_not_scored_keeps_its_nan_to_itself(backend, channels, layout, seed):
+def test_nan_in_an_unscored_sample_does_not_spread(backend, channels, layout, seed):
     case = {"shape": (3, 5, 7, 7), "channels": channels, "layout": layout}
     problem = make(case | {"trouble": "sample"}, seed, backend)
     problem.activation[0] = torch.nan
@@ -134,7 +134,7 @@ def test_free_channels_are_not_read_and_get_exactly_zero_gradient(backend, chann
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("attribution", ["grad_input", "grad"])
-def test_the_loss_does_not_depend_on_the_scale_of_the_gradient(backend, attribution, channels, layout, seed):
+def test_the_loss_is_invariant_to_the_scale_of_the_gradient(backend, attribution, channels, layout, seed):
     for absolute in (True, False):
         case = {"channels": channels, "attribution": attribution, "absolute": absolute, "layout": layout}
         problem = make(case, seed, backend)
@@ -154,11 +154,11 @@ MAGNITUDES = [(-10, -10), (-20, -15), (-30, -14), (15, 15), (-44, 0), (-44, -44)
 
 @pytest.mark.parametrize("exponents", MAGNITUDES)
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_no_magnitude_of_float32_makes_nan(backend, channels, exponents, seed):
-    """Down to subnormal activations and gradients, and up to the largest, as long as the product can be held.
+def test_no_float32_magnitude_gives_nan(backend, channels, exponents, seed):
+    """From subnormal activations and gradients to the largest, as long as their product is representable.
 
-    On the CPU the map strategies hold it in double, so that it may be anything. In float32 one that is too small loses
-    its digits, and one that is too large is infinite.
+    On the CPU the map strategies hold the product in double, so it may have any magnitude. In float32 a product that is
+    too small loses digits and one that is too large is infinite.
     """
     in_double = backend == "cpu"
     if sum(exponents) > 38 and (channels in ("all", "each") or not in_double):
@@ -179,7 +179,7 @@ def test_no_magnitude_of_float32_makes_nan(backend, channels, exponents, seed):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_a_large_mean_over_a_small_spread_costs_no_digits(backend, channels, layout, seed):
+def test_a_mean_much_larger_than_the_spread_costs_no_accuracy(backend, channels, layout, seed):
     """float32 sums of 192 values near 300 would keep four digits of a spread of 1."""
     case = {"shape": (2, 192, 7, 7), "offset": 300.0, "attribution": "activation", "channels": channels}
     problem = make(case | {"layout": layout}, seed, backend)
@@ -193,14 +193,14 @@ def test_a_large_mean_over_a_small_spread_costs_no_digits(backend, channels, lay
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_the_offset_and_the_scale_of_a_prior_cost_no_digits(backend, channels, seed):
+def test_the_offset_and_the_scale_of_a_prior_cost_no_accuracy(backend, channels, seed):
     for offset, factor in ((100.0, 1.0), (0.0, 1e-30), (0.0, 1e30), (0.0, 1e-42)):
         problem = make({"landmarks": None, "channels": channels}, seed, backend)
         problem.tensors["heatmap"] = problem.tensors["heatmap"] * factor + offset
         check(problem, backend)
 
 
-def test_landmarks_far_outside_score_by_their_tails(backend, seed):
+def test_landmarks_far_outside_the_image_score_by_their_tails(backend, seed):
     """-14..109 on images of 100 pixels are real annotations; ten sigmas away float32 still has a gradient."""
     problem = make({"landmarks": 3, "sigma": 6.0}, seed, backend)
     for where in ([-14.0, 30.0], [61.0, 69.0], [-60.0, -30.0]):
@@ -210,8 +210,8 @@ def test_landmarks_far_outside_score_by_their_tails(backend, seed):
         assert gradients[0].any()
 
 
-def test_only_the_gradients_that_are_needed_are_computed(backend):
-    """The others come back without elements."""
+def test_only_the_requested_gradients_are_computed(backend):
+    """The others are returned without elements."""
     f, g = torch.randn(2, 3, 5, 5, device=backend), torch.randn(2, 3, 5, 5, device=backend)
     operators = torch.ops.pal_fast
     prior = (torch.rand(2, 5, 5, device=backend), None, None, None, None, 5.0, 5.0, 1.0, 0, 0)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-#: The largest size of the process, in bytes, since it was last reset; and a layer whose tensors dwarf the libraries'.
+#: Reads the process's peak resident size, in bytes, since its reset, on a layer that dwarfs the libraries.
 CODE = """
 import itertools, torch, pal_fast
 
@@ -36,7 +36,7 @@ for channels, layout in itertools.product(("mean", "all", "each"), formats):
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
-def test_peak_memory_beyond_inputs_and_gradients_is_under_a_twentieth_of_the_inputs():
+def test_peak_memory_beyond_inputs_and_gradients_is_below_a_twentieth_of_the_inputs():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

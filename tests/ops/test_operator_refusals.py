@@ -1,4 +1,4 @@
-"""An operator called directly with wrong arguments says which, what was given and what is wanted, without crashing."""
+"""An operator called directly with a wrong argument raises an error that names it, its value and what is wanted."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_pal_loss_backward_refuses(backend, case):
     refuses(torch.ops.pal_fast.pal_loss_backward, BACKWARD | changes, backend, message)
 
 
-def test_the_arguments_above_are_otherwise_right(backend):
+def test_the_unmodified_arguments_are_accepted(backend):
     for operator, arguments in (("landmark_heatmap", HEATMAP), ("pal_loss", LOSS), ("pal_loss_backward", BACKWARD)):
         on_device = [value.to(backend) if isinstance(value, torch.Tensor) else value for value in arguments.values()]
         getattr(torch.ops.pal_fast, operator)(*on_device)

@@ -49,7 +49,7 @@ def test_pearson_lies_between_minus_one_and_one(backend: str, case: dict[str, An
 
 @SETTINGS
 @given(case=cases, seed=seeds)
-def test_a_batch_scores_its_samples_one_by_one(backend: str, case: dict[str, Any], seed: int) -> None:
+def test_a_batch_scores_each_sample_independently(backend: str, case: dict[str, Any], seed: int) -> None:
     problem, alone = make(case, seed, backend), make(case, seed, backend)
     whole, _ = problem.solve(backend)
     for b in range(case["shape"][0]):
@@ -63,7 +63,7 @@ def test_a_batch_scores_its_samples_one_by_one(backend: str, case: dict[str, Any
 
 @SETTINGS
 @given(case=cases, seed=seeds, scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10))
-def test_pearson_does_not_change_with_an_affine_prior(
+def test_pearson_is_invariant_to_affine_maps_of_the_prior(
     backend: str, case: dict[str, Any], seed: int, scale: float, shift: float
 ) -> None:
     case = case | {"landmarks": None, "trouble": "none"}
@@ -79,18 +79,18 @@ def test_pearson_does_not_change_with_an_affine_prior(
 
 @SETTINGS
 @given(shape=shapes, seed=seeds, layout=layouts, channels=st.sampled_from(["mean", "all", "each"]))
-def test_the_gradient_neither_shifts_nor_scales_a_group(
+def test_the_gradient_is_orthogonal_to_shifting_and_scaling_a_group(
     backend: str, shape: tuple[int, ...], seed: int, layout: str, channels: str
 ) -> None:
-    """A standardised group does not change when a constant is added to it or when it is stretched."""
+    """Standardisation cancels any constant added to a group and any factor applied to it."""
     case = {"shape": shape, "layout": layout, "attribution": "activation", "channels": channels}
     problem = make(case | {"dtype": torch.float64, "reduction": "sum", "landmarks": None}, seed, backend)
     _, (df,) = problem.solve(backend)
     largest = problem.activation.abs().max().item()
     groups = {"mean": problem.activation.mean(1), "all": problem.activation, "each": problem.activation.flatten(0, 1)}
     spread = groups[channels].detach().flatten(1).std(1, correction=0)
-    # What is subtracted from is of size upstream / spread. Nothing of it may be left: in a group of two cells z is
-    # -1 and 1 whatever the values.
+    # The terms that cancel are of size upstream / spread, and nothing of them may be left: in a group of two cells
+    # z is -1 and 1 whatever the values.
     size = df.abs().sum().item() + (problem.upstream.abs() / spread[spread > 0]).sum().item()
     assert abs(df.sum().item()) <= 1e-9 * size
     assert abs((df * problem.activation).sum().item()) <= 1e-9 * size * largest
@@ -98,7 +98,7 @@ def test_the_gradient_neither_shifts_nor_scales_a_group(
 
 @SETTINGS
 @given(shape=shapes, seed=seeds, exponent=st.integers(-15, 15), channels=st.sampled_from(["mean", "all", "each"]))
-def test_the_scale_of_the_gradient_does_not_matter(
+def test_the_loss_is_invariant_to_the_scale_of_the_gradient(
     backend: str, shape: tuple[int, ...], seed: int, exponent: int, channels: str
 ) -> None:
     problem = make({"shape": shape, "channels": channels, "reduction": "none"}, seed, backend)
@@ -114,7 +114,7 @@ def test_the_scale_of_the_gradient_does_not_matter(
     channels=st.sampled_from(["mean", "all", "each"]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-def test_no_finite_layer_makes_nan(backend: str, values: list[float], channels: str, dtype: torch.dtype) -> None:
+def test_a_finite_layer_never_gives_nan(backend: str, values: list[float], channels: str, dtype: torch.dtype) -> None:
     count = len(values) // 4
     f, g = torch.tensor(values[: 4 * count], dtype=dtype, device=backend).reshape(1, count, 2, 2).repeat(2, 1, 1, 1, 1)
     g = g.flip(1)
@@ -134,7 +134,7 @@ def test_no_finite_layer_makes_nan(backend: str, values: list[float], channels: 
     combine=st.sampled_from(["sum", "max"]),
     normalize=st.sampled_from(["none", "peak", "sum"]),
 )
-def test_any_landmarks_make_a_heatmap_between_zero_and_their_number(
+def test_a_heatmap_lies_between_zero_and_the_number_of_landmarks(
     backend: str, points: list[tuple[float, float]], size: tuple[int, int], sigma: float, combine: str, normalize: str
 ) -> None:
     landmarks = torch.tensor(points, device=backend).reshape(1, len(points), 2).requires_grad_()
@@ -154,7 +154,9 @@ def test_any_landmarks_make_a_heatmap_between_zero_and_their_number(
 
 @SETTINGS
 @given(seed=seeds, count=st.integers(1, 80), size=st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_the_order_of_landmarks_does_not_matter(backend: str, seed: int, count: int, size: tuple[int, int]) -> None:
+def test_the_heatmap_does_not_depend_on_the_order_of_landmarks(
+    backend: str, seed: int, count: int, size: tuple[int, int]
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     points = (torch.rand(1, count, 2, generator=generator, dtype=torch.float64) * 50).to(backend)
 

@@ -1,4 +1,4 @@
-"""The same bits in every run and for any number of threads; the same values for every instruction set."""
+"""Results are bit-identical in every run and for any number of threads, and agree for every instruction set."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def heatmap_bits(backend: str, problem: Problem) -> list[Tensor]:
 
 
 @pytest.fixture
-def _threads_restored() -> Iterator[None]:
+def _thread_count_restored() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.usefixtures("_thread_count_restored")
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_number_of_threads_changes_no_bit(case, seed):
+def test_results_are_bit_identical_for_any_number_of_threads(case, seed):
     problem = make(case, seed)
     torch.set_num_threads(1)
     first, heatmap = problem.solve("cpu"), heatmap_bits("cpu", problem)
@@ -52,8 +52,8 @@ def test_the_number_of_threads_changes_no_bit(case, seed):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_repetitions_change_no_bit(backend, case, seed):
-    """A race between the pieces of a sample would show as other bits now and then."""
+def test_repeated_runs_are_bit_identical(backend, case, seed):
+    """A race between the pieces of a sample would occasionally change the bits."""
     problem = make(case, seed, backend)
     first = problem.solve(backend)
     for _ in range(2 if VIRTUAL else 100 if backend == "cuda" else 25):
@@ -68,8 +68,8 @@ torch.save([make(case, 5).solve("cpu") for case in torch.load(sys.argv[1], weigh
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_every_instruction_set_computes_the_same(tmp_path, capability):
-    """ATEN_CPU_CAPABILITY holds our kernels back as it does PyTorch's, so each can be tested on one machine."""
+def test_every_instruction_set_gives_the_same_values(tmp_path, capability):
+    """ATEN_CPU_CAPABILITY limits our kernels as it does PyTorch's, so one machine can test each instruction set."""
     cases = [*CASES, {"shape": (2, 5, 13, 17), "dtype": torch.float64, "channels": "each", "landmarks": None}]
     torch.save(cases, tmp_path / "cases.pt")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "ATEN_CPU_CAPABILITY": capability}

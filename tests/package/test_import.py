@@ -9,11 +9,11 @@ from support.installed import installed
 
 import pal_fast
 
-#: Allowed beside the standard library.
+#: Allowed besides the standard library.
 ALLOWED = {"torch", "numpy", "pal_fast"}
 
-#: PyTorch is imported once; each line of the answer is a forked child's, which finds it as it then is: seconds and
-#: CPU seconds of a yardstick, the same of the import, and what the import brought.
+#: Imports PyTorch once; each forked child then prints a line: wall and CPU seconds of a yardstick, the same of the
+#: import, and the modules that the import added.
 CODE = """
 import os, sys, time
 import numpy, torch
@@ -36,12 +36,12 @@ for _ in range(7):
 """
 
 
-def test_import_adds_less_than_a_fifth_of_a_second_and_needs_torch_and_numpy_only():
+def test_import_takes_less_than_a_fifth_of_a_second_and_needs_only_torch_and_numpy():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     runs = [line.split() for line in done.stdout.strip().splitlines()]
     assert len(runs) == 7
-    # The least disturbed of seven, in seconds of a quiet machine: a busy one stretches the yardstick just before, too.
+    # The least disturbed of seven runs, scaled to a quiet machine: a busy one slows the preceding yardstick as well.
     numbers = [[float(number) for number in run[:4]] for run in runs]
     added = [wall / max(1.0, yard_wall / yard_cpu) for yard_wall, yard_cpu, wall, _ in numbers]
     assert min(added) < 0.2, f"{added} from {numbers}"
@@ -51,10 +51,10 @@ def test_import_adds_less_than_a_fifth_of_a_second_and_needs_torch_and_numpy_onl
     assert not {name for name in third_party if not name.startswith("_")}, third_party
 
 
-def test_one_place_defines_the_version():
+def test_the_installed_version_is_the_packages():
     assert installed().version == pal_fast.__version__
 
 
-def test_the_extras_that_the_docs_name_exist():
+def test_the_extras_named_in_the_docs_exist():
     extras = {line.split("extra ==")[1].strip(" \"'") for line in installed().requires or [] if "extra ==" in line}
     assert {"explain", "landmarks", "train", "metrics", "test", "lint", "docs"} <= extras

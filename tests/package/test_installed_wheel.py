@@ -43,22 +43,22 @@ def test_the_wheel_holds_extension_kernels_and_type_marker():
     assert not [name for name in files if name.startswith(("tests/", "benchmarks/", "kernels/", "csrc/"))]
 
 
-def test_it_links_no_torch_library_but_torch_cpu(extension):
+def test_the_extension_links_no_torch_library_but_torch_cpu(extension):
     needed = re.findall(r"NEEDED.*\[(.*)\]", output_of("readelf", "-d", str(extension)))
     assert "libtorch_cpu.so" in needed
     forbidden = [name for name in needed if re.match(r"lib(torch|c10|torch_python|cuda|cudart|python)", name)]
     assert forbidden == ["libtorch_cpu.so"], needed
 
 
-def test_it_takes_only_the_stable_abi_from_torch(extension):
-    """Everything undefined is C: the stable shims, the C and C++ runtimes, Python's limited API."""
+def test_the_extension_uses_only_the_stable_abi_of_torch(extension):
+    """All undefined symbols are C: the stable shims, the C and C++ runtimes, Python's limited API."""
     undefined = re.findall(r" U (\S+)", output_of("nm", "-D", str(extension)))
     foreign = [name for name in undefined if re.search(r"_ZN(K?)(2at|3c10|5torch)", name)]
     assert not foreign, foreign
     assert any(name.startswith(("aoti_torch_", "torch_")) for name in undefined)
 
 
-def test_it_is_under_ten_megabytes(extension):
+def test_the_extension_is_smaller_than_ten_megabytes(extension):
     assert extension.stat().st_size < 40e6
     import io
     import zipfile

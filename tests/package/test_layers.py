@@ -1,4 +1,4 @@
-"""Dependencies point one way: no module imports one that stands to its right (DESIGN 6)."""
+"""Dependencies point one way: no top-level module imports one from a later layer (DESIGN 6)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
 
 def imports(path: Path) -> set[str]:
-    """The rooms of pal_fast that a file imports anywhere, lazily too."""
+    """The top-level modules of pal_fast that a file imports, including lazy imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pal_fast":
@@ -44,16 +44,16 @@ def imports(path: Path) -> set[str]:
     return found & set(RANK)
 
 
-def test_no_room_imports_one_to_its_right():
+def test_no_module_imports_from_a_later_layer():
     root = Path(pal_fast.__file__).parent
     wrong = []
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).with_suffix("").parts
         if parts == ("__init__",):
             continue
-        room = parts[0]
-        assert room in RANK, f"{path}: give the room {room!r} its place in ORDER"
-        wrong += [f"{room} ({path.name}) imports {other}" for other in imports(path) if RANK[other] > RANK[room]]
+        module = parts[0]
+        assert module in RANK, f"{path}: add the module {module!r} to ORDER"
+        wrong += [f"{module} ({path.name}) imports {other}" for other in imports(path) if RANK[other] > RANK[module]]
     assert not wrong, wrong
 
 

@@ -28,7 +28,7 @@ SIGNATURES = {
     "backends": "",
 }
 
-#: Beyond the specification: how finite differences find the head, and how a layer's output is laid out.
+#: Parameters beyond the specification: the head for finite differences, and the layout of a layer's output.
 ADDED = {"PALLoss": {"head": None, "layout": "auto"}}
 
 
@@ -44,7 +44,7 @@ def specified(text: str) -> list[tuple[str, object, object]]:
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_signatures_are_the_specification(name):
+def test_signatures_match_the_specification(name):
     function: object = pal_fast
     for part in name.split("."):
         function = getattr(function, part)
@@ -54,7 +54,7 @@ def test_signatures_are_the_specification(name):
     assert {p[0]: p[2] for p in given if p[0] in added} == added
 
 
-def test_the_public_names_are_these():
+def test_all_lists_exactly_the_public_names():
     assert set(pal_fast.__all__) == {
         *(name for name in SIGNATURES if "." not in name),
         *("data", "landmarks", "metrics", "visualize"),
@@ -63,44 +63,48 @@ def test_the_public_names_are_these():
     }
 
 
-ROOMS = ("compiled", "data", "faces", "landmarks", "metrics", "nn", "visualize")
+SUBMODULES = ("compiled", "data", "faces", "landmarks", "metrics", "nn", "visualize")
 
 
-#: PyTorch is imported once; each room is then named in a forked child that has none of the others.
-NAMED = """
+#: Imports PyTorch once, then accesses each submodule in a forked child without the others.
+SUBMODULE_ACCESS = """
 import importlib.util, os, sys
 import pal_fast
 
-for room in sys.argv[1:]:
-    assert room in dir(pal_fast), room
-    if room == "metrics" and not importlib.util.find_spec("torchmetrics"):
+for submodule in sys.argv[1:]:
+    assert submodule in dir(pal_fast), submodule
+    if submodule == "metrics" and not importlib.util.find_spec("torchmetrics"):
         continue
     child = os.fork()
     if child == 0:
-        assert f"pal_fast.{room}" not in sys.modules, room
-        os._exit(getattr(pal_fast, room).__name__ != f"pal_fast.{room}")
-    assert os.waitpid(child, 0)[1] == 0, room
+        assert f"pal_fast.{submodule}" not in sys.modules, submodule
+        os._exit(getattr(pal_fast, submodule).__name__ != f"pal_fast.{submodule}")
+    assert os.waitpid(child, 0)[1] == 0, submodule
 """
 
 
-def test_no_room_needs_an_import_of_its_own():
-    done = subprocess.run([sys.executable, "-c", NAMED, *ROOMS], capture_output=True, text=True, check=False)
+def test_submodules_are_imported_on_first_access():
+    done = subprocess.run(
+        [sys.executable, "-c", SUBMODULE_ACCESS, *SUBMODULES], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_rooms_of_the_package_exist(room):
-    if room == "metrics":
+@pytest.mark.parametrize("submodule", SUBMODULES)
+def test_submodules_exist_and_their_public_names_have_docstrings(submodule):
+    if submodule == "metrics":
         pytest.importorskip("torchmetrics", reason="the metrics need torchmetrics")
-    if room == "data":
+    if submodule == "data":
         pytest.importorskip("torchvision", reason="Landmarks are a type of torchvision's")
-    module = getattr(pal_fast, room)
-    assert module is importlib.import_module(f"pal_fast.{room}")
+    module = getattr(pal_fast, submodule)
+    assert module is importlib.import_module(f"pal_fast.{submodule}")
     for name in module.__all__:
-        assert getattr(module, name).__doc__ or not callable(getattr(module, name)), f"{room}.{name} has no docstring"
+        assert getattr(module, name).__doc__ or not callable(getattr(module, name)), (
+            f"{submodule}.{name} has no docstring"
+        )
 
 
-def test_backends_are_the_four_and_each_says_why_it_cannot_run():
+def test_there_are_four_backends_and_each_gives_its_status():
     found = pal_fast.backends()
     assert list(found) == ["cuda", "cpu", "triton", "reference"]
     assert all(status.detail for status in found.values())
@@ -109,6 +113,6 @@ def test_backends_are_the_four_and_each_says_why_it_cannot_run():
     assert found["cuda"].available <= torch.cuda.is_available()
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="palloss"):
         pal_fast.palloss  # noqa: B018

@@ -16,8 +16,8 @@ FOLDERS = ("csrc", "kernels", "pal_fast", "tests", "benchmarks", "docs")
 FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "mkdocs.yml")
 
 
-def made_by_machines(folder: str, names: list[str]) -> set[str]:
-    """What a tree holds beside its sources."""
+def generated_files(folder: str, names: list[str]) -> set[str]:
+    """The files of a tree that are not sources."""
     built = {"build", "dist", "site", "runs", "shared", "__pycache__"}
     return {name for name in names if name in built or name.startswith(".") or name.endswith((".so", ".egg-info"))}
 
@@ -25,7 +25,7 @@ def made_by_machines(folder: str, names: list[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
     """A clean copy of the tree, as a checkout has it."""
-    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("tree") / "pal_fast", ignore=made_by_machines))
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("tree") / "pal_fast", ignore=generated_files))
 
 
 def test_the_sdist_holds_every_source(sources, tmp_path):

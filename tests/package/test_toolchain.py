@@ -1,4 +1,4 @@
-"""What the build does with the compilers that a machine has (csrc/toolchain.py)."""
+"""How the build uses the compilers of a machine (csrc/toolchain.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.pyproject import ROOT, requirements, satisfied
 
-#: Answers what setup.py asks of nvcc, as those releases do.
+#: A stand-in for nvcc that answers setup.py's queries as those releases do.
 NVCC = """#!/bin/sh
 case "$1" in
     --version) echo "Cuda compilation tools, release {version}, V{version}.1" ;;
@@ -55,7 +55,7 @@ def test_a_compiler_may_be_a_command_with_arguments(toolchain, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [None, "no-such-compiler --fast"])
-def test_without_a_compiler_the_error_says_how_to_go_on(toolchain, monkeypatch, given):
+def test_without_a_compiler_the_error_names_the_alternatives(toolchain, monkeypatch, given):
     monkeypatch.setenv("PATH", "")
     if given:
         monkeypatch.setenv("CXX", given)
@@ -65,13 +65,13 @@ def test_without_a_compiler_the_error_says_how_to_go_on(toolchain, monkeypatch, 
     assert "PAL_FAST_EXTENSION=0" in str(refused.value)
 
 
-def test_nvcc_on_path_names_its_toolkit(toolchain, monkeypatch, tmp_path):
+def test_nvcc_on_path_determines_the_toolkit(toolchain, monkeypatch, tmp_path):
     home = toolkit(tmp_path / "cuda", "12.4")
     monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
     assert toolchain.find_cuda("auto", tmp_path) == (home, "")
 
 
-def test_an_nvcc_without_cpp20_is_left_aside_and_refused_where_it_is_asked_for(toolchain, monkeypatch, tmp_path):
+def test_an_nvcc_without_cpp20_is_ignored_by_default_and_refused_on_request(toolchain, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "cuda", "11.8")))
     home, why = toolchain.find_cuda("auto", tmp_path)
     assert home is None
@@ -82,7 +82,7 @@ def test_an_nvcc_without_cpp20_is_left_aside_and_refused_where_it_is_asked_for(t
 
 
 @pytest.mark.parametrize(("kind", "name"), [("hip", "ROCm"), ("xpu", "XPU")])
-def test_nvcc_is_not_called_for_another_makers_gpus(toolchain, monkeypatch, tmp_path, kind, name):
+def test_nvcc_is_not_used_by_default_with_a_rocm_or_xpu_pytorch(toolchain, monkeypatch, tmp_path, kind, name):
     home = toolkit(tmp_path / "cuda", "13.0", CUDA_13_0)
     monkeypatch.setenv("CUDA_HOME", str(home))
     monkeypatch.setattr(torch.version, kind, "7.0", raising=False)
@@ -91,14 +91,14 @@ def test_nvcc_is_not_called_for_another_makers_gpus(toolchain, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("mode", ["1", "pypi"])
-def test_a_mac_has_no_cuda_kernels(toolchain, monkeypatch, tmp_path, mode):
+def test_cuda_kernels_are_not_built_on_macos(toolchain, monkeypatch, tmp_path, mode):
     monkeypatch.setattr(toolchain.sys, "platform", "darwin")
     assert toolchain.find_cuda("auto", tmp_path) == (None, "CUDA kernels are built on Linux only")
     with pytest.raises(SystemExit, match=f"PAL_FAST_CUDA={mode}, but CUDA kernels are built on Linux only$"):
         toolchain.find_cuda(mode, tmp_path)
 
 
-def test_architectures_that_nvcc_does_not_know_are_left_out_by_name(toolchain, capsys, tmp_path):
+def test_default_architectures_unknown_to_nvcc_are_skipped_with_a_message(toolchain, capsys, tmp_path):
     home = toolkit(tmp_path, "12.4")
     assert toolchain.architectures_for(home, ALL, chosen=False) == ["75", "80", "86", "89", "90"]
     said = capsys.readouterr().out
@@ -112,13 +112,13 @@ def test_a_newer_nvcc_may_have_dropped_older_architectures(toolchain, tmp_path):
     assert toolchain.architectures_for(home, f"70;{ALL}", chosen=False) == ALL.split(";")
 
 
-def test_architectures_that_were_chosen_are_not_left_out(toolchain, tmp_path):
+def test_chosen_architectures_unknown_to_nvcc_are_an_error(toolchain, tmp_path):
     with pytest.raises(SystemExit, match=r"cannot compile for sm_120, only for sm_50, .*, sm_90$"):
         toolchain.architectures_for(toolkit(tmp_path, "12.4"), "90;120", chosen=True)
 
 
 @pytest.mark.parametrize("given", ["", ";", "8.6", "80,90", "sm_80"])
-def test_what_is_no_architecture_is_refused(toolchain, tmp_path, given):
+def test_malformed_architectures_are_refused(toolchain, tmp_path, given):
     with pytest.raises(SystemExit, match=re.escape(f'as "80;90", got {given!r}')):
         toolchain.architectures_for(toolkit(tmp_path, "12.4"), given, chosen=True)
 
@@ -128,8 +128,8 @@ def test_only_cuda_13_compresses_the_kernels_further(toolchain, tmp_path):
     assert toolchain.compression(toolkit(tmp_path / "new", "13.0")) == ["--compress-mode=size"]
 
 
-def test_the_static_runtime_is_found_or_asked_for(toolchain, monkeypatch, tmp_path):
-    monkeypatch.setattr(toolchain, "Path", lambda path: tmp_path / path.lstrip("/"))  # of Debian's packages, too
+def test_the_static_runtime_is_found_or_its_absence_is_an_error(toolchain, monkeypatch, tmp_path):
+    monkeypatch.setattr(toolchain, "Path", lambda path: tmp_path / path.lstrip("/"))  # including Debian's packages
     with pytest.raises(SystemExit, match=r"no libcudart_static.a .*PAL_FAST_CUDA=pypi"):
         toolchain.static_runtime(tmp_path)
     library = tmp_path / "targets/sbsa-linux/lib/libcudart_static.a"
@@ -138,7 +138,7 @@ def test_the_static_runtime_is_found_or_asked_for(toolchain, monkeypatch, tmp_pa
     assert toolchain.static_runtime(tmp_path) == str(library)
 
 
-#: Runs setup.py as on another machine, and prints the extensions, their file and the wheel's tag.
+#: Runs setup.py as if on another machine, and prints the extensions, their file and the wheel's tag.
 DESCRIBE = """
 import sys, sysconfig
 import setuptools, setuptools.command.bdist_wheel, setuptools.command.build_ext
@@ -157,7 +157,7 @@ print([built.get_ext_filename(extension.name) for extension in given["ext_module
 """
 
 
-def described(*, platform: str = "linux", free_threaded: bool = False, **variables: str) -> str:
+def build_description(*, platform: str = "linux", free_threaded: bool = False, **variables: str) -> str:
     if not satisfied(requirements("build-system")["setuptools"]):
         pytest.skip("the build needs a newer setuptools")
     command = [sys.executable, "-c", DESCRIBE, platform, str(int(free_threaded))]
@@ -167,24 +167,24 @@ def described(*, platform: str = "linux", free_threaded: bool = False, **variabl
     return done.stdout.splitlines()[-1]
 
 
-def test_every_python_gets_the_same_extension_in_a_wheel_that_it_takes():
-    assert described() == "['pal_fast/_C.abi3.so'] cp310-abi3"
-    assert described(free_threaded=True) == "['pal_fast/_C.abi3.so'] py3-none"
+def test_every_python_gets_the_same_extension_in_a_wheel_it_accepts():
+    assert build_description() == "['pal_fast/_C.abi3.so'] cp310-abi3"
+    assert build_description(free_threaded=True) == "['pal_fast/_C.abi3.so'] py3-none"
 
 
 @pytest.mark.parametrize("machine", [{"platform": "win32"}, {"PAL_FAST_EXTENSION": "0"}], ids=["Windows", "asked for"])
 def test_the_python_part_needs_no_compiler(machine):
-    assert described(**machine).startswith("[] py3-none")
+    assert build_description(**machine).startswith("[] py3-none")
 
 
-def test_a_mode_that_is_none_is_refused():
+def test_an_unknown_cuda_mode_is_refused():
     with pytest.raises(AssertionError, match="PAL_FAST_CUDA must be auto, 0, 1 or pypi, not 'yes'"):
-        described(PAL_FAST_CUDA="yes")
+        build_description(PAL_FAST_CUDA="yes")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "csrc/cpu").glob("*_avx*.cpp")), ids=lambda path: path.stem)
-def test_clang_and_gcc_are_told_of_the_same_instruction_set(path):
-    """clang does not know GCC's pragma, and gives its own to the functions inside it alone."""
+def test_clang_and_gcc_compile_for_the_same_instruction_set(path):
+    """clang ignores GCC's pragma, and applies its own only to the functions between push and pop."""
     text = re.sub(r"\\\n\s*", "", path.read_text())
     (gcc,) = re.findall(r'^#pragma GCC target\("(.+)"\)$', text, re.MULTILINE)
     (clang,) = re.findall(
@@ -196,7 +196,7 @@ def test_clang_and_gcc_are_told_of_the_same_instruction_set(path):
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")
 @pytest.mark.parametrize("name", ["batch_norm_avx2", "batch_norm_avx512", "instruction_set"])
-def test_clang_compiles_the_vector_kernels_and_their_choice(name, tmp_path):
+def test_clang_compiles_the_vector_kernels_and_their_dispatch(name, tmp_path):
     import torch.utils.cpp_extension as torch_build
 
     include = [f"-I{folder}" for folder in torch_build.include_paths()]

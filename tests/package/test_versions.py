@@ -8,7 +8,7 @@ from collections import defaultdict
 from support.pyproject import ROOT, listed, read, requirements
 
 
-def test_no_versioned_requirement_is_written_twice():
+def test_no_versioned_requirement_is_repeated():
     places = defaultdict(list)
     for group, wanted in listed().items():
         for requirement in wanted:
@@ -18,20 +18,20 @@ def test_no_versioned_requirement_is_written_twice():
     assert {name: groups for name, groups in places.items() if len(groups) > 1} == {}
 
 
-def test_a_package_with_a_version_is_nowhere_required_without():
+def test_a_package_required_with_a_version_is_required_with_it_everywhere():
     everywhere = [requirement for wanted in listed().values() for requirement in wanted]
     versioned = {requirement.name for requirement in everywhere if requirement.specifier}
     assert [str(r) for r in everywhere if r.name in versioned and not r.specifier] == []
 
 
-def test_the_build_needs_what_the_package_and_its_tests_need():
-    """[build-system] can refer to nothing."""
+def test_build_requirements_equal_those_of_the_package_and_its_extras():
+    """[build-system] cannot refer to other tables, so it repeats the versions."""
     project = {r.name: str(r) for group, wanted in listed().items() if group != "build-system" for r in wanted}
     build = {name: str(requirement) for name, requirement in requirements("build-system").items()}
     assert build == {name: project[name] for name in build}
 
 
-def test_the_extension_is_built_for_the_oldest_pytorch_and_python_that_are_required():
+def test_the_extension_targets_the_oldest_supported_pytorch_and_python():
     setup = (ROOT / "setup.py").read_text()
     (version,) = requirements("dependencies")["torch"].specifier
     major, minor = map(int, version.version.split("."))
@@ -47,7 +47,7 @@ def test_the_extension_is_built_for_the_oldest_pytorch_and_python_that_are_requi
     assert tools["mypy"]["python_version"] == python
 
 
-def test_the_readme_and_the_limits_name_those_versions():
+def test_the_readme_and_the_limits_page_name_those_versions():
     (torch,) = requirements("dependencies")["torch"].specifier
     python = read()["project"]["requires-python"].removeprefix(">=")
     readme = " ".join((ROOT / "README.md").read_text().split())

@@ -68,7 +68,7 @@ def test_flat_maps_score_zero_with_zero_gradient(generator):
 
 
 @pytest.mark.parametrize("k", [1e-15, 1e-9, 1e-3, 1e3, 1e9, 1e15])
-def test_the_loss_does_not_depend_on_the_scale_of_the_gradient(generator, k):
+def test_the_loss_is_invariant_to_the_scale_of_the_gradient(generator, k):
     f, g = torch.randn(2, 3, 5, 5, generator=generator), torch.randn(2, 3, 5, 5, generator=generator)
     h = torch.rand(2, 5, 5, generator=generator)
     for channels in ("mean", "all", "each"):
@@ -78,7 +78,7 @@ def test_the_loss_does_not_depend_on_the_scale_of_the_gradient(generator, k):
         )
 
 
-def test_without_any_valid_sample_the_loss_is_zero_and_attached(generator):
+def test_without_a_valid_sample_the_loss_is_zero_and_stays_in_the_graph(generator):
     f = torch.randn(SHAPE, generator=generator, requires_grad=True)
     g = torch.randn(SHAPE, generator=generator)
     loss = reference.pal_loss(f, g, torch.zeros(2, 3, 4), annotated=torch.tensor([False, False]), channel_count=3)
@@ -89,7 +89,7 @@ def test_without_any_valid_sample_the_loss_is_zero_and_attached(generator):
 
 
 @pytest.mark.parametrize("channels", ["half", "all", "each"])
-def test_what_takes_no_part_gets_exactly_zero_gradient_whatever_it_holds(generator, channels):
+def test_unscored_samples_and_free_channels_get_exactly_zero_gradient_even_with_nan(generator, channels):
     f, g = (torch.randn(3, 6, 5, 5, generator=generator) for _ in range(2))
     f[0], f[:, 3:] = torch.nan, torch.nan
     f.requires_grad_(), g.requires_grad_()

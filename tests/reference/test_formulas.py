@@ -14,13 +14,13 @@ from pal_fast import reference
 B, C, H, W, K = 3, 4, 5, 6, 3
 
 
-def drawn(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_inputs(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(B, C, H, W)), rng.normal(size=(B, C, H, W)), rng.uniform(size=(B, H, W))
 
 
 def score_by_hand(a: np.ndarray, h: np.ndarray, channels: str, n: int, score: str, scale: str) -> float:
-    """One sample: a (C, H, W), h (H, W)."""
+    """The score of one sample: a (C, H, W), h (H, W)."""
 
     def standard(values: np.ndarray) -> np.ndarray:
         return (values - values.mean()) / values.std()
@@ -51,8 +51,8 @@ def score_by_hand(a: np.ndarray, h: np.ndarray, channels: str, n: int, score: st
 @pytest.mark.parametrize(
     ("kind", "absolute"), [("grad_input", True), ("grad_input", False), ("grad", True), ("activation", True)]
 )
-def test_the_loss_is_the_formula(seed, channels, score, scale, kind, absolute):
-    f, g, h = drawn(seed)
+def test_the_loss_matches_the_formula(seed, channels, score, scale, kind, absolute):
+    f, g, h = random_inputs(seed)
     n = C // 2 if channels == "half" else C
     a = {"grad_input": (np.abs(g) if absolute else g) * f, "grad": np.abs(g), "activation": f}[kind]
     wanted = [score_by_hand(a[b], h[b], channels, n, score, scale) for b in range(B)]
@@ -73,7 +73,7 @@ def test_the_loss_is_the_formula(seed, channels, score, scale, kind, absolute):
 
 @pytest.mark.parametrize("combine", ["sum", "max"])
 @pytest.mark.parametrize("normalize", ["none", "peak", "sum"])
-def test_the_heatmap_is_the_formula(seed, combine, normalize):
+def test_the_heatmap_matches_the_formula(seed, combine, normalize):
     rng = np.random.default_rng(seed)
     height, width, image, sigma = 5, 7, (40, 60), 6.0
     points = rng.uniform(-10, 70, size=(B, K, 2))
@@ -105,8 +105,8 @@ def test_the_heatmap_is_the_formula(seed, combine, normalize):
     np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-10, atol=1e-14)
 
 
-def test_reductions_weigh_the_samples(seed):
-    f, g, h = (torch.from_numpy(v) for v in drawn(seed))
+def test_reductions_apply_the_sample_weights(seed):
+    f, g, h = (torch.from_numpy(v) for v in random_inputs(seed))
     weight = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
     each = reference.pal_loss(f, g, h, channel_count=C, reduction="none")
 
@@ -118,8 +118,8 @@ def test_reductions_weigh_the_samples(seed):
     torch.testing.assert_close(reduced("mean"), (each * weight).sum() / weight.sum())
 
 
-def test_a_sum_over_channels_is_the_same_loss_as_a_mean(seed):
-    f, g, h = (torch.from_numpy(v) for v in drawn(seed))
+def test_a_sum_over_channels_gives_the_same_loss_as_a_mean(seed):
+    f, g, h = (torch.from_numpy(v) for v in random_inputs(seed))
     summed = (f * g.abs()).sum(1, keepdim=True)
     ones = torch.ones_like(summed)
     torch.testing.assert_close(
@@ -127,8 +127,8 @@ def test_a_sum_over_channels_is_the_same_loss_as_a_mean(seed):
     )
 
 
-def test_pearson_is_bounded_by_one_and_reaches_it(seed):
-    _, _, h = (torch.from_numpy(v) for v in drawn(seed))
+def test_pearson_is_bounded_by_one_and_attains_it(seed):
+    _, _, h = (torch.from_numpy(v) for v in random_inputs(seed))
     f = (h * 3 - 7).unsqueeze(1)
     ones = torch.ones_like(f)
     loss = reference.pal_loss(f, ones, h, channel_count=1, reduction="none")

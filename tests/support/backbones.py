@@ -1,4 +1,4 @@
-"""Real backbones at full size, and one training step of each against the judge."""
+"""Real backbones at full size, and one training step of each against the float64 double backward."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Backbone(NamedTuple):
 
 
 def build(library: str, name: str) -> nn.Module:
-    """The network with 7 classes, random weights and no random layer, which the judge would draw anew."""
+    """The network with 7 classes, random weights and no random layer: the reference would draw other numbers."""
     module = pytest.importorskip(library, reason=f"{library} is not installed")
     if library == "timm":
         model: nn.Module = module.create_model(name, num_classes=7)

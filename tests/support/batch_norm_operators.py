@@ -24,7 +24,7 @@ def outputs(
     relu: bool,
     launches: dict[str, int] | None = None,
 ) -> list[Tensor]:
-    """What the four operators return, in the order of NAMES; `launches` is told how many kernels each of them ran."""
+    """What the four operators return, in the order of NAMES; `launches` receives the kernel count of each."""
 
     def call(name: str, *arguments: object) -> Any:
         operator = getattr(getattr(torch.ops, namespace), name)

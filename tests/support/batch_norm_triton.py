@@ -15,7 +15,7 @@ from pal_fast import dispatch
 from pal_fast.nn import batch_norm_operators
 from support.batch_norm_operators import NAMES, inputs, outputs
 
-# The large ones, whose channels are split among programs, in float32 only: the interpreter is slow.
+# Large shapes, whose channels are split among programs, in float32 only: the interpreter is slow.
 SHAPES = {(6, 7): "all", (4, 5, 7, 7): "all", (3, 70, 33, 5): "float32", (2, 3, 64, 70): "float32"}
 
 

@@ -53,7 +53,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def runs_of(page: Path) -> list[Block]:
-    """The Python of a page that is run, checks included, in its order."""
+    """The Python blocks of a page that are run, including checks, in page order."""
     text = page.read_text()
     checks = [
         Block(page, text.count("\n", 0, match.start("code")) + 1, "python", match["code"] + "\n")

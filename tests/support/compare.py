@@ -12,7 +12,7 @@ def relative_error(value: Tensor, wanted: Tensor, typical: float | None = None) 
     """||value - wanted|| / ||wanted||, in float64; the absolute error where `wanted` is all zero.
 
     Args:
-        typical: the size that `wanted` has as a rule, against which the error is judged where it is smaller. Scores
+        typical: the usual size of `wanted`; the error is relative to it where `wanted` is smaller. Scores
             are sums of terms of either sign that may cancel to nothing: 0.1 for them, and for every scalar, which
             is a mean of scores.
     """
@@ -27,6 +27,6 @@ def relative_error(value: Tensor, wanted: Tensor, typical: float | None = None) 
 def assert_close(
     value: Tensor, wanted: Tensor, dtype: torch.dtype, what: str = "value", typical: float | None = None
 ) -> None:
-    """Within the bound that DESIGN sets for inputs of `dtype`. NaN never passes. `typical`: of `relative_error`."""
+    """Asserts the bound that DESIGN sets for inputs of `dtype`. NaN never passes. `typical`: see `relative_error`."""
     error = relative_error(value, wanted, typical)
     assert error <= TOLERANCE[dtype], f"{what}: relative error {error:.2e}, bound {TOLERANCE[dtype]:.0e} ({dtype})"

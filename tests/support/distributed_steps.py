@@ -19,7 +19,7 @@ from support.networks import SmallNet, batch, gradient_error, judged, twin
 
 
 class Branched(SmallNet):
-    """With a branch that a forward may leave out."""
+    """Has a branch that a forward may skip."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ def shares(rank: int, count: int = 4) -> tuple[tuple[Tensor, ...], tuple[Tensor,
 
 
 def averaged(model: nn.Module, layer: str, whole: tuple[Tensor, ...], cross_entropy: bool) -> dict[str, Tensor]:
-    """The mean over two halves of the batch of the judge's gradients."""
+    """The reference gradients, averaged over two halves of the batch."""
     halves = [
         judged(twin(model), layer, images, labels if cross_entropy else None, landmarks)[1]
         for images, labels, landmarks in zip(*(t.chunk(2) for t in whole), strict=True)
@@ -60,7 +60,7 @@ def ddp(rank: int, options: dict[str, Any], cross_entropy: bool, on_wrapper: boo
 
 
 def check_under_ddp(rank: int, options: dict[str, Any], nested: bool, after_a_step: bool) -> None:
-    """`pal.check` sees the network inside, and the steps after it are reduced as ever."""
+    """`pal.check` sees the wrapped network, and later steps are all-reduced as usual."""
     model = SmallNet().double()
     whole, (images, labels, landmarks) = shares(rank)
     wanted = averaged(model, "middle", whole, True)
@@ -87,7 +87,7 @@ def check_under_ddp(rank: int, options: dict[str, Any], nested: bool, after_a_st
 
 
 def attribute_under_ddp(rank: int, options: dict[str, Any], nested: bool) -> None:
-    """`attribute` leaves the reducer alone, in either mode, so that one process may call it without the others."""
+    """`attribute` does not touch the reducer, in either mode, so one process may call it without the others."""
     model = SmallNet().double()
     whole, (images, labels, landmarks) = shares(rank)
     wanted = averaged(model, "middle", whole, True)
@@ -188,7 +188,7 @@ def fsdp(rank: int, cross_entropy: bool, accumulate: bool) -> None:
 
 
 def finite_difference(rank: int, sharded: bool) -> None:
-    """Finite differences' repeated passes of the head, under DDP or FSDP2."""
+    """Finite differences re-run the head under DDP or FSDP2."""
     from torch.distributed.fsdp import fully_shard
 
     model = SmallNet().double()
@@ -249,7 +249,7 @@ def sync_batchnorm(rank: int, wrapped: bool) -> None:
 
 
 def sync_batchnorm_without_running_statistics(rank: int) -> None:
-    """In eval mode it takes the batch's own statistics, so that one process may evaluate without the others."""
+    """In eval mode it uses the batch's own statistics, so one process may evaluate without the others."""
     plain = nn.BatchNorm2d(3, track_running_stats=False).double().eval()
     layer = pal_fast.nn.convert_sync_batchnorm(copy.deepcopy(plain))
     whole, (images, _, _) = shares(rank)
@@ -273,7 +273,7 @@ def sync_batchnorm_without_bias(rank: int) -> None:
 
 
 def sync_batchnorm_by_differences(rank: int, above: bool) -> None:
-    """Above the layer it is refused, because each process would take a step of its own; below, it is no matter."""
+    """Above the layer it is refused, since each process would take its own step size; below, it is accepted."""
     model = SmallNet().double()
     whole, (images, _, landmarks) = shares(rank)
     judge = twin(model)

@@ -26,7 +26,7 @@ FERPLUS_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disg
 
 @dataclass(frozen=True)
 class Written:
-    """What lies on the disk: names below the root, labels by name of the expression, landmarks (N, 68, 2)."""
+    """The files on disk: names below the root, labels by name of the expression, landmarks (N, 68, 2)."""
 
     root: Path
     names: tuple[str, ...]
@@ -42,12 +42,12 @@ def save_jpeg(path: Path, image: Tensor) -> None:
 
 
 def expressions_of(faces: FaceSet) -> tuple[str, ...]:
-    """The name of each face's expression in the words of the public data sets."""
+    """The name of each face's expression, as spelt by the public data sets."""
     return tuple(EXPRESSIONS[label] for label in faces.labels.tolist())
 
 
 def five_points(landmarks: Tensor) -> Tensor:
-    """Eyes' centres, tip of the nose, mouth corners out of the 68. (N, 68, 2) -> (N, 5, 2)."""
+    """Eye centres, nose tip and mouth corners from the 68. (N, 68, 2) -> (N, 5, 2)."""
     p = landmarks
     return torch.stack([p[:, 36:42].mean(1), p[:, 42:48].mean(1), p[:, 30], p[:, 48], p[:, 54]], 1)
 

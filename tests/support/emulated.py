@@ -26,12 +26,12 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "tests/cuda/emulator"
 NAMESPACE = "pal_fast_emulated"
 
-#: What the next call shuffles blocks and threads with, the multiprocessors that it plans for, and whether it plans for
-#: warpgroups that multiply matrices.
+#: For the next call: the seed that shuffles blocks and threads, the number of multiprocessors to plan for, and
+#: whether to plan for matrix products by warpgroups.
 machine = {"seed": 0, "processors": 2, "warpgroups": 0}
-#: Whether the last heatmap was drawn by them.
+#: Whether warpgroups drew the last heatmap.
 planned = {"warpgroups": False}
-#: Kernels that each operator launched when it was last called.
+#: The number of kernels that each operator launched in its last call.
 launches: dict[str, int] = {}
 
 
@@ -57,7 +57,7 @@ def module(name: str, directory: str) -> ModuleType:
 
 
 def poisoned(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor as a kernel finds it: NaN, or a number that means nothing."""
+    """An uninitialised output: filled with NaN, or with a meaningless integer."""
     dtype = dtype or like.dtype
     return torch.full(shape, float("nan") if dtype.is_floating_point else -(10**9), dtype=dtype)
 

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 import os
 
-#: Whether it is the virtual one (tests/virtual_gpu), which takes a second where a GPU takes a millisecond.
+#: Whether it is the virtual GPU (tests/virtual_gpu), which takes a second where a GPU takes a millisecond.
 VIRTUAL = "PAL_FAST_VIRTUAL_GPU" in os.environ

@@ -8,7 +8,7 @@ import pytest
 
 
 def installed() -> Distribution:
-    """Skips the test where the package runs from its source tree; an egg-info that a build left does not count."""
+    """Skips the test where the package runs from its source tree; an egg-info left by a build does not count."""
     try:
         found = distribution("pal_fast")
     except PackageNotFoundError:

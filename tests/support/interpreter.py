@@ -37,7 +37,7 @@ def _serve(connection: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    # Fresh memory holds NaN, so that an output which a kernel does not write shows.
+    # Fresh memory holds NaN, so that any output that a kernel does not write is noticed.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     from support.interpreter_probe import why_not

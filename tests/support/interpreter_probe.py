@@ -18,7 +18,7 @@ def count_kernel(count_ptr, count):
 def why_not() -> str:
     """Why the interpreter cannot run a kernel with a loop; "" if it can.
 
-    Triton 3.6's makes an int of an array with one element, which numpy refuses since 2.4.
+    Triton 3.6's interpreter converts a one-element array to int, which numpy refuses since 2.4.
     """
     import numpy
 

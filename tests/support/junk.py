@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def junk() -> dict[str, Any]:
-    """Fresh values. Some fit some arguments: those must then be taken."""
+    """Fresh values. Values that are valid for an argument must be accepted."""
     numbers = {
         "nan": math.nan,
         "inf": math.inf,
@@ -71,8 +71,8 @@ def junk() -> dict[str, Any]:
 
 
 def complaints(call: Callable[..., Tensor], argument: str) -> list[str]:
-    """What is wrong with how `call(**{argument: value})` takes each value of `junk`: it must return finite numbers,
-    or raise a ValueError or TypeError that names the argument."""
+    """The values of `junk` that `call(**{argument: value})` handles wrongly: it must return finite numbers, or raise
+    a ValueError or TypeError that names the argument."""
     found = []
     for name, value in junk().items():
         try:

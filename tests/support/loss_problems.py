@@ -13,7 +13,7 @@ import pal_fast
 from pal_fast.constants import ATTRIBUTION, CHANNELS, COMBINE, NORMALIZE, REDUCTION, SCALE, SCORE
 from support.compare import assert_close
 
-#: Every choice of the loss by the name that it has in a problem's dict; a score with each scale that it takes.
+#: Every value of every option, by its key in a problem's dict; each score with each scale that it accepts.
 CHOICES: dict[str, list[Any]] = {
     "attribution": [*ATTRIBUTION],
     "channels": [*CHANNELS],
@@ -25,7 +25,7 @@ CHOICES: dict[str, list[Any]] = {
 
 IMAGE = (56, 48)  # pixels, of every problem with landmarks
 
-#: What a problem is where its dict is silent.
+#: The values of keys that a problem's dict omits.
 DEFAULTS: dict[str, Any] = {
     "shape": (2, 6, 7, 7),
     "dtype": torch.float32,
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "combine": "sum",
     "normalize": "none",
     "sigma": 6.0,
-    "needs": "both",  # or activation, gradient: which gradient is wanted
+    "needs": "both",  # or activation, gradient: the gradient requested
 }
 
 
@@ -61,7 +61,7 @@ class Problem:
     upstream: Tensor
 
     def solve(self, backend: str, exact: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and the gradients of those of activation and gradient that are wanted. `exact`: in float64."""
+        """The loss, and the requested gradients of activation and gradient. `exact`: in float64."""
 
         def given(tensor: Tensor) -> Tensor:
             return (tensor.double() if exact and tensor.is_floating_point() else tensor).detach()
@@ -79,7 +79,7 @@ class Problem:
 
 
 def make(case: dict[str, Any], seed: int, device: str = "cpu") -> Problem:
-    """The problem that `case` and `seed` name, on `device`."""
+    """The problem defined by `case` and `seed`, on `device`."""
     case = DEFAULTS | case
     generator = torch.Generator().manual_seed(seed)
 
@@ -147,7 +147,7 @@ def make(case: dict[str, Any], seed: int, device: str = "cpu") -> Problem:
 
 
 def typical_size(problem: Problem) -> float:
-    """What the loss comes to as a rule: a tenth, times the square root of the terms where the score is their sum."""
+    """The usual size of the loss: 0.1, times the square root of the number of terms where the score is their sum."""
     score, scale = problem.case["score"]
     if score != "cross_correlation" or scale != "sum":
         return 0.1
@@ -158,9 +158,9 @@ def typical_size(problem: Problem) -> float:
 
 
 def conditioning(problem: Problem) -> float:
-    """The share of a heatmap about its mean that a gradient is made of: what does not point along the attribution.
+    """The fraction of the centred heatmap that forms a gradient: the part orthogonal to the attribution.
 
-    On a map of three cells it may be their last digits only, and float32 has no others.
+    On a map of three cells this may be no more than the last digits that float32 holds.
     """
     tensors = {name: tensor for name, tensor in problem.tensors.items() if name != "sample_weight"}
     options = problem.options | {"score": "pearson", "scale": "sum", "reduction": "none"}
@@ -171,7 +171,7 @@ def conditioning(problem: Problem) -> float:
 
 
 def magnify(problem: Problem, exponents: tuple[int, int]) -> None:
-    """Activation and gradient times powers of ten, in float32, and a loss scale upstream."""
+    """Multiplies activation and gradient by powers of ten, in float32, and the upstream gradient by a loss scale."""
     assert problem.activation is not None
     assert problem.gradient is not None
     problem.activation, problem.gradient = (
@@ -182,7 +182,7 @@ def magnify(problem: Problem, exponents: tuple[int, int]) -> None:
 
 
 def check(problem: Problem, backend: str) -> tuple[Tensor, list[Tensor]]:
-    """Solves the problem and asserts that it agrees with the reference in float64, in value and in form."""
+    """Solves the problem and asserts that it agrees with the float64 reference in value, dtype and strides."""
     # Gradients near 1, which float16 can hold.
     _, judged = problem.solve("reference", exact=True)
     largest = max((gradient.abs().max().item() for gradient in judged if gradient.numel()), default=0.0)
@@ -191,7 +191,7 @@ def check(problem: Problem, backend: str) -> tuple[Tensor, list[Tensor]]:
     wanted, judged = problem.solve("reference", exact=True)
     loss, gradients = problem.solve(backend)
     if 0 < largest <= 1e-30:
-        # A landmark so far away that float32 cannot hold its Gaussian: what is left must be as small.
+        # A landmark so far away that float32 cannot hold its Gaussian: the result must be as small.
         assert all((tensor.abs() <= 1e-25).all() for tensor in (loss - wanted, *gradients))
         return loss, gradients
     dtype = problem.case["dtype"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.registers import readable
 
 _FUNCTION = re.compile(r"\sFunction : (\w+)")
-#: An access to memory other than a block's own: global (or generic) and local.
+#: An access to memory other than shared memory: global (or generic) and local.
 _ACCESS = re.compile(r"\s((?:LDG|STG|LDL|STL|LD|ST)(?:\.\w+)*)\s")
 
 
@@ -27,7 +27,7 @@ def read_accesses(listing: Iterable[str]) -> dict[str, Counter[str]]:
 
 
 def accesses(extension: Path, architecture: str, disassembler: str) -> dict[str, Counter[str]]:
-    """The same of an extension's machine code for one architecture, kernels by their readable names."""
+    """The same for an extension's machine code for one architecture, with demangled kernel names."""
     command = [disassembler, "-sass", "-arch", architecture, str(extension)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -37,7 +37,7 @@ def accesses(extension: Path, architecture: str, disassembler: str) -> dict[str,
 
 
 def read_products(listing: Iterable[str]) -> dict[str, str]:
-    """Of each kernel (mangled) of a listing, how warpgroups' products (P) and waits for them (W) follow each other."""
+    """For each kernel (mangled) of a listing, the order of warpgroup products (P) and waits for them (W)."""
     kernels: dict[str, str] = {}
     for line in listing:
         if function := _FUNCTION.search(line):
@@ -48,7 +48,7 @@ def read_products(listing: Iterable[str]) -> dict[str, str]:
 
 
 def products(extension: Path, disassembler: str) -> dict[str, str]:
-    """The same of an extension's machine code, kernels that have products by their readable names."""
+    """The same for an extension's machine code, with demangled names of the kernels that have products."""
     command = [disassembler, "-sass", "-arch", "sm_90a", str(extension)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     kernels = {name: order for name, order in read_products(done.stdout.splitlines()).items() if order}
@@ -56,7 +56,7 @@ def products(extension: Path, disassembler: str) -> dict[str, str]:
 
 
 def read_stacks(report: Iterable[str]) -> dict[tuple[str, str], int]:
-    """The bytes of local memory that each kernel (mangled) has on each architecture, of a report of resource usage."""
+    """Bytes of local memory by (kernel, architecture), from a report of resource usage; names are mangled."""
     stacks: dict[tuple[str, str], int] = {}
     architecture = kernel = ""
     for line in report:
@@ -70,7 +70,7 @@ def read_stacks(report: Iterable[str]) -> dict[tuple[str, str], int]:
 
 
 def stacks(extension: Path, disassembler: str) -> dict[tuple[str, str], int]:
-    """The same of an extension's machine code."""
+    """The same for an extension's machine code."""
     command = [disassembler, "-res-usage", str(extension)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return read_stacks(done.stdout.splitlines())

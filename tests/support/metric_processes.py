@@ -1,4 +1,4 @@
-"""What each of the two processes of tests/metrics runs; a separate module, so that a spawned process can import it."""
+"""The code that each of the two processes of tests/metrics runs; a module, so that spawned processes can import it."""
 
 from __future__ import annotations
 

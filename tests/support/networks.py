@@ -92,7 +92,7 @@ def batch(count: int = 4, size: int = 16, dtype: torch.dtype = torch.float64) ->
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """The judge's copy: float64, without hooks."""
+    """A float64 copy without hooks, for the reference double backward."""
     return copy.deepcopy(model).double()
 
 
@@ -106,8 +106,8 @@ def judged(
     view: Callable[[Tensor], Tensor] = lambda f: f,
     scalar: Callable[[Tensor], Tensor] = torch.sum,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss (plus cross-entropy, where labels are given) of a twin and its parameters' gradients, by the
-    reference and `create_graph=True` in plain eager float64."""
+    """The loss (plus cross-entropy, where labels are given) and the parameter gradients of a `twin`, by the reference
+    and `create_graph=True` in plain eager float64."""
     model = model.double()
     caught: list[Tensor] = []
     handle = model.get_submodule(layer).register_forward_hook(lambda m, a, out: caught.append(out))
@@ -135,8 +135,8 @@ def by_math(*tensors: Tensor) -> Tensor:
 
 
 def by_hand(model: nn.Module, images: Tensor, labels: Tensor | None, landmarks: Tensor) -> Tensor:
-    """A SmallNet's step on 16x16 images under the present autocast with the loss in float32: what rounding the
-    activations costs."""
+    """A SmallNet's step on 16x16 images under the current autocast with the loss in float32: the error of rounding
+    the activations."""
     held: list[Tensor] = []
     handle = model.get_submodule("middle").register_forward_hook(lambda m, a, out: held.append(out))
     logits = model(images)
@@ -165,7 +165,7 @@ class Scriptable(nn.Sequential):
 
 
 def hooks(model):
-    """The modules' hooks, and what the modules remember of how to call them."""
+    """The modules' hooks, and the flags that the modules keep about how to call them."""
     return [
         entry
         for module in model.modules()

@@ -22,7 +22,7 @@ def read() -> dict[str, Any]:
 
 
 def listed() -> dict[str, list[Requirement]]:
-    """Every requirement by where it stands: "build-system", "dependencies" or an extra's name."""
+    """Every requirement, keyed by its section: "build-system", "dependencies" or an extra's name."""
     content = read()
     project = content["project"]
     groups = {"build-system": content["build-system"]["requires"], "dependencies": project["dependencies"]}
@@ -36,5 +36,5 @@ def requirements(group: str) -> dict[str, Requirement]:
 
 
 def satisfied(requirement: Requirement) -> bool:
-    """By the installed version."""
+    """Whether the installed version satisfies it."""
     return requirement.specifier.contains(version(requirement.name), prereleases=True)

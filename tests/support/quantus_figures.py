@@ -1,4 +1,4 @@
-"""Computes Quantus's results for some maps: writes tests/metrics/quantus.json, with which the tests compare.
+"""Computes Quantus's results for some maps and writes them to tests/metrics/quantus.json for the tests.
 
 Quantus depends on OpenCV and scikit-learn, so it is not in the extra `test`. Run this in an environment that has
 it, from the source tree, when Quantus has changed:
@@ -18,7 +18,7 @@ import numpy as np
 
 FIGURES = Path(__file__).parents[1] / "metrics" / "quantus.json"
 
-#: Our name of a metric to theirs.
+#: Our name of each metric to Quantus's.
 NAMES = {
     "pointing_game": "PointingGame",
     "relevance_rank_accuracy": "RelevanceRankAccuracy",

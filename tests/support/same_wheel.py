@@ -11,12 +11,12 @@ import zipfile
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
-#: What an installer writes beside the wheel's files.
+#: Files that an installer writes besides the wheel's.
 _INSTALLERS = ("/RECORD", "/INSTALLER", "/REQUESTED", "/direct_url.json")
 
 
 def hashes(record: str) -> dict[str, str]:
-    """Path to hash of a RECORD's lines; without those that an installer adds (byte code and scripts, too)."""
+    """Path to hash, from a RECORD's lines, without the files that an installer adds (such as bytecode and scripts)."""
     rows = [row for row in csv.reader(record.splitlines()) if row]
     return {
         path: digest
@@ -26,7 +26,7 @@ def hashes(record: str) -> dict[str, str]:
 
 
 def differences(wheel: Path, installed: Distribution) -> list[str]:
-    """One line for each file that only one of the two holds, or that differs."""
+    """One line for each file that is missing from one of the two or differs."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD")]
         packed = hashes(archive.read(name).decode())

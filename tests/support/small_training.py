@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
 
 
 def quiet(line: str) -> None:
-    """Takes a line of progress and says nothing."""
+    """Discards a line of progress."""
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Ten thousand steps with the loss, in a separate process, whose heap is not fragmented by earlier tests.
 
-Prints the growth over the last nine thousand: tensors held by Python, and bytes per step of the process.
+Prints the growth over the last nine thousand: tensors held by Python, and process bytes per step.
 """
 
 from __future__ import annotations

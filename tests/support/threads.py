@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread, as in processes with OMP_NUM_THREADS=1, so that the same sums come out."""
+    """One thread, as in processes with OMP_NUM_THREADS=1, so that sums are bit-identical."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

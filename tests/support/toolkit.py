@@ -1,4 +1,4 @@
-"""Which of NVIDIA's tools this machine has, from whatever source."""
+"""Finds NVIDIA's tools on this machine, whatever their source."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def cuda_headers() -> Path | None:
     if torch := _package("torch"):
         candidates += sorted(torch.parent.glob("nvidia/*/include"))
     candidates += sorted(Path("/usr/local").glob("cuda-*/include"))
-    if objects := os.environ.get("PAL_FAST_OBJECTS"):  # where a build keeps the compiler that it brought from PyPI
+    if objects := os.environ.get("PAL_FAST_OBJECTS"):  # where a build keeps the compiler that it installed from PyPI
         candidates.append(Path(objects) / "nvcc/nvidia/cu13/include")
     return next((path for path in candidates if (path / "cuda_fp16.h").is_file()), None)
 
 
 def cuobjdump() -> str | None:
-    """CUDA's disassembler: of PATH, of a toolkit, or the one that comes with Triton."""
+    """CUDA's disassembler: from PATH, a toolkit, or Triton's package."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     folders = [Path(home) / "bin" for home in homes if home]
     if triton := _package("triton"):

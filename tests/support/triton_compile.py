@@ -29,7 +29,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for sm_90, and what ptxas says of it."""
+    """One kernel compiled for sm_90, and ptxas's report on it."""
 
     name: str
     grid: int
@@ -39,7 +39,7 @@ class Compiled:
 
 
 def ptxas() -> Path:
-    """The assembler that triton brings."""
+    """The assembler from triton's package."""
     import triton
 
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -101,7 +101,7 @@ def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]
 
 @contextmanager
 def compiling_for_rocm(architecture: str) -> Iterator[list[str]]:
-    """Launches inside compile for one of AMD's GPUs, to its machine code; the list grows by one kernel's name each."""
+    """Launches inside compile to machine code for an AMD GPU; each appends its kernel's name to the list."""
     import triton
     from pal_fast.kernels import launch
     from triton.backends.compiler import GPUTarget
@@ -128,7 +128,7 @@ def compiling_for_rocm(architecture: str) -> Iterator[list[str]]:
 
 @contextmanager
 def compiling() -> Iterator[list[Compiled]]:
-    """Launches inside compile and do not run; the list grows by one kernel each."""
+    """Launches inside compile and do not run; each appends its kernel to the list."""
     from pal_fast.kernels import launch
     from triton.runtime.jit import JITFunction
 

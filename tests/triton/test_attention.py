@@ -24,7 +24,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("keys", "padding"), [(1, 0), (5, 3), (64, 0), (197, 3), (1200, 0)])
-def test_the_kernels_agree_with_their_operators(
+def test_the_kernels_agree_with_the_composed_operators(
     device: str, keys: int, padding: int, dtype: torch.dtype, seed: int
 ) -> None:
     from pal_fast.kernels import attention as kernels
@@ -42,14 +42,14 @@ def test_the_kernels_agree_with_their_operators(
         return torch.cat([part for matrix in matrices for part in (matrix, filler)], -1).to(device)
 
     scores, d_weights, of_weights, u = normal(*(keys,) * 4)
-    scores[0, 0] = -math.copysign(math.inf, scale)  # a row that is masked as a whole
+    scores[0, 0] = -math.copysign(math.inf, scale)  # a fully masked row
     weights = kernels.attention_weights(padded(scores), scale, keys, dtype)
     assert weights.dtype == dtype
     assert not weights[..., keys:].any()
     exact = attention_operators.attention_weights(scores.double(), scale, keys, torch.float64)
     assert_close(weights[..., :keys], exact, dtype, "P")
 
-    exact = weights[..., :keys].double().cpu()  # The derivatives are those at the P that was rounded.
+    exact = weights[..., :keys].double().cpu()  # The derivatives are taken at the rounded P.
     got = kernels.attention_backward(weights, padded(d_weights), scale)
     assert got.dtype == dtype
     judge = attention_operators.attention_backward(exact, d_weights.double(), scale)
@@ -67,15 +67,15 @@ def test_the_kernels_agree_with_their_operators(
     for name, (value, wanted) in named.items():
         assert not value[..., keys:].any(), name
         if keys == 1:
-            assert value.abs().max() <= 1e-2, name  # of one key nothing is left but rounding
+            assert value.abs().max() <= 1e-2, name  # with one key only rounding is left
         else:
             assert_close(value[..., :keys], wanted, dtype, name)
 
 
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Inside, attention runs by the kernels, and products of half types come in float32, as PyTorch has them on a GPU
-    alone."""
+def kernels_enabled_on_any_device() -> Iterator[None]:
+    """Inside, attention runs the kernels, and 16-bit matrix products return float32, which PyTorch supports on GPUs
+    only."""
     from pal_fast.kernels import attention as kernels
 
     def wide(a: Tensor, b: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def as_on_a_gpu() -> Iterator[None]:
 
 
 def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:
-    """The output, its derivatives, and the derivatives of those, each by random numbers of float64."""
+    """The output, its derivatives, and their derivatives, each for random float64 upstream gradients."""
     generator = torch.Generator().manual_seed(1)
 
     def upstream(like: Tensor) -> Tensor:
@@ -107,8 +107,10 @@ def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["", "masked", "flash attention", "keys and values with an offset"])
-def test_attention_errs_by_the_rounding_of_its_type(device: str, kind: str, dtype: torch.dtype, seed: int) -> None:
-    """An offset common to all keys or values changes no derivative, and rounding must not make one of it."""
+def test_the_error_of_attention_is_the_rounding_of_its_dtype(
+    device: str, kind: str, dtype: torch.dtype, seed: int
+) -> None:
+    """An offset common to all keys or values has no effect on the derivatives; rounding must not give it one."""
     generator = torch.Generator().manual_seed(seed)
     features = 8 if kind == "flash attention" else 4
     shapes = [(2, 2, 17, 8), (2, 2, 13, 8), (2, 2, 13, features), (2, 1, 17, 13)][: 4 if kind == "masked" else 3]
@@ -119,7 +121,7 @@ def test_attention_errs_by_the_rounding_of_its_type(device: str, kind: str, dtyp
     if kind == "flash attention" and device == "cuda":
         pytest.skip("by the kernel for CPUs; tests/nn/test_attention.py has a GPU's")
     flash = mock.patch.object(attention, "serves", return_value=True) if kind == "flash attention" else nullcontext()
-    with as_on_a_gpu(), flash:
+    with kernels_enabled_on_any_device(), flash:
         got = step(attention.attention, [tensor.to(device, dtype) for tensor in exact])
     bound = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
     for index, (value, wanted) in enumerate(zip(got, step(by_math, exact), strict=True)):
@@ -128,7 +130,7 @@ def test_attention_errs_by_the_rounding_of_its_type(device: str, kind: str, dtyp
 
 
 class Matrices(OperatorCalls):
-    """Also the operators that read or write a matrix of queries and keys, by name."""
+    """Also records, by name, the operators that read or write a query-by-key matrix."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -143,15 +145,15 @@ class Matrices(OperatorCalls):
         return result
 
 
-def test_the_second_derivative_is_one_kernel_and_eight_products(device: str) -> None:
+def test_the_second_derivative_takes_one_kernel_and_eight_products(device: str) -> None:
     tensors = [torch.randn(1, 2, 64, 8, device=device, requires_grad=True) for _ in "qkv"]
-    with as_on_a_gpu():
+    with kernels_enabled_on_any_device():
         output = attention.attention(*(tensor * 1 for tensor in tensors))
         first = torch.autograd.grad(output, tensors, torch.randn_like(output).requires_grad_(), create_graph=True)
         with Matrices(2 * 64 * 64) as calls:
             torch.autograd.grad(first, tensors, [torch.randn_like(g) for g in first])
     products = [name for name in calls.names if "bmm" in name]
     assert len(products) == 8
-    # Nothing else is computed of a matrix; the interpreter copies what it launches with.
+    # No other operator touches such a matrix; the interpreter copies its launch arguments.
     copies = ("aten::empty_like", "aten::new_empty", "aten::set_", "aten::copy_", "aten::split")
     assert all(name.startswith(copies) for name in calls.names if name not in products), calls.names

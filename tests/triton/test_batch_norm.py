@@ -1,4 +1,4 @@
-"""Triton's batch normalisation: how a layer is tiled and how often it is read, and that one read is accurate enough."""
+"""Triton's batch normalisation: how a layer is tiled, how often it is read, and the accuracy of a single read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECTOR = 32
 
 @pytest.fixture
 def for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host plans for as many multiprocessors."""
+    """The host plans for an H100's multiprocessors."""
     from pal_fast.kernels import launch
 
     monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", PROCESSORS)
@@ -33,10 +33,10 @@ def for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("tensors", "tiles"), [(1, 2), (2, 1), (3, 1)])
-def test_enough_of_a_large_layer_is_asked_for_at_a_time(
+def test_enough_bytes_of_a_large_layer_are_in_flight(
     tensors: int, tiles: int, dtype: torch.dtype, layout: torch.memory_format, for_an_h100: None
 ) -> None:
-    """Little's law: an H100's 3.35 TB/s and 800 ns are 20 KB a multiprocessor."""
+    """Little's law: an H100's 3.35 TB/s and 800 ns are 20 KB per multiprocessor."""
     from pal_fast.kernels.batch_norm_plan import parts_of
 
     for channels, side in LAYERS:
@@ -73,7 +73,7 @@ def test_every_element_belongs_to_one_program(for_an_h100: None) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(64, 4, 7, 7), (16, 4, 28, 28)], ids=["planes together", "planes alone"])
-def test_the_variance_survives_a_large_mean_and_first_rows_unlike_the_rest(
+def test_the_variance_is_accurate_for_a_large_mean_and_an_unrepresentative_pivot(
     device: str, shape: tuple[int, ...], layout: torch.memory_format, seed: int
 ) -> None:
     from pal_fast.nn import batch_norm_operators
@@ -93,7 +93,7 @@ def test_the_variance_survives_a_large_mean_and_first_rows_unlike_the_rest(
 def run_all(
     tensors: list[Tensor], weight: Tensor, bias: Tensor
 ) -> list[tuple[dict[str, Tensor], dict[str, float], Any]]:
-    """Of each operator: the layers it took and gave, how often it is to read or write each, and what was counted."""
+    """For each operator: its input and output layers, the expected reads or writes of each, and the counts."""
     from virtual_gpu.device import counted
 
     from pal_fast.nn import batch_norm_operators
@@ -139,7 +139,7 @@ def test_statistics_read_a_layer_once_and_derivatives_twice_in_whole_sectors(
 def assert_times(
     traffic: Mapping[tuple[int, str], Any], layer: Tensor, direction: str, times: float, slack: float
 ) -> None:
-    """The layer is asked for so many times, no byte more, and in whole sectors but for the slack."""
+    """The layer is accessed exactly this many times, and in whole sectors up to the slack."""
     counts = traffic[layer.data_ptr(), direction]
     assert counts.bytes == times * layer.nbytes, counts
     assert SECTOR * counts.units <= slack * times * layer.nbytes, counts

@@ -32,14 +32,14 @@ REGISTERS = 65536  # of a multiprocessor
 
 @pytest.fixture
 def for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host plans for as many multiprocessors."""
+    """The host plans for an H100's multiprocessors."""
     from pal_fast.kernels import launch
 
     monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", PROCESSORS)
 
 
 def compile_all(layer: Tensor) -> list[tuple[int, Compiled]]:
-    """Every kernel that training runs on such a layer, with how many tensors of its shape each reads at once."""
+    """Every kernel that training runs on such a layer, with the number of tensors of its shape that each reads."""
     from pal_fast.kernels import batch_norm as operators
     from triton.runtime.jit import JITFunction
 
@@ -50,7 +50,7 @@ def compile_all(layer: Tensor) -> list[tuple[int, Compiled]]:
     vector = torch.empty(channels)
     state = vector, vector, torch.empty(2, channels)
     with compiling() as found:
-        compile_it, JITFunction.run = JITFunction.run, by_name  # compiling() puts the old one back
+        compile_it, JITFunction.run = JITFunction.run, by_name  # compiling() restores the original
         operators.batch_norm_statistics(layer, vector, vector, True, 0.1, 1e-5)
         operators.batch_norm(layer, *state, True, True)
         operators.batch_norm_backward(layer, layer, *state, True, True, True, True)
@@ -82,8 +82,8 @@ def loop_over_rows(lines: list[str]) -> list[str]:
 
 
 def bytes_in_flight(loop: list[str]) -> int:
-    """The most bytes that a thread has asked for without having used any, in an iteration that follows another."""
-    asked: dict[int, int] = {}  # by the first register of a load that nothing has waited for
+    """The most bytes that a thread has in flight in a steady-state iteration, before it uses any of them."""
+    asked: dict[int, int] = {}  # keyed by the first register of each load not yet waited for
     most = 0
     for line in 2 * loop:
         if not (found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?(\S+) ?(.*?);", line)):
@@ -103,7 +103,7 @@ def bytes_in_flight(loop: list[str]) -> int:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # 49, 196 and 784 elements of a plane: bfloat16 has whole vectors in none, half a vector and a vector.
 @pytest.mark.parametrize(("channels", "side"), [(2048, 7), (1024, 14), (64, 28)])
-def test_layers_are_read_in_wide_vectors_by_programs_that_fit_beside_one_another(
+def test_layers_are_read_in_wide_vectors_by_programs_that_share_a_multiprocessor(
     channels: int, side: int, dtype: torch.dtype, layout: torch.memory_format, for_an_h100: None, tmp_path: Path
 ) -> None:
     from pal_fast.kernels.batch_norm_plan import parts_of
@@ -128,6 +128,6 @@ def test_layers_are_read_in_wide_vectors_by_programs_that_fit_beside_one_another
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 7, 7), (2, 1, 5, 5), (5, 7, 7, 7), (3, 6, 1, 2)], ids=str)
-def test_the_compiler_takes_ones_and_odd_numbers_for_sizes(shape: tuple[int, ...]) -> None:
+def test_kernels_compile_for_sizes_of_one_and_odd_sizes(shape: tuple[int, ...]) -> None:
     for layout in LAYOUTS:
         compile_all(torch.empty(shape).to(memory_format=layout))

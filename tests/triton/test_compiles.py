@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(bool(why_no_ptxas()), reason=why_no_ptxas()),
 ]
 
-#: What a thread's widest load and store of a layer look like.
+#: The PTX of a thread's widest load and store of a layer.
 WIDE_LOAD, WIDE_STORE = "ld.global.v4.b32", "st.global.v4.b32"
 
 
@@ -56,12 +56,12 @@ def compile_loss(
 @pytest.mark.parametrize("grouping", GROUPING)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-def test_the_loss_is_one_launch_each_way_in_whole_vectors_and_registers(
+def test_the_loss_takes_one_launch_each_way_in_whole_vectors_without_spilling_a_tile(
     grouping: str, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
     forward, backward = compile_loss(grouping, dtype, layout)
     for kernel in (forward, backward):
-        # ptxas may put a scalar of the epilogue aside for the sake of occupancy; a tile would be hundreds of bytes.
+        # ptxas may spill a scalar of the epilogue to raise occupancy; a spilled tile would be hundreds of bytes.
         assert kernel.spilled_bytes <= 32, f"{kernel.name} spills {kernel.spilled_bytes} bytes"
         assert kernel.registers < 255 or not kernel.spilled_bytes, f"{kernel.name} needs more registers than there are"
     assert WIDE_LOAD in backward.ptx

@@ -1,4 +1,4 @@
-"""Triton compiles the loss's kernels for AMD's GPUs too, to machine code; none is here to run it."""
+"""Triton compiles the loss's kernels to machine code for AMD GPUs too; the code is not run."""
 
 from __future__ import annotations
 

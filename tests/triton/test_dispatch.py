@@ -1,4 +1,4 @@
-"""Which backend runs, and why each of the others cannot: every reason, tested without the machine for it."""
+"""Which backend runs, and why each of the others cannot: every reason, tested without the hardware."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ hide()
 
 
 @pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What dispatch remembers of this machine, forgotten before and after."""
+def _dispatch_caches_cleared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clears what dispatch caches about this machine, before and after."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     caches = (dispatch._fastest, dispatch._why_not_cuda, dispatch._warn_slow, dispatch._why_no_launcher)
     for cache in caches:
@@ -34,7 +34,7 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """A machine with a GPU, as far as dispatch can see; its keys may be changed."""
+    """A simulated machine with a GPU; tests change its keys."""
     machine = {"capability": (9, 0), "status": "", "triton": True}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -72,7 +72,7 @@ def dispatch_reason(name: str) -> str:
     return dispatch.why_not(name, device)
 
 
-def test_a_gpu_with_everything_takes_the_compiled_kernels(gpu: dict[str, Any]) -> None:
+def test_a_fully_supported_gpu_uses_the_compiled_kernels(gpu: dict[str, Any]) -> None:
     assert dispatch.choose(None, CUDA) == "cuda"
     assert pal_fast.backends()["cuda"].detail == "A GPU; built for 75;90"
 
@@ -84,7 +84,7 @@ def test_a_gpu_with_everything_takes_the_compiled_kernels(gpu: dict[str, Any]) -
         "the extension holds no kernels for sm_70; it was built for 75;90",
     ],
 )
-def test_a_driver_or_an_architecture_that_will_not_do_leaves_triton(gpu: dict[str, Any], status: str) -> None:
+def test_an_unsupported_driver_or_architecture_falls_back_to_triton(gpu: dict[str, Any], status: str) -> None:
     gpu["status"] = status
     assert dispatch.choose(None, CUDA) == "triton"
     assert pal_fast.backends()["cuda"].detail == status
@@ -93,8 +93,8 @@ def test_a_driver_or_an_architecture_that_will_not_do_leaves_triton(gpu: dict[st
     assert status in str(refused.value)
 
 
-def test_a_device_that_cannot_be_asked_now_is_an_error_and_asked_again(gpu: dict[str, Any]) -> None:
-    """Short of memory, say: to fall back on Triton for the rest of the process would be silent, and slower."""
+def test_a_failed_device_query_raises_and_is_not_cached(gpu: dict[str, Any]) -> None:
+    """For instance out of memory: falling back to Triton for the rest of the process would be silent and slower."""
     asked = [RuntimeError("the kernels cannot be loaded on device 0: out of memory\nmore"), ""]
 
     def status(index: int) -> str:
@@ -123,8 +123,8 @@ def test_a_machine_without_pythons_headers_has_no_triton(gpu: dict[str, Any], tm
         dispatch.choose("triton", CUDA)
 
 
-def test_pytorch_for_rocm_goes_through_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tensors are CUDA tensors by name, and an extension with CUDA kernels may lie beside it."""
+def test_pytorch_for_rocm_uses_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors claim to be CUDA tensors, and an extension with CUDA kernels may be installed."""
     monkeypatch.setattr(torch.version, "hip", "7.0")
     gpu["capability"] = (9, 4)
     assert dispatch.choose(None, CUDA) == "triton"
@@ -134,7 +134,7 @@ def test_pytorch_for_rocm_goes_through_triton(gpu: dict[str, Any], monkeypatch: 
 
 
 @pytest.mark.parametrize("kind", ["mps", "xpu", "meta", "privateuseone"])
-def test_other_devices_have_the_reference_alone(kind: str) -> None:
+def test_other_devices_have_only_the_reference(kind: str) -> None:
     device = torch.device(kind)
     assert dispatch.choose(None, device) == dispatch.choose("reference", device) == "reference"
     for name, takes in (("cpu", "CPU"), ("cuda", "CUDA"), ("triton", "CUDA")):
@@ -142,27 +142,27 @@ def test_other_devices_have_the_reference_alone(kind: str) -> None:
             dispatch.choose(name, device)
 
 
-def test_an_extension_without_cuda_leaves_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extension_without_cuda_falls_back_to_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops, "pal_fast", types.SimpleNamespace())
     assert dispatch.choose(None, CUDA) == "triton"
     assert "built without CUDA" in pal_fast.backends()["cuda"].detail
 
 
-def test_a_package_without_extension_leaves_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_extension_falls_back_to_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_compiled", lambda: "the extension was not built (run ...)")
     assert dispatch.choose(None, CUDA) == "triton"
     for name in ("cuda", "cpu"):
         assert "not built" in pal_fast.backends()[name].detail
 
 
-def test_with_nothing_left_the_reference_computes_and_says_that_it_is_slow(gpu: dict[str, Any]) -> None:
+def test_without_any_kernel_the_reference_runs_and_warns_that_it_is_slow(gpu: dict[str, Any]) -> None:
     gpu["status"], gpu["triton"] = "the driver is too old", False
     with pytest.warns(UserWarning, match="slow reference, because backend 'cuda' cannot run: the driver is too old"):
         assert dispatch.choose(None, CUDA) == "reference"
     assert pal_fast.backends()["triton"].detail == "the package triton is not installed"
 
 
-def test_an_old_gpu_is_too_old_for_triton(gpu: dict[str, Any]) -> None:
+def test_triton_refuses_a_gpu_that_is_too_old(gpu: dict[str, Any]) -> None:
     gpu["capability"] = (7, 5)
     assert "8.0 or newer, and cuda has 7.5" in dispatch.why_not("triton", CUDA)
 
@@ -177,7 +177,7 @@ def test_without_a_gpu_both_gpu_backends_say_so(monkeypatch: pytest.MonkeyPatch)
         assert "PyTorch sees no CUDA GPU" in dispatch.why_not("triton", CUDA)
 
 
-def test_cpu_tensors_go_to_the_cpu_kernels_and_to_triton_only_when_it_interprets() -> None:
+def test_cpu_tensors_use_the_cpu_kernels_and_triton_only_in_its_interpreter() -> None:
     if importlib.util.find_spec("triton") is None:
         assert dispatch.why_not("triton", CPU) == "the package triton is not installed"
     else:
@@ -193,7 +193,7 @@ def test_cpu_tensors_go_to_the_cpu_kernels_and_to_triton_only_when_it_interprets
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
-def test_the_interpreter_takes_cpu_tensors_when_asked_and_never_by_itself(device: str) -> None:
+def test_the_interpreter_accepts_cpu_tensors_only_when_triton_is_named(device: str) -> None:
     if device == "cuda":
         pytest.skip("about the interpreter")
     assert dispatch.choose("triton", CPU) == "triton"

@@ -20,8 +20,8 @@ CHANNELS = ["mean", "half", "all", "each"]
 LAYOUTS = ["contiguous", "channels_last"]
 
 
-def assert_nothing(problem: Problem) -> None:
-    """Exactly zero loss and gradients, as the reference has it."""
+def assert_exactly_zero(problem: Problem) -> None:
+    """Loss and gradients are exactly zero, as in the reference."""
     for backend in ("reference", "triton"):
         loss, gradients = problem.solve(backend)
         assert not loss.any(), f"{backend}: loss {loss}"
@@ -30,7 +30,7 @@ def assert_nothing(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_one_cell_or_no_landmark_or_a_flat_map_gives_exactly_nothing(device: str, channels: str, seed: int) -> None:
+def test_one_cell_or_no_landmark_or_a_flat_map_gives_exactly_zero(device: str, channels: str, seed: int) -> None:
     for case in (
         {"shape": (2, 4, 1, 1)},
         {"landmarks": 0},
@@ -38,20 +38,20 @@ def test_one_cell_or_no_landmark_or_a_flat_map_gives_exactly_nothing(device: str
         {"shape": (1, 4, 7, 7), "trouble": "sample", "layout": "channels_last"},
         {"shape": (1, 4, 7, 7), "trouble": "sample", "landmarks": None},
     ):
-        assert_nothing(make({"channels": channels} | case, seed, device))
+        assert_exactly_zero(make({"channels": channels} | case, seed, device))
     flat = make({"channels": channels, "shape": (2, 4, 7, 7)}, seed, device)
     flat.activation, flat.gradient = torch.full_like(flat.activation, 0.3), torch.full_like(flat.gradient, -0.7)
-    assert_nothing(flat)
+    assert_exactly_zero(flat)
     flat_prior = make({"channels": channels, "landmarks": None}, seed, device)
     flat_prior.tensors["heatmap"] = torch.full_like(flat_prior.tensors["heatmap"], 0.25)
-    assert_nothing(flat_prior)
+    assert_exactly_zero(flat_prior)
 
 
 @pytest.mark.parametrize("of_activation", [torch.contiguous_format, torch.channels_last])
-def test_a_gradient_of_another_memory_format_than_the_activation_is_read_rightly(
+def test_a_gradient_of_another_memory_format_than_the_activation_is_read_correctly(
     device: str, of_activation: torch.memory_format, seed: int
 ) -> None:
-    """The operator may get one from a compiled graph, where PyTorch traces other strides than it runs."""
+    """A compiled graph may pass one, since the strides that PyTorch traces can differ from those at run time."""
     generator = torch.Generator(device).manual_seed(seed)
     f, g = (torch.randn(2, 6, 5, 7, generator=generator, device=device) for _ in range(2))
     points = torch.rand(2, 9, 2, generator=generator, device=device) * 32
@@ -68,7 +68,7 @@ def test_a_gradient_of_another_memory_format_than_the_activation_is_read_rightly
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_an_empty_batch(device: str, reduction: str) -> None:
+def test_an_empty_batch_gives_an_empty_or_zero_loss(device: str, reduction: str) -> None:
     for channels in CHANNELS:
         problem = make({"shape": (0, 3, 7, 7), "channels": channels, "reduction": reduction}, 0, device)
         loss, gradients = problem.solve("triton")
@@ -78,7 +78,7 @@ def test_an_empty_batch(device: str, reduction: str) -> None:
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_a_sample_that_is_not_scored_keeps_its_nan_to_itself(device: str, channels: str, seed: int) -> None:
+def test_nan_in_an_unscored_sample_does_not_spread(device: str, channels: str, seed: int) -> None:
     problem = make({"shape": (3, 5, 7, 7), "channels": channels, "trouble": "sample"}, seed, device)
     problem.activation[0] = torch.nan
     _, gradients = check(problem, "triton")
@@ -103,7 +103,7 @@ def test_free_channels_get_exactly_zero_gradient(device: str, channels: str, see
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_the_loss_does_not_depend_on_the_scale_of_the_gradient(device: str, channels: str, seed: int) -> None:
+def test_the_loss_is_invariant_to_the_scale_of_the_gradient(device: str, channels: str, seed: int) -> None:
     for attribution, absolute in (("grad_input", True), ("grad", False)):
         problem = make({"channels": channels, "attribution": attribution, "absolute": absolute}, seed, device)
         loss, gradients = check(problem, "triton")
@@ -119,7 +119,7 @@ def test_the_loss_does_not_depend_on_the_scale_of_the_gradient(device: str, chan
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_a_large_mean_over_a_small_spread_costs_no_digits(device: str, channels: str, seed: int) -> None:
+def test_a_mean_much_larger_than_the_spread_costs_no_accuracy(device: str, channels: str, seed: int) -> None:
     """float32 sums of 192 values near 300 would keep four digits of a spread of 1."""
     for layout in LAYOUTS:
         case = {"shape": (2, 192, 7, 7), "offset": 300.0, "attribution": "activation", "channels": channels}
@@ -127,12 +127,12 @@ def test_a_large_mean_over_a_small_spread_costs_no_digits(device: str, channels:
         wanted, _ = problem.solve("reference", exact=True)
         loss, _ = problem.solve("triton")
         assert relative_error(loss, wanted) < 2e-6
-        problem.activation[:, 0, 0, 0] = 9e3  # an outlier, where a pivot might be taken
+        problem.activation[:, 0, 0, 0] = 9e3  # an outlier where the pivot might be taken
         check(problem, "triton")
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_the_offset_and_the_scale_of_a_prior_cost_no_digits(device: str, channels: str, seed: int) -> None:
+def test_the_offset_and_the_scale_of_a_prior_cost_no_accuracy(device: str, channels: str, seed: int) -> None:
     for offset, factor in ((100.0, 1.0), (0.0, 1e-30), (0.0, 1e30), (0.0, 1e-42)):
         problem = make({"landmarks": None, "channels": channels}, seed, device)
         problem.tensors["heatmap"] = problem.tensors["heatmap"] * factor + offset
@@ -141,10 +141,8 @@ def test_the_offset_and_the_scale_of_a_prior_cost_no_digits(device: str, channel
 
 @pytest.mark.parametrize("exponents", [(-10, -10), (15, 15), (-20, -15), (-30, -14), (-44, -44), (38, -44)])
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_no_magnitude_that_float32_holds_makes_nan(
-    device: str, channels: str, exponents: tuple[int, int], seed: int
-) -> None:
-    """A gradient of the largest magnitude is cut off, not infinite; a product that is too small loses its digits."""
+def test_no_float32_magnitude_gives_nan(device: str, channels: str, exponents: tuple[int, int], seed: int) -> None:
+    """A gradient of the largest magnitude is clamped, not infinite; a product that is too small loses digits."""
     for layout in LAYOUTS:
         problem = make({"channels": channels, "layout": layout, "landmarks": None}, seed, device)
         magnify(problem, exponents)
@@ -195,7 +193,7 @@ def test_the_result_does_not_depend_on_the_order_of_programs(device: str, seed: 
     assert torch.equal(*heatmaps)
 
 
-def test_the_operators_keep_their_contract_with_pytorch(device: str, seed: int) -> None:
+def test_the_operators_pass_opcheck(device: str, seed: int) -> None:
     """Schema, fakes and autograd registration, which torch.compile trusts."""
     f, g = (torch.randn(2, 6, 5, 5, device=device, requires_grad=True) for _ in range(2))
     points = torch.rand(2, 4, 2, device=device) * 20
@@ -220,8 +218,8 @@ def test_a_second_derivative_raises(device: str, seed: int) -> None:
 
 
 @pytest.mark.gpu(hardware=True)
-def test_compiled_with_cuda_graphs_it_computes_the_same(generator: torch.Generator) -> None:
-    """mode="reduce-overhead", over several shapes: what is kept between calls lies outside the graphs."""
+def test_torch_compile_with_cuda_graphs_gives_the_eager_results(generator: torch.Generator) -> None:
+    """mode="reduce-overhead", over several shapes: the memory kept between calls lies outside the graphs."""
 
     @torch.compile(mode="reduce-overhead", dynamic=False)
     def step(f: torch.Tensor, g: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -241,7 +239,7 @@ def test_compiled_with_cuda_graphs_it_computes_the_same(generator: torch.Generat
 
 
 @pytest.mark.gpu(hardware=True)
-def test_more_than_2_to_the_31_elements() -> None:
+def test_tensors_of_more_than_2_to_the_31_elements() -> None:
     """The last sample of a tensor past 2^31 elements, and one sample past 2^31, against the same samples alone."""
     for shape, layout in (((260, 1024, 90, 90), torch.contiguous_format), ((2, 4096, 600, 600), torch.channels_last)):
         f = torch.empty(shape, dtype=torch.bfloat16, device="cuda", memory_format=layout).normal_()

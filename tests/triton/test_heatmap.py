@@ -34,7 +34,7 @@ IMAGE = (56, 48)
 
 def solve(case: dict[str, Any], points: Tensor, weights: Tensor | None, visible: Tensor | None, upstream: Tensor,
           backend: str) -> list[Tensor]:  # fmt: skip
-    """Heatmap, and the gradients that the case asks for."""
+    """The heatmap and the gradients that the case requests."""
     points = points.detach().requires_grad_(case["needs"] != "weights" or weights is None)
     weights = None if weights is None else weights.detach().requires_grad_(case["needs"] != "landmarks")
     options = {name: case[name] for name in ("sigma", "combine", "normalize")}
@@ -57,7 +57,7 @@ def test_heatmap_and_gradients_agree_with_the_reference_and_repeat_bit_for_bit(
         points[1, 0, 1], points[2, -1] = torch.inf, torch.tensor([60.0, -20.0])
     visible = torch.rand(3, count, generator=generator).to(device) > 0.3 if case["visible"] else None
     if visible is not None:
-        visible[2] = True  # alone, a normalised Gaussian has no gradient in its weight
+        visible[2] = True  # a single normalised Gaussian has zero gradient in its weight
     rows = {"own": (3, count), "shared": (count,), None: ()}[case["weights"]]
     weights = (torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1).to(device, dtype) if rows else None
     upstream = torch.randn(3, *case["size"], generator=generator, dtype=torch.float64).to(device, dtype)
@@ -85,7 +85,7 @@ def test_empty_batches_and_no_landmarks_give_empty_and_zero_heatmaps(device: str
         assert gradient.shape == points.shape
 
 
-def test_a_map_of_one_cell(device: str, seed: int) -> None:
+def test_a_heatmap_of_one_cell_agrees_with_the_reference(device: str, seed: int) -> None:
     points = torch.rand(2, 1, 2, generator=torch.Generator().manual_seed(seed)).to(device).requires_grad_()
     options = {"image_size": (9, 9), "sigma": 4.0}
     got = pal_fast.landmark_heatmap(points, (1, 1), **options, backend="triton")

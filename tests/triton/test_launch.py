@@ -22,7 +22,7 @@ from pal_fast.constants import GROUPING
 
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A GPU as far as the counters can see; `now` is the current stream, `capturing` whether it is captured."""
+    """A simulated GPU; `now` is the current stream, `capturing` whether it is being captured."""
     state = {"now": 0, "capturing": False}
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state["capturing"])
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=state["now"]))
@@ -32,29 +32,29 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return state
 
 
-def test_every_stream_has_counters_of_its_own_and_keeps_them(streams: dict[str, Any]) -> None:
+def test_every_stream_keeps_its_own_counters(streams: dict[str, Any]) -> None:
     like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
     kept = []
     for stream in range(launch.STREAMS):
         streams["now"] = stream
         counters = launch.zeroed_counters(100, like)
         assert not counters.any()
-        counters += 1  # so that another stream's would be seen
+        counters += 1  # so that another stream's counters would show
         kept.append(counters.data_ptr())
     assert len(set(kept)) == launch.STREAMS
     streams["now"] = 3
     assert launch.zeroed_counters(7, like).data_ptr() == kept[3]
 
 
-def test_threads_that_meet_a_device_at_once_share_no_counters(
+def test_threads_that_first_use_a_device_at_once_share_no_counters(
     streams: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels of two streams that counted in one place would each take the other's programs for their own."""
+    """If kernels of two streams shared a counter, each would count the other's programs as its own."""
     like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
     own, prepare = threading.local(), launch.prepare_counters
 
     def slowly(device: torch.device) -> torch.Tensor:
-        time.sleep(0.05)  # as the first allocation is, while which the other thread gets as far
+        time.sleep(0.05)  # like a first allocation, during which the other thread gets as far
         return prepare(device)
 
     monkeypatch.setattr(launch, "prepare_counters", slowly)
@@ -76,10 +76,10 @@ def test_threads_that_meet_a_device_at_once_share_no_counters(
 @pytest.mark.parametrize("shape", [(1024, 14, 14), (512, 28, 28), (2048, 7, 7)], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("grouping", GROUPING)
-def test_a_last_batch_that_is_smaller_compiles_no_kernel_anew(
+def test_a_smaller_last_batch_does_not_recompile(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], channels_last: bool, grouping: str
 ) -> None:
-    """A compilation takes seconds, and in a CUDA graph's warm-up it may come too late."""
+    """A compilation takes seconds, and may come too late for a CUDA graph's warm-up."""
     monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", 132)
     kernels: set[Any] = set()
 
@@ -103,7 +103,7 @@ def test_a_last_batch_that_is_smaller_compiles_no_kernel_anew(
     assert len(kernels) <= 4, sorted(name for name, *_ in kernels)
 
 
-def test_a_captured_stream_a_large_batch_and_one_stream_too_many_get_fresh_zeros(streams: dict[str, Any]) -> None:
+def test_captured_streams_large_batches_and_excess_streams_get_fresh_zeros(streams: dict[str, Any]) -> None:
     like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
     arena = launch.prepare_counters(like.device)
     inside = range(arena.data_ptr(), arena.data_ptr() + arena.nbytes)
@@ -122,7 +122,7 @@ def test_a_captured_stream_a_large_batch_and_one_stream_too_many_get_fresh_zeros
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_every_element_is_swept_once_and_every_row_starts_on_a_vector(
+def test_every_element_is_visited_once_and_every_row_starts_on_a_vector(
     monkeypatch: pytest.MonkeyPatch, channels_last: bool
 ) -> None:
     monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", 132)
@@ -148,7 +148,7 @@ def test_every_element_is_swept_once_and_every_row_starts_on_a_vector(
             assert plan.programs <= max(batch * plan.tiles, 132 * launch.PROGRAMS_PER_PROCESSOR)
 
 
-def test_a_double_passes_as_two_floats() -> None:
+def test_a_double_is_passed_as_two_floats() -> None:
     for value in (1 / 3, -0.5 / 14**2, 3.2e30, 1e-30, 224 / 14):
         high, low = launch.high_and_low(value)
         assert float(torch.tensor(high, dtype=torch.float32)) == high

@@ -21,7 +21,7 @@ def normal(generator: torch.Generator, device: str, dtype: torch.dtype, *shape: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(40, 48), (3, 5, 7), (9, 384), (2, 1), (3, 1200)], ids=str)
-def test_layer_norm_agrees_with_its_operators(
+def test_layer_norm_agrees_with_its_composed_operators(
     device: str, shape: tuple[int, ...], affine: bool, dtype: torch.dtype, seed: int
 ) -> None:
     from pal_fast.kernels.layer_norm import layer_norm_double_backward
@@ -43,7 +43,7 @@ def test_layer_norm_agrees_with_its_operators(
         assert value is not None
         assert value.dtype == dtype
         if last == (1,):
-            assert value.abs().max() <= 1e-3, name  # of one number nothing is left but rounding
+            assert value.abs().max() <= 1e-3, name  # with one element only rounding is left
         else:
             assert_close(value, wanted, dtype, name)
 
@@ -51,7 +51,7 @@ def test_layer_norm_agrees_with_its_operators(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-def test_activations_agree_with_their_operators(
+def test_activations_agree_with_their_composed_operators(
     device: str, layout: torch.memory_format, kind: str, dtype: torch.dtype, seed: int
 ) -> None:
     from pal_fast.kernels.smooth_activations import activation_double_backward

@@ -1,4 +1,4 @@
-// Arithmetic and bits.
+// Arithmetic and bitwise instructions.
 #include "types.h"
 
 namespace virtual_gpu {
@@ -23,7 +23,7 @@ void extract_bits(Thread& t, const Instruction& i) {
   const bool negative = std::is_signed_v<T> && count > 0 && (kept >> (count - 1) & 1) != 0;
   write<T>(t, i.target[0], static_cast<T>(negative ? kept - (static_cast<__int128>(1) << count) : kept));
 }
-// Any function of three bits, bit by bit.
+// lop3: any function of three bits, applied bitwise.
 void logic_of_three(Thread& t, const Instruction& i) {
   const auto a = read<uint32_t>(t, i.source[0]), b = read<uint32_t>(t, i.source[1]), c = read<uint32_t>(t, i.source[2]);
   const auto table = read<uint32_t>(t, i.source[3]);
@@ -84,7 +84,7 @@ void widening_product(Thread& t, const Instruction& i) {
   return numeric(parts, [&]<typename T>(T) -> Handler { return add ? ternary<T, MulAdd> : binary<T, Mul>; });
 }
 
-// Of one or two 16-bit numbers at once.
+// Operations on one 16-bit number or a packed pair.
 void magnitudes_of_halves(Thread& t, const Instruction& i) {
   write<uint32_t>(t, i.target[0], read<uint32_t>(t, i.source[0]) & 0x7fff7fffu);
 }

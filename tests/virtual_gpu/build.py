@@ -25,7 +25,7 @@ FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-frounding-
 
 
 def build_library(directory: Path) -> Path:
-    """libtorch_cuda.so, under which name the extension looks for PyTorch's current stream."""
+    """libtorch_cuda.so, the name under which the extension looks up PyTorch's current stream."""
     compiler = os.environ.get("CXX", "c++")
     jobs = [
         subprocess.Popen(
@@ -42,7 +42,7 @@ def build_library(directory: Path) -> Path:
 
 
 def build_extension(directory: Path, library: Path) -> Path:
-    """The extension, with the virtual GPU for its runtime."""
+    """The extension, linked against the virtual GPU as its CUDA runtime."""
     environment = os.environ | {"PAL_FAST_CUDART": str(library)}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(directory / "build")]
     if "PAL_FAST_OBJECTS" not in os.environ:
@@ -52,7 +52,7 @@ def build_extension(directory: Path, library: Path) -> Path:
 
 
 def main(directory: Path) -> None:
-    """All three."""
+    """Builds the library, the extension and its PTX."""
     directory.mkdir(parents=True, exist_ok=True)
     extension = build_extension(directory, build_library(directory))
     disassembler = cuobjdump()

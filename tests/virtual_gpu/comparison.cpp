@@ -1,4 +1,4 @@
-// Comparisons, and the choices that they decide.
+// Comparisons and selections.
 #include "half.h"
 #include "types.h"
 
@@ -82,7 +82,7 @@ template <typename T, typename Comparison>
   return compare<T, Comparison>;
 }
 
-// Of 16-bit numbers, one or a pair in each register.
+// Comparisons of 16-bit numbers, one or a packed pair per register.
 template <float (*WIDENED)(uint16_t), typename Comparison>
 void compare_halves(Thread& t, const Instruction& i) {
   const auto a = read<uint32_t>(t, i.source[0]), b = read<uint32_t>(t, i.source[1]);

@@ -29,7 +29,7 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def launch(functions: ctypes.CDLL, seed: int) -> Launch:
     """launch(PTX, kernel, blocks, threads, *arrays, shared=0): what went wrong, or "".
 
-    The arrays are the kernel's parameters, the first of them; the others are null.
+    The arrays are the kernel's first parameters; the others are null.
     """
 
     def run(ptx: str, name: str, blocks: int, threads: int, *arrays: np.ndarray, shared: int = 0) -> str:

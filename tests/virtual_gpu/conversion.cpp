@@ -1,4 +1,4 @@
-// Values from register to register, as they are or in another type.
+// Moves between registers and conversions between types.
 #include <cstring>
 
 #include "half.h"
@@ -7,7 +7,7 @@
 namespace virtual_gpu {
 namespace {
 
-// mov, also of parts into a register and of a register into parts.
+// mov, including packing parts into a register and unpacking a register into parts.
 template <typename T>
 void move(Thread& t, const Instruction& i) {
   if (i.pack > 0) {

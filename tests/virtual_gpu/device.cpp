@@ -1,5 +1,5 @@
-// A CUDA device for a PyTorch that is built without CUDA: its memory is the CPU's, its one stream does everything at
-// once. Tensors on it are labelled so; what operators do with them says device.py.
+// A CUDA device for a PyTorch that is built without CUDA: its memory is the CPU's, its one stream is
+// synchronous. Its tensors are labelled as CUDA tensors; device.py implements their operators.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/from_blob.h>
@@ -57,8 +57,8 @@ struct VirtualHooks final : at::CUDAHooksInterface {
   }
   at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::detail::createCPUGenerator(); }
 };
-// PyTorch makes its hooks once, when it is imported: those of a build without CUDA. It has no door for others, so the
-// object that it made is given other functions.
+// PyTorch creates its hooks once, at import: those of a build without CUDA. They cannot be registered again, so this
+// overwrites the functions of the existing object.
 void install_hooks() {
   static const VirtualHooks hooks;
   const auto& made = at::detail::getCUDAHooks();

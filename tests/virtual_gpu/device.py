@@ -35,7 +35,7 @@ def library(directory: str) -> ctypes.CDLL:
 
 
 def load_ptx(functions: ctypes.CDLL, ptx: str) -> int:
-    """The number of the module that the text becomes."""
+    """Loads the PTX and returns the number of its module."""
     module: int = functions.virtual_gpu_load(ptx.encode())
     if module < 0:
         raise RuntimeError(functions.virtual_gpu_failure().decode())
@@ -43,7 +43,7 @@ def load_ptx(functions: ctypes.CDLL, ptx: str) -> int:
 
 
 def _operators() -> list[Any]:
-    """PyTorch's operators that a device implements, but for those made of others."""
+    """PyTorch's operators that a device must implement, without the composite ones."""
     found = []
     for name in torch._C._dispatch_get_all_op_names():
         if not name.startswith("aten::"):
@@ -55,12 +55,12 @@ def _operators() -> list[Any]:
     return found
 
 
-#: What "error" asks for is heeded: `torch.cuda.set_sync_debug_mode`.
+#: The mode of `torch.cuda.set_sync_debug_mode`; "error" is honoured.
 _waiting = {"mode": "default"}
 
 
 def _waits(operator: Any, arguments: tuple[Any, ...]) -> bool:
-    """Whether a GPU makes the host wait for it there: where a value, or a shape that depends on values, comes back."""
+    """Whether the operator would synchronise with a GPU: it returns a value or a data-dependent shape."""
     name = operator.overloadpacket.__name__
     if name in {"copy_", "_copy_from"}:
         return {tensor.device.type for tensor in arguments[:2]} == {"cpu", "cuda"}
@@ -100,7 +100,7 @@ def _as_on_the_cpu(native: Any, operator: Any) -> Callable[..., Any]:
 
 
 def _of_metadata(operator: Any) -> Callable[..., Any]:
-    """Views, and what changes only a tensor's shape: the CPU's kernels do them for any device."""
+    """Views and other metadata-only operators, for which the CPU's kernels work on any device."""
     cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
     def run(*arguments: Any, **keywords: Any) -> Any:
@@ -137,14 +137,14 @@ class _Stream:
     device = torch.device("cuda", 0)
 
     def wait_stream(self, _: object) -> None:
-        """Everything has happened."""
+        """No-op: every operation is synchronous."""
 
     def synchronize(self) -> None:
-        """Everything has happened."""
+        """No-op: every operation is synchronous."""
 
 
 class _Profile:
-    """`torch.profiler.profile`, as far as it tells which kernels were launched: those of pal_fast."""
+    """`torch.profiler.profile`, reduced to the names of the launched kernels: those of pal_fast."""
 
     functions: ctypes.CDLL
 
@@ -207,13 +207,13 @@ def _native(directory: Path) -> Any:
 
 
 class Traffic(NamedTuple):
-    """What launches asked of one allocation, or of shared memory, in one direction.
+    """The launches' accesses to one allocation, or to shared memory, in one direction.
 
     Attributes:
-        requests: instructions of warps.
+        requests: warp instructions.
         bytes: distinct ones, summed over requests.
         units: sectors of 32 bytes, or wavefronts of shared memory, summed over requests.
-        least: the units that the bytes would take side by side, or without bank conflicts.
+        least: the units that the bytes would take if contiguous, or without bank conflicts.
     """
 
     requests: int
@@ -224,8 +224,8 @@ class Traffic(NamedTuple):
 
 @contextlib.contextmanager
 def counted() -> Iterator[dict[tuple[int, str], Traffic]]:
-    """Filled in at the end: by where an allocation begins (0: shared memory) and "read" or "write", what the launches
-    inside asked of it."""
+    """The traffic of the launches inside, filled in at the end: by the start of the allocation (0: shared memory) and
+    "read" or "write"."""
     functions: ctypes.CDLL = _Profile.functions
     functions.virtual_gpu_traffic(1)
     found: dict[tuple[int, str], Traffic] = {}
@@ -238,14 +238,14 @@ def counted() -> Iterator[dict[tuple[int, str], Traffic]]:
 
 
 def reseed(seed: int) -> None:
-    """Blocks and threads in another order, on another number of multiprocessors."""
+    """Reshuffles blocks and threads, and draws another number of multiprocessors."""
     functions: ctypes.CDLL = _Profile.functions
     functions.virtual_gpu_seed(1 + seed % (2**31 - 2))
     functions.virtual_gpu_processors(1 + seed % 7)
 
 
 def install(directory: Path) -> None:
-    """One device for this process; `directory` is build.py's."""
+    """Installs one device in this process; `directory` is the output of build.py."""
     if torch.version.cuda is not None or torch.version.hip is not None:
         raise RuntimeError(f"the virtual GPU needs a PyTorch that is built without CUDA, this is {torch.__version__}")
     from pal_fast import _extension

@@ -1,4 +1,4 @@
-// What executes an instruction: jumps, barriers and warps here, the rest by its kind.
+// Dispatches an instruction to its handler; jumps, barriers and warp operations are handled here.
 #include "types.h"
 
 namespace virtual_gpu {
@@ -13,7 +13,7 @@ void wait_at_barrier(Thread& t, const Instruction& i) {
   t.state = State::at_barrier;
 }
 void wait_for_warp(Thread& t, const Instruction&) { t.state = State::at_warp; }
-// What a warp does together when its lanes have arrived.
+// A warp-wide operation, executed when its lanes have arrived.
 [[nodiscard]] Handler together(WarpOperation operation, Instruction& instruction) {
   instruction.warp = operation;
   return wait_for_warp;
@@ -41,7 +41,7 @@ void wait_for_warp(Thread& t, const Instruction&) { t.state = State::at_warp; }
   return together(WarpOperation::multiply, instruction);
 }
 void wait_for_warpgroup(Thread& t, const Instruction&) { t.state = State::at_warpgroup; }
-// wgmma; of its products those of 16-bit and TF32 matrices, added up in float32.
+// wgmma; of the products, only those of 16-bit and TF32 matrices with float32 accumulators.
 [[nodiscard]] Handler warpgroup_operation(const Parts& parts, Instruction& instruction) {
   const std::string& what = parts.at(1);
   if (what == "mma_async") {

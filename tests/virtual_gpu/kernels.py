@@ -6,7 +6,7 @@ import numpy as np
 
 _HEAD = ".version 8.0\n.target sm_80\n.address_size 64\n"
 
-#: A block of 64 threads: each writes its number to shared memory and reads its partner's.
+#: A block of 64 threads: each writes its index to shared memory and reads its partner's.
 _EXCHANGE = """
 .visible .entry {name}(.param .u64 to)
 {{
@@ -32,7 +32,7 @@ _EXCHANGE = """
 }}
 """
 
-#: Four blocks of one thread: each stores its number; the last to arrive adds all up.
+#: Four blocks of one thread: each stores its number; the last to arrive sums them.
 _TOTAL = """
 .visible .entry {name}(.param .u64 to, .param .u64 parts, .param .u64 ticket)
 {{
@@ -79,7 +79,7 @@ _ONE = """
 
 _FENCE = "fence.acq_rel.gpu;"
 
-#: By name; the values of `ONE` are what threads do with `to`, memory of 64 numbers.
+#: All kernels; the body of each `_ONE` kernel accesses `to`, memory of 64 numbers.
 PTX = _HEAD + "".join(
     [
         _EXCHANGE.format(name="exchange", barrier="bar.sync 0;"),
@@ -104,7 +104,7 @@ PTX = _HEAD + "".join(
 
 
 def numbers(count: int) -> np.ndarray:
-    """On a boundary of 64 bytes, as a GPU's memory is."""
+    """An array of zeros aligned to 64 bytes, as a GPU's memory is."""
     memory = np.zeros(count + 16, dtype=np.uint32)
     first = (-memory.ctypes.data % 64) // 4
     return memory[first : first + count]

@@ -91,7 +91,7 @@ void Machine::run(const Launch& launch) {
   traffic.finish(memory);
 }
 
-// Some instructions of one thread.
+// Executes a few instructions of one thread.
 void Machine::step(Block& block) {
   if (block.running.empty()) {
     throw std::runtime_error(block.kernel->name + ": threads wait for each other at different barriers (block " +
@@ -168,7 +168,7 @@ void Machine::release_barrier(Block& block) {
   }
 }
 
-// If `thread` was the last of those that it meets.
+// Runs the warp operation if `thread` was the last of its lanes to arrive.
 void Machine::release_warp(Block& block, const Thread& thread) {
   const int warp = thread.index / LANES, first = warp * LANES;
   const int count = std::min<int>(LANES, static_cast<int>(block.threads.size()) - first);
@@ -195,7 +195,7 @@ void Machine::release_warp(Block& block, const Thread& thread) {
   }
 }
 
-// If `thread` was the last of its warpgroup.
+// Runs the warpgroup operation if `thread` was the last to arrive.
 void Machine::release_warpgroup(Block& block, const Thread& thread) {
   const int number = thread.index / WARPGROUP, first = number * WARPGROUP;
   const Instruction& instruction = block.kernel->instructions[thread.counter - 1];

@@ -16,7 +16,7 @@ namespace {
   return text;
 }
 
-// Whether what a thread of the same block did is ordered before what `thread` does now.
+// Whether an earlier access by the same block is ordered before what `thread` does now.
 [[nodiscard]] bool ordered_in_block(const Access& before, const Thread& thread) {
   return before.thread == thread.index || before.epoch < thread.block->epoch ||
          (before.thread >= 0 && before.thread / LANES == thread.index / LANES && before.warp_epoch < thread.warp_epoch);
@@ -160,7 +160,7 @@ unsigned char* SharedMemory::at(uint64_t address) {
   return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(bytes_.data()) + 63) & ~uintptr_t{63}) + address;
 }
 
-// That no wgmma in flight reads what `thread` writes.
+// Checks that no wgmma in flight reads what `thread` writes.
 void SharedMemory::check_products(const Thread& thread, uint64_t byte) const {
   for (size_t g = 0; g < products_.size(); ++g) {
     const Warpgroup& group = thread.block->warpgroups[g];

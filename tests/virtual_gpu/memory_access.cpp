@@ -22,7 +22,7 @@ void* locate(const Thread& t, const Instruction& i, uint64_t bytes, bool writes,
   return machine().memory.access(t, address, bytes, writes, value, i);
 }
 
-// Of everything that the thread has seen and stored so far.
+// Memory fence: releases everything that the thread has seen and stored so far.
 void fence(Thread& t, const Instruction&) {
   t.seen.merge(t.acquired);
   t.released.merge(t.seen);
@@ -30,7 +30,7 @@ void fence(Thread& t, const Instruction&) {
   t.released.see(t.block->index, t.block->epoch, t.index);
 }
 
-// Between ordinary accesses of shared memory and those of the asynchronous proxy, through which wgmma reads it.
+// Orders ordinary accesses of shared memory before those of the asynchronous proxy, through which wgmma reads it.
 void fence_proxy(Thread& t, const Instruction&) {
   t.proxy.fences += 1;
   t.proxy.fenced_below = t.block->epoch;
@@ -104,7 +104,7 @@ void store(Thread& t, const Instruction& i) {
   return parts[0] == "ld" ? load : store;
 }
 
-// Copies that do not wait are made as late as they may be.
+// Asynchronous copies are executed as late as the memory model allows.
 void copy_later(Thread& t, const Instruction& i) {
   const uint64_t bytes = read<uint32_t>(t, i.source[0]);
   const uint64_t given = i.sources > 1 ? read<uint32_t>(t, i.source[1]) : bytes;

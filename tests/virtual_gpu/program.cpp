@@ -1,4 +1,4 @@
-// From PTX text to kernels.
+// Parses PTX text into kernels.
 #include "program.h"
 
 #include <algorithm>
@@ -35,7 +35,7 @@ namespace {
   throw std::runtime_error("PTX that ends in the middle");
 }
 
-// Without the lines that only a debugger reads, and what follows the code.
+// The module without debug lines and without the sections after the code.
 [[nodiscard]] std::string code_of(const std::string& module) {
   std::string kept;
   for (size_t begin = 0; begin < module.size();) {
@@ -53,7 +53,7 @@ namespace {
   return kept;
 }
 
-// Which instructions must not meet a wgmma in flight.
+// Marks the instructions that touch registers of a wgmma, which they must not do while it is in flight.
 void find_registers_of_warpgroups(Kernel& kernel) {
   std::set<int> shared;
   for (const Instruction& i : kernel.instructions) {
@@ -85,8 +85,7 @@ void parse_module(const std::string& code, std::map<std::string, Kernel>& kernel
     if (semicolon < entry) {
       const std::string declaration = trimmed(code.substr(next, semicolon - next));
       if (declaration.find(".shared") == std::string::npos) {
-        if (declaration.find("_$_str") !=
-            std::string::npos) {  // names that the compiler has asked for, and nothing reads
+        if (declaration.find("_$_str") != std::string::npos) {  // names emitted by the compiler that nothing reads
           at = semicolon + 1;
           continue;
         }

@@ -1,6 +1,6 @@
-// The functions of CUDA's runtime that the extension calls, on the virtual GPU, and what Python's side of it calls.
+// The CUDA runtime functions that the extension calls, on the virtual GPU, and the interface for Python.
 //
-// Built as libtorch_cuda.so, under which name the extension looks for PyTorch's current stream.
+// Built as libtorch_cuda.so, the name under which the extension looks up PyTorch's current stream.
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
@@ -42,7 +42,7 @@ cudaError_t failed(const std::exception& error) {
 
 extern "C" {
 
-// What the code that nvcc makes of a launch calls.
+// Functions called by the launch code that nvcc generates.
 void** __cudaRegisterFatBinary(void*) {
   static void* handle = nullptr;
   return &handle;
@@ -98,7 +98,7 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t function, dim3 grid, dim3 threads, v
   }
 }
 
-// The runtime.
+// CUDA runtime API.
 cudaError_t cudaGetLastError() {
   const cudaError_t error = last_error;
   last_error = cudaSuccess;
@@ -145,13 +145,13 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status)
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 
-// PyTorch's.
+// PyTorch's symbols.
 int aoti_torch_get_current_cuda_stream(int, void** stream) {
   *stream = nullptr;
   return 0;
 }
 
-// Python's side. Functions that can fail return what went wrong, or "".
+// The interface for Python. Functions that can fail return an error message, or "".
 const char* virtual_gpu_failure() { return failure.c_str(); }
 // The number of the module, or -1.
 int virtual_gpu_load(const char* ptx) {
@@ -174,7 +174,7 @@ void virtual_gpu_free(const void* memory) {
 }
 void virtual_gpu_seed(unsigned seed) { machine().random.seed(seed); }
 void virtual_gpu_processors(int count) { processors = count; }
-// Whether launches from now on are counted, and what those so far have asked of memory (TrafficCounter::report).
+// Turns counting on or off for the next launches, and returns the traffic counted so far (TrafficCounter::report).
 const char* virtual_gpu_traffic(int counting) {
   static std::string lines;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -199,7 +199,7 @@ int virtual_gpu_launch(int module, const char* name, const unsigned* grid, unsig
     return 1;
   }
 }
-// The names of the kernels that were launched since this was last asked, a line each.
+// The names of the kernels launched since the last call, one per line.
 const char* virtual_gpu_launched() {
   static std::string lines;
   const std::lock_guard<std::mutex> lock(mutex);

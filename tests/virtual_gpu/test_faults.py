@@ -1,4 +1,4 @@
-"""The virtual GPU executes PTX correctly, and finds the faults of faulty kernels."""
+"""The virtual GPU executes PTX correctly, and reports the faults of faulty kernels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_missing_barrier_is_a_race(run: Run) -> None:
     assert "race in shared memory" in failure or "never written" in failure
 
 
-def test_the_last_block_adds_up_what_the_others_have_stored(run: Run) -> None:
+def test_the_last_block_sums_the_values_stored_by_the_others(run: Run) -> None:
     to, ticket = numbers(1), numbers(1)
     assert run("total", 4, 1, to, numbers(4), ticket) == ""
     assert to.tolist() == [10]
@@ -56,13 +56,13 @@ def test_a_missing_fence_between_blocks_is_a_race(run: Run, kernel: str) -> None
         ("absent_lane", 16, "waits for a lane that has left or is not there"),
     ],
 )
-def test_a_fault_is_found_and_named(run: Run, kernel: str, threads: int, message: str) -> None:
+def test_each_fault_is_reported(run: Run, kernel: str, threads: int, message: str) -> None:
     assert message in run(kernel, 1, threads, numbers(64))
 
 
 @pytest.mark.parametrize(
     "name", ["tex.2d", "mbarrier.init.shared.b64", "cp.async.bulk.commit_group", "fence.proxy.alias"]
 )
-def test_an_instruction_that_is_not_known_is_refused_by_name(functions: ctypes.CDLL, name: str) -> None:
+def test_an_unknown_instruction_is_refused_by_name(functions: ctypes.CDLL, name: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(f"does not know: {name}")):
         load_ptx(functions, kernels.PTX.replace("shfl.sync.bfly.b32", name))

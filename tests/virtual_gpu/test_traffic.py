@@ -20,11 +20,11 @@ pytestmark = [
 ]
 
 SECTOR = 32
-#: Blocks read a few elements more than once, for a pivot, and share sectors where rows are no whole number of them.
+#: Blocks read a few elements again, for a pivot, and share sectors where rows are not a whole number of sectors.
 SLACK = 1.12
-#: Triton's "each" looks at three elements of a channel before it reads it, and reads 49 cells one by one, from L1.
+#: Triton's "each" reads three elements of a channel beforehand, and its 49 cells one by one, which L1 serves.
 SLACK_OF_EACH = 4.0
-#: Of batch normalisation's rows of 49 vectors of 8 bytes, which end within a sector that two warps then ask for.
+#: Batch normalisation's rows of 49 8-byte vectors end within a sector, which two warps then request.
 SLACK_OF_RUNS = 1.18
 
 
@@ -47,7 +47,7 @@ def counts(run: Callable[[], Any]) -> tuple[Any, Mapping[tuple[int, str], Any]]:
 def assert_once(
     found: Mapping[tuple[int, str], Any], tensor: Tensor, direction: str, slack: float, part: float = 1.0
 ) -> None:
-    """`part` of the tensor is asked for once."""
+    """`part` of the tensor is accessed once."""
     traffic = found[tensor.data_ptr(), direction]
     assert part * tensor.nbytes <= traffic.bytes <= part * slack * tensor.nbytes, traffic
     assert SECTOR * traffic.units <= part * slack * tensor.nbytes, traffic
@@ -75,7 +75,7 @@ def test_the_loss_reads_a_layer_once_each_way_and_writes_its_gradients_once(
         return pal_fast.pal_loss(f, g, landmarks=landmarks, image_size=224, channels=channels, backend=backend)
 
     loss, found = counts(forward)
-    part = 0.5 if channels == "half" else 1.0  # of every run of channels_last, too
+    part = 0.5 if channels == "half" else 1.0  # of every run in channels_last, too
     slack = SLACK_OF_EACH if (backend, channels) == ("triton", "each") else SLACK
     for tensor in (f, g):
         assert_once(found, tensor, "read", slack, part)
@@ -88,7 +88,7 @@ def test_the_loss_reads_a_layer_once_each_way_and_writes_its_gradients_once(
     for gradient in gradients:
         assert_once(found, gradient, "write", SLACK)
         assert (gradient.data_ptr(), "read") not in found
-    # A small layer is where the derivative's own plane weighs most; it is read in vectors, too.
+    # The derivative's own plane weighs most on a small layer; it is read in vectors, too.
     layers = {tensor.data_ptr() for tensor in (f, g, *gradients)}
     other = sum(traffic.units for (begin, _), traffic in found.items() if begin and begin not in layers)
     if backend == "cuda" and channels != "each" and shape[2:] == (14, 14):
@@ -98,7 +98,7 @@ def test_the_loss_reads_a_layer_once_each_way_and_writes_its_gradients_once(
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", [(256, 24, 7, 7), (96, 16, 14, 14), (48, 16, 28, 28)], ids=str)
-def test_batch_normalisation_reads_a_layer_once_a_pass_in_whole_vectors(
+def test_batch_normalisation_reads_a_layer_once_per_pass_in_whole_vectors(
     shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, generator: torch.Generator
 ) -> None:
     device = torch.device("cuda")
@@ -108,7 +108,7 @@ def test_batch_normalisation_reads_a_layer_once_a_pass_in_whole_vectors(
     call = torch.ops.pal_fast
     x, g, v = (torch.randn(shape, generator=generator).to(dtype=dtype, memory_format=layout).cuda() for _ in range(3))
     weight, bias = (torch.rand(shape[1], generator=generator).cuda() for _ in range(2))
-    # The statistics: some of it for the pivot, and once about that. A derivative: once for its sums, once for itself.
+    # Statistics read a part for the pivot, then the layer once. Derivatives read it once for their sums, once again.
     statistics, found = counts(lambda: call.batch_norm_statistics(x, None, None, True, 0.1, 1e-5))
     assert_once(found, x, "read", 1.5 * SLACK_OF_RUNS)
     y, found = counts(lambda: call.batch_norm(x, weight, bias, statistics, True, True))
@@ -132,7 +132,7 @@ def test_batch_normalisation_reads_a_layer_once_a_pass_in_whole_vectors(
 
 
 @pytest.mark.parametrize("side", [56, 112, 224])
-def test_a_large_heatmap_is_written_once_and_its_factors_meet_no_bank_twice(
+def test_a_large_heatmap_is_written_once_without_shared_memory_bank_conflicts(
     backend: str, side: int, generator: torch.Generator
 ) -> None:
     landmarks = (torch.rand(2, 68, 2, generator=generator) * side).cuda()
@@ -146,5 +146,5 @@ def test_a_large_heatmap_is_written_once_and_its_factors_meet_no_bank_twice(
     for direction in ("read", "write"):
         shared = found[0, direction]
         assert shared.units <= 1.02 * shared.least, f"{direction}: {shared}"
-        # Beside the writing: 132 multiprocessors write 25 bytes a cycle each where they read 128 of shared memory.
+        # Hidden behind the writes: 132 multiprocessors write 25 bytes a cycle each, but read 128 of shared memory.
         assert shared.units < 3 * heatmap.nbytes / 25

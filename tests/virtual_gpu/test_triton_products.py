@@ -1,4 +1,4 @@
-"""Triton's code for tl.dot on sm_90, for every memory order of the matrices, agrees with a plain product."""
+"""Triton's code for tl.dot on sm_90, for every memory order of the matrices, equals the matrix product in numpy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def product_kernel(
         *((kind, True, True, True) for kind in ("fp16", "fp32")),
     ],
 )
-def test_a_product_of_triton(
+def test_tl_dot_equals_the_matrix_product(
     launch: Launch, seed: int, case: tuple[str, bool, bool, bool], warps: int, columns: int, depth: int
 ) -> None:
     kind, a_inner, b_inner, a_computed = case

@@ -1,4 +1,4 @@
-"""wgmma on the virtual GPU agrees with a plain product, and faults around it are found."""
+"""wgmma on the virtual GPU equals the matrix product in numpy, and the virtual GPU reports its misuse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Launch = Callable[..., str]
 
 
 def factors(kind: str, depth: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A [64, depth] and B [64, depth], by columns, in the type that memory has for `kind`."""
+    """A [64, depth] and B [64, depth], by columns, in the storage type of `kind`."""
     random = np.random.default_rng(seed)
     pair = random.standard_normal((2, ROWS, depth), np.float32)
     if kind == "f16":
@@ -25,7 +25,7 @@ def factors(kind: str, depth: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def values(kind: str, matrix: np.ndarray) -> np.ndarray:
-    """The numbers that a tensor core takes the elements for."""
+    """The values that a tensor core reads from the elements."""
     if kind == "bf16":
         return (matrix.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     if kind == "tf32":  # the lower 13 bits are not read
@@ -39,7 +39,9 @@ def values(kind: str, matrix: np.ndarray) -> np.ndarray:
     [("tf32", True), ("f16", True), ("bf16", True), ("f16", False), ("bf16", False)],
     ids=["tf32", "f16", "bf16", "f16 transposed", "bf16 transposed"],
 )
-def test_wgmma_is_a_product_in_every_layout(launch: Launch, seed: int, kind: str, along_k: bool, swizzle: int) -> None:
+def test_wgmma_equals_the_matrix_product_in_every_layout(
+    launch: Launch, seed: int, kind: str, along_k: bool, swizzle: int
+) -> None:
     size = 4 if kind == "tf32" else 2
     depth = 128 // size
     a, b = factors(kind, depth, seed)
@@ -51,8 +53,8 @@ def test_wgmma_is_a_product_in_every_layout(launch: Launch, seed: int, kind: str
     np.testing.assert_allclose(matrix_of(out), values(kind, a) @ values(kind, b).T, rtol=1e-5, atol=1e-5)
 
 
-def attempt(launch: Launch, seed: int, *, threads: int = 128, change: int = 0, **places: str) -> str:
-    """What is said of a product of TF32 matrices with a fault in some of the kernel's places, or in a descriptor."""
+def report_of(launch: Launch, seed: int, *, threads: int = 128, change: int = 0, **places: str) -> str:
+    """The report on a TF32 product with faults at some `places` of the kernel or, by `change`, in a descriptor."""
     a, b = factors("tf32", 32, seed)
     image, descriptors = operands(Layout(128), a, b)
     descriptors[1] ^= np.uint64(change)
@@ -74,8 +76,10 @@ _OTHER_ROLE = f"{_SMALL} {{%r4, %r5, %r6, %r7}}, {{%d0, %d1, %d2, %d3}}, %rd7, 0
     ],
     ids=["of every thread, after the barrier", "of one thread, between two barriers"],
 )
-def test_a_proxy_fence_may_come_later_where_it_is_ordered(launch: Launch, seed: int, places: dict[str, str]) -> None:
-    assert attempt(launch, seed, **places) == ""
+def test_a_proxy_fence_after_the_barrier_is_accepted_if_ordered_before_the_wgmma(
+    launch: Launch, seed: int, places: dict[str, str]
+) -> None:
+    assert report_of(launch, seed, **places) == ""
 
 
 @pytest.mark.parametrize(
@@ -99,8 +103,8 @@ def test_a_proxy_fence_may_come_later_where_it_is_ordered(launch: Launch, seed: 
         ({"after_barrier": "@%p2 add.s64 %rd2, %rd2, 16;"}, "do not agree on a matrix descriptor"),
     ],
 )  # fmt: skip
-def test_a_fault_is_found_and_named(launch: Launch, seed: int, places: dict[str, str], message: str) -> None:
-    assert message in attempt(launch, seed, **places)
+def test_each_fault_is_reported(launch: Launch, seed: int, places: dict[str, str], message: str) -> None:
+    assert message in report_of(launch, seed, **places)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +118,14 @@ def test_a_fault_is_found_and_named(launch: Launch, seed: int, places: dict[str,
     ],
     ids=["too far", "not a pattern's first line", "past the line", "another base offset", "reserved"],
 )
-def test_a_descriptor_of_no_matrix_is_refused(launch: Launch, seed: int, change: int, message: str) -> None:
-    assert message in attempt(launch, seed, change=change)
+def test_an_invalid_matrix_descriptor_is_refused(launch: Launch, seed: int, change: int, message: str) -> None:
+    assert message in report_of(launch, seed, change=change)
 
 
-def test_a_warpgroup_is_128_threads(launch: Launch, seed: int) -> None:
-    assert "of its warpgroup that has left or is not there" in attempt(launch, seed, threads=96)
+def test_a_warpgroup_of_fewer_than_128_threads_is_refused(launch: Launch, seed: int) -> None:
+    assert "of its warpgroup that has left or is not there" in report_of(launch, seed, threads=96)
 
 
-def test_other_products_are_refused_by_name(launch: Launch) -> None:
+def test_unsupported_products_are_refused_by_name(launch: Launch) -> None:
     with pytest.raises(RuntimeError, match=r"does not know: wgmma\.mma_async\S*e4m3"):
         launch(wgmma_kernels.product("e4m3", 1, 8192), "product", 1, 128)

@@ -65,7 +65,7 @@ void TrafficCounter::finish(Memory& memory) {
       total.least += (bytes + SECTOR_BYTES - 1) / SECTOR_BYTES;
       continue;
     }
-    // 32 lanes at once, 16 of 8 bytes or 8 of 16 bytes: as many wavefronts as distinct words meet in one bank.
+    // Per 32 lanes, or 16 of 8 bytes, or 8 of 16 bytes: as many wavefronts as distinct words fall into one bank.
     const int at_once = static_cast<int>(BANKS * BANK_BYTES / std::max(widest, BANK_BYTES));
     for (int first = 0; first < LANES; first += at_once) {
       std::array<std::set<uint64_t>, BANKS> words;

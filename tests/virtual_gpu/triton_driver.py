@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-#: Bytes of shared memory that a block can have, by what kernels are compiled for.
+#: Bytes of shared memory that a block can have, by compute capability.
 _SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 ARCHITECTURE = os.environ.get("PAL_FAST_VIRTUAL_ARCHITECTURE", "sm_90")
@@ -24,23 +24,23 @@ CAPABILITY = int(ARCHITECTURE.removeprefix("sm_"))
 #: How an argument of a kernel's signature is laid out; pointers are "Q".
 _FORMATS = {"i1": "?", "i8": "b", "i32": "i", "i64": "q", "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}
 
-#: The PTX of every kernel that was compiled, by its machine code.
+#: The PTX of every compiled kernel, keyed by its machine code.
 _ptx_of: dict[bytes, str] = {}
 
 
 class _Utilities:
-    """What Triton asks of a GPU."""
+    """The driver functions that Triton calls."""
 
     def __init__(self, load_ptx: Callable[[str], int]) -> None:
         self._load_ptx = load_ptx
 
     def load_binary(self, name: str, machine_code: bytes, shared: int, device: int) -> tuple[Any, ...]:
-        """Module, function, registers, spilled bytes, most threads."""
+        """Module, function, registers, spilled bytes, maximum number of threads."""
         module = self._load_ptx(_ptx_of[machine_code])
         return module, (module, name), 0, 0, 1024
 
     def unload_module(self, module: Any) -> None:
-        """It stays."""
+        """No-op: modules stay loaded."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         shared = _SHARED_BYTES[ARCHITECTURE]

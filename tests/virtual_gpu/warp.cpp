@@ -1,4 +1,4 @@
-// What the lanes of a warp do together, once all that take part have arrived.
+// Warp-wide operations, executed once all participating lanes have arrived.
 #include <cstring>
 
 #include "fragments.h"
@@ -7,7 +7,7 @@
 namespace virtual_gpu {
 namespace {
 
-// A warp's lanes that take part.
+// A warp and its participating lanes.
 struct Warp {
   Block& block;
   int first;
@@ -64,7 +64,7 @@ void vote(const Warp& warp, const Instruction& i) {
   });
 }
 
-// Through the first lane's registers, whose own value is kept aside.
+// Reduces the lanes' values one after the other, through the registers of a scratch thread.
 void reduce(const Warp& warp, const Instruction& i) {
   uint64_t values[LANES] = {}, result = 0;
   bool any = false;
@@ -135,7 +135,7 @@ void store_matrices(const Warp& warp, const Instruction& i) {
   });
 }
 
-// A B + C in float32, A by rows and B by columns.
+// A B + C in float32; A is row-major, B column-major.
 void multiply(const Warp& warp, const Instruction& i) {
   const int of_a = i.depth * bytes_of(i.factors) / 8, of_b = of_a / 2;  // registers
   const Thread* lanes = &warp[0];

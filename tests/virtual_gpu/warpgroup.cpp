@@ -11,7 +11,7 @@ namespace {
 
 constexpr int ROWS = 64, ROWS_OF_WARP = 16;
 
-// Of wgmma.mma_async, by their places among an instruction's sources.
+// The operands of wgmma.mma_async, as positions among an instruction's sources.
 struct Operands {
   explicit Operands(const Instruction& i) : a_in_registers(i.pack > 0), b(a_in_registers ? i.pack : 1) {
     const int given = i.sources - (b + 4);
@@ -25,7 +25,7 @@ struct Operands {
   [[nodiscard]] int sign_of_b() const { return b + 3; }
 };
 
-// A value that all threads must give alike.
+// A value that must be the same in all threads.
 template <typename T>
 [[nodiscard]] T uniform(const Thread* threads, int slot, const char* name) {
   const T value = read<T>(threads[0], slot);
@@ -45,7 +45,7 @@ template <typename T>
   return value;
 }
 
-// A [lines, depth] of the shared memory of the block, or B by its columns.
+// A [lines, depth], or B by its columns, from the block's shared memory.
 [[nodiscard]] std::vector<double> matrix_in_memory(const Thread* threads, const Instruction& i, int descriptor,
                                                    int lines, int transposed) {
   const bool along_k = transposed < 0 || read<int32_t>(threads[0], i.source[transposed]) == 0;

@@ -1,4 +1,4 @@
-"""Matrix products by wgmma in PTX, right or with one known fault, and their matrices as laid out in shared memory.
+"""Matrix products by wgmma in PTX, correct or with one known fault, and their matrices as laid out in shared memory.
 
 A warpgroup copies the layouts of A [64, depth] and B [depth, 64] to shared memory, multiplies, and stores its
 accumulators, 32 per thread.
@@ -71,7 +71,7 @@ def product(
     commit: str = "wgmma.commit_group.sync.aligned;",
     wait: str = "wgmma.wait_group.sync.aligned 0;",
 ) -> str:
-    """PTX of the kernel "product": `kind` is that of the factors, every keyword a place where a fault may be."""
+    """PTX of the kernel "product": `kind` is the factors' type; each keyword replaces a part, to inject a fault."""
     depth = 8 if kind == "tf32" else 16
     accumulators = ", ".join(f"%d{r}" for r in range(ACCUMULATORS))
     products = "\n".join(
@@ -89,13 +89,13 @@ def product(
 
 @dataclass(frozen=True)
 class Layout:
-    """How a matrix lies in shared memory: bytes of the swizzle, 16 for none, and whether k is the inner dimension."""
+    """A matrix's layout in shared memory: bytes of the swizzle, 16 for none, and whether k is the inner dimension."""
 
     swizzle: int
     along_k: bool = True
 
     def place(self, line: int, k: int, lines: int, depth: int, size: int) -> int:
-        """The byte of an element, of `size` bytes, of a matrix that begins where the pattern of the swizzle does."""
+        """The byte offset of an element of `size` bytes; the matrix starts where the swizzle's pattern does."""
         outer, inner = (line, k * size) if self.along_k else (k, line * size)
         outers = lines if self.along_k else depth
         # Atoms of 8 outer lines; those along the outer dimension follow one another.
@@ -114,7 +114,7 @@ class Layout:
         return image
 
     def descriptor(self, begin: int, lines: int, depth: int, size: int, step: int) -> int:
-        """Of what one instruction reads: 32 bytes along k, the `step`-th of them."""
+        """The descriptor of one instruction's operand: 32 bytes along k, the `step`-th of them."""
         next_lines, next_atom = 8 * self.swizzle, (lines if self.along_k else depth) * self.swizzle
         k = step * 32 // size
         # The start of a step is where its first element would be without the swizzle, whose lines it does not change.
@@ -140,7 +140,7 @@ def operands(layout: Layout, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
 
 
 def matrix_of(accumulators: np.ndarray) -> np.ndarray:
-    """What 128 threads hold, as D [64, 64]."""
+    """The accumulators of 128 threads as D [64, 64]."""
     thread, register = np.indices((128, ACCUMULATORS))
     rows = thread // 32 * 16 + register // 2 % 2 * 8 + thread % 32 // 4
     columns = register // 4 * 8 + thread % 4 * 2 + register % 2

@@ -1,4 +1,4 @@
-"""Pictures: maps lie where the heatmap says, landmarks on their pixels, and colours mean what is stated."""
+"""Pictures: maps are placed as the heatmaps are, landmarks on their pixels, and colours mean what is documented."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pal_fast import landmark_heatmap
 from pal_fast.visualize import attribution_grid, colour_map, draw_landmarks, overlay, picture, save, unnormalise
 
 
-def test_a_picture_is_the_same_from_a_tensor_an_array_and_bytes(generator: torch.Generator) -> None:
+def test_tensors_arrays_and_bytes_give_the_same_picture(generator: torch.Generator) -> None:
     levels = torch.randint(0, 256, (3, 5, 7), generator=generator, dtype=torch.uint8)
     as_floats = picture(levels.float() / 255)
     assert as_floats.shape == (5, 7, 3)
@@ -27,7 +27,7 @@ def test_a_grey_picture_gets_three_channels(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("image", [torch.zeros(2, 5, 5), torch.full((3, 4, 4), 2.0), torch.full((3, 4, 4), torch.nan)])
-def test_what_is_no_picture_is_refused(image: torch.Tensor) -> None:
+def test_tensors_that_are_not_pictures_are_refused(image: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="image must"):
         picture(image)
 
@@ -39,8 +39,8 @@ def test_unnormalise_undoes_a_normalisation(generator: torch.Generator) -> None:
     torch.testing.assert_close(unnormalise(normalised, mean, std), images, rtol=0, atol=1e-5)
 
 
-def test_the_brightest_place_of_an_overlay_is_the_landmark() -> None:
-    """A map at a quarter of the resolution comes to lie on the landmark that it was made from."""
+def test_the_brightest_pixel_of_an_overlay_is_the_landmark() -> None:
+    """A map at a quarter of the resolution is drawn over the landmark that it was made from."""
     point = torch.tensor([[[41.0, 17.0]]])
     heatmap = landmark_heatmap(point, 14, image_size=56, sigma=4.0, backend="reference")
     shown = overlay(torch.full((3, 56, 56), 0.3), heatmap[0])
@@ -56,14 +56,14 @@ def test_a_flat_map_and_no_opacity_show_the_grey_image(generator: torch.Generato
     assert bare.dtype == np.float32
 
 
-def test_shared_limits_make_the_same_value_the_same_colour() -> None:
+def test_shared_limits_give_equal_values_the_same_colour() -> None:
     few, many = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 2.0]])
     own, shared = colour_map(few), colour_map(few, limits=(0.0, 2.0))
     assert own[0, 1, 3] == 1.0
     np.testing.assert_array_equal(shared[0, 1], colour_map(many, limits=(0.0, 2.0))[0, 0])
 
 
-def test_signs_have_their_own_colours_and_zero_is_transparent() -> None:
+def test_each_sign_has_its_own_colour_and_zero_is_transparent() -> None:
     blue, zero, red = colour_map(torch.tensor([[-1.0, 0.0, 0.5]]))[0]
     assert blue[2] > blue[0]
     assert red[0] > red[2]
@@ -72,12 +72,12 @@ def test_signs_have_their_own_colours_and_zero_is_transparent() -> None:
     assert red[3] == 0.5
 
 
-def test_what_is_not_finite_is_transparent() -> None:
+def test_non_finite_values_are_transparent() -> None:
     colours = colour_map(torch.tensor([[0.0, 1.0, torch.nan, torch.inf]]))
     np.testing.assert_array_equal(colours[0, :, 3], [0.0, 1.0, 0.0, 0.0])
 
 
-def test_landmarks_are_drawn_at_their_pixels_and_missing_ones_are_not() -> None:
+def test_landmarks_are_drawn_at_their_pixels_and_missing_ones_are_skipped() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -95,7 +95,7 @@ def test_landmarks_are_drawn_at_their_pixels_and_missing_ones_are_not() -> None:
     assert np.ptp(rows) < 8
 
 
-def test_drawing_landmarks_leaves_the_view_as_it_was() -> None:
+def test_drawing_landmarks_does_not_change_the_axis_limits() -> None:
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
@@ -125,7 +125,7 @@ def test_a_grid_has_a_row_for_each_map_and_is_saved(tmp_path: Path, generator: t
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_grid_refuses_what_does_not_match() -> None:
+def test_a_grid_refuses_mismatched_inputs() -> None:
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match="'heatmap' must hold one entry for each of the 2"):
         attribution_grid(images, {"heatmap": torch.zeros(3, 4, 4)})

@@ -67,7 +67,7 @@ inline Machine machine;
 
 inline void seed(unsigned value) { machine.random.seed(value); }
 
-// Waits until the threads [first, last) have all reached what this one has.
+// Waits until the threads [first, last) have all arrived here.
 inline void wait_for(std::vector<long>& reached, int first, int last, bool all_present) {
   const long mine = ++reached[machine.current];
   machine.progress = true;

@@ -1,4 +1,4 @@
-// Kernels with known faults, so that the emulator is seen to catch them.
+// Kernels with known faults that the emulator must catch.
 #include "bindings.h"
 #include "cuda/block.cuh"
 

@@ -82,7 +82,7 @@ class Fibre {
     current() = nullptr;
   }
 
-  // Called by a fibre's function: back to who resumed it.
+  // Called by a fibre's function: returns to the caller of resume.
   static void yield() {
     Fibre* fibre = current();
 #ifdef PAL_FAST_FAST_SWITCH

@@ -6,7 +6,7 @@
 
 namespace emulator {
 
-// What all lanes of the warp give, in the place of each thread of the block.
+// The values passed by all lanes of the warp, indexed by thread of the block.
 template <size_t Words>
 const std::vector<std::array<unsigned, 6>>& exchange_fragments(const std::array<unsigned, Words>& mine) {
   Machine& m = machine;
