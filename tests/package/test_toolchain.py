@@ -182,24 +182,28 @@ def test_an_unknown_cuda_mode_is_refused():
         build_description(PAL_FAST_CUDA="yes")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "csrc/cpu").glob("*_avx*.cpp")), ids=lambda path: path.stem)
-def test_clang_and_gcc_compile_for_the_same_instruction_set(path):
+@pytest.mark.parametrize("instructions", ["avx2", "avx512"])
+def test_clang_and_gcc_compile_for_the_same_instruction_set(instructions):
     """clang ignores GCC's pragma, and applies its own only to the functions between push and pop."""
-    text = re.sub(r"\\\n\s*", "", path.read_text())
+    text = re.sub(r"\\\n\s*", "", (ROOT / f"csrc/cpu/target_{instructions}.h").read_text())
     (gcc,) = re.findall(r'^#pragma GCC target\("(.+)"\)$', text, re.MULTILINE)
     (clang,) = re.findall(
         r'^#pragma clang attribute push\(__attribute__\(\(target\("(.+)"\)\)\), .+$', text, re.MULTILINE
     )
     assert clang.split(",") == [feature for feature in gcc.split(",") if not feature.startswith("prefer-")]
-    assert text.index("clang attribute push") < text.index("_instances.h") < text.index("clang attribute pop")
+    sources = sorted((ROOT / "csrc/cpu").glob(f"*/{instructions}.cpp"))
+    assert len(sources) == 2
+    for source in sources:
+        last = re.findall(r'^#include "cpu/(?:\w+/)?(\w+\.h)"$', source.read_text(), re.MULTILINE)[1:]
+        assert last == [f"target_{instructions}.h", "instances.h", "target_end.h"]
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="clang is not installed")
-@pytest.mark.parametrize("name", ["batch_norm_avx2", "batch_norm_avx512", "instruction_set"])
+@pytest.mark.parametrize("name", ["batch_norm/avx2", "batch_norm/avx512", "instruction_set"])
 def test_clang_compiles_the_vector_kernels_and_their_dispatch(name, tmp_path):
     import torch.utils.cpp_extension as torch_build
 
-    include = [f"-I{folder}" for folder in torch_build.include_paths()]
+    include = [f"-I{folder}" for folder in (ROOT / "csrc", *torch_build.include_paths())]
     command = ["clang++", "-c", "-fPIC", "-std=c++20", f"-DTORCH_TARGET_VERSION={0x020A << 48}", *include]
     command += ["-o", str(tmp_path / "object.o"), str(ROOT / f"csrc/cpu/{name}.cpp")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
