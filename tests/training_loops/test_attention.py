@@ -1,4 +1,4 @@
-"""Fused attention has no second derivative: MATH above the layer, the fast kernels below, and settings restored."""
+"""Fused attention has no second derivative: MATH above the layer, fused kernels below it, and settings restored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fused(tensor, above):
     return [n.name() for n in nodes_between(tensor.grad_fn, above) if "ScaledDotProduct" in n.name()]
 
 
-def test_a_vit_is_right_with_attention_as_its_author_wrote_it(model):
+def test_a_vit_with_fused_attention_matches_the_double_backward(model):
     images, labels, landmarks = batch()
     wanted, gradients = judged(twin(model), "blocks.0", images, labels, landmarks, view=grid)
     pal = pal_fast.PALLoss(model, "blocks.0")
@@ -38,7 +38,7 @@ def test_a_vit_is_right_with_attention_as_its_author_wrote_it(model):
     assert gradient_error(model, gradients) < 1e-9
 
 
-def test_the_body_keeps_its_fused_kernel(model):
+def test_attention_below_the_layer_keeps_its_fused_kernel(model):
     images, _, _ = batch()
     held = []
     model.blocks[0].register_forward_hook(lambda m, a, out: held.append(out))
@@ -49,7 +49,7 @@ def test_the_body_keeps_its_fused_kernel(model):
     assert not fused(logits, held)
 
 
-def test_multihead_attention_in_an_encoder_layer_is_right():
+def test_an_encoder_layer_with_multihead_attention_matches_the_double_backward():
     class Encoder(Tokens):
         def __init__(self):
             super().__init__()
@@ -70,7 +70,7 @@ def switches():
     return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
 
 
-def test_the_kernels_are_switched_back_at_the_models_end(model):
+def test_attention_settings_are_restored_after_the_forward(model):
     before = switches()
     seen = []
     model.norm.register_forward_hook(lambda *_: seen.append(switches()))
@@ -84,8 +84,8 @@ def test_the_kernels_are_switched_back_at_the_models_end(model):
     pal.remove()
 
 
-def test_two_threads_do_not_switch_each_other_back():
-    """The first to enter its head leaves while the second is inside."""
+def test_two_threads_do_not_restore_each_others_attention_settings():
+    """The first thread to enter its head leaves it while the second is still inside its own."""
     before = switches()
     images, labels, landmarks = batch()
     models = [Tokens().double() for _ in range(2)]
@@ -111,7 +111,7 @@ def test_two_threads_do_not_switch_each_other_back():
     assert switches() == before
 
 
-def test_the_kernels_are_switched_back_after_an_exception(model):
+def test_attention_settings_are_restored_after_an_exception(model):
     before = switches()
 
     def fail(*_):
@@ -126,7 +126,7 @@ def test_the_kernels_are_switched_back_after_an_exception(model):
     handle.remove()
 
 
-def test_the_kernels_stay_where_only_a_part_of_the_model_is_called(model):
+def test_attention_settings_are_unchanged_when_only_part_of_the_model_is_called(model):
     before = switches()
     pal = pal_fast.PALLoss(model, "blocks.0")
     images, _, landmarks = batch()
@@ -139,7 +139,7 @@ def test_the_kernels_stay_where_only_a_part_of_the_model_is_called(model):
     assert landmarks.shape == (4, 5, 2)
 
 
-def test_the_users_own_choice_of_math_is_left_alone(model):
+def test_a_users_own_choice_of_the_math_backend_is_kept(model):
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         before = switches()
         pal = pal_fast.PALLoss(model, "blocks.0")
@@ -148,7 +148,7 @@ def test_the_users_own_choice_of_math_is_left_alone(model):
         assert pal._capture.captured[0].output is not None
 
 
-def test_a_layer_above_which_only_the_class_token_counts_is_warned_of(model):
+def test_a_layer_above_which_only_the_class_token_reaches_the_logits_warns(model):
     images, _, landmarks = batch()
     pal = pal_fast.PALLoss(model, "blocks.2")
     with pytest.warns(UserWarning, match=r"choose an earlier one, such as 'blocks\.1'"):
