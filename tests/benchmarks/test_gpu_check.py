@@ -91,8 +91,8 @@ def test_every_step_runs_in_order_and_is_reported_with_device_and_driver(a_gpu: 
     assert {step["state"] for step in steps.values()} == {"passed"}
     assert steps["gpu tests"]["summary"] == "12 passed in 3 s"
     assert steps["repeat"]["summary"] == "2 of 2 claims hold"
-    for said in ("A GPU", "580.1", "compute_capability: 90", "extension: sm_90 compute_90"):
-        assert said in text
+    for expected in ("A GPU", "580.1", "compute_capability: 90", "extension: sm_90 compute_90"):
+        assert expected in text
     build, environment, _ = stub.received[0]
     assert build[1:] == ["setup.py", "build_ext", "--inplace"]
     assert environment == {"PAL_FAST_CUDA": "1", "PAL_FAST_ARCHS": "90"}

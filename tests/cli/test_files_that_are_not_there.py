@@ -31,8 +31,8 @@ def test_an_unwritable_output_of_convert_is_named_in_the_error(name, tmp_path, c
     monkeypatch.setattr(tempfile, "mkstemp", refused)
     words = ["convert", str(tmp_path / "given.npz"), "-o", str(tmp_path / name)]
     assert cli.main([*words, *(["--to", "pts"] if name == "folder" else [])]) == 2
-    said = capsys.readouterr().err
-    assert said == f"pal-fast convert: error: cannot write {tmp_path / name}: Permission denied\n"
+    stderr = capsys.readouterr().err
+    assert stderr == f"pal-fast convert: error: cannot write {tmp_path / name}: Permission denied\n"
 
 
 def test_convert_into_an_existing_folder_is_not_refused(tmp_path):

@@ -63,11 +63,11 @@ def test_missing_and_unreadable_images_are_reported_in_one_error(rafdb: Written,
     absent, cut, text = break_some(rafdb)
     with pytest.raises(ValueError, match="bad_images='skip' leaves them out") as failure:
         open_dataset("rafdb", rafdb.root, "train", verify=verify)
-    said = str(failure.value)
-    assert f"of 8 images 1 absent ({absent}) and 2 unusable" in said
-    assert f"{cut}: " in said
-    assert "truncated" in said
-    assert f"{text}: not an image" in said
+    message = str(failure.value)
+    assert f"of 8 images 1 absent ({absent}) and 2 unusable" in message
+    assert f"{cut}: " in message
+    assert "truncated" in message
+    assert f"{text}: not an image" in message
 
 
 def test_bad_images_can_be_skipped(rafdb: Written) -> None:
@@ -149,13 +149,13 @@ def test_images_without_landmarks_are_counted_and_the_first_few_named(folder: Wr
     points = folder.landmarks.clone()
     points[0] = torch.nan
     marks = LandmarkSet(points, folder.names).select(range(14))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = open_dataset("folder", folder.root, "train", landmarks=marks)
-    said = [str(warning.message) for warning in told if "classes without" not in str(warning.message)]
-    assert len(said) == 1
-    assert f"of 16 images 2 are not in landmarks ({', '.join(sorted(folder.names[14:16]))})" in said[0]
-    assert f"1 are in it without a face ({folder.names[0]})" in said[0]
+    messages = [str(warning.message) for warning in caught if "classes without" not in str(warning.message)]
+    assert len(messages) == 1
+    assert f"of 16 images 2 are not in landmarks ({', '.join(sorted(folder.names[14:16]))})" in messages[0]
+    assert f"1 are in it without a face ({folder.names[0]})" in messages[0]
     missing = {folder.names[0], *folder.names[14:16]}
     for index, name in enumerate(dataset.names):
         assert bool(dataset[index]["landmarks"].isnan().all()) == (name in missing)
@@ -179,11 +179,11 @@ def test_normalised_landmarks_are_refused_before_any_augmentation(folder: Writte
     points[3, 7] = 1.04  # a point beside the image does not hide the rest
     points[5] = torch.nan
     marks = LandmarkSet(points, folder.names)
-    said = (
+    expected = (
         r"landmarks: in 15 of 15 annotated images all landmarks lie within 3 pixels of the image's corner \(x from "
         r".*\), as normalised ones do: .* in pixels of the image, 32 x 32 .*multiply normalised ones by \(width, height"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         open_dataset("folder", folder.root, "train", landmarks=marks, verify=verify)
 
 
@@ -203,10 +203,10 @@ def test_normalised_landmarks_of_drawn_faces_are_refused() -> None:
 
 def test_empty_classes_are_named_and_an_empty_split_is_an_error(folder: Written) -> None:
     (folder.root / "train" / "boredom").mkdir()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = open_dataset("folder", folder.root, "train")
-    assert any("classes without images: " in str(w.message) and "boredom" in str(w.message) for w in told)
+    assert any("classes without images: " in str(w.message) and "boredom" in str(w.message) for w in caught)
     assert "boredom" in dataset.classes
     assert dataset.class_counts[dataset.classes.index("boredom")] == 0
     for name in folder.names[16:]:

@@ -49,7 +49,7 @@ def brightness_at(image: Tensor, places: Tensor) -> Tensor:
 
 
 def test_the_annotation_lies_on_the_face(photograph: Tensor, points: Tensor) -> None:
-    """Brows are darker than the lids below, pupils than cheeks; teeth are brighter than lips; beyond the jaw is wall."""
+    """Brows are darker than the lids below, pupils than cheeks, lips than teeth; beyond the jaw is wall."""
     assert points.shape == (68, 2)
     brows, lids = points[[19, 20, 23, 24]], (points[[19, 20, 23, 24]] + points[[37, 38, 43, 44]]) / 2
     assert (brightness_at(photograph, brows) < brightness_at(photograph, lids)).all()

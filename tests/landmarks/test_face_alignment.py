@@ -192,10 +192,10 @@ def test_the_error_for_missing_weights_says_which_file_to_put_where(
     hub: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["landmarks", str(faces), "-o", str(tmp_path / "m.npz"), "--device", "cpu"]) == 2
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for name in ("2DFAN4-11f355bf06.pth.tar", "s3fd-619a316812.pth"):
-        assert str(hub / "checkpoints" / name) in said
-        assert f"https://www.adrianbulat.com/downloads/python-fan/{name}" in said
+        assert str(hub / "checkpoints" / name) in stderr
+        assert f"https://www.adrianbulat.com/downloads/python-fan/{name}" in stderr
     assert not list(tmp_path.glob("m.npz*"))
     assert not list(hub.rglob("*.pth*"))
 
@@ -207,6 +207,6 @@ def test_broken_weights_are_named_in_the_error(
     file.parent.mkdir(parents=True)
     file.write_bytes(b"half a download")
     assert cli.main(["landmarks", str(faces), "-o", str(tmp_path / "m.npz"), "--boxes", "full", "--device", "cpu"]) == 2
-    said = capsys.readouterr().err
-    assert "Remove the one that is broken" in said
-    assert str(file) in said
+    stderr = capsys.readouterr().err
+    assert "Remove the one that is broken" in stderr
+    assert str(file) in stderr

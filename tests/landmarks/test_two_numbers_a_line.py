@@ -68,9 +68,13 @@ def test_x_y_lines_hold_any_number_of_points_including_missing_ones(tmp_path: Pa
     marks = read_landmark_set(tmp_path / "a.txt", "x-y")
     assert marks.names == ("a",)
     np.testing.assert_array_equal(marks.points[0], np.array([[1.5, 2], [np.nan, np.nan], [-3, 4], [5, 6.25]]))
-    for text, line, said in (("1 2\n3\n", 2, "1 numbers"), ("1 2\nx y\n", 2, "'x y'"), ("\n", None, "one line of x y")):
+    for text, line, expected in (
+        ("1 2\n3\n", 2, "1 numbers"),
+        ("1 2\nx y\n", 2, "'x y'"),
+        ("\n", None, "one line of x y"),
+    ):
         (tmp_path / "b.txt").write_text(text)
-        with pytest.raises(LandmarkFileError, match=said) as error:
+        with pytest.raises(LandmarkFileError, match=expected) as error:
             read_landmarks(tmp_path / "b.txt", "x-y")
         assert error.value.line == line
 

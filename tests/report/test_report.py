@@ -124,8 +124,8 @@ def test_curves_have_a_point_for_each_epoch_of_each_run(both, runs):
     assert all(len(line["points"].split()) == 3 for line in lines)
     pal, _ = runs
     losses = [entry["train"]["pal"] for entry in history(pal)]
-    said = re.findall(r"epoch \d: (\N{MINUS SIGN}?[\d.]+)</title>", both)[-3:]
-    assert [float(number.replace("\N{MINUS SIGN}", "-")) for number in said] == pytest.approx(losses, abs=0.02)
+    shown = re.findall(r"epoch \d: (\N{MINUS SIGN}?[\d.]+)</title>", both)[-3:]
+    assert [float(number.replace("\N{MINUS SIGN}", "-")) for number in shown] == pytest.approx(losses, abs=0.02)
 
 
 def test_faces_are_compared_at_the_ends_of_the_runs_and_sorted_by_alignment(both, runs):
@@ -174,13 +174,13 @@ def test_a_run_without_a_layer_or_a_gallery_has_a_page(tmp_path):
 
 
 def test_a_folder_that_is_not_a_run_is_named_in_the_error(runs, tmp_path, capsys):
-    for words, said in (
+    for words, expected in (
         ([str(tmp_path)], "is not a run of pal-fast train"),
         ([str(runs[0]), str(runs[0])], "each folder once, got"),
         ([str(runs[0]), "-o", str(tmp_path / "absent" / "report.html")], "there is no folder"),
     ):
         assert cli.main(["report", *words]) == 2
-        assert said in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
     broken = tmp_path / "broken"
     shutil.copytree(runs[1], broken)
     (broken / "gallery" / "epoch_0003.npz").write_bytes(b"no zip file")

@@ -115,11 +115,11 @@ def test_bad_data_fails_with_a_one_line_message_and_leaves_no_files(tmp_path, ca
         path.unlink()
     words = ["train", "--data", "rafdb", "--root", str(root), "--model", "small", "--size", "32", "--device", "cpu"]
     assert cli.main([*words, "--output", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("pal-fast train: error: ")
-    assert "of 40 images 7 absent" in said
-    assert absent[0].name in said
-    assert absent[-1].name not in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("pal-fast train: error: ")
+    assert "of 40 images 7 absent" in stderr
+    assert absent[0].name in stderr
+    assert absent[-1].name not in stderr
     assert not (tmp_path / "run").exists()
     short = [
         "--epochs",

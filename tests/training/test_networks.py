@@ -80,12 +80,12 @@ def test_torchvision_takes_precedence_and_a_prefix_selects_the_library():
     assert find_library("resnet18") == ("torchvision", "resnet18")
     assert find_library("timm:resnet18") == ("timm", "resnet18")
     assert find_library("resnet10t") == ("timm", "resnet10t")
-    for name, said in (
+    for name, expected in (
         ("resnet81", "did you mean"),
         ("keras:vgg", "timm:NAME"),
         ("fasterrcnn_resnet50_fpn", "neither"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=expected):
             find_library(name)
 
 
@@ -163,12 +163,12 @@ def test_a_weight_file_that_does_not_match_the_network_is_refused(tmp_path):
     torch.save({"encoder.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
     (tmp_path / "junk.pt").write_bytes(b"junk")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name, said in (
+    for name, expected in (
         ("other", "nothing in .* matches the network"),
         ("junk", "not a readable"),
         ("list", "no state_dict"),
     ):
-        with pytest.raises(ValueError, match=rf"weights: .*{said}|weights: {said}"):
+        with pytest.raises(ValueError, match=rf"weights: .*{expected}|weights: {expected}"):
             begin("small", 7, 32, weights=str(tmp_path / f"{name}.pt"))
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         begin("small", 7, 32, weights=str(tmp_path / "absent.pt"))

@@ -46,8 +46,8 @@ def test_different_classes_are_refused_listing_both_sets(folder, capsys):
     words = ["evaluate", str(folder / "run"), "--data", "affectnet", "--root", str(folder / "affectnet")]
     words += ["--workers", "0", "--device", "cpu"]
     assert cli.main(words) == 2
-    said = capsys.readouterr().err
-    assert "knows the classes surprise, fear" in said
-    assert "but affectnet has neutral, happiness" in said
-    assert "contempt: give data with the same classes, or fewer of them with classes (--classes)" in said
+    stderr = capsys.readouterr().err
+    assert "knows the classes surprise, fear" in stderr
+    assert "but affectnet has neutral, happiness" in stderr
+    assert "contempt: give data with the same classes, or fewer of them with classes (--classes)" in stderr
     assert cli.main([*words, "--classes", "7"]) == 0

@@ -70,8 +70,8 @@ def test_an_unwritable_output_is_reported_before_training(tmp_path, capsys):
     words = ["--data", "drawn", "--model", "small", "--output", str(tmp_path / "file" / "run")]
     for command, first in (("train", "config.json"), ("sweep", "table.md")):
         assert cli.main([command, *words]) == 2
-        said = capsys.readouterr().err
-        assert f"error: cannot write {tmp_path}/file/run/{first}: there is no folder {tmp_path}/file" in said
+        stderr = capsys.readouterr().err
+        assert f"error: cannot write {tmp_path}/file/run/{first}: there is no folder {tmp_path}/file" in stderr
 
 
 def test_a_missing_config_file_is_named_in_the_error(tmp_path, capsys):

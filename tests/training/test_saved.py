@@ -61,12 +61,14 @@ def test_a_run_can_start_from_the_weights_of_another(runs, plain_network):
 
 
 def test_the_exported_program_is_the_plain_network(runs, plain_network, tmp_path, generator):
-    said = export(runs / "pal", tmp_path / "model.pt2")
-    assert said["difference"] < 1e-5
+    description = export(runs / "pal", tmp_path / "model.pt2")
+    assert description["difference"] < 1e-5
     files = {DESCRIPTION: ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=files)
-    assert json.loads(files[DESCRIPTION]) == {name: value for name, value in said.items() if name != "difference"}
-    assert "surprise" in said["classes"]
+    assert json.loads(files[DESCRIPTION]) == {
+        name: value for name, value in description.items() if name != "difference"
+    }
+    assert "surprise" in description["classes"]
 
     plain_network.load_state_dict(read_state(RunFolder(runs / "pal").model, "model")["network"])
     plain_network.eval()
@@ -88,15 +90,15 @@ def test_an_export_reproduces_the_runs_predictions_with_its_stated_normalisation
     if format == "torch":
         files = {DESCRIPTION: ""}
         program = torch.export.load(tmp_path / "model", extra_files=files).module()
-        said = json.loads(files[DESCRIPTION])
+        description = json.loads(files[DESCRIPTION])
     else:
         content = (tmp_path / "model").read_bytes()
         kept = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
-        said = {name: json.loads(kept[f"pal_fast.{name}"]) for name in ("mean", "std", "size", "channels")}
+        description = {name: json.loads(kept[f"pal_fast.{name}"]) for name in ("mean", "std", "size", "channels")}
         program = functools.partial(_run_onnx, content)
-    assert images.shape[1:] == (3, said["size"], said["size"])
-    assert said["channels"] == "RGB in [0, 1], then (value - mean) / std"
-    mean, std = (torch.tensor(said[name])[:, None, None] for name in ("mean", "std"))
+    assert images.shape[1:] == (3, description["size"], description["size"])
+    assert description["channels"] == "RGB in [0, 1], then (value - mean) / std"
+    mean, std = (torch.tensor(description[name])[:, None, None] for name in ("mean", "std"))
     predictions = program((images - mean) / std).argmax(1)
     assert predictions.tolist() == np.load(RunFolder(runs / "pal").predictions)["predictions"].tolist()
 
@@ -196,14 +198,14 @@ def test_a_checkpoint_and_other_data_can_be_evaluated(runs):
 
 
 def test_inputs_that_cannot_be_evaluated_are_refused_by_name(runs, tmp_path, capsys):
-    for words, said in (
+    for words, expected in (
         ([str(tmp_path)], "holds no model.pt, so it is no run"),
         ([str(tmp_path / "absent")], "there is no file or folder"),
         ([str(runs / "pal"), "--data", "rafdb"], "root is required: the folder of rafdb"),
         ([str(runs / "pal"), "--split", "tset"], "did you mean 'test'"),
     ):
         assert cli.main(["evaluate", *words]) == 2
-        assert said in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
 
 
 def test_the_commands_print_their_results_and_write_their_files(runs, tmp_path, capsys):
@@ -213,7 +215,7 @@ def test_the_commands_print_their_results_and_write_their_files(runs, tmp_path, 
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert f"{100 * figures['accuracy']:.2f} %" in printed
     assert cli.main(["export", str(runs / "plain"), "-o", str(tmp_path / "model.pt2")]) == 0
-    said = capsys.readouterr().out
-    assert "images (B, 3, 32, 32) to logits of 7 classes" in said
-    assert "already normalised per channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in said
+    stdout = capsys.readouterr().out
+    assert "images (B, 3, 32, 32) to logits of 7 classes" in stdout
+    assert "already normalised per channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in stdout
     assert (tmp_path / "model.pt2").exists()

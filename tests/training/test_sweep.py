@@ -140,10 +140,10 @@ def test_every_condition_is_validated_before_the_first_run(tmp_path, monkeypatch
     plan = Plan(("grad_input",), ("mean", "half"), ("body", "head.3", "stem"), (1.0,), (0, 1))
     with pytest.raises(ValueError, match="5 of 7 conditions cannot be trained, so no run is started") as error:
         sweep(base, plan, tmp_path / "sweep", say=quiet)
-    said = str(error.value)
-    assert "layer: on a step of noise, the loss at layer 'head.3' is 0 for every sample" in said
-    assert "single cell" in said
-    assert "'stem'" in said
+    message = str(error.value)
+    assert "layer: on a step of noise, the loss at layer 'head.3' is 0 for every sample" in message
+    assert "single cell" in message
+    assert "'stem'" in message
     assert not (tmp_path / "sweep").exists()
 
 
@@ -222,7 +222,7 @@ def test_the_command_exits_with_status_1_if_a_run_failed(tmp_path, monkeypatch, 
 
 def test_the_command_refuses_meaningless_arguments(tmp_path, capsys):
     words = ["sweep", "--data", "drawn", "--output", str(tmp_path / "sweep")]
-    for more, said in (
+    for more, expected in (
         (["--weight", "0", "1"], "the baseline is always run"),
         (["--seeds", "1", "1"], "seeds must hold each value once"),
         (["--shard", "0/4"], "shard must be i/n"),
@@ -231,5 +231,5 @@ def test_the_command_refuses_meaningless_arguments(tmp_path, capsys):
         (["--model", "alexnet"], "layer must be named"),
     ):
         assert cli.main([*words, *more]) == 2
-        assert said in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()

@@ -155,7 +155,7 @@ def test_an_image_size_that_the_model_rejects_is_reported_in_one_line(layer, mon
 
 @pytest.mark.parametrize("option", ["--image-size", "--batch", "--classes"])
 @pytest.mark.parametrize("number", ["0", "-3", "1.5"])
-def test_counts_are_at_least_one(option, number, capsys):
+def test_counts_must_be_at_least_one(option, number, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["doctor", "some_networks:small", option, number])
     assert stop.value.code == 2

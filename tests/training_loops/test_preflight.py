@@ -43,9 +43,9 @@ def test_a_suitable_layer_has_a_cost_and_no_problem():
 def test_check_suggests_prepare_head_until_it_has_been_applied(make, layer, note):
     model, (images, _, _) = make(), batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, layer)
-    assert any(note in told and "prepare_head" in told for told in pal.check(images).layers[0].slow)
+    assert any(note in suggestion and "prepare_head" in suggestion for suggestion in pal.check(images).layers[0].slow)
     pal_fast.nn.prepare_head(model, layer, images)
-    assert not any("prepare_head" in told for told in pal.check(images).layers[0].slow)
+    assert not any("prepare_head" in suggestion for suggestion in pal.check(images).layers[0].slow)
 
 
 def test_check_leaves_the_model_unchanged():
