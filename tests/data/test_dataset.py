@@ -69,11 +69,11 @@ def test_the_balanced_sampler_is_reproducible_and_skips_empty_classes() -> None:
 def test_an_in_place_transform_does_not_change_the_data_set() -> None:
     pytest.importorskip("torchvision")
 
-    def ruin(sample: dict) -> dict:  # type: ignore[type-arg]
+    def overwrite(sample: dict) -> dict:  # type: ignore[type-arg]
         sample["landmarks"].mul_(0)
         return sample
 
-    dataset = open_dataset("drawn", "count=2,size=16", "train", transform=ruin)
+    dataset = open_dataset("drawn", "count=2,size=16", "train", transform=overwrite)
     before = dataset.landmarks.clone()
     assert dataset[0]["landmarks"].abs().sum() == 0
     assert torch.equal(dataset.landmarks, before)

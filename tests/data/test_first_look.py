@@ -82,7 +82,7 @@ def test_faces_of_a_data_set_that_already_warned_are_not_checked_again(around: A
                 assert torch.equal(dataset[index]["landmarks"], points[index])
 
 
-class Mine(Dataset[dict[str, Any]]):
+class UserDataset(Dataset[dict[str, Any]]):
     def __init__(self) -> None:
         self.transform = train_transform(48)
 
@@ -97,4 +97,4 @@ class Mine(Dataset[dict[str, Any]]):
 @pytest.mark.filterwarnings("ignore:landmarks. all of this face")
 def test_a_loader_of_normalised_landmarks_fails_at_its_first_batch(workers: int) -> None:
     with pytest.raises(ValueError, match="as normalised ones do"):
-        next(iter(DataLoader(Mine(), batch_size=4, num_workers=workers)))
+        next(iter(DataLoader(UserDataset(), batch_size=4, num_workers=workers)))

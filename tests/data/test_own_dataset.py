@@ -93,7 +93,7 @@ def test_a_grey_or_transparent_image_becomes_rgb(points: Tensor) -> None:
         assert eval_transform(48)({"image": image, "landmarks": points})["image"].shape == (3, 48, 48)
 
 
-class Mine(Dataset[dict[str, Any]]):
+class UserDataset(Dataset[dict[str, Any]]):
     def __init__(self, pixels: Tensor, points: Tensor) -> None:
         self.image, self.points, self.transform = Image.fromarray(as_array(pixels)), points.numpy(), train_transform(48)
 
@@ -106,7 +106,7 @@ class Mine(Dataset[dict[str, Any]]):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_collates_samples_of_a_users_own_data_set(workers: int, pixels: Tensor, points: Tensor) -> None:
-    (batch,) = DataLoader(Mine(pixels, points), batch_size=4, num_workers=workers)
+    (batch,) = DataLoader(UserDataset(pixels, points), batch_size=4, num_workers=workers)
     assert batch["image"].shape == (4, 3, 48, 48)
     assert batch["landmarks"].shape == (4, 5, 2)
     assert batch["label"].tolist() == [0, 1, 2, 3]

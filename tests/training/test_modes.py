@@ -29,7 +29,7 @@ def shown_in_the_gallery(network, images, labels, landmarks):
     gallery.look(network, "middle", device=CPU, batch=2, sigma=None)
 
 
-LOOKS = {
+INSPECTIONS = {
     "explain": lambda network, images, labels, landmarks: explain(
         torch.randint(0, 255, (3, 20, 20), dtype=torch.uint8), landmarks[0], network, "middle", size=16, crop="whole"
     ),
@@ -55,10 +55,10 @@ def modes(network):
     return {name: module.training for name, module in network.named_modules()}
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_each_modules_mode_is_restored(look, network):
+@pytest.mark.parametrize("run_inspection", INSPECTIONS.values(), ids=INSPECTIONS)
+def test_each_modules_mode_is_restored(run_inspection, network):
     before = modes(network)
-    look(network, *batch(dtype=torch.float32))
+    run_inspection(network, *batch(dtype=torch.float32))
     assert modes(network) == before
 
 
@@ -85,6 +85,6 @@ def test_a_model_whose_train_method_keeps_a_part_in_eval_mode_is_respected():
 
     network = Frozen().train()
     before = modes(network)
-    for look in LOOKS.values():
-        look(network, *batch(dtype=torch.float32))
+    for run_inspection in INSPECTIONS.values():
+        run_inspection(network, *batch(dtype=torch.float32))
         assert modes(network) == before

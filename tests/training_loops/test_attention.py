@@ -65,19 +65,19 @@ def test_an_encoder_layer_with_multihead_attention_matches_the_double_backward()
     assert wanted > 0
 
 
-def switches():
+def sdpa_settings():
     cuda = torch.backends.cuda
     return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
 
 
 def test_attention_settings_are_restored_after_the_forward(model):
-    before = switches()
+    before = sdpa_settings()
     seen = []
-    model.norm.register_forward_hook(lambda *_: seen.append(switches()))
+    model.norm.register_forward_hook(lambda *_: seen.append(sdpa_settings()))
     pal = pal_fast.PALLoss(model, "blocks.0")
     model(batch()[0])
     assert seen == [(False, False, True, False)]
-    assert switches() == before
+    assert sdpa_settings() == before
     with torch.no_grad():
         model(batch()[0])
     assert seen[1] == before
@@ -86,7 +86,7 @@ def test_attention_settings_are_restored_after_the_forward(model):
 
 def test_two_threads_do_not_restore_each_others_attention_settings():
     """The first thread to enter its head leaves it while the second is still inside its own."""
-    before = switches()
+    before = sdpa_settings()
     images, labels, landmarks = batch()
     models = [Tokens().double() for _ in range(2)]
     judges = [judged(twin(model), "blocks.0", images, labels, landmarks, view=grid)[1] for model in models]
@@ -108,11 +108,11 @@ def test_two_threads_do_not_restore_each_others_attention_settings():
     for thread in threads:
         thread.join()
     assert all(gradient_error(model, judge) < 1e-9 for model, judge in zip(models, judges, strict=True))
-    assert switches() == before
+    assert sdpa_settings() == before
 
 
 def test_attention_settings_are_restored_after_an_exception(model):
-    before = switches()
+    before = sdpa_settings()
 
     def fail(*_):
         raise KeyError("in the head")
@@ -121,19 +121,19 @@ def test_attention_settings_are_restored_after_an_exception(model):
     pal = pal_fast.PALLoss(model, "blocks.0")
     with pytest.raises(KeyError):
         model(batch()[0])
-    assert switches() == before
+    assert sdpa_settings() == before
     assert pal._capture.captured[0].output is not None
     handle.remove()
 
 
 def test_attention_settings_are_unchanged_when_only_part_of_the_model_is_called(model):
-    before = switches()
+    before = sdpa_settings()
     pal = pal_fast.PALLoss(model, "blocks.0")
     images, _, landmarks = batch()
     tokens = model.patches(images).flatten(2).transpose(1, 2)
     tokens = torch.cat([model.class_token.expand(len(tokens), -1, -1), tokens], 1)
     logits = model.head_after(0)(model.blocks[0](tokens))
-    assert switches() == before
+    assert sdpa_settings() == before
     with pytest.raises(RuntimeError, match=r"fused attention.*call the model itself"):
         pal(logits, heatmap=torch.rand(4, 4, 4, dtype=torch.float64))
     assert landmarks.shape == (4, 5, 2)
@@ -141,10 +141,10 @@ def test_attention_settings_are_unchanged_when_only_part_of_the_model_is_called(
 
 def test_a_users_own_choice_of_the_math_backend_is_kept(model):
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        before = switches()
+        before = sdpa_settings()
         pal = pal_fast.PALLoss(model, "blocks.0")
         model(batch()[0])
-        assert switches() == before
+        assert sdpa_settings() == before
         assert pal._capture.captured[0].output is not None
 
 
