@@ -34,24 +34,24 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as the check itself looks."""
+    """Makes the check believe that a GPU is present."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
 
 
 class Stub:
-    """Answers each command by what is said of its step, and remembers what it was asked."""
+    """Stub runner: returns the outcome given for each command's step, and records the calls."""
 
     def __init__(self, **answers: Outcome) -> None:
         self.answers = answers
-        self.asked: list[tuple[list[str], dict[str, str], float]] = []
+        self.received: list[tuple[list[str], dict[str, str], float]] = []
 
     def __call__(self, command: Sequence[str], environment: dict[str, str], timeout: float) -> Outcome:
         words = " ".join(command)
         if words.endswith("benchmarks.machine"):
             return Outcome(0, f"noise\n{json.dumps(MACHINE)}\n")
-        self.asked.append((list(command), environment, timeout))
+        self.received.append((list(command), environment, timeout))
         for name, outcome in self.answers.items():
             if name in words:
                 return outcome
@@ -70,11 +70,13 @@ def test_without_a_gpu_nothing_is_run_and_the_report_says_so(no_gpu: None, tmp_p
     assert "Nothing was run: PyTorch sees no CUDA GPU" in text
     assert "passed" not in text
     assert not steps
-    assert not stub.asked
+    assert not stub.received
     assert gpu_check.main(["--output", str(tmp_path), "--require-gpu"], stub) == 1
 
 
-def test_the_report_goes_where_out_says(no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_is_written_to_the_folder_named_by_out(
+    no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     gpu_check.main([], Stub())
     assert (tmp_path / "out" / "gpu_check.md").is_file()
@@ -89,19 +91,19 @@ def test_every_step_runs_in_order_and_is_reported_with_device_and_driver(a_gpu: 
     assert {step["state"] for step in steps.values()} == {"passed"}
     assert steps["gpu tests"]["summary"] == "12 passed in 3 s"
     assert steps["repeat"]["summary"] == "2 of 2 claims hold"
-    for said in ("A GPU", "580.1", "compute_capability: 90", "extension: sm_90 compute_90"):
-        assert said in text
-    build, environment, _ = stub.asked[0]
+    for expected in ("A GPU", "580.1", "compute_capability: 90", "extension: sm_90 compute_90"):
+        assert expected in text
+    build, environment, _ = stub.received[0]
     assert build[1:] == ["setup.py", "build_ext", "--inplace"]
     assert environment == {"PAL_FAST_CUDA": "1", "PAL_FAST_ARCHS": "90"}
-    memcheck = next(command for command, _, _ in stub.asked if "memcheck" in command)
+    memcheck = next(command for command, _, _ in stub.received if "memcheck" in command)
     assert memcheck[0] == "compute-sanitizer"
     assert "--error-exitcode" in memcheck
-    assert "10000" in next(command for command, _, _ in stub.asked if "repeat" in command)
+    assert "10000" in next(command for command, _, _ in stub.received if "repeat" in command)
     assert not any(word == "--seconds" for word in build)
 
 
-def test_a_failure_and_a_step_out_of_time_fail_the_check_and_show_their_output(a_gpu: None, tmp_path: Path) -> None:
+def test_a_failed_step_and_a_timed_out_step_fail_the_check_and_show_their_output(a_gpu: None, tmp_path: Path) -> None:
     broken = json.dumps({"claim": "one launch forward", "holds": False, "detail": "fill; loss"})
     stub = Stub(launches=Outcome(1, broken + "\n"), racecheck=Outcome(None, "still running"))
     assert gpu_check.main(["--output", str(tmp_path)], stub) == 1
@@ -113,7 +115,7 @@ def test_a_failure_and_a_step_out_of_time_fail_the_check_and_show_their_output(a
     assert steps["graph"]["state"] == "passed", "one failure does not stop the others"
 
 
-def test_what_is_not_installed_is_skipped_with_its_reason(
+def test_steps_whose_tools_are_not_installed_are_skipped_with_the_reason(
     a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -124,24 +126,24 @@ def test_what_is_not_installed_is_skipped_with_its_reason(
     assert "step" not in steps
 
 
-def test_a_lent_machines_minutes_are_shared_among_the_steps(a_gpu: None, tmp_path: Path) -> None:
+def test_a_time_budget_is_divided_among_the_steps(a_gpu: None, tmp_path: Path) -> None:
     stub = Stub()
     assert gpu_check.main(["--output", str(tmp_path), "--minutes", "9"], stub) == 0
-    assert len(stub.asked) == len(STEPS)
-    for (command, _, timeout), step in zip(stub.asked, gpu_steps.steps(tmp_path, "90", False), strict=True):
+    assert len(stub.received) == len(STEPS)
+    for (command, _, timeout), step in zip(stub.received, gpu_steps.steps(tmp_path, "90", False), strict=True):
         assert timeout >= step.seconds - 1
         assert ("--seconds" in command) == step.timed
         if step.timed:
             assert float(command[command.index("--seconds") + 1]) <= timeout - 15
     wanted = gpu_steps.steps(tmp_path, "90", False)[0].seconds
-    assert stub.asked[0][2] == pytest.approx(wanted), "nothing is left over while more is wanted than there is"
+    assert stub.received[0][2] == pytest.approx(wanted), "nothing is left over while more is wanted than there is"
     stub = Stub()
     assert gpu_check.main(["--output", str(tmp_path), "--minutes", "0.1"], stub) == 0
-    assert not stub.asked
+    assert not stub.received
     assert {step["summary"] for step in report_of(tmp_path)[1].values()} == {"no time was left"}
 
 
-def test_what_a_step_leaves_goes_to_the_next_ones() -> None:
+def test_time_that_a_step_does_not_use_goes_to_the_next_steps() -> None:
     build, heatmap, step = (
         next(s for s in gpu_steps.steps(Path(), "90", False) if s.name == name) for name in ("build", "heatmap", "step")
     )
@@ -152,7 +154,7 @@ def test_what_a_step_leaves_goes_to_the_next_ones() -> None:
     assert gpu_check.share_of(heatmap, [step], math.inf) == 60 * heatmap.minutes
 
 
-def test_a_benchmark_that_loses_the_gpu_runs_again_without_the_peer(a_gpu: None, tmp_path: Path) -> None:
+def test_a_benchmark_that_loses_the_gpu_is_rerun_without_the_peer(a_gpu: None, tmp_path: Path) -> None:
     class Losing(Stub):
         def __call__(self, command: Sequence[str], environment: dict[str, str], timeout: float) -> Outcome:
             outcome = super().__call__(command, environment, timeout)
@@ -162,7 +164,7 @@ def test_a_benchmark_that_loses_the_gpu_runs_again_without_the_peer(a_gpu: None,
 
     stub = Losing(loss=Outcome(0, "loss: 60 of 60 cases in 99 s\n"))
     assert gpu_check.main(["--output", str(tmp_path), "--only", "loss", "heatmap"], stub) == 1
-    again = next(command for command, _, _ in stub.asked if "--without" in command)
+    again = next(command for command, _, _ in stub.received if "--without" in command)
     assert again[again.index("--without") + 1] == "triton"
     _, steps = report_of(tmp_path)
     assert steps["loss"]["state"] == "failed"
@@ -170,13 +172,13 @@ def test_a_benchmark_that_loses_the_gpu_runs_again_without_the_peer(a_gpu: None,
     assert steps["heatmap"]["state"] == "passed"
 
 
-def test_a_claim_that_was_cut_off_does_not_end_the_check() -> None:
+def test_a_truncated_claim_does_not_abort_the_check() -> None:
     whole = json.dumps({"claim": "one launch", "holds": True, "detail": ""})
     assert gpu_steps._claims(f"{whole}\n{whole[:30]}") == "1 of 1 claims hold"
 
 
-def test_every_command_of_the_steps_is_one_that_its_program_takes(tmp_path: Path) -> None:
-    """Of the benchmarks: their parsers exit where an option is unknown."""
+def test_every_steps_command_is_accepted_by_its_program(tmp_path: Path) -> None:
+    """Checked for the benchmarks, whose parsers exit on an unknown option."""
     for step in gpu_steps.steps(tmp_path, "90", quick=True):
         words = list(step.command)
         if "-m" not in words or words[words.index("-m") + 1] == "pytest":
@@ -188,27 +190,27 @@ def test_every_command_of_the_steps_is_one_that_its_program_takes(tmp_path: Path
         module = importlib.import_module(
             f"{name}.command" if gpu_check.ROOT.joinpath(*name.split(".")).is_dir() else name
         )
-        with pytest.raises(SystemExit) as ended:  # help comes after all that is before it has been read
+        with pytest.raises(SystemExit) as ended:  # --help exits only after the options before it have been parsed
             module.main([*words[at + 1 :], *more, "--help"])
         assert ended.value.code == 0, step.name
 
 
-def test_steps_can_be_chosen(a_gpu: None, tmp_path: Path) -> None:
+def test_steps_can_be_selected(a_gpu: None, tmp_path: Path) -> None:
     stub = Stub()
     assert gpu_check.main(["--output", str(tmp_path), "--only", "graph", "--quick", "--all-architectures"], stub) == 0
     assert list(report_of(tmp_path)[1]) == ["graph"]
-    assert len(stub.asked) == 1
+    assert len(stub.received) == 1
 
 
-def test_a_command_is_run_to_its_end_to_its_time_or_not_at_all() -> None:
+def test_a_command_returns_its_status_and_output_and_sees_its_environment() -> None:
     python = sys.executable
     assert gpu_check.run_command([python, "-c", "print('x'); raise SystemExit(3)"], {}, 60) == Outcome(3, "x\n")
     outcome = gpu_check.run_command([python, "-c", "import os; print(os.environ['A'])"], {"A": "b"}, 60)
     assert outcome == Outcome(0, "b\n")
 
 
-def test_a_command_out_of_time_takes_what_it_started_with_it(tmp_path: Path) -> None:
-    """Workers left alone would hold the GPU while the next step is timed."""
+def test_a_timed_out_command_is_killed_with_its_children(tmp_path: Path) -> None:
+    """Orphaned workers would occupy the GPU while the next step is timed."""
     child = f"import time; time.sleep(8); open({str(tmp_path / 'alive')!r}, 'w')"
     code = (
         f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); print('y', flush=True); "
@@ -222,8 +224,8 @@ def test_a_command_out_of_time_takes_what_it_started_with_it(tmp_path: Path) -> 
     assert not (tmp_path / "alive").exists()
 
 
-def test_what_a_command_left_in_a_session_of_its_own_is_not_waited_for() -> None:
-    """PyTorch's compiler starts its workers so; they would hold a pipe open."""
+def test_children_in_another_session_are_not_waited_for() -> None:
+    """PyTorch's compiler starts its workers in a new session, and they would hold a pipe open."""
     code = (
         "import subprocess, sys; print('z', flush=True); "
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'], start_new_session=True)"
@@ -233,16 +235,16 @@ def test_what_a_command_left_in_a_session_of_its_own_is_not_waited_for() -> None
     assert time.monotonic() - start < 10
 
 
-def test_a_command_out_of_time_keeps_what_it_printed() -> None:
+def test_a_timed_out_command_keeps_its_output() -> None:
     code = "import time; print('half'); time.sleep(60)"
     assert gpu_check.run_command([sys.executable, "-c", code], {}, 3) == Outcome(None, "half\n")
 
 
-def test_a_missing_program_is_an_outcome() -> None:
+def test_a_missing_program_returns_status_127() -> None:
     assert gpu_check.run_command(["/nowhere/compute-sanitizer"], {}, 5).status == 127
 
 
-def test_the_repetition_probe_runs_on_the_cpu_kernels_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_repetition_probe_also_runs_on_the_cpu_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cpu" in probes.backends_on(torch.device("cpu")), "the extension is not built"
     assert probes.main(["repeat", "--device", "cpu", "--times", "3"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -254,20 +256,20 @@ def test_the_repetition_probe_runs_on_the_cpu_kernels_too(capsys: pytest.Capture
     assert all("of 10000000 for which there was no time" in finding["claim"] for finding in found)
 
 
-def test_the_same_bits_are_told_from_equal_values() -> None:
+def test_bitwise_comparison_distinguishes_signed_zeros_and_matches_nan() -> None:
     value = torch.tensor([0.0, torch.nan])
     assert bool((probes.bits(value) == probes.bits(value.clone())).all())
     assert not bool((probes.bits(value) == probes.bits(torch.tensor([-0.0, torch.nan]))).all())
 
 
-def test_the_small_calls_meet_every_kind_first_and_run(capsys: pytest.CaptureFixture[str]) -> None:
-    met = {type(call).__name__ for call in small_calls.calls("cuda")[: 2 * 2 * 4 * 2 + 9 + 4]}
-    assert met == {"LossCall", "HeatmapCall", "BatchNormCall"}
+def test_the_small_calls_begin_with_every_kind_of_call_and_all_run(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {type(call).__name__ for call in small_calls.calls("cuda")[: 2 * 2 * 4 * 2 + 9 + 4]}
+    assert kinds == {"LossCall", "HeatmapCall", "BatchNormCall"}
     assert small_calls.main(["--backend", "cpu"]) == 0
     assert capsys.readouterr().out == "109 of 109 calls by cpu\n"
 
 
-def test_a_probe_without_a_gpu_does_not_pass(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_probe_without_a_gpu_fails(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert probes.main(["launches"]) == 1
     assert "PyTorch sees no CUDA GPU" in capsys.readouterr().out
 

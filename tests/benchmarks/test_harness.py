@@ -1,4 +1,4 @@
-"""The harness shows a time only for right results, keeps reasons for failures, and measures what it claims."""
+"""The harness reports times only for correct results, records reasons for failures, and measures what it claims."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rows_of(*peers: Peer) -> dict[tuple[str, str], harness.Row]:
     return {(row.peer, row.mode): row for row in rows}
 
 
-def test_what_is_right_gets_times_rates_and_ratios_in_every_mode() -> None:
+def test_a_correct_peer_gets_times_rates_and_ratios_in_every_mode() -> None:
     rows = rows_of(peer("square", torch.square), peer("product", lambda x: x * x))
     assert len(rows) == 6
     for row in rows.values():
@@ -58,7 +58,7 @@ def test_what_is_right_gets_times_rates_and_ratios_in_every_mode() -> None:
     [lambda x: x.square() * 1.0001, lambda x: x.square() * torch.nan, lambda x: x.square().sum(0), WrongGradient.apply],
     ids=["value", "nan", "shape", "gradient"],
 )
-def test_what_is_wrong_gets_no_time_and_fails_the_command(wrong: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_peer_gets_no_time_and_fails_the_command(wrong: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(peer("square", torch.square), peer("wrong", wrong))
     for mode in harness.MODES:
         assert rows["square", mode].milliseconds is not None
@@ -70,7 +70,7 @@ def test_what_is_wrong_gets_no_time_and_fails_the_command(wrong: Any, capsys: py
     assert run_subject(subject(peer("square", torch.square)), options) == 0
 
 
-def test_what_cannot_run_keeps_its_reason_and_what_has_no_gradient_says_so() -> None:
+def test_unavailable_peers_and_those_without_gradient_are_recorded_with_the_reason() -> None:
     def detached(case: Square, device: torch.device) -> Prepared:
         return Prepared(lambda: values().detach().square())
 
@@ -81,7 +81,7 @@ def test_what_cannot_run_keeps_its_reason_and_what_has_no_gradient_says_so() -> 
     assert rows["detached", "both"].note == "it has no gradient"
 
 
-def test_a_peer_may_have_its_own_definition_and_bound() -> None:
+def test_a_peer_may_have_its_own_reference_and_bound() -> None:
     def own(case: Square, device: torch.device) -> list[torch.Tensor]:
         x = values(torch.float64)
         y = x.pow(3)
@@ -99,7 +99,7 @@ def test_peers_take_turns() -> None:
 
     rows_of(watched("a"), watched("b"))
     rounds = 3 + 2
-    # A round is forward, backward (a forward before it) and both, of each.
+    # A round times forward, backward (preceded by a forward) and both, for each peer.
     assert order[-6 * rounds :] == (["a"] * 3 + ["b"] * 3) * rounds
 
 
@@ -108,7 +108,7 @@ def test_peak_memory_counts_what_a_call_allocates_beyond_its_gradients() -> None
         big = torch.zeros(1000, 250)  # 1 MB
         bigger = torch.zeros(2000, 250)  # 2 MB while the first is alive
         del big
-        return (bigger + 1,)  # 2 MB more, and 2 MB of this is what is returned
+        return (bigger + 1,)  # 2 MB more, which is returned
 
     peak = harness.peak_memory(Call(call), CPU)
     assert 3e6 - 2e6 <= peak <= 3.2e6
@@ -116,7 +116,7 @@ def test_peak_memory_counts_what_a_call_allocates_beyond_its_gradients() -> None
     assert harness.peak_memory(Call(lambda kept: kept.sum(), lambda: torch.zeros(1000, 250)), CPU) < 1e4
 
 
-def test_rows_survive_the_csv_with_their_machine(tmp_path: Path) -> None:
+def test_rows_and_their_machine_round_trip_through_the_csv(tmp_path: Path) -> None:
     rows = rows_of(peer("square", torch.square), Peer("absent", unavailable))
     environment = machine.environment(CPU)
     path = tmp_path / "squares_cpu.csv"
@@ -133,7 +133,7 @@ def test_rows_survive_the_csv_with_their_machine(tmp_path: Path) -> None:
 
 
 def test_no_rate_is_rounded_to_zero() -> None:
-    """Pictures divide by it: a loaded machine took 92 ms for what moves 0.3 MB."""
+    """Plots divide by the rate; a loaded machine once took 92 ms for 0.3 MB of traffic."""
     row = harness.Row(Square(2), "a", "both", (9e4, 9e4, 9e4), traffic=300, work=300, machine_rate=1e3)
     record = results_csv.record_of(row, {})
     assert record["gb_s"] == pytest.approx(300 / 90 / 1e9, rel=1e-4)
@@ -145,10 +145,10 @@ def without_compiler(subject: Subject) -> Subject:
     return replace(subject, peers=[p for p in subject.peers if not p.name.startswith("compiled")])
 
 
-def test_attributions_are_compared_in_float32_whatever_convolutions_do_by_default(
+def test_attributions_are_compared_in_float32_even_where_convolutions_default_to_tf32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With factors of 10 bits, PyTorch's default on a GPU, every peer would be 7e-2 from the judge."""
+    """In TF32, PyTorch's default for convolutions on a GPU, every peer would deviate from the judge by 7e-2."""
     seen: list[bool] = []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(attribution, "run_subject", lambda *_: seen.append(torch.backends.cudnn.allow_tf32) or 0)
@@ -158,7 +158,7 @@ def test_attributions_are_compared_in_float32_whatever_convolutions_do_by_defaul
 
 
 @pytest.mark.parametrize("name", ["loss", "heatmap", "attribution", "growth"])
-def test_a_quick_run_checks_times_and_draws_every_subject(
+def test_a_quick_run_checks_times_and_plots_every_subject(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if name == "attribution":
@@ -183,21 +183,21 @@ def test_a_quick_run_checks_times_and_draws_every_subject(
     assert "wrote" in capsys.readouterr().out
 
 
-def test_the_compiled_reference_is_measured_beside_the_eager_one() -> None:
+def test_the_compiled_reference_is_measured_alongside_the_eager_one() -> None:
     only = replace(loss.SUBJECT, peers=[p for p in loss.SUBJECT.peers if p.name.startswith("compiled")])
     rows = harness.measure(only, loss.LossCase(2, 3, 4, 4, 2), CPU, rounds=1, quick=True)
     for row in rows:
         assert row.milliseconds is not None or "torch.compile failed" in row.note, row.note
 
 
-def test_the_traffic_of_the_loss_is_what_the_specification_counts() -> None:
+def test_the_traffic_of_the_loss_matches_the_specification() -> None:
     case = loss.LossCase(2, 3, 5, 7, dtype=torch.bfloat16)
     elements = 2 * 3 * 5 * 7
     assert [loss.traffic(case, mode) for mode in harness.MODES] == [4 * elements, 8 * elements, 12 * elements]
     assert loss.traffic(replace(case, dtype=torch.float32), "both") == 24 * elements
 
 
-def test_the_cases_are_the_specification_s_shapes() -> None:
+def test_the_cases_have_the_shapes_in_the_specification() -> None:
     gpu = loss.cases(torch.device("cuda"), False)
     shapes = {(case.channels, case.height) for case in gpu}
     assert shapes == {(1024, 14), (512, 28), (512, 14), (2048, 7)}
@@ -210,7 +210,7 @@ def test_the_cases_are_the_specification_s_shapes() -> None:
     assert all(c.batch * c.landmarks * c.side for c in heatmap.cases(CPU, False))
 
 
-def test_the_line_of_growth_is_found_and_where_calls_stop_dominating() -> None:
+def test_the_growth_fit_recovers_the_line_and_where_call_overhead_stops_dominating() -> None:
     sizes = [1, 3, 10, 30, 100]
     records = [
         {"axis": "B", "peer": "cpu", "mode": mode, "size": str(size), "p50_ms": str(0.5 + 0.02 * size)}

@@ -1,4 +1,4 @@
-"""The reimplemented drawings of other libraries follow their definitions, also at the image border."""
+"""The reimplemented heatmaps of other libraries follow those libraries' definitions, including at the border."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from benchmarks import heatmap_peers as peers
 
 
 @pytest.mark.parametrize("sigma", [1.0, 2.0, 3.0])
-def test_mmpose_draws_a_gaussian_cut_at_three_sigma_about_the_rounded_landmark(generator, sigma):
+def test_mmpose_draws_a_gaussian_truncated_at_three_sigma_around_the_rounded_landmark(generator, sigma):
     points = torch.rand(3, 8, 2, generator=generator) * 60 - 8
-    points = points.clamp(min=0)  # below 0 it rounds towards 0
+    points = points.clamp(min=0)  # the library rounds negative coordinates towards 0
     drawn = torch.from_numpy(peers.mmpose_heatmap(points.numpy(), (30, 37), sigma))
     assert relative_error(drawn, peers.mmpose_judge(points, (30, 37), sigma)) < 1e-6
 
 
-def test_face_alignment_draws_a_quarter_of_its_patch_wide_and_counts_from_one(generator):
+def test_face_alignment_uses_a_quarter_of_its_patch_as_sigma_and_counts_from_one(generator):
     points = torch.rand(2, 3, 2, generator=generator) * 10 + 20
     drawn = torch.from_numpy(peers.face_alignment_heatmap(points.numpy(), (50, 52), 3.0))
     assert relative_error(drawn, peers.face_alignment_judge(points, (50, 52), 3.0)) < 1e-6
@@ -27,9 +27,9 @@ def test_face_alignment_draws_a_quarter_of_its_patch_wide_and_counts_from_one(ge
     assert alone.max() == 1
 
 
-def test_face_alignment_itself_draws_the_same(generator):
+def test_the_reimplementation_equals_the_face_alignment_package(generator):
     utils = pytest.importorskip("face_alignment.utils", exc_type=ImportError)
-    points = torch.rand(2, 68, 2, generator=generator) * 55 + 8  # at the right and lower borders, too
+    points = torch.rand(2, 68, 2, generator=generator) * 55 + 8  # including the right and lower borders
     package = np.zeros((2, 68, 60, 58), dtype=np.float32)
     for b, k in np.ndindex(2, 68):
         package[b, k] = utils.draw_gaussian(package[b, k], points[b, k].numpy(), 2)
@@ -38,7 +38,7 @@ def test_face_alignment_itself_draws_the_same(generator):
     np.testing.assert_allclose(drawn, package.sum(1), atol=1e-6)
 
 
-def test_kornia_is_measured_by_its_own_normalisation_or_says_that_it_is_missing(generator):
+def test_kornia_is_checked_with_its_own_normalisation_or_reported_as_missing(generator):
     points = (torch.rand(2, 5, 2, generator=generator) * 20).requires_grad_()
     judge = peers.kornia_judge(points, (20, 21), 2.0)
     assert torch.allclose(judge[0].sum((1, 2)), torch.tensor(5.0, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""A run that a peer breaks, that loses the GPU or runs out of time keeps its results and says why it ended."""
+"""A run in which a peer fails, the GPU is lost or time runs out keeps its results and reports why it ended."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_lost_gpu_ends_the_run_which_keeps_earlier_cases_and_names_the_peer(
     assert lost_device.lost_peer(capsys.readouterr().out) == "b"
 
 
-def test_the_gpu_is_lost_when_it_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_counts_as_lost_when_it_stops_responding(monkeypatch: pytest.MonkeyPatch) -> None:
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
@@ -81,7 +81,7 @@ def test_a_run_ends_before_a_case_that_would_end_too_late(monkeypatch: pytest.Mo
     assert deadline.Deadline(0).allows_another(), "the first is always measured"
 
 
-def test_a_first_case_that_took_long_counts_for_the_second_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_first_case_affects_only_the_estimate_for_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(deadline.time, "perf_counter", lambda: now[0])
     limit, begun = deadline.Deadline(60), 0

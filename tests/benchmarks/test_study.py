@@ -1,4 +1,4 @@
-"""The study: its plan, its table on disk, its set-up and its statistics."""
+"""The study: its plan, its table on disk, its settings and its statistics."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_every_run_is_planned_once_with_every_seed() -> None:
     assert {run.seed for run in study.plan(["blind"], range(10, 20))} == set(range(10, 20))
 
 
-def test_the_seeds_are_not_the_ones_that_the_set_up_was_chosen_on() -> None:
+def test_the_seeds_differ_from_those_used_to_choose_the_settings() -> None:
     assert not set(study.SEEDS) & {*demo.SEEDS, 100, 101}
     assert len(study.SEEDS) >= 5
 
 
-def test_every_condition_makes_a_loss() -> None:
-    """The plan's options are PALLoss's: a typing error must not show after an hour."""
+def test_every_condition_constructs_a_loss() -> None:
+    """The plan's options are passed to PALLoss; a typing error must not surface after an hour."""
     model = FaceNet()
     for condition in study.plan(seeds=(0,)):
         options = condition.pal_options()
@@ -55,7 +55,7 @@ def test_small_and_large_sets_are_trained_as_long_as_stated() -> None:
     assert epochs_for(2000) == 8
 
 
-def test_a_run_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_produces_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "STEPS", 1)
     monkeypatch.setattr(runs, "_fresh_faces", lambda occlusion, scatter: fresh_faces(30, occlusion, scatter))
     row = run(Condition(prior="redrawn", target="margin", weight=1.0, images=8, seed=3))
@@ -63,13 +63,13 @@ def test_a_run_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 <= float(row[name]) <= 1 for name in ("accuracy", "accuracy_occluded", "follows_cue"))  # type: ignore[arg-type]
 
 
-def test_the_margin_is_what_a_softmax_sees(generator: torch.Generator) -> None:
+def test_the_margin_is_invariant_to_a_shift_of_the_logits(generator: torch.Generator) -> None:
     logits, labels = torch.randn(5, 7, generator=generator), torch.arange(5)
     shifted = logits + torch.randn(5, 1, generator=generator)
     torch.testing.assert_close(margin(logits, labels), margin(shifted, labels), rtol=1e-4, atol=1e-5)
 
 
-def test_the_table_on_disk_is_read_back(tmp_path: Path) -> None:
+def test_the_table_round_trips_through_disk(tmp_path: Path) -> None:
     path = tmp_path / "study.csv"
     condition = Condition(prior="random", absolute=False, weight=0.3, seed=2)
     values = [*condition.fields().values(), 0.5, 0.4, 0.3, 0.2, 0.1]
@@ -77,7 +77,7 @@ def test_the_table_on_disk_is_read_back(tmp_path: Path) -> None:
     assert study.read(path) == {condition: dict(zip(study.MEASURES, (0.5, 0.4, 0.3, 0.2, 0.1), strict=True))}
 
 
-def test_rows_of_another_set_up_are_refused(tmp_path: Path) -> None:
+def test_rows_from_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "set_up.json"
     with pytest.raises(RuntimeError, match="missing"):
         set_up.claim(path, fresh=False)
@@ -91,12 +91,12 @@ def test_rows_of_another_set_up_are_refused(tmp_path: Path) -> None:
         set_up.claim(path, fresh=False)
 
 
-def test_the_published_rows_are_of_the_set_up_in_this_tree() -> None:
+def test_the_published_rows_come_from_the_settings_in_this_tree() -> None:
     """Whoever changes the faces, the network or the recipe must run the study again."""
     set_up.claim(study.RESULTS.with_name("study_set_up.json"), fresh=False)
 
 
-def test_interval_is_students() -> None:
+def test_the_interval_is_students_t() -> None:
     mean, half = statistics.interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert half == pytest.approx(4.302652 / math.sqrt(3), rel=1e-5)
@@ -108,7 +108,7 @@ def faces_with(landmarks: torch.Tensor) -> FaceSet:
 
 
 def mean_heatmap(kind: str, generator: torch.Generator, sigma: float = 3.0) -> torch.Tensor:
-    """Of a control's points for many faces, (12, 12)."""
+    """The mean heatmap, (12, 12), of a control's points over many faces."""
     points = prior_landmarks(kind, faces_with(torch.full((2000, 68, 2), torch.nan)), sigma, generator)
     if callable(points):
         points = points(torch.arange(2000))
@@ -116,13 +116,13 @@ def mean_heatmap(kind: str, generator: torch.Generator, sigma: float = 3.0) -> t
 
 
 @pytest.mark.parametrize("kind", ["even", "redrawn"])
-def test_even_heatmaps_say_nothing_in_the_mean(kind: str, generator: torch.Generator) -> None:
+def test_even_controls_have_a_uniform_mean_heatmap(kind: str, generator: torch.Generator) -> None:
     mean = mean_heatmap(kind, generator)
-    # A cell of one heatmap spreads by 0.55 of its mean, so that of 2000 by 0.012 of it.
+    # One heatmap's cells have a relative spread of 0.55, so the mean of 2000 heatmaps has one of 0.012.
     assert (mean / mean.mean() - 1).abs().max() < 0.08
 
 
-def test_random_heatmaps_are_a_frame_in_the_mean(generator: torch.Generator) -> None:
+def test_random_controls_have_the_frame_controls_mean_heatmap(generator: torch.Generator) -> None:
     mean, frame = mean_heatmap("random", generator), mean_heatmap("frame", generator)
     assert mean[0, 0] < 0.6 * mean[6, 6]
     assert (mean / mean.mean() - frame / frame.mean()).abs().max() < 0.08
@@ -136,7 +136,7 @@ def test_points_are_redrawn_at_every_step(generator: torch.Generator) -> None:
     assert (first != second).any()
 
 
-def test_the_average_is_one_face_for_all(generator: torch.Generator) -> None:
+def test_the_average_control_uses_one_face_for_all(generator: torch.Generator) -> None:
     landmarks = torch.randn(9, 68, 2, generator=generator)
     average = prior_landmarks("average", faces_with(landmarks), 3.0, generator)
     torch.testing.assert_close(average, landmarks.mean(0).expand(9, 68, 2))
@@ -172,7 +172,7 @@ def test_a_seed_without_its_baseline_is_not_paired() -> None:
     assert "| +15.0 |" in last
 
 
-def test_the_pictures_are_drawn_from_whatever_runs_there_are(tmp_path: Path) -> None:
+def test_plots_are_drawn_from_the_available_runs(tmp_path: Path) -> None:
     rows = rows_with_gains(0.1, 0.2)
     rows |= {replace(c, images=50): measures(0.2) for c in list(rows)}
     pictures.draw(statistics.by_condition(rows), tmp_path)

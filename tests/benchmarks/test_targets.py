@@ -1,4 +1,4 @@
-"""Each target of the specification has a line computed from measurements; an unmeasured target is not met."""
+"""Each target in the specification gets a line computed from measurements; an unmeasured target is not met."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = (("plain", 1.0, 10**8), ("PALLoss", 1.5, 12 * 10**7), ("prepare_head", 1
 
 
 def loss_rows(case: loss.LossCase, share: float) -> list[harness.Row]:
-    """CUDA's time by its share of the copy, the others' in the proportion of MILLISECONDS."""
+    """Rows whose CUDA time follows from its share of the copy rate and whose other times scale as MILLISECONDS."""
     traffic = loss.traffic(case, "both")
     ours = 1e3 * traffic / (share * COPY)
     return [
@@ -36,7 +36,7 @@ def step_row(case: step.Case, variant: str, ratio: float, peak: int | None) -> s
 
 
 def write(directory: Path, share: Callable[[loss.LossCase], float] = lambda _: 0.95, count: int = 99) -> None:
-    """Results of the first `count` cases of each benchmark."""
+    """Writes results of the first `count` cases of each benchmark."""
     rows = [row for case in loss.gpu_cases()[:count] for row in loss_rows(case, share(case))]
     results_csv.write(directory / "loss_cuda.csv", [results_csv.record_of(row, {}) for row in rows])
     base = heatmap.GPU_BASE
@@ -54,7 +54,7 @@ def lines_of(directory: Path) -> dict[str, str]:
     return {verdict.target: str(verdict) for verdict in targets.verdicts(directory)}
 
 
-def test_what_was_measured_is_compared_with_the_targets(tmp_path: Path) -> None:
+def test_measurements_are_compared_with_the_targets(tmp_path: Path) -> None:
     write(tmp_path)
     lines = lines_of(tmp_path)
     assert len(lines) == 4 * 3 + 2 + 5
@@ -85,7 +85,7 @@ def test_the_worst_case_is_named_and_a_share_just_below_is_not_rounded_up(tmp_pa
     assert "90.0% to 97.0% in 3 of 3 cases, 1 missed it, worst (1280, 2048, 7, 7) bfloat16 NCHW" in line
 
 
-def test_a_part_of_the_cases_meets_a_target_so_far_and_none_is_not_measured(tmp_path: Path) -> None:
+def test_with_some_cases_a_target_is_met_so_far_and_with_none_it_is_unmeasured(tmp_path: Path) -> None:
     assert all(line == f"not measured {target}" for target, line in lines_of(tmp_path).items())
     write(tmp_path, count=5)
     line = lines_of(tmp_path)["loss, training shapes, bfloat16 contiguous: 10x the reference"]
@@ -93,7 +93,7 @@ def test_a_part_of_the_cases_meets_a_target_so_far_and_none_is_not_measured(tmp_
     assert "in 4 of 12 cases" in line
 
 
-def test_results_of_an_earlier_run_are_not_judged(tmp_path: Path) -> None:
+def test_results_of_an_earlier_run_are_ignored(tmp_path: Path) -> None:
     write(tmp_path)
     os.utime(tmp_path / "loss_cuda.csv", (1000, 1000))
     states = {verdict.target: verdict.state for verdict in targets.verdicts(tmp_path, since=2000)}
@@ -101,7 +101,7 @@ def test_results_of_an_earlier_run_are_not_judged(tmp_path: Path) -> None:
     assert states["heatmap: 20x kornia"] == "met"
 
 
-def test_the_terminal_s_last_12000_characters_hold_the_verdicts_and_the_figures(
+def test_the_last_12000_characters_of_output_hold_the_verdicts_and_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -123,7 +123,7 @@ def test_the_terminal_s_last_12000_characters_hold_the_verdicts_and_the_figures(
     assert "NOT MET" in (tmp_path / "gpu_check.md").read_text()
 
 
-def test_a_case_counts_as_large_by_the_bytes_of_a_tensor() -> None:
+def test_a_case_counts_as_large_by_its_tensors_size_in_bytes() -> None:
     case = loss.LossCase(256, 512, 28, 28)
     assert targets._large({key: str(value) for key, value in case.columns().items()})
     half = replace(case, dtype=torch.bfloat16)

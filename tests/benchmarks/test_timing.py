@@ -1,4 +1,4 @@
-"""GPU timing excludes the host: a call that the host enqueued too late is timed again after a longer sleep."""
+"""GPU timing excludes host time: a call that the host enqueued too late is timed again after a longer GPU sleep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.timing import Call, EventTimer
 
 
 class Clock:
-    """A GPU and its host in one thread: work is queued, and begins when the GPU wakes."""
+    """Simulates a GPU and its host in one thread: work is queued and starts when the GPU's sleep ends."""
 
     def __init__(self) -> None:
         self.host = self.gpu = 0.0  # milliseconds
@@ -58,7 +58,7 @@ def many_launches(clock: Clock, count: int) -> Call:
 
 
 @pytest.mark.parametrize("count", [2, 40, 300])
-def test_gaps_between_launches_are_not_measured_however_many(clock: Clock, count: int) -> None:
+def test_gaps_between_any_number_of_launches_are_not_measured(clock: Clock, count: int) -> None:
     timer, call = EventTimer(torch.device("cpu"), launches=False), many_launches(clock, count)
     assert timer(call) == pytest.approx(count * 0.002e-3)
     tries = len(clock.slept)
@@ -66,13 +66,13 @@ def test_gaps_between_launches_are_not_measured_however_many(clock: Clock, count
     assert len(clock.slept) == tries + 1, "the sleep that sufficed is kept"
 
 
-def test_with_launches_the_host_counts_and_the_gpu_does_not_sleep(clock: Clock) -> None:
+def test_timing_with_launches_includes_host_time_and_uses_no_gpu_sleep(clock: Clock) -> None:
     timer = EventTimer(torch.device("cpu"), launches=True)
     assert timer(many_launches(clock, 40)) == pytest.approx(40 * 0.01e-3 + 0.002e-3)
     assert not clock.slept
 
 
-def test_a_call_that_waits_for_the_gpu_gets_no_sleep_in_the_end(clock: Clock) -> None:
+def test_a_call_that_synchronises_is_finally_timed_without_a_gpu_sleep(clock: Clock) -> None:
     def run(_: Any) -> None:
         clock.wait()
         clock.launch(host=5, gpu=1)

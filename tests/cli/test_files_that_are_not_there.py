@@ -14,7 +14,7 @@ from pal_fast.landmarks import LandmarkSet
 MARKS = LandmarkSet(torch.rand(2, 5, 2) * 30, ("a", "b"))
 
 
-def test_an_image_to_explain_that_is_not_there_is_named(tmp_path, capsys):
+def test_a_missing_image_to_explain_is_named_in_the_error(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     MARKS.save(tmp_path / "m.npz")
     absent, picture = tmp_path / "absent.png", tmp_path / "p.png"
@@ -23,7 +23,7 @@ def test_an_image_to_explain_that_is_not_there_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["m.npz", "m.xml", "folder"])
-def test_a_place_to_convert_to_where_nothing_can_be_written_is_named(name, tmp_path, capsys, monkeypatch):
+def test_an_unwritable_output_of_convert_is_named_in_the_error(name, tmp_path, capsys, monkeypatch):
     def refused(*, prefix, suffix, dir):
         raise PermissionError(13, "Permission denied", f"{dir}/{prefix}x{suffix}")
 
@@ -31,11 +31,11 @@ def test_a_place_to_convert_to_where_nothing_can_be_written_is_named(name, tmp_p
     monkeypatch.setattr(tempfile, "mkstemp", refused)
     words = ["convert", str(tmp_path / "given.npz"), "-o", str(tmp_path / name)]
     assert cli.main([*words, *(["--to", "pts"] if name == "folder" else [])]) == 2
-    said = capsys.readouterr().err
-    assert said == f"pal-fast convert: error: cannot write {tmp_path / name}: Permission denied\n"
+    stderr = capsys.readouterr().err
+    assert stderr == f"pal-fast convert: error: cannot write {tmp_path / name}: Permission denied\n"
 
 
-def test_converting_into_a_folder_that_is_there_goes_on(tmp_path):
+def test_convert_into_an_existing_folder_is_not_refused(tmp_path):
     MARKS.save(tmp_path / "given.npz")
     (tmp_path / "folder").mkdir()
     words = ["convert", str(tmp_path / "given.npz"), "--to", "pts"]
@@ -44,7 +44,7 @@ def test_converting_into_a_folder_that_is_there_goes_on(tmp_path):
     assert sorted(path.name for path in (tmp_path / "made" / "folder").iterdir()) == ["a.pts", "b.pts"]
 
 
-def test_a_write_that_fails_names_the_file_and_not_the_temporary_one(tmp_path):
+def test_a_failed_write_names_the_requested_file_and_not_the_temporary_one(tmp_path):
     with pytest.raises(FileNotFoundError) as failure, atomic_write(tmp_path / "absent" / "x.npz"):
         pass
     assert failure.value.filename == str(tmp_path / "absent" / "x.npz")

@@ -1,4 +1,4 @@
-"""The command line: help, versions, and errors in one line."""
+"""The command line: help, versions and one-line errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_command_has_a_help_line_and_parses_its_own_help(capsys):
         assert f"pal-fast {command.NAME}" in capsys.readouterr().out
 
 
-def test_info_names_every_backend_and_why_it_cannot_run(capsys):
+def test_info_lists_every_backend_and_why_it_cannot_run(capsys):
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert pal_fast.__version__ in printed
@@ -27,14 +27,14 @@ def test_info_names_every_backend_and_why_it_cannot_run(capsys):
         assert status.detail, f"{name} gives no detail"
 
 
-def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
+def test_an_unknown_command_is_refused_listing_the_known_ones(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["exlpain"])
     assert stop.value.code == 2
     assert "explain" in capsys.readouterr().err
 
 
-def test_an_unknown_option_is_refused_with_the_usage_of_its_command(capsys):
+def test_an_unknown_option_is_refused_showing_the_commands_usage(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["doctor", "resnet18", "--image-sise", "64"])
     assert stop.value.code == 2

@@ -1,4 +1,4 @@
-"""--output is checked before the work: the file's extension, and whether it can be written."""
+"""--output is checked before any work: the file's extension and whether it can be written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pal_fast import cli
 from pal_fast.files import check_writable
 
-#: Each command with arguments that it would refuse later, or work on for long.
+#: Each command with arguments that it would refuse later or work on for a long time.
 COMMANDS = {
     "report": (["report", "no-run"], ("rep.pdf", "rep.html"), ".html or .htm"),
     "evaluate": (["evaluate", "no-run"], ("ev.csv", "ev.json"), ".json"),
@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_ending_that_is_none_of_the_format_is_refused_first(
+def test_an_unsupported_extension_is_refused_first(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, (wrong, _), endings = COMMANDS[command]
@@ -30,7 +30,7 @@ def test_an_ending_that_is_none_of_the_format_is_refused_first(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_place_that_takes_no_file_is_refused_first(
+def test_an_unwritable_location_is_refused_first(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, (_, right), _ = COMMANDS[command]
@@ -41,7 +41,7 @@ def test_a_place_that_takes_no_file_is_refused_first(
     assert f"cannot write {tmp_path / right}: it is a folder" in capsys.readouterr().err
 
 
-def test_the_demo_trains_nothing_for_a_picture_that_cannot_be_written(
+def test_the_demo_does_not_train_for_an_image_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -51,7 +51,7 @@ def test_the_demo_trains_nothing_for_a_picture_that_cannot_be_written(
         assert f"cannot write {place}: " in capsys.readouterr().err
 
 
-def test_looking_leaves_nothing_and_keeps_what_is_there(tmp_path: Path) -> None:
+def test_checking_the_output_leaves_no_file_and_keeps_an_existing_one(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("a picture")
     check_writable(tmp_path / "a.png")
     check_writable(tmp_path / "b" / "c" / "d.png", makes_folder=True)

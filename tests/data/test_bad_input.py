@@ -1,4 +1,4 @@
-"""Bad data: one summary with counts and the first few names, as an error or as a warning."""
+"""Bad data is reported in one summary with counts and the first few names, as an error or as a warning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Written:
 
 @pytest.fixture
 def rafdb(tmp_path: Path) -> Written:
-    """Without Annotation, which most copies do not have."""
+    """RAF-DB without the Annotation folder, which most copies lack."""
     root = tmp_path / "rafdb"
     written = drawn_datasets.write_folder(tmp_path / "source", 8, 8, size=32, seed=4)
     lines = []
@@ -41,14 +41,14 @@ def rafdb(tmp_path: Path) -> Written:
 
 
 @pytest.fixture(autouse=True)
-def _quiet_about_classes() -> Iterator[None]:
+def _ignore_class_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*classes without images")
         yield
 
 
 def break_some(written: Written) -> tuple[str, str, str]:
-    """One image absent (RAF-DB's list names it), one cut off, one that is no image."""
+    """One image missing (RAF-DB's list names it), one truncated, one that is not an image."""
     aligned = written.root / "Image" / "aligned"
     absent, cut, text = (f"Image/aligned/train_0000{k}_aligned.jpg" for k in (1, 2, 3))
     (written.root / absent).unlink()
@@ -59,18 +59,18 @@ def break_some(written: Written) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize("verify", ["quick", "full"])
-def test_absent_and_unreadable_images_make_one_error(rafdb: Written, verify: str) -> None:
+def test_missing_and_unreadable_images_are_reported_in_one_error(rafdb: Written, verify: str) -> None:
     absent, cut, text = break_some(rafdb)
     with pytest.raises(ValueError, match="bad_images='skip' leaves them out") as failure:
         open_dataset("rafdb", rafdb.root, "train", verify=verify)
-    said = str(failure.value)
-    assert f"of 8 images 1 absent ({absent}) and 2 unusable" in said
-    assert f"{cut}: " in said
-    assert "truncated" in said
-    assert f"{text}: not an image" in said
+    message = str(failure.value)
+    assert f"of 8 images 1 absent ({absent}) and 2 unusable" in message
+    assert f"{cut}: " in message
+    assert "truncated" in message
+    assert f"{text}: not an image" in message
 
 
-def test_bad_images_can_be_left_out(rafdb: Written) -> None:
+def test_bad_images_can_be_skipped(rafdb: Written) -> None:
     bad = break_some(rafdb)
     with pytest.warns(UserWarning, match="1 absent .* and 2 unusable .*; they are left out"):
         dataset = open_dataset("rafdb", rafdb.root, "train", bad_images="skip")
@@ -80,14 +80,14 @@ def test_bad_images_can_be_left_out(rafdb: Written) -> None:
     assert all(dataset[k]["image"].shape == (3, 32, 32) for k in range(5))
 
 
-def test_many_bad_images_are_counted_and_the_first_few_named(rafdb: Written) -> None:
+def test_many_bad_images_are_counted_and_only_the_first_few_named(rafdb: Written) -> None:
     for k in range(1, 8):
         (rafdb.root / "Image" / "aligned" / f"train_0000{k}_aligned.jpg").unlink()
     with pytest.raises(ValueError, match=r"7 absent \(Image/aligned/train_00001_aligned\.jpg, .* and 2 more\)"):
         open_dataset("rafdb", rafdb.root, "train")
 
 
-def test_an_image_that_breaks_later_is_named(rafdb: Written) -> None:
+def test_an_image_damaged_after_opening_is_named_in_the_error(rafdb: Written) -> None:
     dataset = open_dataset("rafdb", rafdb.root, "train", verify="none")
     path = rafdb.root / dataset.names[2]
     path.write_bytes(b"")
@@ -95,7 +95,7 @@ def test_an_image_that_breaks_later_is_named(rafdb: Written) -> None:
         dataset[2]
 
 
-def test_a_malformed_label_line_is_named(rafdb: Written) -> None:
+def test_a_malformed_label_line_is_reported_by_number(rafdb: Written) -> None:
     labels = rafdb.root / "EmoLabel" / "list_patition_label.txt"
     for line in ("train_00009.jpg 8", "train_00009.jpg", "val_1.jpg 1"):
         labels.write_text(f"train_00001.jpg 1\n{line}\n")
@@ -112,8 +112,8 @@ def test_landmarks_of_other_images_are_refused(folder: Written) -> None:
         open_dataset("folder", folder.root, "train", landmarks=empty)
 
 
-def test_landmarks_of_another_split_are_refused_where_names_do_not_tell_them_apart(folder: Written) -> None:
-    """A file that was extracted from root/train calls train/happy/0.jpg happy/0.jpg, and so test/happy/0.jpg."""
+def test_landmarks_whose_names_match_more_than_one_split_are_refused(folder: Written) -> None:
+    """In a file extracted from root/train, happy/0.jpg matches both train/happy/0.jpg and test/happy/0.jpg."""
     names = {name for name in folder.names if name.startswith("train/")}
     of_train = LandmarkSet(folder.landmarks[:16], tuple(name.removeprefix("train/") for name in folder.names[:16]))
     shared = [name for name in folder.names[16:] if name.replace("test/", "train/") in names]
@@ -121,7 +121,7 @@ def test_landmarks_of_another_split_are_refused_where_names_do_not_tell_them_apa
     for split, count in (("test", len(shared)), ("train", len(shared))):
         with pytest.raises(ValueError, match=f"landmarks: {count} names match images of more than one split or class"):
             open_dataset("folder", folder.root, split, landmarks=of_train)
-    # Without the other split's images of the same names nothing is doubtful.
+    # Without the other split's images of the same names, the match is unambiguous.
     for name in shared:
         (folder.root / name).unlink()
     assert open_dataset("folder", folder.root, "train", landmarks=of_train).landmarks.isfinite().all()
@@ -145,30 +145,30 @@ def test_landmarks_of_other_drawn_faces_are_refused() -> None:
         open_dataset("drawn", "count=5,test_count=2,size=32", "train", landmarks=marks)
 
 
-def test_images_without_landmarks_are_counted_and_named(folder: Written) -> None:
+def test_images_without_landmarks_are_counted_and_the_first_few_named(folder: Written) -> None:
     points = folder.landmarks.clone()
     points[0] = torch.nan
     marks = LandmarkSet(points, folder.names).select(range(14))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = open_dataset("folder", folder.root, "train", landmarks=marks)
-    said = [str(warning.message) for warning in told if "classes without" not in str(warning.message)]
-    assert len(said) == 1
-    assert f"of 16 images 2 are not in landmarks ({', '.join(sorted(folder.names[14:16]))})" in said[0]
-    assert f"1 are in it without a face ({folder.names[0]})" in said[0]
+    messages = [str(warning.message) for warning in caught if "classes without" not in str(warning.message)]
+    assert len(messages) == 1
+    assert f"of 16 images 2 are not in landmarks ({', '.join(sorted(folder.names[14:16]))})" in messages[0]
+    assert f"1 are in it without a face ({folder.names[0]})" in messages[0]
     missing = {folder.names[0], *folder.names[14:16]}
     for index, name in enumerate(dataset.names):
         assert bool(dataset[index]["landmarks"].isnan().all()) == (name in missing)
 
 
-def test_landmarks_of_another_crop_are_noticed(folder: Written) -> None:
+def test_landmarks_of_another_crop_are_detected(folder: Written) -> None:
     marks = LandmarkSet(folder.landmarks * 5 + 100, folder.names)
     with pytest.warns(UserWarning, match="in 16 of 16 images most landmarks lie outside the image"):
         open_dataset("folder", folder.root, "train", landmarks=marks)
 
 
 def as_normalised(points: torch.Tensor, side: int, low: float) -> torch.Tensor:
-    """From pixels of a square image to `low` ... 1."""
+    """Maps pixel coordinates of a square image to the range `low` to 1."""
     return (points + 0.5) / side * (1 - low) + low
 
 
@@ -179,15 +179,15 @@ def test_normalised_landmarks_are_refused_before_any_augmentation(folder: Writte
     points[3, 7] = 1.04  # a point beside the image does not hide the rest
     points[5] = torch.nan
     marks = LandmarkSet(points, folder.names)
-    said = (
+    expected = (
         r"landmarks: in 15 of 15 annotated images all landmarks lie within 3 pixels of the image's corner \(x from "
         r".*\), as normalised ones do: .* in pixels of the image, 32 x 32 .*multiply normalised ones by \(width, height"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         open_dataset("folder", folder.root, "train", landmarks=marks, verify=verify)
 
 
-def test_normalised_landmarks_of_whole_images_are_refused_where_a_face_is_cut_out(tmp_path: Path) -> None:
+def test_landmarks_normalised_by_the_whole_image_are_refused_where_faces_are_cropped(tmp_path: Path) -> None:
     written = drawn_datasets.write_affectnet_full(tmp_path, 4, 2)
     marks = LandmarkSet(written.landmarks / torch.tensor([160.0, 110.0]), written.names)
     with pytest.raises(ValueError, match=r"in 4 of 4 annotated images .*as normalised ones do"):
@@ -203,10 +203,10 @@ def test_normalised_landmarks_of_drawn_faces_are_refused() -> None:
 
 def test_empty_classes_are_named_and_an_empty_split_is_an_error(folder: Written) -> None:
     (folder.root / "train" / "boredom").mkdir()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = open_dataset("folder", folder.root, "train")
-    assert any("classes without images: " in str(w.message) and "boredom" in str(w.message) for w in told)
+    assert any("classes without images: " in str(w.message) and "boredom" in str(w.message) for w in caught)
     assert "boredom" in dataset.classes
     assert dataset.class_counts[dataset.classes.index("boredom")] == 0
     for name in folder.names[16:]:
@@ -215,7 +215,7 @@ def test_empty_classes_are_named_and_an_empty_split_is_an_error(folder: Written)
         open_dataset("folder", folder.root, "test")
 
 
-def test_affectnet_annotations_that_are_absent_make_one_error(tmp_path: Path) -> None:
+def test_missing_affectnet_annotations_are_reported_in_one_error(tmp_path: Path) -> None:
     written = drawn_datasets.write_affectnet_small(tmp_path, 4, 2, size=32)
     for k in (1, 3):
         (written.root / "train_set" / "annotations" / f"{k}_exp.npy").unlink()
@@ -223,7 +223,7 @@ def test_affectnet_annotations_that_are_absent_make_one_error(tmp_path: Path) ->
         open_dataset("affectnet", written.root, "train")
 
 
-def test_affectnet_annotations_that_are_broken_make_one_error(tmp_path: Path) -> None:
+def test_broken_affectnet_annotations_are_reported_in_one_error(tmp_path: Path) -> None:
     written = drawn_datasets.write_affectnet_small(tmp_path, 6, 2, size=32)
     annotations = written.root / "train_set" / "annotations"
     for kind in ("lnd", "exp"):
@@ -236,7 +236,7 @@ def test_affectnet_annotations_that_are_broken_make_one_error(tmp_path: Path) ->
             (annotations / f"{k}_{kind}.npy").write_bytes(kept[k])
 
 
-def test_affectnet_images_without_a_box_make_one_error_or_are_left_out(tmp_path: Path) -> None:
+def test_affectnet_images_without_a_box_are_reported_in_one_error_or_skipped(tmp_path: Path) -> None:
     written = drawn_datasets.write_affectnet_full(tmp_path, 6, 2)
     path = written.root / "training.csv"
     path.write_text(path.read_text().replace(",40,24,64,64,", ",NULL,NULL,NULL,NULL,"))
@@ -248,7 +248,7 @@ def test_affectnet_images_without_a_box_make_one_error_or_are_left_out(tmp_path:
     assert dataset[0]["image"].shape == (3, 80, 80)
 
 
-def test_rafdb_images_without_annotation_make_one_error_or_keep_no_landmarks(tmp_path: Path) -> None:
+def test_rafdb_images_without_annotation_are_reported_in_one_error_or_have_no_landmarks(tmp_path: Path) -> None:
     written = drawn_datasets.write_rafdb(tmp_path, 6, 2)
     (tmp_path / "Annotation" / "auto" / "train_00002_auto_attri.txt").unlink()
     (tmp_path / "Annotation" / "manual" / "train_00004_manu_attri.txt").unlink()
@@ -267,7 +267,7 @@ def test_rafdb_images_without_annotation_make_one_error_or_keep_no_landmarks(tmp
         assert open_dataset("rafdb", tmp_path, "train", landmarks=False).landmark_count == 0
 
 
-def test_affectnet_boxes_outside_of_the_image_are_named(tmp_path: Path) -> None:
+def test_affectnet_boxes_outside_the_image_are_named_in_the_error(tmp_path: Path) -> None:
     written = drawn_datasets.write_affectnet_full(tmp_path, 4, 2)
     path = written.root / "training.csv"
     path.write_text(path.read_text().replace(",40,24,64,64,", ",400,24,64,64,"))
@@ -290,13 +290,13 @@ def test_affectnet_boxes_outside_of_the_image_are_named(tmp_path: Path) -> None:
         ({"landmarks": "/nowhere.npz"}, "no landmarks at /nowhere.npz"),
     ],
 )
-def test_a_bad_argument_is_named(folder: Written, arguments: dict[str, object], named: str) -> None:
+def test_a_bad_argument_is_named_in_the_error(folder: Written, arguments: dict[str, object], named: str) -> None:
     given = {"name": "folder", "root": folder.root, "split": "train"} | arguments
     with pytest.raises((ValueError, FileNotFoundError), match=named):
         open_dataset(**given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["rafdb", "affectnet", "ferplus", "folder"])
-def test_a_folder_of_something_else_is_refused_in_words(name: str, tmp_path: Path) -> None:
+def test_a_folder_with_other_contents_is_refused_with_a_clear_message(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"under|class folders"):
         open_dataset(name, tmp_path, "train")

@@ -15,7 +15,7 @@ def memory(labels: list[int], classes: int = 3) -> FaceDataset:
     return FaceDataset(images, labels, [f"class {k}" for k in range(classes)])
 
 
-def test_indices_count_from_either_end_and_stop() -> None:
+def test_negative_indices_count_from_the_end_and_iteration_stops() -> None:
     dataset = memory([0, 1, 2])
     assert dataset[-1]["index"] == 2
     assert [sample["label"] for sample in dataset] == [0, 1, 2]  # type: ignore[attr-defined]
@@ -23,7 +23,7 @@ def test_indices_count_from_either_end_and_stop() -> None:
         dataset[3]
 
 
-def test_shapes_that_do_not_agree_are_named() -> None:
+def test_mismatched_shapes_are_named_in_the_error() -> None:
     images = MemoryImages(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"labels must have shape \(2,\)"):
         FaceDataset(images, [0], ["a"])
@@ -35,7 +35,9 @@ def test_shapes_that_do_not_agree_are_named() -> None:
         FaceDataset(images, [0, 0], ["a"], names=["x"])
 
 
-def test_normalised_landmarks_are_refused_where_the_image_is_larger_than_they_reach(generator: torch.Generator) -> None:
+def test_normalised_landmarks_are_refused_where_the_image_is_larger_than_their_range(
+    generator: torch.Generator,
+) -> None:
     landmarks = torch.rand(2, 5, 2, generator=generator)
     images = MemoryImages(torch.zeros(2, 3, 40, 30, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"landmarks: in 2 of 2 annotated .* pixels of the image, 40 x 30 \(height x"):
@@ -55,7 +57,7 @@ def test_the_balanced_sampler_draws_every_class_equally_often(generator: torch.G
     assert int((counts - 1000 / 3).abs().max()) < 5 * (1000 * 2 / 9) ** 0.5
 
 
-def test_the_balanced_sampler_repeats_with_its_generator_and_skips_empty_classes() -> None:
+def test_the_balanced_sampler_is_reproducible_and_skips_empty_classes() -> None:
     dataset = memory([0] * 50 + [2] * 50)
     first, second = (list(class_balanced_sampler(dataset, torch.Generator().manual_seed(3))) for _ in range(2))
     assert first == second
@@ -64,14 +66,14 @@ def test_the_balanced_sampler_repeats_with_its_generator_and_skips_empty_classes
         class_balanced_sampler(memory([]), None)
 
 
-def test_a_transform_in_place_leaves_the_data_set_as_it_is() -> None:
+def test_an_in_place_transform_does_not_change_the_data_set() -> None:
     pytest.importorskip("torchvision")
 
-    def ruin(sample: dict) -> dict:  # type: ignore[type-arg]
+    def overwrite(sample: dict) -> dict:  # type: ignore[type-arg]
         sample["landmarks"].mul_(0)
         return sample
 
-    dataset = open_dataset("drawn", "count=2,size=16", "train", transform=ruin)
+    dataset = open_dataset("drawn", "count=2,size=16", "train", transform=overwrite)
     before = dataset.landmarks.clone()
     assert dataset[0]["landmarks"].abs().sum() == 0
     assert torch.equal(dataset.landmarks, before)
@@ -80,7 +82,7 @@ def test_a_transform_in_place_leaves_the_data_set_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("votes", "label"),
     [
-        ([4, 0, 0, 1, 3, 2, 0, 0, 0, 0], None),  # four of nine that count
+        ([4, 0, 0, 1, 3, 2, 0, 0, 0, 0], None),  # four of nine valid votes
         ([6, 0, 0, 1, 3, 1, 0, 0, 0, 0], 0),
         ([5, 0, 5, 0, 0, 0, 0, 0, 0, 0], None),
         ([0, 0, 0, 0, 0, 0, 0, 9, 1, 0], 7),
@@ -90,5 +92,5 @@ def test_a_transform_in_place_leaves_the_data_set_as_it_is() -> None:
         ([1, 1, 1, 1, 1, 0, 2, 1, 1, 1], 6),
     ],
 )
-def test_ferplus_majority(votes: list[int], label: int | None) -> None:
+def test_ferplus_labels_are_the_majority_vote(votes: list[int], label: int | None) -> None:
     assert majority([float(vote) for vote in votes]) == label

@@ -1,4 +1,4 @@
-"""The transforms' check of the first faces: normalised landmarks are detected while they can be told from others."""
+"""The transforms check the first faces for normalised landmarks while these can be told from pixel coordinates."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ NONE = torch.full((5, 2), torch.nan)
 NOT_FOUND = torch.zeros(5, 2)
 
 
-def told(transform: Any, *faces: Tensor, image: Tensor = IMAGE) -> list[str]:
-    """The texts of the warnings of these faces, one after the other."""
+def warnings_for(transform: Any, *faces: Tensor, image: Tensor = IMAGE) -> list[str]:
+    """The messages of the warnings raised as these faces are transformed in order."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for points in faces:
@@ -35,42 +35,42 @@ def told(transform: Any, *faces: Tensor, image: Tensor = IMAGE) -> list[str]:
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
 @pytest.mark.parametrize("points", [NORMALISED, NORMALISED * 2 - 1])
-def test_one_normalised_face_is_warned_of_and_a_second_is_refused(make: Any, points: Tensor) -> None:
+def test_the_first_normalised_face_warns_and_the_second_is_refused(make: Any, points: Tensor) -> None:
     transform = make(48)
-    (text,) = told(transform, points)
+    (text,) = warnings_for(transform, points)
     assert "landmarks: all of this face's lie within 3 pixels of the image's corner" in text
     assert "in pixels of the image, 40 x 40 (height x width); multiply normalised ones by (width, height)" in text
     with pytest.raises(ValueError, match=r"as normalised ones do.*; so did the face before"):
-        told(transform, points)
+        warnings_for(transform, points)
 
 
 @pytest.mark.parametrize("kind", [Tensor.numpy, Tensor.double, lambda points: Landmarks(points, canvas_size=(40, 40))])
-def test_landmarks_of_any_kind_are_looked_at(kind: Any) -> None:
-    assert len(told(eval_transform(48), kind(NORMALISED))) == 1
-    assert told(eval_transform(48), kind(PIXELS)) == []
+def test_landmarks_of_any_type_are_checked(kind: Any) -> None:
+    assert len(warnings_for(eval_transform(48), kind(NORMALISED))) == 1
+    assert warnings_for(eval_transform(48), kind(PIXELS)) == []
 
 
-def test_a_face_in_pixels_ends_the_look() -> None:
-    assert told(eval_transform(48), PIXELS, *[NORMALISED] * 3) == []
-    assert len(told(eval_transform(48), NORMALISED, PIXELS, *[NORMALISED] * 3)) == 1
+def test_a_face_in_pixels_ends_the_check() -> None:
+    assert warnings_for(eval_transform(48), PIXELS, *[NORMALISED] * 3) == []
+    assert len(warnings_for(eval_transform(48), NORMALISED, PIXELS, *[NORMALISED] * 3)) == 1
 
 
-def test_faces_without_landmarks_leave_the_look_to_the_next() -> None:
-    assert len(told(eval_transform(48), NONE, NOT_FOUND, NONE, NORMALISED)) == 1
+def test_faces_without_landmarks_defer_the_check_to_the_next_face() -> None:
+    assert len(warnings_for(eval_transform(48), NONE, NOT_FOUND, NONE, NORMALISED)) == 1
     small = torch.zeros(3, 4, 4, dtype=torch.uint8)
     transform = eval_transform(48)
-    assert told(transform, NORMALISED, NORMALISED, image=small) == [], "3 pixels are most of such an image"
-    assert len(told(transform, NORMALISED)) == 1
+    assert warnings_for(transform, NORMALISED, NORMALISED, image=small) == [], "3 pixels are most of such an image"
+    assert len(warnings_for(transform, NORMALISED)) == 1
 
 
 def test_some_missing_points_do_not_hide_the_others() -> None:
     points = NORMALISED.clone()
     points[2] = torch.nan
-    assert len(told(eval_transform(48), points)) == 1
+    assert len(warnings_for(eval_transform(48), points)) == 1
 
 
 @pytest.mark.parametrize("around", [lambda transform: transform, lambda transform: lambda sample: transform(sample)])
-def test_a_data_set_that_warned_of_some_faces_is_not_looked_at_again(around: Any) -> None:
+def test_faces_of_a_data_set_that_already_warned_are_not_checked_again(around: Any) -> None:
     points = torch.stack([NORMALISED, NORMALISED, PIXELS, PIXELS])
     images = MemoryImages(IMAGE.expand(4, 3, SIDE, SIDE))
     with pytest.warns(UserWarning, match=r"in 2 of 4 annotated images all landmarks lie within 3 pixels"):
@@ -82,7 +82,7 @@ def test_a_data_set_that_warned_of_some_faces_is_not_looked_at_again(around: Any
                 assert torch.equal(dataset[index]["landmarks"], points[index])
 
 
-class Mine(Dataset[dict[str, Any]]):
+class UserDataset(Dataset[dict[str, Any]]):
     def __init__(self) -> None:
         self.transform = train_transform(48)
 
@@ -95,6 +95,6 @@ class Mine(Dataset[dict[str, Any]]):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:landmarks. all of this face")
-def test_a_loader_of_normalised_landmarks_stops_at_its_first_batch(workers: int) -> None:
+def test_a_loader_of_normalised_landmarks_fails_at_its_first_batch(workers: int) -> None:
     with pytest.raises(ValueError, match="as normalised ones do"):
-        next(iter(DataLoader(Mine(), batch_size=4, num_workers=workers)))
+        next(iter(DataLoader(UserDataset(), batch_size=4, num_workers=workers)))

@@ -17,7 +17,7 @@ from pal_fast.image_files import read_image
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
 @pytest.mark.parametrize("box", [None, (2, 1, 4, 3)])
-def test_a_16_bit_grey_image_keeps_its_greys(
+def test_a_16_bit_grey_image_keeps_its_grey_levels(
     suffix: str, box: tuple[int, int, int, int] | None, tmp_path: Path
 ) -> None:
     grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
@@ -30,7 +30,7 @@ def test_a_16_bit_grey_image_keeps_its_greys(
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_pixels_of_no_known_range_are_refused(kind: type, tmp_path: Path) -> None:
+def test_pixels_of_unknown_range_are_refused(kind: type, tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 90000, kind)).save(tmp_path / "a.tif")
     with pytest.raises(
         OSError, match=r"a\.tif cannot be read as an image: its pixels \(mode [IF]\) have no known range"
@@ -39,8 +39,8 @@ def test_pixels_of_no_known_range_are_refused(kind: type, tmp_path: Path) -> Non
     assert "no known range: they must have 8 or 16 bits" in str(inspect(tmp_path / "a.tif"))
 
 
-def test_an_exif_orientation_is_applied_nowhere(tmp_path: Path) -> None:
-    """Landmarks count stored pixels: an image that says "turn me" is read, measured and transformed as it is stored."""
+def test_exif_orientation_is_never_applied(tmp_path: Path) -> None:
+    """Landmarks refer to stored pixels: an image with an EXIF rotation is read, measured and transformed as stored."""
     stored = np.zeros((8, 16, 3), np.uint8)
     stored[:, 12:] = 255
     turned = Image.Exif()

@@ -1,4 +1,4 @@
-"""Every layout, written to files exactly as in the data sets: labels, classes, landmarks and pixels."""
+"""Every layout, written to files exactly as in the data set: labels, classes, landmarks and pixels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def expressions(dataset: FaceDataset) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-def test_images_and_labels_are_those_of_the_layout(layout: str, trees: dict[str, Written]) -> None:
+def test_images_and_labels_are_read_from_every_layout(layout: str, trees: dict[str, Written]) -> None:
     written = trees[layout]
     for split, rows in (("train", slice(0, TRAIN)), ("test", slice(TRAIN, None))):
         dataset = open_dataset(WRITERS[layout][0], written.root, split)
@@ -69,14 +69,14 @@ OWN: dict[str, int] = {"rafdb": 37, "affectnet-small": 68, "affectnet-full": 68}
 
 
 @pytest.mark.parametrize("layout", OWN)
-def test_own_landmarks_are_in_pixels_of_the_image_read(layout: str, trees: dict[str, Written]) -> None:
+def test_a_data_sets_own_landmarks_are_in_pixels_of_the_image_read(layout: str, trees: dict[str, Written]) -> None:
     written = trees[layout]
     dataset = open_dataset(WRITERS[layout][0], written.root, "train")
     assert dataset.landmark_count == OWN[layout]
     wanted = dict(zip(written.names, written.landmarks[:, : OWN[layout]], strict=True))
     for index, name in enumerate(dataset.names):
         points = wanted[name]
-        if layout == "affectnet-full":  # there the face is cut out of the image
+        if layout == "affectnet-full":  # this layout crops the face from the image
             boxes = dataset.images.boxes  # type: ignore[attr-defined]
             points = points - boxes[index, :2]
         torch.testing.assert_close(dataset[index]["landmarks"], points, rtol=0, atol=2e-3)
@@ -99,7 +99,7 @@ def test_a_landmark_file_is_matched_by_name(layout: str, trees: dict[str, Writte
 
 
 def dark_eyes(dataset: FaceDataset, right: Tensor, left: Tensor) -> float:
-    """The share of eyes whose middle is darker than the skin below it: landmarks and pixels fit together."""
+    """The share of eyes whose centre is darker than the skin below, a check that landmarks and pixels match."""
     darker = []
     for index in range(len(dataset)):
         image = dataset[index]["image"].mean(0)
@@ -111,7 +111,7 @@ def dark_eyes(dataset: FaceDataset, right: Tensor, left: Tensor) -> float:
 
 
 @pytest.mark.parametrize("layout", [layout for layout in WRITERS if layout != "ferplus-one-list"])
-def test_landmarks_lie_on_the_eyes_that_the_image_shows(layout: str, trees: dict[str, Written]) -> None:
+def test_landmarks_lie_on_the_eyes_in_the_image(layout: str, trees: dict[str, Written]) -> None:
     written = trees[layout]
     marks = LandmarkSet(written.landmarks, written.names)
     dataset = open_dataset(WRITERS[layout][0], written.root, "train", landmarks=marks)
@@ -119,7 +119,7 @@ def test_landmarks_lie_on_the_eyes_that_the_image_shows(layout: str, trees: dict
     assert dark_eyes(dataset, points[:, 36:42].mean(1), points[:, 42:48].mean(1)) > 0.75
 
 
-def test_the_row_column_dump_fits_aligned_rafdb(trees: dict[str, Written], tmp_path: Path) -> None:
+def test_the_row_column_dump_matches_aligned_rafdb(trees: dict[str, Written], tmp_path: Path) -> None:
     written = trees["rafdb"]
     drawn_datasets.write_row_column(tmp_path / "dump", written)
     dataset = open_dataset("rafdb", written.root, "train", landmarks=tmp_path / "dump")
@@ -143,7 +143,7 @@ def test_affectnet_crops_by_the_box_and_its_margin(trees: dict[str, Written]) ->
 
 
 @pytest.mark.parametrize("layout", ["affectnet-small", "affectnet-full"])
-def test_affectnet_has_eight_classes_or_seven_which_leave_contempt_out(layout: str, tmp_path: Path) -> None:
+def test_affectnet_has_eight_classes_or_seven_without_contempt(layout: str, tmp_path: Path) -> None:
     written = WRITERS[layout][1](tmp_path, TRAIN, TEST, seed=5)
     despised = {written.names[row] for row in (2, 5, 6)}
     if layout == "affectnet-small":
@@ -165,7 +165,7 @@ def test_affectnet_has_eight_classes_or_seven_which_leave_contempt_out(layout: s
     assert torch.equal(seven[1]["image"], eight[kept[1]]["image"])
 
 
-def test_classes_are_chosen_by_name_and_numbered_in_that_order(trees: dict[str, Written]) -> None:
+def test_classes_are_selected_by_name_and_numbered_in_the_given_order(trees: dict[str, Written]) -> None:
     root = trees["folder"].root
     dataset = open_dataset("folder", root, "train", classes=("surprise", "anger"))
     assert dataset.classes == ("surprise", "anger")
@@ -194,12 +194,12 @@ def test_landmarks_can_be_left_out(trees: dict[str, Written]) -> None:
         assert dataset[0]["landmarks"].shape == (0, 2)
 
 
-def test_a_loader_with_workers_batches_it(trees: dict[str, Written]) -> None:
+def test_a_loader_with_workers_batches_a_data_set(trees: dict[str, Written]) -> None:
     pytest.importorskip("torchvision")
     from pal_fast.data import train_transform
 
     dataset = open_dataset("rafdb", trees["rafdb"].root, "train", transform=train_transform(64))
-    dataset = pickle.loads(pickle.dumps(dataset))  # as workers that are not forked receive it
+    dataset = pickle.loads(pickle.dumps(dataset))  # as spawned workers receive it
     loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=1)
     batches: list[dict[str, Any]] = list(loader)
     assert set(batches[0]) == {"image", "label", "landmarks", "index"}

@@ -1,4 +1,4 @@
-"""Implausible landmarks: none, all in one point, or normalised in some images and in pixels in others."""
+"""Implausible landmarks: none at all, all in one point, or normalised in only some of the images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pal_fast.landmarks.errors import NoLandmarksError
 OPTIONS = "count=8,test_count=2,size=32"
 
 
-def told(call: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """What the call returns, and the texts of its warnings, each of which points at this file."""
+def result_and_warnings(call: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """The call's result and its warnings' messages; asserts that each warning points at this file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made = call()
@@ -35,15 +35,15 @@ def drawn() -> LandmarkSet:
 
 @pytest.mark.parametrize("place", [(0.0, 0.0), (-1.0, -1.0), (16.0, 9.0)])
 @pytest.mark.parametrize("format", ["npz", "pts", "dlib-xml"])
-def test_a_file_s_faces_whose_points_coincide_are_missing(
+def test_faces_in_a_file_whose_points_coincide_are_treated_as_missing(
     tmp_path: Path, format: str, place: tuple[float, float]
 ) -> None:
     marks = drawn()
     marks.points[2:4] = torch.tensor(place)
-    marks.points[3, 5:] = torch.nan  # of some points nothing is known
+    marks.points[3, 5:] = torch.nan  # a face with some points missing
     path = tmp_path / {"npz": "m.npz", "dlib-xml": "m.xml", "pts": "folder"}[format]
     write_landmarks(path, marks, format)
-    read, (text,) = told(lambda: read_landmark_set(path))
+    read, (text,) = result_and_warnings(lambda: read_landmark_set(path))
     assert text.startswith(f"{path}: in 2 of 8 images all landmarks lie in one point, as if no face had been found")
     assert f"({read.names[2]}, {read.names[3]}): they are treated as missing (NaN)" in text
     assert read.found.tolist() == [True, True, False, False, True, True, True, True]
@@ -54,17 +54,17 @@ def test_a_file_s_faces_whose_points_coincide_are_missing(
 def test_a_single_point_and_points_close_together_are_landmarks(tmp_path: Path) -> None:
     for points in (torch.zeros(2, 1, 2), torch.tensor([[[9.0, 9.0], [9.0, 9.001]]] * 2), torch.zeros(2, 0, 2)):
         LandmarkSet(points, ("a", "b")).save(tmp_path / "m.npz")
-        read, texts = told(lambda: read_landmark_set(tmp_path / "m.npz"))
+        read, texts = result_and_warnings(lambda: read_landmark_set(tmp_path / "m.npz"))
         assert texts == []
         assert torch.equal(read.points, points)
     alone = torch.full((1, 5, 2), torch.nan)
-    alone[0, 3] = 0.0  # one known point says nothing
+    alone[0, 3] = 0.0  # one known point is no evidence
     LandmarkSet(alone, ("a",)).save(tmp_path / "m.npz")
-    assert told(lambda: read_landmark_set(tmp_path / "m.npz"))[1] == []
+    assert result_and_warnings(lambda: read_landmark_set(tmp_path / "m.npz"))[1] == []
 
 
 @pytest.mark.parametrize("given", ["LandmarkSet", "file", "FaceDataset"])
-def test_a_data_set_s_faces_whose_points_coincide_are_missing(tmp_path: Path, given: str) -> None:
+def test_faces_in_a_data_set_whose_points_coincide_are_treated_as_missing(tmp_path: Path, given: str) -> None:
     marks = drawn()
     before = marks.points.clone()
     marks.points[1] = 0.0
@@ -78,7 +78,7 @@ def test_a_data_set_s_faces_whose_points_coincide_are_missing(tmp_path: Path, gi
             "drawn", OPTIONS, "train", landmarks=marks if given == "LandmarkSet" else tmp_path / "m.npz"
         )
 
-    dataset, texts = told(opened)
+    dataset, texts = result_and_warnings(opened)
     (text,) = [text for text in texts if "in one point" in text]
     assert f"in 1 of 8 images all landmarks lie in one point, as if no face had been found ({marks.names[1]})" in text
     assert dataset.landmarks[1].isnan().all()
@@ -86,13 +86,13 @@ def test_a_data_set_s_faces_whose_points_coincide_are_missing(tmp_path: Path, gi
     assert marks.points[1].eq(0).all(), "what was given is left as it is"
 
 
-def test_affectnets_own_faces_whose_points_coincide_are_missing(tmp_path: Path) -> None:
+def test_affectnets_own_faces_whose_points_coincide_are_treated_as_missing(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     from support import drawn_datasets
 
     written = drawn_datasets.write_affectnet_small(tmp_path, 10, 2, size=32)
     np.save(tmp_path / "train_set" / "annotations" / "1_lnd.npy", np.zeros(136))
-    dataset, texts = told(lambda: open_dataset("affectnet", written.root, "train"))
+    dataset, texts = result_and_warnings(lambda: open_dataset("affectnet", written.root, "train"))
     assert any("affectnet's own annotation: in 1 of 10 images all landmarks lie in one point" in text for text in texts)
     assert dataset.landmarks[dataset.names.index("train_set/images/1.jpg")].isnan().all()
 
@@ -105,8 +105,8 @@ def half_normalised(count: int) -> Tensor:
 
 @pytest.mark.parametrize("verify", ["quick", "none"])
 @pytest.mark.parametrize("how", ["drawn", "folder", "FaceDataset"])
-def test_some_normalised_images_among_others_are_warned_of_by_name(tmp_path: Path, how: str, verify: str) -> None:
-    """Once, however many of the package's hands the landmarks go through."""
+def test_a_minority_of_normalised_images_warns_by_name(tmp_path: Path, how: str, verify: str) -> None:
+    """The warning appears once, however many functions of the package handle the landmarks."""
     points, names = half_normalised(4), drawn().names
 
     def opened() -> FaceDataset:
@@ -122,20 +122,20 @@ def test_some_normalised_images_among_others_are_warned_of_by_name(tmp_path: Pat
         images = MemoryImages(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
         return FaceDataset(images, [0] * 8, ["a"], names=names, landmarks=points)
 
-    dataset, (text,) = told(opened)
+    dataset, (text,) = result_and_warnings(opened)
     assert "landmarks: in 4 of 8 annotated images all landmarks lie within 3 pixels of the image's corner" in text
     assert all(name in text for name in dataset.names[:4])
     assert dataset.names[4] not in text
     assert torch.equal(dataset.landmarks, points)
 
 
-def test_more_than_half_of_normalised_images_are_refused() -> None:
+def test_a_majority_of_normalised_images_is_refused() -> None:
     marks = LandmarkSet(half_normalised(5), drawn().names)
     with pytest.raises(ValueError, match="in 5 of 8 annotated images"):
         open_dataset("drawn", OPTIONS, "train", landmarks=marks)
 
 
-def test_landmarks_that_hold_no_point_are_not_called_those_of_other_images() -> None:
+def test_landmarks_without_any_point_are_not_reported_as_those_of_other_images() -> None:
     marks = LandmarkSet(torch.full((8, 68, 2), torch.nan), drawn().names)
     with pytest.raises(NoLandmarksError, match=r"landmarks names 8 of the 8 images .*, but holds no points: all"):
         open_dataset("drawn", OPTIONS, "train", landmarks=marks)

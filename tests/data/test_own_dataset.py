@@ -25,13 +25,13 @@ HEIGHT, WIDTH = 40, 60
 
 @pytest.fixture
 def pixels(generator: torch.Generator) -> Tensor:
-    """(3, H, W) uint8."""
+    """An image, (3, H, W) uint8."""
     return torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator)
 
 
 @pytest.fixture
 def points(generator: torch.Generator) -> Tensor:
-    """(5, 2), whole numbers."""
+    """Landmarks, (5, 2), with integer coordinates."""
     return (torch.rand(5, 2, generator=generator) * torch.tensor([WIDTH - 1.0, HEIGHT - 1.0])).round()
 
 
@@ -59,7 +59,7 @@ POINTS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize("marks", POINTS)
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
-def test_images_and_landmarks_of_any_kind_come_out_alike(
+def test_images_and_landmarks_of_any_type_give_the_same_result(
     make: Any, kind: str, marks: str, pixels: Tensor, points: Tensor, seed: int
 ) -> None:
     transform = make(48, **({"colour": 0.0} if make is train_transform else {}))
@@ -72,7 +72,7 @@ def test_images_and_landmarks_of_any_kind_come_out_alike(
     assert made["label"] == 3
     assert made["image"].shape == (3, 48, 48)
     assert made["image"].dtype == torch.float32
-    # floats are interpolated as they are, bytes are rounded at each step
+    # floats are interpolated without rounding, bytes are rounded at each step
     torch.testing.assert_close(torch.Tensor(made["image"]), torch.Tensor(wanted["image"]), rtol=0, atol=0.03)
     torch.testing.assert_close(torch.Tensor(made["landmarks"].float()), torch.Tensor(wanted["landmarks"]))
     assert type(made["landmarks"]) is (Landmarks if marks == "Landmarks" else Tensor)
@@ -80,7 +80,7 @@ def test_images_and_landmarks_of_any_kind_come_out_alike(
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_an_image_alone_of_any_kind_is_transformed(kind: str, pixels: Tensor) -> None:
+def test_an_image_of_any_type_is_transformed_without_landmarks(kind: str, pixels: Tensor) -> None:
     for transform in (train_transform(48), eval_transform(48)):
         made = transform(IMAGES[kind](pixels))  # type: ignore[arg-type]
         assert made.shape == (3, 48, 48)  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ def test_a_grey_or_transparent_image_becomes_rgb(points: Tensor) -> None:
         assert eval_transform(48)({"image": image, "landmarks": points})["image"].shape == (3, 48, 48)
 
 
-class Mine(Dataset[dict[str, Any]]):
+class UserDataset(Dataset[dict[str, Any]]):
     def __init__(self, pixels: Tensor, points: Tensor) -> None:
         self.image, self.points, self.transform = Image.fromarray(as_array(pixels)), points.numpy(), train_transform(48)
 
@@ -105,14 +105,14 @@ class Mine(Dataset[dict[str, Any]]):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_joins_the_samples_of_an_own_data_set(workers: int, pixels: Tensor, points: Tensor) -> None:
-    (batch,) = DataLoader(Mine(pixels, points), batch_size=4, num_workers=workers)
+def test_a_loader_collates_samples_of_a_users_own_data_set(workers: int, pixels: Tensor, points: Tensor) -> None:
+    (batch,) = DataLoader(UserDataset(pixels, points), batch_size=4, num_workers=workers)
     assert batch["image"].shape == (4, 3, 48, 48)
     assert batch["landmarks"].shape == (4, 5, 2)
     assert batch["label"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_transform_leaves_what_it_was_given_as_it_was(pixels: Tensor, points: Tensor) -> None:
+def test_a_transform_does_not_modify_its_input(pixels: Tensor, points: Tensor) -> None:
     image, marks = pixels.clone(), points.clone()
     train_transform(48, erase=1.0)({"image": image, "landmarks": marks})
     assert torch.equal(image, pixels)
@@ -125,7 +125,7 @@ def refused(**sample: Any) -> str:
     return str(error.value)
 
 
-def test_what_cannot_be_transformed_is_refused_in_words(pixels: Tensor, points: Tensor) -> None:
+def test_unsupported_inputs_are_refused_with_a_clear_message(pixels: Tensor, points: Tensor) -> None:
     assert "sample must hold 'image' and 'landmarks', got 'image', 'points'" in refused(image=pixels, points=points)
     assert "call the transform with the image alone" in refused(image=pixels)
     assert "landmarks must be a tensor or an array of shape (K, 2)" in refused(image=pixels, landmarks=None)
@@ -153,7 +153,7 @@ def test_what_cannot_be_transformed_is_refused_in_words(pixels: Tensor, points: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_floats_that_do_not_go_from_0_to_1_are_refused(pixels: Tensor, points: Tensor, dtype: torch.dtype) -> None:
+def test_float_images_outside_0_to_1_are_refused(pixels: Tensor, points: Tensor, dtype: torch.dtype) -> None:
     pixels[0, 0, :2] = torch.tensor([0, 255])
     as_floats = pixels.to(dtype)
     assert f"image as a {dtype} tensor must hold values from 0 to 1, got 0 to 255: give uint8, or divide" in refused(
@@ -165,7 +165,7 @@ def test_floats_that_do_not_go_from_0_to_1_are_refused(pixels: Tensor, points: T
         train_transform(48)(as_floats)  # type: ignore[arg-type]
 
 
-def test_floats_that_bicubic_resizing_leaves_are_taken(points: Tensor) -> None:
+def test_float_images_that_overshoot_from_bicubic_resizing_are_accepted(points: Tensor) -> None:
     edges = torch.zeros(3, 8, 8)
     edges[:, 2:6, 2:6] = 1.0
     resized = torch.nn.functional.interpolate(edges[None], (HEIGHT, WIDTH), mode="bicubic")[0]
@@ -173,7 +173,7 @@ def test_floats_that_bicubic_resizing_leaves_are_taken(points: Tensor) -> None:
     assert eval_transform(48)({"image": resized, "landmarks": points})["image"].isfinite().all()
 
 
-def test_a_face_data_set_takes_landmarks_as_an_array(pixels: Tensor, points: Tensor) -> None:
+def test_a_face_data_set_accepts_landmarks_as_an_array(pixels: Tensor, points: Tensor) -> None:
     images = MemoryImages(pixels[None].expand(2, -1, -1, -1))
     array = np.stack([points.numpy() + 1, points.numpy() + 2])
     dataset = FaceDataset(images, [0, 0], ["a"], landmarks=array)

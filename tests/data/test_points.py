@@ -44,11 +44,11 @@ def sample(points: Tensor) -> dict[str, Any]:
 
 @pytest.fixture
 def points(generator: torch.Generator) -> Tensor:
-    """(12, 2), some near the border."""
+    """Landmarks, (12, 2), some near the border."""
     return torch.rand(12, 2, generator=generator) * torch.tensor([WIDTH - 10.0, HEIGHT - 10.0]) + 5
 
 
-def test_the_judge_is_the_package_s_heatmap(points: Tensor) -> None:
+def test_the_reference_heatmap_equals_the_packages(points: Tensor) -> None:
     wanted = reference.landmark_heatmap(points[None], (HEIGHT, WIDTH), image_size=(HEIGHT, WIDTH), sigma=SIGMA)
     torch.testing.assert_close(heatmap(points, (HEIGHT, WIDTH), (SIGMA, SIGMA)), wanted[0].float())
 
@@ -59,7 +59,7 @@ TRANSFORMS: dict[str, tuple[Any, float, float]] = {
     "vertical flip": (v2.RandomVerticalFlip(1), 1, 1),
     "resize up": (v2.Resize([120, 160], antialias=True), 2, 2),
     "resize by unlike factors": (v2.Resize([90, 100], antialias=True), 1.25, 1.5),
-    "resize down": (v2.Resize([30, 40], antialias=True), 0.51, 0.51),  # antialiasing widens a little
+    "resize down": (v2.Resize([30, 40], antialias=True), 0.51, 0.51),  # antialiasing widens the Gaussians slightly
     "resize the shorter side": (v2.Resize(90, antialias=True), 1.5, 1.5),
     "rotation": (v2.RandomRotation((25, 25), interpolation=BILINEAR), 1, 1),
     "rotation, canvas grown": (v2.RandomRotation((25, 25), interpolation=BILINEAR, expand=True), 1, 1),
@@ -86,7 +86,7 @@ def test_the_heatmap_of_moved_landmarks_is_the_moved_heatmap(name: str, points: 
     size = (image.shape[-2], image.shape[-1])
     assert landmarks.canvas_size == size
     assert isinstance(landmarks, Landmarks)
-    visible = image[1] > 0.999  # away from what comes in from outside of the image
+    visible = image[1] > 0.999  # excludes pixels filled in from outside the image
     sigma = (SIGMA * stretch_x, SIGMA * stretch_y)
     rendered = heatmap(landmarks.as_subclass(Tensor), size, sigma) * visible
     image = image[0].as_subclass(Tensor) * visible
@@ -113,7 +113,7 @@ def test_a_spot_and_its_landmark_stay_together(functional: str, generator: torch
 
 
 def test_a_centre_crop_of_any_size_keeps_a_pixel_and_its_landmark_together() -> None:
-    """Also one that is larger than the image, in one side or both, and so pads it."""
+    """Including crops larger than the image in one or both sides, which pad it."""
     sides = range(1, 10)
     for old, new in itertools.product(itertools.product(sides, sides), repeat=2):
         y, x = old[0] // 2, old[1] // 2
@@ -127,7 +127,7 @@ def test_a_centre_crop_of_any_size_keeps_a_pixel_and_its_landmark_together() -> 
         assert moved[0].nonzero().tolist() == seen, (old, new)
 
 
-def test_a_centre_crop_takes_its_size_as_torchvision_does(points: Tensor) -> None:
+def test_a_centre_crop_accepts_the_same_sizes_as_torchvision(points: Tensor) -> None:
     given = Landmarks(points.clone(), canvas_size=(HEIGHT, WIDTH))
     wanted = F.center_crop(given, [83, 83])
     for size in (83, [83], (83, 83)):
@@ -150,10 +150,10 @@ def test_train_transform_keeps_a_spot_and_its_landmark_together(generator: torch
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.9), (1.0, 1.0)])
-def test_a_random_view_is_flip_rotation_and_crop_by_torchvision_s_own_kernels(
+def test_a_random_view_equals_torchvisions_flip_rotation_and_crop(
     scale: tuple[float, float], points: Tensor, seed: int
 ) -> None:
-    """The landmarks moved at once end where the three kernels bring them, one after the other."""
+    """Landmarks moved in one step end where torchvision's three kernels, applied in turn, move them."""
     view = RandomView((50, 70), flip=0.5, degrees=20, scale=scale)
     flips = set()
     for turn in range(24):
@@ -180,7 +180,7 @@ def test_a_random_view_is_flip_rotation_and_crop_by_torchvision_s_own_kernels(
     assert view(sample(points)["image"]).shape == (3, 50, 70)
 
 
-def test_eval_transform_is_resize_and_normalisation(generator: torch.Generator) -> None:
+def test_eval_transform_resizes_and_normalises(generator: torch.Generator) -> None:
     image = torch.randint(0, 256, (3, 50, 50), dtype=torch.uint8, generator=generator)
     moved = eval_transform((25, 100), mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.25))(
         {"image": tv_tensors.Image(image), "landmarks": Landmarks(torch.tensor([[0.0, 49.0]]), canvas_size=(50, 50))}
@@ -194,9 +194,7 @@ def test_eval_transform_is_resize_and_normalisation(generator: torch.Generator) 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint8, torch.float64])
 @pytest.mark.parametrize("name", [*TRANSFORMS, "train", "eval"])
-def test_landmarks_of_any_type_move_as_float32_ones_do(
-    name: str, dtype: torch.dtype, points: Tensor, seed: int
-) -> None:
+def test_landmarks_of_any_dtype_move_as_in_float32(name: str, dtype: torch.dtype, points: Tensor, seed: int) -> None:
     made = {"train": train_transform((50, 30)), "eval": eval_transform((50, 30))}
     transform = made[name] if name in made else TRANSFORMS[name][0]
     moved = {}
@@ -211,11 +209,11 @@ def test_landmarks_of_any_type_move_as_float32_ones_do(
 
 
 @pytest.mark.parametrize("name", [*TRANSFORMS, "train"])
-def test_missing_stays_missing_and_outside_stays_outside(name: str) -> None:
+def test_missing_landmarks_stay_missing_and_those_outside_the_image_stay_outside(name: str) -> None:
     transform = train_transform(50) if name == "train" else TRANSFORMS[name][0]
     given = sample(torch.tensor([[torch.nan, torch.nan], [-100.0, 500.0], [5.0, 5.0]]))
     moved = transform(given)["landmarks"].as_subclass(Tensor)
-    # A flip may not renumber: three points are of no known scheme.
+    # A flip must not renumber: three points follow no known scheme.
     assert moved.isnan().all(-1).tolist() == [True, False, False]
     height, width = transform(given)["landmarks"].canvas_size
     x, y = moved[1].tolist()
@@ -223,7 +221,7 @@ def test_missing_stays_missing_and_outside_stays_outside(name: str) -> None:
 
 
 def test_a_horizontal_flip_renumbers_left_and_right(seed: int) -> None:
-    """The flipped picture of a drawn face has its right eye where 36-41 are, as every picture has."""
+    """In the flipped image, as in every image, points 36-41 are the right eye."""
     faces = make_faces(4, 64, seed=seed)
     for image, points in zip(faces.images, faces.landmarks, strict=True):
         moved = v2.RandomHorizontalFlip(1)(
@@ -241,7 +239,7 @@ def test_a_horizontal_flip_renumbers_left_and_right(seed: int) -> None:
             torch.testing.assert_close(flipped[k], wanted)
 
 
-def test_a_heatmap_of_a_flipped_face_is_the_flipped_heatmap(seed: int) -> None:
+def test_the_heatmap_of_a_flipped_face_is_the_flipped_heatmap(seed: int) -> None:
     points = make_faces(1, 64, seed=seed).landmarks[0]
     moved = F.horizontal_flip(Landmarks(points.clone(), canvas_size=(64, 64))).as_subclass(Tensor)
     torch.testing.assert_close(heatmap(moved, (64, 64), (3, 3)), heatmap(points, (64, 64), (3, 3)).flip(1))
@@ -252,7 +250,7 @@ def test_an_elastic_transform_is_refused(points: Tensor) -> None:
         v2.ElasticTransform()(sample(points))
 
 
-def test_no_transform_changes_what_it_was_given(points: Tensor) -> None:
+def test_no_transform_modifies_its_input(points: Tensor) -> None:
     given = sample(points)
     for transform, *_ in TRANSFORMS.values():
         transform(given)

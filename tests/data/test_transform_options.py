@@ -12,7 +12,7 @@ from pal_fast.data import train_transform
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"flip": 2}, "flip must be a probability, from 0 to 1, got 2"),
         ({"erase": -0.1}, "erase must be a probability, from 0 to 1, got -0.1"),
@@ -25,19 +25,19 @@ from pal_fast.data import train_transform
         ({"ratio": (2, 1)}, r"ratio must be \(from, to\) with 0 < from <= to, got \(2, 1\)"),
     ],
 )
-def test_a_value_out_of_range_is_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_option_out_of_range_is_named_in_the_error(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         train_transform(48, **given)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [({"scale": 0.8}, "scale must be"), ({"ratio": (1, 1, 1)}, "ratio must be"), ({"flip": "no"}, "flip")],
 )
-def test_a_value_of_another_kind_is_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(TypeError, match=said):
+def test_an_option_of_the_wrong_type_is_named_in_the_error(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         train_transform(48, **given)
 
 
-def test_the_ends_of_the_ranges_are_taken() -> None:
+def test_the_endpoints_of_the_ranges_are_accepted() -> None:
     train_transform(48, flip=1, degrees=0, scale=(1, 1), ratio=(2, 2), colour=0, erase=1)

@@ -1,4 +1,4 @@
-"""The demo, in a tiny version: it trains as stated, counts its steps, measures honestly and draws its picture."""
+"""The demo, in a tiny version: it trains as stated, counts its steps, measures correctly and draws its figure."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_every_step_is_counted_and_timed(outcomes: dict[str, demo.Outcome]) -> N
     assert all(seconds > 0 for outcome in outcomes.values() for seconds in outcome.step_seconds)
 
 
-def test_both_methods_start_alike_and_end_apart() -> None:
-    """The networks of one seed share weights and order: without a step they would be one network."""
+def test_both_methods_start_from_equal_weights_and_diverge() -> None:
+    """Networks of one seed share initial weights and sample order, so without a step they are identical."""
     faces = training_faces(0, 34)
     alone = train(faces, seed=0, epochs=1)
     again = train(faces, seed=0, epochs=1)
@@ -45,7 +45,7 @@ def test_training_leaves_no_hook_and_keeps_the_random_state() -> None:
     assert not model.training
 
 
-def test_a_network_that_always_says_one_thing_is_judged_so() -> None:
+def test_the_measures_of_a_network_with_a_constant_prediction() -> None:
     faces = fresh_faces(80)
     model = FaceNet().eval()
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_the_table_states_means_and_every_seed() -> None:
     assert "by seed 25.0, 75.0" in text
 
 
-def test_the_picture_shows_one_misled_face_of_each_expression(outcomes: dict[str, demo.Outcome]) -> None:
+def test_the_figure_shows_one_misled_face_per_expression(outcomes: dict[str, demo.Outcome]) -> None:
     small, large = demo.shown_faces()
     assert small.labels.tolist() == large.labels.tolist() == list(range(7))
     assert (small.labels != small.cues).all()
@@ -84,7 +84,7 @@ def test_the_picture_shows_one_misled_face_of_each_expression(outcomes: dict[str
     assert [axes.get_title() for axes in figure.axes[:7]] == list(EXPRESSIONS)
 
 
-def test_the_command_prints_both_methods_and_writes_the_picture(
+def test_the_command_prints_both_methods_and_writes_the_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "SEEDS", (5,))
@@ -98,8 +98,6 @@ def test_the_command_prints_both_methods_and_writes_the_picture(
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_that_cannot_be_written_is_refused_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unwritable_figure_is_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo", "--output", str(tmp_path / "demo.doc")]) == 2
     assert "must end in one of" in capsys.readouterr().err

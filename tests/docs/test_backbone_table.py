@@ -14,7 +14,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "training_loops.md").read_text()
 
 
 def table() -> list[tuple[str, str, str]]:
-    """(library, network, its first layer) of each row; Hugging Face's network has no name to build it by."""
+    """(library, network, initial layer) of each row except Hugging Face's, whose network cannot be built by name."""
     rows = PAGE.partition("| network | layer to begin with | layout |\n")[2].partition("\n\n")[0].splitlines()[1:]
     found = []
     for row in rows:
@@ -30,12 +30,12 @@ def is_trained(library: str, name: str, layer: str) -> bool:
 
 
 @pytest.mark.parametrize("backbone", TRAINED, ids=lambda b: f"{b.library} {b.name}")
-def test_what_the_tests_train_is_in_the_table(backbone):
+def test_every_backbone_trained_in_the_tests_is_in_the_table(backbone):
     rows = [layer for library, name, layer in table() if library == backbone.library and fnmatch(backbone.name, name)]
     assert rows == [backbone.layer]
 
 
-def test_the_other_rows_are_where_training_begins_and_the_page_says_so():
+def test_rows_that_no_test_trains_are_marked_and_equal_the_default_layers():
     pytest.importorskip("accelerate", reason="accelerate is not installed (extra train)")
     from pal_fast.training.networks import DEFAULT_LAYERS
 

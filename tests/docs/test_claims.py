@@ -1,4 +1,4 @@
-"""Everything that the README and the docs name exists: files, links, options, environment variables, extras, names."""
+"""Everything that the README and the docs mention exists: files, links, options, environment variables and names."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def prose(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_to_files(page):
+def test_links_point_to_existing_files(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose(page))
     gone = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not gone
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_paths_of_the_tree_exist(page):
+def test_mentioned_paths_exist(page):
     folders = "csrc|kernels|pal_fast|tests|benchmarks|docs"
     paths = re.findall(rf"`((?:{folders})/[\w./*]*)`", prose(page))
     gone = [path for path in paths if not list(ROOT.glob(path.rstrip("/")))]
@@ -42,7 +42,7 @@ def test_paths_of_the_tree_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_names_of_the_package_exist(page):
+def test_mentioned_names_of_the_package_exist(page):
     for name in set(re.findall(r"`(pal_fast(?:\.\w+)+)", prose(page))):
         found: object = pal_fast
         for part in name.split(".")[1:]:
@@ -53,8 +53,8 @@ def test_names_of_the_package_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_keywords_with_values_are_taken_by_some_public_function(page):
-    """`channels="half"` in the text: such an argument exists, and the value is one of its choices."""
+def test_keyword_arguments_in_the_text_are_accepted_by_a_public_function(page):
+    """For `channels="half"` in the text, an argument of that name exists and the value is one of its choices."""
     signatures = [inspect.signature(f) for f in (pal_fast.PALLoss, pal_fast.PALLoss.forward, pal_fast.pal_loss)]
     signatures += [inspect.signature(f) for f in (pal_fast.landmark_heatmap, pal_fast.attribution_map)]
     known = set().union(*(signature.parameters for signature in signatures))
@@ -66,7 +66,7 @@ def test_keywords_with_values_are_taken_by_some_public_function(page):
 
 
 def readme_rows() -> dict[str, list[str]]:
-    """First cell without backticks, and the other cells, of the README's tables."""
+    """The rows of the README's tables: the first cell, without backticks, to the other cells."""
     rows = [line.strip().strip("|").split("|") for line in README.read_text().splitlines() if line.startswith("|")]
     return {cells[0].strip().strip("`"): [cell.strip() for cell in cells[1:]] for cells in rows}
 
@@ -101,12 +101,12 @@ def test_the_options_table_gives_the_defaults_first():
             assert first == [parameter.default], name
 
 
-def test_the_table_of_commands_lists_them_all():
+def test_the_table_of_commands_lists_every_command():
     listed = re.findall(r"pal-fast (\w+)", " ".join(key for key in readme_rows() if key.startswith("pal-fast ")))
     assert sorted(listed) == sorted(command.NAME for command in cli.commands())
 
 
-def test_the_environment_variables_are_the_builds():
+def test_the_documented_environment_variables_are_those_the_build_reads():
     rows, build = readme_rows(), (ROOT / "setup.py").read_text()
     named = {name for name in rows if name.startswith("PAL_FAST_")}
     assert named <= set(re.findall(r"PAL_FAST_\w+", build))

@@ -1,4 +1,4 @@
-"""Every code block of the README and the docs runs, or says why it does not."""
+"""Every code block of the README and the docs runs or states why it does not."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pal_fast import cli
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: Pages whose blocks another test runs, with what they need around them.
+#: Pages whose blocks another test runs, with the set-up that they need.
 ELSEWHERE = {ROOT / "docs" / "integrations": "tests/training_loops/test_integrations.py"}
 
-#: What a page may need that is no dependency of the package; without it the page is skipped.
+#: Packages that a page may need beyond the package's dependencies; without them the page is skipped.
 OPTIONAL = ("timm", "torchvision", "torchmetrics", "accelerate", "scipy", "PIL", "skimage")
 
 
@@ -32,7 +32,7 @@ def name_of(page: Path) -> str:
 
 
 def command_lines(page: Path) -> list[tuple[str, str]]:
-    """Where, and each complete command of `pal-fast` in a page's shell blocks and inline code."""
+    """(location, command line) of each complete `pal-fast` command in a page's shell blocks and inline code."""
     found = []
     for block in blocks_of(page):
         if block.language == "bash":
@@ -43,7 +43,7 @@ def command_lines(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_block_says_its_language_and_why_it_is_not_run(page):
+def test_a_block_declares_its_language_and_why_it_is_not_run(page):
     for block in blocks_of(page):
         assert block.language, f"{block.where}: a code block without a language; prose is `text`"
         if block.language == "python":
@@ -57,8 +57,8 @@ def test_a_block_says_its_language_and_why_it_is_not_run(page):
         assert len(block.not_run) > 10 or not block.not_run, f"{block.where}: not a reason: {block.not_run!r}"
 
 
-def test_the_blocks_are_found():
-    """A regular expression that stops matching would make the tests below pass on nothing."""
+def test_code_blocks_are_found():
+    """If the regular expression stopped matching, the tests below would pass without checking anything."""
     fences = sum(len(re.findall(r"^ *```\w+", page.read_text(), re.MULTILINE)) for page in PAGES)
     assert sum(len(blocks_of(page)) for page in PAGES) == fences > 10
 
@@ -66,7 +66,7 @@ def test_the_blocks_are_found():
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if runs_of(p) and not any(folder in p.parents for folder in ELSEWHERE)], ids=name_of
 )
-def test_the_python_blocks_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
+def test_the_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = given()
@@ -88,8 +88,8 @@ def parses(parser: argparse.ArgumentParser, words: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if command_lines(p)], ids=name_of)
-def test_the_commands_of_a_page_are_commands(page, capsys):
-    """Each complete command line is parsed by the command's own parser; a bare mention must name a command."""
+def test_the_commands_on_a_page_are_accepted_by_their_parsers(page, capsys):
+    """Complete command lines are parsed by the command's own parser; a bare mention must name a command."""
     parser = cli.build_parser()
     known = {command.NAME for command in cli.commands()}
     for where, line in command_lines(page):

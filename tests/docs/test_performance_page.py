@@ -1,4 +1,4 @@
-"""docs/performance.md shows the contents of benchmarks/results, and says where nothing has been measured."""
+"""docs/performance.md shows the contents of benchmarks/results and states what has not been measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from benchmarks import draw, performance_page
 
 
-def test_the_page_shows_the_results_as_they_are():
+def test_the_page_shows_the_current_results():
     text = performance_page.PAGE.read_text()
     assert text == performance_page.written(text), "python -m benchmarks.performance_page writes it anew"
     assert text.count("<!-- results: ") == text.count("<!-- end -->") == 8
 
 
-def test_every_picture_of_the_results_is_on_the_page_as_it_is():
+def test_every_plot_of_the_results_is_on_the_page_and_up_to_date():
     text = performance_page.PAGE.read_text()
     drawn = {path.name for path in performance_page.RESULTS.glob("*.png")}
     assert drawn == {path.name for path in performance_page.shown(text)}
@@ -26,7 +26,7 @@ def test_every_picture_of_the_results_is_on_the_page_as_it_is():
     assert not old, "the page's pictures whose results are gone"
 
 
-def test_every_picture_that_is_drawn_has_words():
+def test_every_plot_has_a_description():
     drawn = {subject: set(names) for subject, names in draw.PICTURES.items()}
     assert {subject: set(names) for subject, names in performance_page.PICTURES.items()} == drawn
 
@@ -37,7 +37,7 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_figure_is_the_csvs_and_what_was_not_measured_has_a_reason(results):
+def test_figures_come_from_the_csv_and_unmeasured_ones_state_the_reason(results):
     (results / "loss_cpu.csv").write_text(
         "B,K,peer,mode,p50_ms,times_faster,share,peak_mb,note,device,torch\n"
         "2,68,eager,forward,1.0,1,,,,a CPU,2.15\n"
@@ -57,7 +57,7 @@ def test_a_figure_is_the_csvs_and_what_was_not_measured_has_a_reason(results):
     ]
 
 
-def test_a_picture_follows_its_table(results):
+def test_a_plot_follows_its_table(results):
     (results / "growth_cpu.csv").write_text("axis,peer,mode,p50_ms,note,device,torch\nB,cpu,both,1.0,,a CPU,2.15\n")
     assert performance_page.section("growth", "cpu") == "Medians. a CPU; torch 2.15.\n"
     (results / "growth_cpu.png").write_bytes(b"a picture")

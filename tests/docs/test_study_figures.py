@@ -1,4 +1,4 @@
-"""The study's figures quoted on other pages are those of benchmarks/results/study.csv."""
+"""The study's figures quoted in the README and the docs equal those in benchmarks/results/study.csv."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def quoted(page: str, pattern: str) -> list[float]:
     return [float(number) for number in found.groups()]
 
 
-def test_the_readmes_figures(plain):
+def test_the_figures_in_the_readme(plain):
     numbers = quoted("README.md", r"goes from ([\d.]+)% to ([\d.]+)% .*?random heatmaps leave it at ([\d.]+)%")
     pal = accuracy(prior="landmarks", target="label", weight="10.0")
     assert numbers == [round(value, 1) for value in (plain, pal, accuracy(prior="even", target="label", weight="10.0"))]
 
 
-def test_the_gains_on_the_page_about_choosing(plain):
+def test_the_gains_quoted_on_the_page_about_choosing_options(plain):
     page = "docs/how_to/choosing.md"
     label, total = quoted(
         page, r"the label's logit gained ([\d.]+) points .*? and the sum ([\d.]+), at the same weight"
@@ -55,7 +55,7 @@ def test_the_gains_on_the_page_about_choosing(plain):
     assert quoted(page, r"\(([\d.]+)% against ([\d.]+)%\)") == [round(value, 1) for value in both]
 
 
-def test_the_table_of_all_conditions_is_that_of_the_rows():
+def test_the_table_of_all_conditions_equals_the_recorded_rows():
     pytest.importorskip("scipy")
     from benchmarks.study import command as study
     from benchmarks.study import report
@@ -95,14 +95,14 @@ def row_of(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_pages_figures_of_the_options(name):
+def test_the_pages_figures_for_the_options(name):
     for cell, weight in zip(row_of(name), ("1.0", "3.0", "10.0"), strict=True):
         if cell:
             assert cell == f"{accuracy(**METHODS[name], weight=weight):.1f}"
 
 
 @pytest.mark.parametrize("name", CIRCUMSTANCES)
-def test_the_pages_figures_of_the_circumstances(name):
+def test_the_pages_figures_for_the_circumstances(name):
     plain, pal, gain, alignment = row_of(name)
     given = CIRCUMSTANCES[name]
     values = [
@@ -114,7 +114,7 @@ def test_the_pages_figures_of_the_circumstances(name):
     assert gain.split(" ")[0] == f"{values[1] - values[0]:+.1f}"
 
 
-def test_the_pages_figures_of_the_controls(plain):
+def test_the_pages_figures_for_the_controls(plain):
     def gains(prior, *weights):
         return [round(accuracy(prior=prior, target="label", weight=w) - plain, 1) for w in weights]
 
@@ -139,7 +139,7 @@ def test_the_pages_figures_of_the_controls(plain):
     assert quoted(page, r"one heatmap for every face, bring \+([\d.]+) points") == gains("average", "10.0")
 
 
-def test_the_pages_figures_of_the_controls_on_more_seeds():
+def test_the_pages_figures_for_the_controls_on_more_seeds():
     more = {"table": "study_blind", "seeds": 10}
     plain = accuracy(prior="none", weight="0.0", **more)
     three = r"([+-][\d.]+), ([+-][\d.]+) and ([+-][\d.]+)"

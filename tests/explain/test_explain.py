@@ -22,13 +22,13 @@ LANDMARKS = Path(__file__).parents[1] / "data" / "astronaut.pts"
 
 @pytest.fixture(scope="module")
 def photograph() -> Tensor:
-    """(3, 512, 512) uint8."""
+    """The photograph, (3, 512, 512) uint8."""
     return torch.from_numpy(skimage_data.astronaut()).permute(2, 0, 1).contiguous()
 
 
 @pytest.fixture(scope="module")
 def points() -> Tensor:
-    """(68, 2)."""
+    """The photograph's landmarks, (68, 2)."""
     return read_landmarks(LANDMARKS)[0]
 
 
@@ -49,7 +49,7 @@ def brightness_at(image: Tensor, places: Tensor) -> Tensor:
 
 
 def test_the_annotation_lies_on_the_face(photograph: Tensor, points: Tensor) -> None:
-    """Brows darker than the lids below, pupils darker than cheeks, teeth brighter than lips, wall beyond the jaw."""
+    """Brows are darker than the lids below, pupils than cheeks, lips than teeth; beyond the jaw is wall."""
     assert points.shape == (68, 2)
     brows, lids = points[[19, 20, 23, 24]], (points[[19, 20, 23, 24]] + points[[37, 38, 43, 44]]) / 2
     assert (brightness_at(photograph, brows) < brightness_at(photograph, lids)).all()
@@ -66,7 +66,7 @@ def test_the_annotation_lies_on_the_face(photograph: Tensor, points: Tensor) -> 
 
 @pytest.mark.parametrize("crop", explain.CROPS)
 @pytest.mark.parametrize("size", [96, 224])
-def test_a_bright_pixel_comes_to_lie_on_its_landmark(crop: str, size: int, points: Tensor) -> None:
+def test_a_bright_pixel_lands_on_its_landmark_in_the_crop(crop: str, size: int, points: Tensor) -> None:
     target = points[30].round()
     x, y = int(target[0]), int(target[1])
     image = torch.zeros(3, 300, 400, dtype=torch.uint8)
@@ -86,15 +86,15 @@ def test_the_face_fills_the_crop(points: Tensor) -> None:
     torch.testing.assert_close((seen.amax(0) + seen.amin(0)) / 2, torch.full((2,), 111.5), rtol=0, atol=1e-3)
 
 
-def test_no_landmark_is_no_face_to_cut_out() -> None:
+def test_a_crop_without_landmarks_is_refused() -> None:
     with pytest.raises(ValueError, match="no valid point"):
         explain.window_around(torch.full((68, 2), torch.nan), 100, 100, "face")
     with pytest.raises(ValueError, match="one pixel"):
         explain.window_around(torch.full((68, 2), 5.0), 100, 100, "face")
 
 
-def test_the_attribution_is_the_networks_own(photograph: Tensor, points: Tensor) -> None:
-    """The map is `attribute`'s on the normalised crop, and the network's mode is as before."""
+def test_the_attribution_equals_attribute_on_the_crop(photograph: Tensor, points: Tensor) -> None:
+    """The map equals `attribute`'s on the normalised crop, and the network's mode is restored."""
     network = nn.Sequential(nn.Conv2d(3, 4, 5, 4, 2), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(1024, 5)).train()
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     got = explain.explain(photograph, points, network, "1", size=64, mean=mean, std=std)
@@ -115,7 +115,7 @@ def test_a_flat_attribution_has_no_correlation(photograph: Tensor, points: Tenso
     explain.draw(got, title="flat")
 
 
-def test_the_command_draws_resnet50_at_layer3_and_says_that_it_is_untrained(
+def test_the_command_draws_resnet50_at_layer3_and_states_that_it_is_untrained(
     photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.png"
@@ -136,7 +136,7 @@ def test_a_checkpoint_is_used_and_not_called_untrained(
 
     network = resnet18(num_classes=7)
     with torch.no_grad():
-        network.fc.bias[4] = 1e4  # so that its prediction is known
+        network.fc.bias[4] = 1e4  # fixes the prediction
     torch.save(network.state_dict(), tmp_path / "net.pt")
     arguments = [str(photograph_file), "--landmarks", str(LANDMARKS), "--model", "resnet18", "--classes", "7"]
     arguments += ["--weights", str(tmp_path / "net.pt"), "--size", "64", "-o", str(tmp_path / "out.png")]
@@ -146,7 +146,7 @@ def test_a_checkpoint_is_used_and_not_called_untrained(
     assert "UNTRAINED" not in printed
 
 
-def test_a_checkpoint_whose_head_does_not_fit_is_refused(
+def test_a_checkpoint_whose_head_does_not_match_is_refused(
     photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from torchvision.models import resnet18
@@ -157,7 +157,7 @@ def test_a_checkpoint_whose_head_does_not_fit_is_refused(
     assert "--classes" in capsys.readouterr().err
 
 
-def test_a_network_of_timm_is_found(photograph_file: Path, tmp_path: Path) -> None:
+def test_a_timm_network_is_found(photograph_file: Path, tmp_path: Path) -> None:
     arguments = [str(photograph_file), "--landmarks", str(LANDMARKS), "--model", "timm:resnet10t", "--layer", "layer3"]
     arguments += ["--weights", "random", "--size", "64", "--crop", "whole", "-o", str(tmp_path / "out.svg")]
     assert cli.main(["explain", *arguments]) == 0
@@ -177,7 +177,7 @@ def test_an_activation_is_not_called_an_attribution_of_logits(
     assert "attribution" not in (tmp_path / "out.svg").read_text()
 
 
-def test_of_several_images_landmarks_those_of_the_image_s_name_are_taken(
+def test_landmarks_are_selected_by_the_images_name(
     photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = read_landmarks(LANDMARKS)[0]
@@ -191,7 +191,7 @@ def test_of_several_images_landmarks_those_of_the_image_s_name_are_taken(
     assert "68 points, 68 of them in what the network sees" in capsys.readouterr().out
 
 
-def test_several_images_landmarks_whose_names_do_not_tell_are_refused(
+def test_landmarks_of_several_images_without_a_matching_name_are_refused(
     photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
@@ -202,7 +202,7 @@ def test_several_images_landmarks_whose_names_do_not_tell_are_refused(
 
 @pytest.mark.parametrize("option", ["--size", "--classes"])
 @pytest.mark.parametrize("number", ["0", "-3"])
-def test_counts_are_at_least_one(
+def test_counts_must_be_at_least_one(
     option: str, number: str, photograph_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -214,7 +214,7 @@ def test_counts_are_at_least_one(
 @pytest.mark.parametrize(
     ("model", "layer", "size"), [("vit_b_32", "encoder.layers.encoder_layer_10", "100"), ("resnet18", "layer3", "-")]
 )
-def test_images_that_a_network_does_not_take_end_in_one_line(
+def test_an_image_size_that_the_network_rejects_is_reported_in_one_line(
     model: str,
     layer: str,
     size: str,

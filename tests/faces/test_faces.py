@@ -1,4 +1,4 @@
-"""The drawn faces: landmarks match the drawing, expressions are distinct, the cue is as stated, seeds fix the bits."""
+"""The drawn faces: landmarks match the image, expressions differ, the cue is as stated, a seed fixes every bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_shapes_and_types_are_as_documented(seed: int) -> None:
     assert float(faces.images.max()) <= 1
 
 
-def test_no_faces_are_an_empty_set() -> None:
+def test_a_count_of_zero_gives_an_empty_set() -> None:
     assert make_faces(0).images.shape == (0, 3, 48, 48)
 
 
@@ -45,7 +45,7 @@ def test_a_longer_set_begins_with_the_shorter_one(seed: int) -> None:
     torch.testing.assert_close(few.images, many.images[:10], rtol=0, atol=1e-5)
 
 
-def test_the_same_faces_come_at_every_size(seed: int) -> None:
+def test_a_seed_gives_the_same_faces_at_every_size(seed: int) -> None:
     small, large = make_faces(20, 48, seed=seed), make_faces(20, 144, seed=seed)
     assert torch.equal(small.labels, large.labels)
     torch.testing.assert_close((small.landmarks + 0.5) * 3, large.landmarks + 0.5, rtol=0, atol=1e-2)
@@ -53,14 +53,14 @@ def test_the_same_faces_come_at_every_size(seed: int) -> None:
     assert float((shrunk - small.images).abs().mean()) < 0.05
 
 
-def test_faces_lie_in_the_picture(seed: int) -> None:
+def test_faces_lie_inside_the_image(seed: int) -> None:
     landmarks = make_faces(200, 48, seed=seed).landmarks
     inside = ((landmarks > -0.5) & (landmarks < 47.5)).all(-1)
     assert float(inside.float().mean()) > 0.99
 
 
 def test_eye_landmarks_surround_a_dark_iris(seed: int) -> None:
-    """The middle of the six landmarks of an open eye is the dark pupil or its rim; the cheek below is skin."""
+    """The centre of an open eye's six landmarks is the dark pupil or its rim; the cheek below is skin."""
     faces = make_faces(200, 96, seed=seed)
     surprised = faces.expressions == EXPRESSIONS.index("surprise")
     images, points = faces.images[surprised], faces.landmarks[surprised]
@@ -72,7 +72,7 @@ def test_eye_landmarks_surround_a_dark_iris(seed: int) -> None:
 
 
 def test_mouth_landmarks_lie_on_lips(seed: int) -> None:
-    """Halfway between the outer and the inner lip the colour is redder than the skin of the cheek."""
+    """Halfway between the outer and the inner lip line, the colour is redder than the skin of the cheek."""
     faces = make_faces(100, 96, seed=seed)
     p = faces.landmarks
     lower_lip = (p[:, 56:59] + p[:, 65:68]) / 2  # 56-65, 57-66, 58-67
@@ -86,7 +86,7 @@ def test_mouth_landmarks_lie_on_lips(seed: int) -> None:
 
 
 def test_brow_landmarks_lie_on_hair(seed: int) -> None:
-    """A brow's middle is darker than the skin halfway to the eye (fair skin, where the contrast is sure)."""
+    """A brow's centre is darker than the skin halfway to the eye (on fair skin, where the contrast is certain)."""
     faces = make_faces(80, 96, seed=seed)
     p = faces.landmarks
     brow = colour_at(faces.images, p[:, [19, 24]]).mean((1, 2))
@@ -97,7 +97,7 @@ def test_brow_landmarks_lie_on_hair(seed: int) -> None:
 
 
 def test_the_jaw_is_the_edge_of_the_face(seed: int) -> None:
-    """The colour changes across the jaw line: outside of its sides lie wall, hair, ear or neck."""
+    """The colour changes across the jaw line: outside it lie wall, hair, ear or neck."""
     faces = make_faces(60, 96, seed=seed)
     p = faces.landmarks
     nose = p[:, [30]]
@@ -108,11 +108,11 @@ def test_the_jaw_is_the_edge_of_the_face(seed: int) -> None:
     assert float((change > 0.06).float().mean()) > 0.9
 
 
-def test_landmarks_tell_the_expressions_apart(seed: int) -> None:
+def test_landmarks_distinguish_the_expressions(seed: int) -> None:
     """A linear classifier on aligned landmarks gets over 90% right on new faces."""
 
     def features(landmarks: Tensor) -> Tensor:
-        """Rotation, place and size of the eyes' line taken out; (N, 137) with a constant."""
+        """(N, 137): landmarks with the eye line's rotation, position and size removed, and a constant."""
         left, right = landmarks[:, 36:42].mean(1), landmarks[:, 42:48].mean(1)
         axis = torch.view_as_complex((right - left).contiguous())
         points = torch.view_as_complex((landmarks - ((left + right) / 2)[:, None]).contiguous())
@@ -140,11 +140,11 @@ def test_without_agreement_the_cue_is_independent(seed: int) -> None:
     table.index_put_((faces.labels, faces.cues), torch.ones(2000, dtype=torch.float64), accumulate=True)
     expected = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / 2000
     statistic = float(((table - expected) ** 2 / expected).sum())
-    assert statistic < 86  # chi-square with 36 degrees of freedom: exceeded once in 200,000
+    assert statistic < 86  # chi-square with 36 degrees of freedom: exceeded with probability 1 / 200,000
 
 
 def test_the_badge_has_the_colour_of_the_cue(seed: int) -> None:
-    """The cue can be read off the picture: its colour fills pixels in one of the corners."""
+    """The cue can be read from the image: its colour fills pixels in one of the corners."""
     faces = make_faces(200, 64, seed=seed)
     colours = torch.tensor(CUE_COLOURS)
     hue = colours / colours.norm(dim=1, keepdim=True)
@@ -202,6 +202,6 @@ def test_expressions_are_equally_frequent(seed: int) -> None:
         ({"scatter": 0.6}, "scatter"),
     ],
 )
-def test_a_bad_argument_is_named(arguments: dict[str, float], named: str) -> None:
+def test_a_bad_argument_is_named_in_the_error(arguments: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         make_faces(**{"count": 2, **arguments})  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ ROW = f"1/a.jpg,10,20,30,40,{POINTS},3,-0.5,0.25"
 
 
 @pytest.mark.parametrize("head", [f"{HEADER}\n", "", f"\ufeff{HEADER}\n"])
-def test_an_affectnet_list_is_read_with_and_without_its_header(tmp_path: Path, head: str) -> None:
+def test_an_affectnet_list_is_read_with_or_without_a_header(tmp_path: Path, head: str) -> None:
     file = tmp_path / "training.csv"
     nothing = "1/b.jpg,NULL,NULL,NULL,NULL,NULL,9,-2,-2"
     file.write_text(f"{head}{ROW}\n{nothing}\n", encoding="utf-8")
@@ -55,7 +55,7 @@ def test_an_affectnet_list_is_read_with_and_without_its_header(tmp_path: Path, h
         (ROW.rsplit(",", 1)[0], "9 columns"),
     ],
 )
-def test_a_malformed_line_of_a_list_is_named(tmp_path: Path, row: str, expected: str) -> None:
+def test_a_malformed_line_of_a_list_is_reported_by_number(tmp_path: Path, row: str, expected: str) -> None:
     file = tmp_path / "training.csv"
     file.write_text(f"{HEADER}\n{ROW}\n{row}\n")
     with pytest.raises(LandmarkFileError, match=expected) as failure:
@@ -70,7 +70,7 @@ def test_a_malformed_line_of_a_list_is_named(tmp_path: Path, row: str, expected:
         "filename," + ",".join(f"x_{k},y_{k}" for k in range(68)),
     ],
 )
-def test_a_table_of_another_kind_is_told_what_to_do(tmp_path: Path, head: str) -> None:
+def test_another_kind_of_csv_is_refused_with_a_remedy(tmp_path: Path, head: str) -> None:
     file = tmp_path / "faces.csv"
     file.write_text(f"{head}\n{','.join(['1'] * 137)}\n")
     with pytest.raises(LandmarkFileError, match=r"faces\.csv, line 1: expected 9 columns.*, found 137") as error:
@@ -79,7 +79,7 @@ def test_a_table_of_another_kind_is_told_what_to_do(tmp_path: Path, head: str) -
     assert "LandmarkSet(points, names).save('landmarks.npz')" in str(error.value)
 
 
-def test_a_line_of_an_affectnet_list_is_not_taken_for_another_table(tmp_path: Path) -> None:
+def test_a_malformed_line_of_an_affectnet_list_is_not_taken_for_another_kind_of_csv(tmp_path: Path) -> None:
     for head in (HEADER, ROW):
         (tmp_path / "training.csv").write_text(f"{head}\n1,2,3\n")
         with pytest.raises(LandmarkFileError, match=r"line 2: expected 9 columns, found 3$"):
@@ -87,7 +87,7 @@ def test_a_line_of_an_affectnet_list_is_not_taken_for_another_table(tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["", "\n", f"{HEADER}\n"])
-def test_a_list_of_no_image_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_list_without_images_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "training.csv").write_text(text)
     with pytest.raises(LandmarkFileError, match=r"expected rows of the columns subDirectory_filePath.*, found none"):
         read_landmark_set(tmp_path / "training.csv")
@@ -105,7 +105,7 @@ def _row(name: str) -> str:
         ("Müller.jpg,0,1\n".encode("latin-1"), 3, "bytes that are not UTF-8"),
     ],
 )
-def test_what_is_no_csv_in_utf_8_is_named_with_its_line(
+def test_a_csv_that_is_not_utf_8_is_refused_naming_the_line(
     tmp_path: Path, which: str, broken: bytes, line: int | None, found: str
 ) -> None:
     good = {
@@ -126,7 +126,7 @@ def test_what_is_no_csv_in_utf_8_is_named_with_its_line(
             read_landmark_set(path)
 
 
-def test_names_in_utf_8_are_read_from_a_list(tmp_path: Path) -> None:
+def test_non_ascii_names_are_read_from_a_list(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("\n".join([_row("Müller/ä.jpg"), "", _row("b.jpg")]), encoding="utf-8-sig")
     assert [(row.name, row.line) for row in read_csv(tmp_path / "l.csv")] == [("Müller/ä.jpg", 1), ("b.jpg", 3)]
 
@@ -138,13 +138,13 @@ def test_names_in_utf_8_are_read_from_a_list(tmp_path: Path) -> None:
         (b"[" * 100_000, r"m\.json.*: expected 468 or 478 points"),
     ],
 )
-def test_a_mesh_that_is_no_json_in_utf_8_is_named(tmp_path: Path, content: bytes, place: str) -> None:
+def test_a_mesh_file_that_is_not_utf_8_json_is_named_in_the_error(tmp_path: Path, content: bytes, place: str) -> None:
     (tmp_path / "m.json").write_bytes(content)
     with pytest.raises(LandmarkFileError, match=place):
         read_landmark_set(tmp_path / "m.json", image_size=100)
 
 
-def test_an_image_twice_in_a_list_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_image_in_a_list_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "training.csv"
     file.write_text(f"{ROW}\n{ROW}\n")
     with pytest.raises(LandmarkFileError, match=r"every image once.*1/a\.jpg"):
@@ -168,7 +168,7 @@ def test_affectnet_npy_holds_numbers_or_strings_of_any_shape(
     assert marks.find(["train_set/images/7.jpg", "val_set/images/7.jpg"]).tolist() == [0, -1]
 
 
-def test_affectnet_npy_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_an_affectnet_npy_with_other_contents_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "1_lnd.npy", np.zeros(135))
     with pytest.raises(LandmarkFileError, match="136 numbers"):
         read_landmarks(tmp_path / "1_lnd.npy")
@@ -195,7 +195,7 @@ def test_dlib_xml_keeps_missing_parts_and_images_without_a_face(tmp_path: Path) 
     assert marks.found.tolist() == [True, False]
 
 
-def test_dlib_xml_keeps_the_first_of_several_faces_and_says_so(tmp_path: Path) -> None:
+def test_dlib_xml_keeps_the_first_of_several_faces_and_warns(tmp_path: Path) -> None:
     empty = "<box top='1' left='2' width='3' height='4'/>"
     first, second = (f"<box><part name='0' x='{x}' y='6'/><part name='1' x='8' y='9'/></box>" for x in (5, 7))
     image = "<image file='{}.jpg'>{}</image>"
@@ -218,7 +218,7 @@ def test_dlib_xml_keeps_the_first_of_several_faces_and_says_so(tmp_path: Path) -
         ("<d><image file='a'><box/></image></d>", "no <part>"),
     ],
 )
-def test_malformed_xml_says_what_was_expected(tmp_path: Path, text: str, expected: str) -> None:
+def test_malformed_xml_is_refused_stating_what_was_expected(tmp_path: Path, text: str, expected: str) -> None:
     file = tmp_path / "m.xml"
     file.write_text(text)
     with pytest.raises(LandmarkFileError, match=expected):
@@ -226,7 +226,7 @@ def test_malformed_xml_says_what_was_expected(tmp_path: Path, text: str, expecte
 
 
 @pytest.mark.parametrize("count", [468, 478])
-def test_mediapipe_is_normalised_by_the_image_s_edges(tmp_path: Path, count: int, seed: int) -> None:
+def test_mediapipe_coordinates_are_normalised_by_the_image_edges(tmp_path: Path, count: int, seed: int) -> None:
     """0 and 1 are the outer edges of the first and last pixel: the centre of pixel k is at (k + 0.5) / width."""
     values = np.random.default_rng(seed).random((2, count, 3))
     wanted = torch.from_numpy(values[..., :2]) * torch.tensor([320, 200]) - 0.5
@@ -245,7 +245,7 @@ def test_mediapipe_is_normalised_by_the_image_s_edges(tmp_path: Path, count: int
     assert marks.points[2].isnan().all()
 
 
-def test_mediapipe_takes_the_sizes_from_the_images(tmp_path: Path) -> None:
+def test_mediapipe_conversion_reads_image_sizes_from_the_images(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "images").mkdir()
     image.new("RGB", (50, 40)).save(tmp_path / "images" / "a.jpg")
@@ -259,14 +259,14 @@ def test_mediapipe_takes_the_sizes_from_the_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[1, 2", "3", '{"a": [[1, 2]]}', '{"a": "wrong"}', '{"a": null}'])
-def test_malformed_mediapipe_says_what_was_expected(tmp_path: Path, content: str) -> None:
+def test_malformed_mediapipe_is_refused_stating_what_was_expected(tmp_path: Path, content: str) -> None:
     file = tmp_path / "m.json"
     file.write_text(content)
     with pytest.raises(LandmarkFileError, match="468 or 478 points"):
         read_landmarks(file, image_size=10)
 
 
-def test_mirroring_is_an_involution_that_keeps_the_midline() -> None:
+def test_mirrored_numbering_is_an_involution_that_keeps_the_midline() -> None:
     for count, order in MIRROR.items():
         assert sorted(order) == list(range(count))
         assert all(order[order[k]] == k for k in range(count))
@@ -276,7 +276,7 @@ def test_mirroring_is_an_involution_that_keeps_the_midline() -> None:
 
 
 def test_a_mean_face_is_its_own_mirror_image() -> None:
-    """Over many drawn faces left and right differ by chance only, so that a wrong pair would stand out."""
+    """Averaged over many drawn faces, left and right differ only by chance, so a wrong pair would stand out."""
     points = make_faces(500, 16, seed=3).landmarks
     points = points - points.mean(1, keepdim=True)
     mean = points.mean(0)
@@ -285,7 +285,7 @@ def test_a_mean_face_is_its_own_mirror_image() -> None:
     assert float((mean - mirrored).norm(dim=-1).max()) < 0.025 * face
 
 
-def test_schemes_of_wflw_and_mediapipe_are_brought_to_68() -> None:
+def test_wflw_and_mediapipe_schemes_are_converted_to_68_points() -> None:
     for count in (98, 468, 478):
         points = torch.arange(count).float()[:, None].expand(-1, 2)
         chosen = to_68_points(points)[:, 0].int().tolist()
@@ -293,14 +293,14 @@ def test_schemes_of_wflw_and_mediapipe_are_brought_to_68() -> None:
     wflw = to_68_points(torch.arange(98).float()[:, None].expand(-1, 2))[:, 0].int().tolist()
     assert wflw[:17] == list(range(0, 33, 2))
     assert wflw[36:48] == [60, 61, 63, 64, 65, 67, 68, 69, 71, 72, 73, 75]
-    # Mirrored in WFLW's scheme and then brought to 68 is brought to 68 and then mirrored.
+    # Mirroring in WFLW's scheme and converting to 68 points commute.
     for k in range(68):
         assert MIRROR[98][wflw[k]] == wflw[MIRROR[68][k]]
     with pytest.raises(ValueError, match="from 68, 98, 468, 478, got 5"):
         to_68_points(torch.zeros(5, 2))
 
 
-def test_convert_goes_from_format_to_format(
+def test_convert_between_formats(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], generator: torch.Generator
 ) -> None:
     points = torch.rand(3, 98, 2, generator=generator) * 100
@@ -319,7 +319,7 @@ def test_convert_goes_from_format_to_format(
     torch.testing.assert_close(marks.points, to_68_points(points), rtol=0, atol=2e-4)
 
 
-def test_convert_names_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_unsupported_conversions_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     LandmarkSet(torch.zeros(1, 68, 2), ("a",)).save(tmp_path / "m.npz")
     source = str(tmp_path / "m.npz")
     for arguments, named in (

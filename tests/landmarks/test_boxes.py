@@ -1,4 +1,4 @@
-"""Known face boxes: AffectNet's list and RAF-DB's folder, up to the window that the network sees."""
+"""Known face boxes from AffectNet's list and RAF-DB's folder, up to the window that the network sees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support import drawn_datasets
 IMAGE = torch.zeros(3, 110, 160, dtype=torch.uint8)
 
 
-def test_an_affectnet_list_gives_left_top_right_bottom(tmp_path: Path) -> None:
+def test_an_affectnet_list_gives_boxes_as_left_top_right_bottom(tmp_path: Path) -> None:
     written = drawn_datasets.write_affectnet_full(tmp_path, 4, 2)
     path = tmp_path / "training.csv"
     path.write_text(path.read_text().replace("3/00000002.jpg,40,24,64,64,", "3/00000002.jpg,NULL,NULL,NULL,NULL,"))
@@ -26,11 +26,11 @@ def test_an_affectnet_list_gives_left_top_right_bottom(tmp_path: Path) -> None:
     assert find is not None
     found = [find(name, Path(name), IMAGE) for name in written.names]
     assert found == [(40, 24, 104, 88), (64, 10, 144, 90), None, (64, 10, 144, 90), None, None]
-    below = f"Manually_Annotated_Images/{written.names[1]}"  # as an extraction from a folder above calls it
+    below = f"Manually_Annotated_Images/{written.names[1]}"  # the name when extracting from a parent folder
     assert find(below, Path(below), IMAGE) == (64, 10, 144, 90)
 
 
-def test_rafdbs_folder_gives_the_box_of_each_image(tmp_path: Path) -> None:
+def test_the_rafdb_folder_gives_the_box_of_each_image(tmp_path: Path) -> None:
     written = drawn_datasets.write_rafdb(tmp_path, 3, 2)
     folder = tmp_path / "Annotation" / "boundingbox"
     (folder / "test_0002_boundingbox.txt").unlink()
@@ -52,6 +52,6 @@ def test_rafdbs_folder_gives_the_box_of_each_image(tmp_path: Path) -> None:
         find("train_00001.jpg", Path(), IMAGE)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_boxes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no \*_boundingbox\.txt"):
         box_finder(str(tmp_path))

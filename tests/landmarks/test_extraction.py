@@ -1,4 +1,4 @@
-"""Extraction resumes after any interruption with the same result; shards join; no partial files are left."""
+"""Extraction resumes after any interruption with the same result, shards merge, and no partial files remain."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from PIL import Image
 COUNT = 11
 
 
-class Numbers:
-    """Stands in for the network: landmarks lie at x = the image's first pixel, and every fourth image has no face."""
+class StubPredictor:
+    """Stub for the network: every landmark's x is the image's first pixel value, and every fourth image has no face."""
 
     def __init__(self, fail_at: int | None = None, error: BaseException | None = None) -> None:
         self.seen: list[str] = []
@@ -73,8 +73,8 @@ def all_names() -> set[str]:
     return {f"{k % 2}/{k:02d}.png" for k in range(COUNT)}
 
 
-def test_all_images_with_their_scores_and_those_without_a_face(folder: Path, tmp_path: Path) -> None:
-    outcome = extract(folder, tmp_path / "m.npz", Numbers(), batch=4)
+def test_the_result_holds_all_images_with_scores_and_lists_those_without_a_face(folder: Path, tmp_path: Path) -> None:
+    outcome = extract(folder, tmp_path / "m.npz", StubPredictor(), batch=4)
     check(tmp_path / "m.npz", all_names())
     assert outcome.faceless == ["1/03.png", "1/07.png"]
     assert outcome.resumed == 0
@@ -85,26 +85,24 @@ def test_all_images_with_their_scores_and_those_without_a_face(folder: Path, tmp
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory")])
-def test_an_interruption_loses_the_batch_in_flight_and_nothing_else(
-    folder: Path, tmp_path: Path, error: BaseException
-) -> None:
+def test_an_interruption_loses_only_the_batch_in_flight(folder: Path, tmp_path: Path, error: BaseException) -> None:
     output = tmp_path / "m.npz"
-    first = Numbers(2, error)
+    first = StubPredictor(2, error)
     with pytest.raises(type(error)):
         extract(folder, output, first, batch=3)
     assert not output.exists()
-    second = Numbers()
+    second = StubPredictor()
     outcome = extract(folder, output, second, batch=3)
     assert outcome.resumed == 6
     assert not set(first.seen) & set(second.seen)
     check(output, all_names())
-    extract(folder, tmp_path / "whole.npz", Numbers(), batch=3)
+    extract(folder, tmp_path / "whole.npz", StubPredictor(), batch=3)
     assert output.read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
-def test_a_full_disk_keeps_what_was_done(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_finished_batches(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "m.npz"
-    real, left = os.fsync, [4]  # one call for the settings, then one a batch
+    real, left = os.fsync, [4]  # one call for the settings, then one per batch
 
     def fsync(handle: int) -> None:
         left[0] -= 1
@@ -114,18 +112,18 @@ def test_a_full_disk_keeps_what_was_done(folder: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
-        extract(folder, output, Numbers(), batch=3)
+        extract(folder, output, StubPredictor(), batch=3)
     assert not list(tmp_path.rglob("*.partial"))
     monkeypatch.setattr(os, "fsync", real)
-    assert extract(folder, output, Numbers(), batch=3).resumed == 9
+    assert extract(folder, output, StubPredictor(), batch=3).resumed == 9
     check(output, all_names())
 
 
 SLOW = """
 import sys, time
-from support_numbers import Numbers
+from support_numbers import StubPredictor
 from pal_fast.landmarks.extraction import extract
-class Slow(Numbers):
+class Slow(StubPredictor):
     def __call__(self, *given):
         time.sleep(0.2)
         return super().__call__(*given)
@@ -133,11 +131,11 @@ extract(sys.argv[1], sys.argv[2], Slow(), batch=1)
 """
 
 
-def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
+def test_extraction_resumes_after_a_killed_process(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.npz"
-    source = Path(__file__).read_text().split("class Numbers")[1].split("@pytest.fixture")[0]
+    source = Path(__file__).read_text().split("class StubPredictor")[1].split("@pytest.fixture")[0]
     head = "from __future__ import annotations\nimport torch\nfrom pathlib import Path\n"
-    (tmp_path / "support_numbers.py").write_text(f"{head}class Numbers{source}".replace("Sequence[", "list["))
+    (tmp_path / "support_numbers.py").write_text(f"{head}class StubPredictor{source}".replace("Sequence[", "list["))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(folder), str(output)], env=environment)
     parts = tmp_path / "m.npz.parts"
@@ -151,7 +149,7 @@ def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
     done = len(list(parts.glob("*.npz")))
     assert 3 <= done < COUNT
     assert not output.exists()
-    predictor = Numbers()
+    predictor = StubPredictor()
     assert extract(folder, output, predictor).resumed == done
     assert len(predictor.seen) == COUNT - done
     check(output, all_names())
@@ -160,103 +158,103 @@ def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
 
 def test_new_images_are_added(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.npz"
-    extract(folder, output, Numbers())
+    extract(folder, output, StubPredictor())
     Image.fromarray(np.full((8, 9, 3), 50, np.uint8)).save(folder / "50.png")
-    predictor = Numbers()
+    predictor = StubPredictor()
     extract(folder, output, predictor)
     assert predictor.seen == ["50.png"]
     check(output, all_names() | {"50.png"})
 
 
-def test_landmarks_of_images_that_are_gone_are_dropped_on_demand_only(folder: Path, tmp_path: Path) -> None:
+def test_landmarks_of_deleted_images_are_dropped_only_with_prune(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.npz"
-    extract(folder, output, Numbers())
+    extract(folder, output, StubPredictor())
     before = output.read_bytes()
     (folder / "0" / "00.png").unlink()
     with pytest.raises(
         ValueError, match=r"of 1 images that are not among the 10 .* \(0/00\.png\): name another .*prune"
     ):
-        extract(folder, output, Numbers())
+        extract(folder, output, StubPredictor())
     assert output.read_bytes() == before
-    assert extract(folder, output, Numbers(), prune=True).resumed == COUNT - 1
+    assert extract(folder, output, StubPredictor(), prune=True).resumed == COUNT - 1
     check(output, all_names() - {"0/00.png"})
 
 
-def of_value(path: Path, value: int) -> None:
-    """An image whose file is as long as that of any other value."""
+def write_image(path: Path, value: int) -> None:
+    """Writes an image of one grey value; the file's length is the same for every value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 9, 3), value, np.uint8)).save(path.with_suffix(".bmp"))
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_images_of_another_folder_are_never_taken_for_those_of_the_same_names(finished: bool, tmp_path: Path) -> None:
+def test_images_of_the_same_names_in_another_folder_are_not_confused(finished: bool, tmp_path: Path) -> None:
     output = tmp_path / "m.npz"
     for value in range(4):
-        of_value(tmp_path / "train" / f"{value}", value)
-        of_value(tmp_path / "test" / f"{value}", value if value < 2 else 100 + value)
+        write_image(tmp_path / "train" / f"{value}", value)
+        write_image(tmp_path / "test" / f"{value}", value if value < 2 else 100 + value)
     if finished:
-        extract(tmp_path / "train", output, Numbers(), batch=1)
+        extract(tmp_path / "train", output, StubPredictor(), batch=1)
     else:
         with pytest.raises(KeyboardInterrupt):
-            extract(tmp_path / "train", output, Numbers(3, KeyboardInterrupt()), batch=1)
-    predictor = Numbers()
-    said = (
+            extract(tmp_path / "train", output, StubPredictor(3, KeyboardInterrupt()), batch=1)
+    predictor = StubPredictor()
+    message = (
         rf"of {2 if finished else 1} images whose names are the same as in .*test, "
         r"but not their contents \(2\.bmp.*: name another"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         extract(tmp_path / "test", output, predictor)
     assert predictor.seen == []
-    assert extract(tmp_path / "train", output, Numbers()).resumed == (4 if finished else 3)
+    assert extract(tmp_path / "train", output, StubPredictor()).resumed == (4 if finished else 3)
     check(output, {f"{value}.bmp" for value in range(4)})
 
 
-def test_a_data_set_that_was_moved_is_still_done(folder: Path, tmp_path: Path) -> None:
-    extract(folder, tmp_path / "m.npz", Numbers())
+def test_a_data_set_that_was_moved_counts_as_done(folder: Path, tmp_path: Path) -> None:
+    extract(folder, tmp_path / "m.npz", StubPredictor())
     moved = folder.rename(tmp_path / "elsewhere")
-    assert extract(moved, tmp_path / "m.npz", Numbers()).resumed == COUNT
+    assert extract(moved, tmp_path / "m.npz", StubPredictor()).resumed == COUNT
 
 
-def test_landmarks_that_do_not_tell_their_images_are_not_continued(folder: Path, tmp_path: Path) -> None:
+def test_landmarks_without_a_record_of_their_images_are_not_resumed(folder: Path, tmp_path: Path) -> None:
     names = tuple(sorted(all_names()))
     LandmarkSet(torch.zeros(COUNT, 68, 2), names).save(tmp_path / "m.npz", settings="{}")
     with pytest.raises(ValueError, match=f"landmarks of {COUNT} images whose names are the same as in"):
-        extract(folder, tmp_path / "m.npz", Numbers())
+        extract(folder, tmp_path / "m.npz", StubPredictor())
 
 
-def test_other_settings_are_refused_before_and_after_the_end(folder: Path, tmp_path: Path) -> None:
+def test_other_settings_are_refused_during_and_after_an_extraction(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.npz"
     with pytest.raises(KeyboardInterrupt):
-        extract(folder, output, Numbers(1, KeyboardInterrupt()), batch=3, settings={"boxes": "full"})
+        extract(folder, output, StubPredictor(1, KeyboardInterrupt()), batch=3, settings={"boxes": "full"})
     with pytest.raises(ValueError, match=r'made with {"boxes": "full"}, not {"boxes": "detect"}'):
-        extract(folder, output, Numbers(), settings={"boxes": "detect"})
-    extract(folder, output, Numbers(), settings={"boxes": "full"})
+        extract(folder, output, StubPredictor(), settings={"boxes": "detect"})
+    extract(folder, output, StubPredictor(), settings={"boxes": "full"})
     with pytest.raises(ValueError, match="made with"):
-        extract(folder, output, Numbers(), settings={"boxes": "detect"})
+        extract(folder, output, StubPredictor(), settings={"boxes": "detect"})
 
 
-def test_unreadable_images_are_left_out_named_and_tried_again(folder: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped_named_and_retried(folder: Path, tmp_path: Path) -> None:
     broken = folder / "0" / "04.png"
     good = broken.read_bytes()
     broken.write_bytes(good[:40])
-    outcome = extract(folder, tmp_path / "m.npz", Numbers(), batch=3)
+    outcome = extract(folder, tmp_path / "m.npz", StubPredictor(), batch=3)
     assert len(outcome.unreadable) == 1
     assert outcome.unreadable[0].startswith("0/04.png: ")
     check(tmp_path / "m.npz", all_names() - {"0/04.png"})
     broken.write_bytes(good)
-    predictor = Numbers()
+    predictor = StubPredictor()
     extract(folder, tmp_path / "m.npz", predictor)
     assert predictor.seen == ["0/04.png"]
     check(tmp_path / "m.npz", all_names())
 
 
-def test_shards_divide_the_images_and_merge_joins_them(
+def test_shards_partition_the_images_and_merge_joins_them(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "m.npz"
     seen: list[str] = []
     for number in (1, 2, 3):
-        predictor = Numbers()
+        predictor = StubPredictor()
         extract(folder, output, predictor, batch=2, shard=(number, 3))
         seen += predictor.seen
     assert sorted(seen) == sorted(all_names())
@@ -268,46 +266,46 @@ def test_shards_divide_the_images_and_merge_joins_them(
     check(output, all_names())
 
 
-def test_merge_keeps_how_the_landmarks_were_made_and_refuses_a_mix(
+def test_merge_keeps_the_extraction_settings_and_refuses_a_mix(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "m.npz"
     files = [str(shard_path(output, (number, 2))) for number in (1, 2)]
-    extract(folder, output, Numbers(), shard=(1, 2), settings={"boxes": "full", "flip": True})
-    extract(folder, output, Numbers(), shard=(2, 2), settings={"boxes": "detect", "flip": True})
+    extract(folder, output, StubPredictor(), shard=(1, 2), settings={"boxes": "full", "flip": True})
+    extract(folder, output, StubPredictor(), shard=(2, 2), settings={"boxes": "detect", "flip": True})
     assert cli.main(["merge", *files, "-o", str(output)]) == 2
-    said = capsys.readouterr().err
-    assert "made with the same settings" in said
-    assert all(f'"boxes": "{boxes}"' in said for boxes in ("full", "detect"))
+    message = capsys.readouterr().err
+    assert "made with the same settings" in message
+    assert all(f'"boxes": "{boxes}"' in message for boxes in ("full", "detect"))
     assert not output.exists()
     Path(files[1]).unlink()
-    extract(folder, output, Numbers(), shard=(2, 2), settings={"boxes": "full", "flip": True})
+    extract(folder, output, StubPredictor(), shard=(2, 2), settings={"boxes": "full", "flip": True})
     assert cli.main(["merge", *files, "-o", str(output)]) == 0
     check(output, all_names())
-    # The whole is refused to other settings, and taken as done by the same.
+    # The merged file is refused with other settings and counts as done with the same ones.
     with pytest.raises(ValueError, match=r'made with {"boxes": "full", "flip": true}, not'):
-        extract(folder, output, Numbers(), settings={"boxes": "detect", "flip": True})
-    assert extract(folder, output, Numbers(), settings={"boxes": "full", "flip": True}).resumed == COUNT
+        extract(folder, output, StubPredictor(), settings={"boxes": "detect", "flip": True})
+    assert extract(folder, output, StubPredictor(), settings={"boxes": "full", "flip": True}).resumed == COUNT
 
 
-def test_a_refusal_or_an_end_before_the_first_batch_leaves_no_folder_of_parts(folder: Path, tmp_path: Path) -> None:
+def test_a_refusal_or_interruption_before_the_first_batch_leaves_no_files(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.npz"
     with pytest.raises(KeyboardInterrupt):
-        extract(folder, output, Numbers(0, KeyboardInterrupt()))
+        extract(folder, output, StubPredictor(0, KeyboardInterrupt()))
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
-    extract(folder, output, Numbers(), settings={"boxes": "full"})
+    extract(folder, output, StubPredictor(), settings={"boxes": "full"})
     with pytest.raises(ValueError, match="made with"):
-        extract(folder, output, Numbers(), settings={"boxes": "detect"})
+        extract(folder, output, StubPredictor(), settings={"boxes": "detect"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "m.npz"]
 
 
-def test_a_terminal_sees_a_progress_bar_and_counts_what_was_done_before(
+def test_a_terminal_shows_a_progress_bar_that_counts_earlier_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        extract(folder, tmp_path / "m.npz", Numbers(1, KeyboardInterrupt()), batch=4, progress=False)
+        extract(folder, tmp_path / "m.npz", StubPredictor(1, KeyboardInterrupt()), batch=4, progress=False)
     assert capsys.readouterr().err == ""
-    extract(folder, tmp_path / "m.npz", Numbers(), batch=4, progress=True)
+    extract(folder, tmp_path / "m.npz", StubPredictor(), batch=4, progress=True)
     shown = capsys.readouterr().err.split("\r")
     assert f"4/{COUNT}" in shown[1]
     assert f"{COUNT}/{COUNT}" in shown[-1]
@@ -316,14 +314,14 @@ def test_a_terminal_sees_a_progress_bar_and_counts_what_was_done_before(
 def test_two_processes_cannot_write_the_same_output(folder: Path, tmp_path: Path) -> None:
     def second(*given: object) -> tuple[Tensor, Tensor]:
         with pytest.raises(RuntimeError, match="another process is extracting"):
-            extract(folder, tmp_path / "m.npz", Numbers())
-        return Numbers()(*given)  # type: ignore[arg-type]
+            extract(folder, tmp_path / "m.npz", StubPredictor())
+        return StubPredictor()(*given)  # type: ignore[arg-type]
 
     extract(folder, tmp_path / "m.npz", second)
     check(tmp_path / "m.npz", all_names())
 
 
-def test_a_folder_that_is_not_there_is_told_before_any_network_is_loaded(
+def test_a_missing_folder_is_reported_before_any_network_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pal_fast.landmarks.fan.FaceAligner", None)
@@ -332,7 +330,7 @@ def test_a_folder_that_is_not_there_is_told_before_any_network_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_arguments_are_named_and_leave_nothing(
+def test_bad_arguments_are_named_and_leave_no_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, named in (
@@ -345,9 +343,9 @@ def test_bad_arguments_are_named_and_leave_nothing(
         assert named in capsys.readouterr().err
     (tmp_path / "nothing").mkdir()
     with pytest.raises(FileNotFoundError, match="no image under"):
-        extract(tmp_path / "nothing", tmp_path / "m.npz", Numbers())
+        extract(tmp_path / "nothing", tmp_path / "m.npz", StubPredictor())
     with pytest.raises(FileNotFoundError, match="no folder"):
-        extract(folder, tmp_path / "absent" / "m.npz", Numbers())
+        extract(folder, tmp_path / "absent" / "m.npz", StubPredictor())
     with pytest.raises(ValueError, match="batch"):
-        extract(folder, tmp_path / "m.npz", Numbers(), batch=0)
+        extract(folder, tmp_path / "m.npz", StubPredictor(), batch=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "nothing"]

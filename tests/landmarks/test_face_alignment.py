@@ -1,4 +1,4 @@
-"""The real package face-alignment with random weights in its cache: nothing here needs network access."""
+"""The real face-alignment package with random weights in its cache; no test needs network access."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pal_fast.landmarks import read_landmark_set
 from pal_fast.landmarks.crop_geometry import window_of
 from pal_fast.landmarks.fan import FaceAligner
 
-# Compiling its few lines takes numba longer than running them here as they are.
+# For these few lines, numba's compilation takes longer than running them uncompiled.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 face_alignment = pytest.importorskip("face_alignment", exc_type=ImportError)
 
@@ -28,7 +28,7 @@ SIZE = 72
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub directory with a FAN whose weights are random, in the format and under the name that the package reads."""
+    """A hub directory with a FAN of random weights, in the format and under the name that the package reads."""
     from face_alignment.models import FAN
 
     folder = tmp_path_factory.mktemp("hub")
@@ -40,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty hub directory, and no network."""
+    """An empty hub directory and no network access."""
 
     def unreachable(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no network in tests")
@@ -78,7 +78,7 @@ def test_the_command_extracts_with_the_real_network(
     assert marks.scores.isfinite().all()
     window = window_of((0, 0, SIZE, SIZE))
     assert (marks.points - torch.tensor([window.x, window.y])).abs().max() <= window.side / 2 + 0.5
-    # The same network called by hand on the same crop has its maximum there.
+    # The maximum of the same network's heatmap, called directly on the same crop.
     net = FaceAligner(lambda *_: (0, 0, SIZE, SIZE), flip=False)._package.face_alignment_net
     from pal_fast.image_files import read_image
     from pal_fast.landmarks.crop_geometry import crop_face, peaks, to_image
@@ -92,7 +92,7 @@ def test_the_command_extracts_with_the_real_network(
     assert "were made with" in capsys.readouterr().err
 
 
-def test_boxes_beside_the_images_are_those_of_the_detector_folder(weights: Path, faces: Path, tmp_path: Path) -> None:
+def test_boxes_beside_the_images_equal_those_of_the_folder_detector(weights: Path, faces: Path, tmp_path: Path) -> None:
     box = [10.0, 12.0, 60.0, 66.0]
     torch.save([torch.tensor(box)], faces / "a" / "1.t7")
     np.save(faces / "a" / "2.npy", np.array([[0.0, 0, 5, 5], box]))
@@ -110,7 +110,7 @@ def test_boxes_beside_the_images_are_those_of_the_detector_folder(weights: Path,
 
 
 def known_heatmaps(generator: torch.Generator) -> Tensor:
-    """(1, 68, 64, 64): peaks with equal neighbours, so that both ways of refining them stay at the middle."""
+    """(1, 68, 64, 64): peaks with equal neighbours, so that both subpixel refinements stay at the cell's centre."""
     heatmaps = torch.zeros(1, 68, 64, 64)
     for k, (row, column) in enumerate(torch.randint(4, 60, (68, 2), generator=generator).tolist()):
         heatmaps[0, k, row - 1 : row + 2, column - 1 : column + 2] = 0.5
@@ -118,8 +118,10 @@ def known_heatmaps(generator: torch.Generator) -> Tensor:
     return heatmaps
 
 
-def test_the_package_s_own_landmarks_are_these_cut_to_whole_pixels(weights: Path, generator: torch.Generator) -> None:
-    """face-alignment cuts coordinates that count from the image's corner to whole numbers: the pixel they are in."""
+def test_the_packages_own_landmarks_equal_ours_truncated_to_whole_pixels(
+    weights: Path, generator: torch.Generator
+) -> None:
+    """face-alignment measures coordinates from the image's corner and truncates them to the pixel that holds them."""
     heatmaps = known_heatmaps(generator)
     own = face_alignment.FaceAlignment(
         face_alignment.LandmarksType.TWO_D, device="cpu", face_detector="folder", compile=False, flip_input=False
@@ -135,8 +137,8 @@ def test_the_package_s_own_landmarks_are_these_cut_to_whole_pixels(weights: Path
         assert torch.equal(from_corner.trunc()[sure], torch.from_numpy(theirs).float()[sure])
 
 
-def test_the_real_detector_gives_the_window(weights: Path, faces: Path, tmp_path: Path) -> None:
-    """SFD whose weights are zero but for one bias sees faces of 64 pixels, its anchors, everywhere; without, none."""
+def test_the_window_comes_from_the_real_detector(weights: Path, faces: Path, tmp_path: Path) -> None:
+    """With zero weights, SFD finds no face; with one bias set, it finds faces of 64 pixels, its anchors, everywhere."""
     from face_alignment.detection.sfd.net_s3fd import s3fd
 
     file = weights / "checkpoints" / "s3fd-619a316812.pth"
@@ -158,12 +160,14 @@ def test_the_real_detector_gives_the_window(weights: Path, faces: Path, tmp_path
     assert box[2] - box[0] == pytest.approx(64, abs=1)
 
 
-def test_images_of_one_size_are_detected_together_as_one_by_one(weights: Path, generator: torch.Generator) -> None:
+def test_batched_detection_of_images_of_one_size_equals_detection_one_by_one(
+    weights: Path, generator: torch.Generator
+) -> None:
     from face_alignment.detection.sfd.net_s3fd import s3fd
 
     torch.manual_seed(int(generator.initial_seed()) % 2**31)
     network = s3fd()
-    # Some anchors are sure to be faces, and most are not.
+    # Makes the detector confident in some anchors and not in most.
     network.conv4_3_norm_mbox_conf.weight.data *= 100 / network.conv4_3_norm.weight.data.mean()
     network.conv4_3_norm_mbox_conf.bias.data[1] -= 0.5
     torch.save(network.state_dict(), weights / "checkpoints" / "s3fd-619a316812.pth")
@@ -184,23 +188,25 @@ def test_images_of_one_size_are_detected_together_as_one_by_one(weights: Path, g
         assert one == pytest.approx(other, abs=1e-2)
 
 
-def test_missing_weights_say_which_file_to_put_where(
+def test_the_error_for_missing_weights_says_which_file_to_put_where(
     hub: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["landmarks", str(faces), "-o", str(tmp_path / "m.npz"), "--device", "cpu"]) == 2
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for name in ("2DFAN4-11f355bf06.pth.tar", "s3fd-619a316812.pth"):
-        assert str(hub / "checkpoints" / name) in said
-        assert f"https://www.adrianbulat.com/downloads/python-fan/{name}" in said
+        assert str(hub / "checkpoints" / name) in stderr
+        assert f"https://www.adrianbulat.com/downloads/python-fan/{name}" in stderr
     assert not list(tmp_path.glob("m.npz*"))
     assert not list(hub.rglob("*.pth*"))
 
 
-def test_broken_weights_are_named(hub: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_weights_are_named_in_the_error(
+    hub: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = hub / "checkpoints" / "2DFAN4-11f355bf06.pth.tar"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"half a download")
     assert cli.main(["landmarks", str(faces), "-o", str(tmp_path / "m.npz"), "--boxes", "full", "--device", "cpu"]) == 2
-    said = capsys.readouterr().err
-    assert "Remove the one that is broken" in said
-    assert str(file) in said
+    stderr = capsys.readouterr().err
+    assert "Remove the one that is broken" in stderr
+    assert str(file) in stderr

@@ -1,4 +1,4 @@
-"""FAN's geometry: the crop that the network sees, and the mapping of its heatmaps to the image, to subpixels."""
+"""FAN's geometry: the crop that the network sees, and the subpixel mapping of its heatmaps to the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pal_fast.landmarks.schemes import MIRROR
 
 
 def gaussians(shares: Tensor, size: int = 64, sigma: float = 1.2) -> Tensor:
-    """Heatmaps (K, size, size) of points (K, 2) given as shares of the side from the corner."""
+    """Heatmaps (K, size, size) of points (K, 2) given as fractions of the side, measured from the corner."""
     centres = torch.arange(size) + 0.5
     x, y = shares[:, 0] * size, shares[:, 1] * size
     dx, dy = centres[None] - x[:, None], centres[None] - y[:, None]
@@ -25,19 +25,19 @@ def gaussians(shares: Tensor, size: int = 64, sigma: float = 1.2) -> Tensor:
 
 
 def shares_of(points: Tensor, window: Window) -> Tensor:
-    """Points in pixels of the image (integer = centre) as shares of the window."""
+    """Points in pixels of the image (integer = pixel centre) as fractions of the window."""
     return (points + 0.5 - torch.tensor([window.x, window.y])) / window.side + 0.5
 
 
-def test_the_window_is_fan_s() -> None:
-    """200 / 195 of width plus height, raised by 0.12 of the height: face-alignment's centre and scale."""
+def test_the_window_equals_face_alignments() -> None:
+    """Its side is 200 / 195 of width plus height, its centre raised by 0.12 of the height, as in face-alignment."""
     x, y, side = window_of((10, 20, 110, 145))
     assert (x, y) == (60, 82.5 - 0.12 * 125)
     assert side == pytest.approx(200 * (100 + 125) / 195)
     assert window_of((0, 0, 100, 100), 165).side == pytest.approx(200 * 200 / 165)
 
 
-def test_peaks_are_exact_for_gaussians(generator: torch.Generator) -> None:
+def test_subpixel_peaks_of_gaussians_are_exact(generator: torch.Generator) -> None:
     shares = torch.rand(5, 68, 2, generator=generator) * 0.9 + 0.05
     heatmaps = torch.stack([gaussians(of) for of in shares])
     found, values = peaks(heatmaps)
@@ -45,7 +45,7 @@ def test_peaks_are_exact_for_gaussians(generator: torch.Generator) -> None:
     assert values.min() > 0.8
 
 
-def test_peaks_at_the_border_or_of_flat_maps_are_finite() -> None:
+def test_peaks_at_the_border_and_of_flat_maps_are_finite() -> None:
     heatmaps = torch.zeros(1, 4, 64, 64)
     heatmaps[0, 0, 0, 63] = 1
     heatmaps[0, 1] = -1
@@ -58,8 +58,8 @@ def test_peaks_at_the_border_or_of_flat_maps_are_finite() -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 60), (300, 400), (1500, 1100)])
-def test_a_spot_of_the_image_is_where_the_window_says(size: tuple[int, int], generator: torch.Generator) -> None:
-    """A blurred spot's centroid in the crop, for crops that enlarge, that reduce, and that leave the image."""
+def test_a_spot_lands_in_the_crop_where_the_window_maps_it(size: tuple[int, int], generator: torch.Generator) -> None:
+    """The centroid of a blurred spot, for crops that enlarge, reduce and extend beyond the image."""
     height, width = size
     point = torch.tensor([width * 0.4, height * 0.55]) + torch.rand(2, generator=generator) * 3
     sigma = max(3.0, height / 60)
@@ -77,7 +77,7 @@ def test_a_spot_of_the_image_is_where_the_window_says(size: tuple[int, int], gen
         assert error.abs().max() < 0.15, "in pixels of the image"
 
 
-def test_beyond_the_image_the_crop_is_black() -> None:
+def test_the_crop_is_black_beyond_the_image() -> None:
     image = torch.full((3, 100, 100), 255, dtype=torch.uint8)
     crop = crop_face(image, window_of((0, 0, 100, 100)))
     assert crop[:, :50].max() == 0
@@ -86,7 +86,7 @@ def test_beyond_the_image_the_crop_is_black() -> None:
 
 
 class StubNetwork:
-    """Returns known heatmaps, mirrored for mirrored crops, which it tells by a mark in the upper left corner."""
+    """Returns known heatmaps, mirrored in every second call, which is the one on mirrored crops."""
 
     def __init__(self, heatmaps: list[Tensor]) -> None:
         self.heatmaps = heatmaps
@@ -124,7 +124,7 @@ def stub(heatmaps: list[Tensor], boxes: list[Any] | None = None) -> SimpleNamesp
 
 
 def test_known_heatmaps_become_landmarks_in_pixels_of_the_image(generator: torch.Generator) -> None:
-    """Images of several sizes, boxes of several shapes; the faces lie anywhere in their windows."""
+    """For images of several sizes and boxes of several shapes, with faces anywhere in their windows."""
     sizes = [(100, 100), (240, 320), (90, 70)]
     boxes = [(0.0, 0.0, 100.0, 100.0), (37.0, 52.0, 201.0, 230.0), (-10.0, 5.0, 60.0, 95.0)]
     windows = [window_of(box) for box in boxes]
@@ -141,7 +141,7 @@ def test_known_heatmaps_become_landmarks_in_pixels_of_the_image(generator: torch
     assert scores.min() > 0.7
 
 
-def test_the_largest_detected_face_counts_and_no_face_is_nan(generator: torch.Generator) -> None:
+def test_the_largest_detected_face_is_used_and_no_face_gives_nan(generator: torch.Generator) -> None:
     shares = torch.rand(68, 2, generator=generator) * 0.8 + 0.1
     small, large = np.array([5.0, 5, 30, 40, 0.99]), np.array([40.0, 30, 110, 120, 0.7])
     package = stub([gaussians(shares)] * 2, [[small, large], [], [large]])
@@ -165,7 +165,7 @@ def test_without_flip_the_network_runs_once(generator: torch.Generator) -> None:
     assert package.face_alignment_net.calls == 1
 
 
-def test_windows_of_a_batch_are_applied_each_to_its_own() -> None:
+def test_each_image_of_a_batch_uses_its_own_window() -> None:
     windows = [Window(10, 20, 40), Window(5, 5, 10)]
     centre = torch.full((2, 1, 2), 0.5)
     assert to_image(centre, windows).tolist() == [[[9.5, 19.5]], [[4.5, 4.5]]]

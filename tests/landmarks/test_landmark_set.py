@@ -1,4 +1,4 @@
-"""LandmarkSet: look-up by name, merging, atomic saving."""
+"""LandmarkSet: lookup by name, merging, atomic saving."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pal_fast.landmarks.landmark_set import load_npz
 
 
 def numbered(*names: str, count: int = 2) -> LandmarkSet:
-    """Row k holds the number k everywhere."""
+    """A set in which every coordinate of row k is k."""
     points = torch.arange(len(names)).float()[:, None, None].expand(-1, count, 2)
     return LandmarkSet(points.clone(), names)
 
@@ -40,17 +40,17 @@ def numbered(*names: str, count: int = 2) -> LandmarkSet:
         (["a"], [], []),
     ],
 )
-def test_rows_are_found_by_name_where_one_fits_and_only_there(
+def test_rows_are_found_by_name_only_where_exactly_one_matches(
     held: list[str], asked: list[str], rows: list[int]
 ) -> None:
     assert numbered(*held).find(asked).tolist() == rows
 
 
-def test_windows_separators_match() -> None:
+def test_windows_path_separators_match() -> None:
     assert numbered("happy\\1.jpg").find(["happy/1.jpg"]).tolist() == [0]
 
 
-def test_names_must_differ_and_shapes_agree() -> None:
+def test_names_must_be_unique_and_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="1 names more than once: a"):
         numbered("a", "b", "a")
     with pytest.raises(ValueError, match=r"\(N, K, 2\)"):
@@ -82,14 +82,14 @@ def test_an_empty_set_is_saved_and_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x93NUMPY nonsense"])
-def test_a_broken_npz_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_npz_is_refused_with_a_clear_message(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.npz"
     path.write_bytes(content)
     with pytest.raises(LandmarkFileError, match="no pickle"):
         read_landmark_set(path)
 
 
-def test_an_npy_called_npz_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_npy_named_npz_is_refused_with_a_clear_message(tmp_path: Path) -> None:
     with open(tmp_path / "m.npz", "wb") as file:
         np.save(file, np.zeros((1, 2, 2)))
     with pytest.raises(LandmarkFileError, match="no pickle"):
@@ -110,7 +110,7 @@ def test_merge_joins_in_the_order_of_names() -> None:
     assert merged.scores is None
 
 
-def test_merge_refuses_what_does_not_belong_together() -> None:
+def test_merge_refuses_incompatible_sets() -> None:
     with pytest.raises(ValueError, match="number of landmarks"):
         merge([numbered("a"), numbered("b", count=3)])
     with pytest.raises(ValueError, match="sets must not overlap, but 1 images are in more than one: a"):
@@ -124,7 +124,7 @@ def failing_fsync(handle: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_leaves_the_last_good_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_only_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.npz"
     numbered("a").save(path)
     before = path.read_bytes()
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_the_last_good_file_and_no_other(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_fails_halfway_leaves_the_last_good_file(tmp_path: Path) -> None:
+def test_a_write_that_fails_halfway_leaves_the_previous_file(tmp_path: Path) -> None:
     path = tmp_path / "m.npz"
     numbered("a").save(path)
 
@@ -149,7 +149,7 @@ def test_a_write_that_fails_halfway_leaves_the_last_good_file(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_process_and_no_others_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "m[1].npz"
     numbered("a").save(path)
     left = tmp_path / ".m[1].npz.abc.partial"
@@ -161,7 +161,7 @@ def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x", "x.npz.txt"])
-def test_a_name_by_which_the_file_could_not_be_read_is_refused(tmp_path, name):
+def test_saving_under_a_name_that_could_not_be_read_back_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=rf"path must end in \.npz, got '.*{name}'"):
         numbered("a").save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""RAF-DB's annotation: the file formats, the similarity transform to the aligned images, the measured template."""
+"""RAF-DB's annotation: file formats, the similarity transform to the aligned images and the measured template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("PIL")
 from support import drawn_datasets
 from support.drawn_datasets import Written
 
-#: Not the assumed template, so that a measurement has something to find.
+#: Differs from the assumed template, so that measuring it is a real test.
 TRUE_TEMPLATE = ((25.0, 33.0), (74.0, 36.0), (52.0, 75.0))
 
 
@@ -26,7 +26,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return drawn_datasets.write_rafdb(tmp_path_factory.mktemp("rafdb"), 12, 4, seed=9, template=TRUE_TEMPLATE)
 
 
-def test_manual_files_hold_points_and_attributes(written: Written) -> None:
+def test_manual_annotation_files_hold_points_and_attributes(written: Written) -> None:
     manual = read_manual(written.root / "Annotation" / "manual" / "train_00005_manu_attri.txt")
     assert manual.points.shape == (5, 2)
     assert (manual.gender, manual.race, manual.age) == (4 % 3, 4 % 2, 4)
@@ -45,7 +45,7 @@ def test_boxes_are_left_top_right_bottom(written: Written, tmp_path: Path) -> No
         read_box(tmp_path / "x_boundingbox.txt")
 
 
-def test_a_similarity_is_found_from_its_points_and_undone(generator: torch.Generator) -> None:
+def test_a_similarity_is_recovered_from_point_pairs_and_inverted(generator: torch.Generator) -> None:
     points = torch.rand(4, 7, 2, generator=generator, dtype=torch.float64) * 100
     angle, scale = torch.rand(4, generator=generator, dtype=torch.float64) * 6, 0.3
     shift = torch.rand(4, 2, generator=generator, dtype=torch.float64) * 50
@@ -56,8 +56,8 @@ def test_a_similarity_is_found_from_its_points_and_undone(generator: torch.Gener
     torch.testing.assert_close(transform_points(moved, invert(matrix)), points)
 
 
-def test_a_similarity_is_the_nearest_of_all(generator: torch.Generator) -> None:
-    """Where no similarity fits exactly, none in the neighbourhood of the one found is nearer."""
+def test_the_fitted_similarity_is_the_least_squares_fit(generator: torch.Generator) -> None:
+    """Where no similarity fits exactly, no similarity near the fitted one has a smaller error."""
     source, target = torch.rand(2, 3, 2, generator=generator, dtype=torch.float64) * 100
     best = fit_similarity(source, target)
 
@@ -76,18 +76,18 @@ def test_points_land_in_the_aligned_image(written: Written) -> None:
     points = read_aligned(written.root / "Annotation", names, template=torch.tensor(TRUE_TEMPLATE))
     torch.testing.assert_close(points, written.landmarks[:, :37], rtol=0, atol=2e-3)
     manual = read_aligned(written.root / "Annotation", names, "manual", template=torch.tensor(TRUE_TEMPLATE))
-    # Three points cannot all be met by a similarity, but their mean is.
+    # A similarity cannot match all three points, but it matches their mean.
     torch.testing.assert_close(anchors(manual).mean(1), torch.tensor(TRUE_TEMPLATE).mean(0).expand(len(names), 2))
 
 
-def test_the_assumed_template_is_met_by_a_face_of_its_shape() -> None:
+def test_a_face_of_the_assumed_templates_shape_lands_on_the_template() -> None:
     left, right, mouth = torch.tensor(TEMPLATE)
     face = torch.stack([left, right, (left + right + mouth) / 3, mouth - 12, mouth + 12])
     matrix = aligned_transform(face * 3 + 20)
     torch.testing.assert_close(transform_points(face * 3 + 20, matrix), face)
 
 
-def test_the_template_is_measured_on_the_images(written: Written, tmp_path: Path) -> None:
+def test_the_template_is_measured_from_the_images(written: Written, tmp_path: Path) -> None:
     from pal_fast.landmarks.rafdb_template import measure_template
 
     measured = measure_template(written.root, 12)
@@ -101,7 +101,7 @@ def test_the_template_is_measured_on_the_images(written: Written, tmp_path: Path
         measure_template(tmp_path)
 
 
-def test_convert_brings_the_annotation_into_the_aligned_images(
+def test_convert_maps_the_annotation_into_the_aligned_images(
     written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "aligned.npz"
@@ -114,6 +114,6 @@ def test_convert_brings_the_annotation_into_the_aligned_images(
     torch.testing.assert_close(marks.points[rows], wanted)
 
 
-def test_absent_annotation_files_make_one_summary(written: Written) -> None:
+def test_missing_annotation_files_are_reported_in_one_summary(written: Written) -> None:
     with pytest.raises(FileNotFoundError, match=r"2 images have no .*: test_0098, test_0099"):
         read_aligned(written.root / "Annotation", ["test_0001.jpg", "test_0098.jpg", "test_0099.jpg"])

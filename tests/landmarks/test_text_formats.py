@@ -14,7 +14,7 @@ from pal_fast.landmarks import LandmarkFileError, LandmarkSet, read_landmark_set
 
 
 def test_pts_counts_pixels_from_1(tmp_path: Path) -> None:
-    """300-W: the top left pixel is (1, 1); here it is (0, 0)."""
+    """In 300-W the top left pixel is (1, 1); in this package it is (0, 0)."""
     file = tmp_path / "image_001.pts"
     file.write_text("version: 1\nn_points:  3\n{\n1 1\n446.5 91.25\n-3 7\n}\n")
     marks = read_landmark_set(file)
@@ -23,7 +23,7 @@ def test_pts_counts_pixels_from_1(tmp_path: Path) -> None:
     assert marks.points.tolist() == [[[0.0, 0.0], [445.5, 90.25], [-4.0, 6.0]]]
 
 
-def test_a_folder_of_pts_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+def test_a_folder_of_pts_is_read_in_name_order(tmp_path: Path) -> None:
     for name, x in (("b", 2), ("a", 1), ("sub/c", 3)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.pts").write_text(f"version: 1\nn_points: 1\n{{\n{x} 1\n}}\n")
@@ -32,7 +32,7 @@ def test_a_folder_of_pts_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     assert marks.points[:, 0, 0].tolist() == [0, 1, 2]
 
 
-def test_row_column_is_y_before_x(tmp_path: Path) -> None:
+def test_row_column_lists_y_before_x(tmp_path: Path) -> None:
     pairs = [(2 * k, -14 + k) for k in range(68)]
     file = tmp_path / "train_00001_aligned.txt"
     file.write_text("".join(f"{row}\t{column}\n" for row, column in pairs))
@@ -41,7 +41,7 @@ def test_row_column_is_y_before_x(tmp_path: Path) -> None:
     assert points[0].tolist() == [[column, row] for row, column in pairs]
 
 
-def test_wflw_lists_with_and_without_attributes(tmp_path: Path, seed: int) -> None:
+def test_wflw_lists_are_read_with_and_without_attributes(tmp_path: Path, seed: int) -> None:
     values = np.random.default_rng(seed).uniform(-20, 400, (3, 196)).round(3)
     rows = [" ".join(map(str, row)) for row in values]
     file = tmp_path / "list_98pt.txt"
@@ -72,7 +72,7 @@ def test_wflw_lists_with_and_without_attributes(tmp_path: Path, seed: int) -> No
         ("train_1_manu_attri.txt", "1\t2\n" * 5 + "0\n7\n1\n", 7, "race, a whole number from 0 to 2"),
     ],
 )
-def test_a_malformed_file_says_where_and_what_was_expected(
+def test_a_malformed_file_is_reported_with_its_line_and_what_was_expected(
     tmp_path: Path, name: str, text: str, line: int | None, expected: str
 ) -> None:
     file = tmp_path / name
@@ -84,21 +84,21 @@ def test_a_malformed_file_says_where_and_what_was_expected(
     assert expected in str(failure.value)
 
 
-def test_a_binary_file_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_binary_file_is_refused_with_a_clear_message(tmp_path: Path) -> None:
     file = tmp_path / "a.pts"
     file.write_bytes(b"\xff\xd8\xff\xe0 not text")
     with pytest.raises(LandmarkFileError, match="UTF-8"):
         read_landmarks(file)
 
 
-def test_several_bad_files_make_one_summary(tmp_path: Path) -> None:
+def test_several_bad_files_are_reported_in_one_summary(tmp_path: Path) -> None:
     for k in range(6):
         (tmp_path / f"{k}.pts").write_text("version: 1\nn_points: 1\n{\n1 1\n}\n" if k < 2 else "nothing\n")
     with pytest.raises(LandmarkFileError, match=r"4 that are not: .*2\.pts"):
         read_landmarks(tmp_path)
 
 
-def test_files_of_different_counts_make_one_summary(tmp_path: Path) -> None:
+def test_files_with_different_point_counts_are_reported_in_one_summary(tmp_path: Path) -> None:
     for k in range(4):
         body = "1 1\n" * (1 + (k > 2))
         (tmp_path / f"{k}.pts").write_text(f"version: 1\nn_points: {1 + (k > 2)}\n{{\n{body}}}\n")
@@ -106,9 +106,9 @@ def test_files_of_different_counts_make_one_summary(tmp_path: Path) -> None:
         read_landmarks(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not lie below the eyes")  # points at random are no face
+@pytest.mark.filterwarnings("ignore:.*does not lie below the eyes")  # random points do not form a face
 @pytest.mark.parametrize("format", ["npz", "pts", "row-column", "wflw", "dlib-xml"])
-def test_what_is_written_is_read_back(tmp_path: Path, format: str, generator: torch.Generator) -> None:
+def test_every_format_round_trips(tmp_path: Path, format: str, generator: torch.Generator) -> None:
     count = 98 if format == "wflw" else 68
     points = torch.rand(3, count, 2, generator=generator) * 130 - 15
     points = points.round() if format == "row-column" else points
@@ -120,7 +120,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, format: str, generator: to
     torch.testing.assert_close(back.points, points, rtol=0, atol=1e-4)
 
 
-def test_one_file_per_image_is_written_only_where_all_fit(tmp_path: Path) -> None:
+def test_one_file_per_image_needs_complete_points_and_usable_names(tmp_path: Path) -> None:
     points = torch.zeros(2, 68, 2)
     points[1, 3] = torch.nan
     with pytest.raises(ValueError, match="missing in 1 images cannot be written: two"):
@@ -132,7 +132,7 @@ def test_one_file_per_image_is_written_only_where_all_fit(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_files_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = [2]
 
     def full(handle: int) -> None:

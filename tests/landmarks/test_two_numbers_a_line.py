@@ -18,7 +18,7 @@ from pal_fast.landmarks import LandmarkFileError, LandmarkSet, read_landmark_set
 
 @pytest.fixture
 def points(seed: int) -> Tensor:
-    """(4, 68, 2), faces in whole pixels of images of 64 x 64."""
+    """(4, 68, 2), faces in whole pixels of 64 x 64 images."""
     return make_faces(4, 64, seed=seed).landmarks.round()
 
 
@@ -52,7 +52,7 @@ def test_lines_that_may_be_x_y_are_refused_until_their_format_is_named(
         torch.testing.assert_close(read_landmarks(path, "row-column")[0], points[0].flip(-1))
 
 
-def test_the_known_dump_needs_no_name_and_every_file_of_it_is_looked_at(tmp_path: Path, points: Tensor) -> None:
+def test_the_known_dump_needs_no_format_name_and_every_file_is_checked(tmp_path: Path, points: Tensor) -> None:
     for k in range(4):
         (tmp_path / f"{k}.txt").write_text(lines(points[k].flip(-1), "\t", ".0f"))
     with warnings.catch_warnings():
@@ -63,19 +63,23 @@ def test_the_known_dump_needs_no_name_and_every_file_of_it_is_looked_at(tmp_path
         read_landmarks(tmp_path)
 
 
-def test_x_y_lines_hold_any_number_of_points_and_missing_ones(tmp_path: Path) -> None:
+def test_x_y_lines_hold_any_number_of_points_including_missing_ones(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1.5 2\n\nnan nan\n-3\t4\n5, 6.25\n")
     marks = read_landmark_set(tmp_path / "a.txt", "x-y")
     assert marks.names == ("a",)
     np.testing.assert_array_equal(marks.points[0], np.array([[1.5, 2], [np.nan, np.nan], [-3, 4], [5, 6.25]]))
-    for text, line, said in (("1 2\n3\n", 2, "1 numbers"), ("1 2\nx y\n", 2, "'x y'"), ("\n", None, "one line of x y")):
+    for text, line, expected in (
+        ("1 2\n3\n", 2, "1 numbers"),
+        ("1 2\nx y\n", 2, "'x y'"),
+        ("\n", None, "one line of x y"),
+    ):
         (tmp_path / "b.txt").write_text(text)
-        with pytest.raises(LandmarkFileError, match=said) as error:
+        with pytest.raises(LandmarkFileError, match=expected) as error:
             read_landmarks(tmp_path / "b.txt", "x-y")
         assert error.value.line == line
 
 
-def test_x_y_lines_are_read_back_as_they_were_written(tmp_path: Path, points: Tensor) -> None:
+def test_x_y_lines_round_trip(tmp_path: Path, points: Tensor) -> None:
     points[1, 5] = torch.nan
     write_landmarks(tmp_path / "folder", LandmarkSet(points + 0.25, ("a", "b", "sub/c", "sub/d")), "x-y")
     back = read_landmark_set(tmp_path / "folder", "x-y")
@@ -83,8 +87,8 @@ def test_x_y_lines_are_read_back_as_they_were_written(tmp_path: Path, points: Te
     torch.testing.assert_close(back.points, points + 0.25, equal_nan=True)
 
 
-def test_faces_that_lie_on_their_side_are_warned_of_where_most_do(tmp_path: Path, points: Tensor) -> None:
-    def told(swapped: int) -> list[str]:
+def test_landmarks_warn_if_most_faces_lie_on_their_side(tmp_path: Path, points: Tensor) -> None:
+    def warnings_with(swapped: int) -> list[str]:
         for k in range(4):
             (tmp_path / f"{k}.txt").write_text(lines(points[k].flip(-1) if k < swapped else points[k], " ", ".0f"))
         with warnings.catch_warnings(record=True) as caught:
@@ -93,14 +97,14 @@ def test_faces_that_lie_on_their_side_are_warned_of_where_most_do(tmp_path: Path
         assert all(warning.filename == __file__ for warning in caught)
         return [str(warning.message) for warning in caught]
 
-    assert told(2) == []
-    (text,) = told(3)
+    assert warnings_with(2) == []
+    (text,) = warnings_with(3)
     assert "in 3 of 4 faces the mouth (points 48-67) does not lie below the eyes (36-47)" in text
     assert "format='x-y'" in text
     assert "format='row-column'" in text
 
 
-def test_a_data_set_is_opened_with_a_named_format(tmp_path: Path) -> None:
+def test_a_data_set_can_be_opened_with_a_named_landmark_format(tmp_path: Path) -> None:
     plain = open_dataset("drawn", "count=4,size=32", "train")
     write_landmarks(tmp_path / "m", plain.landmark_set(), "x-y")
     with pytest.raises(LandmarkFileError, match="name the format"):
@@ -113,7 +117,7 @@ def test_a_data_set_is_opened_with_a_named_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--from", "--format"])
-def test_convert_takes_the_format_of_its_input(tmp_path: Path, points: Tensor, flag: str) -> None:
+def test_convert_accepts_the_input_format_by_name(tmp_path: Path, points: Tensor, flag: str) -> None:
     (tmp_path / "a.txt").write_text(lines(points[0], " ", ".0f"))
     source, target = str(tmp_path / "a.txt"), str(tmp_path / "m.npz")
     assert cli.main(["convert", source, "-o", target]) == 2

@@ -1,4 +1,4 @@
-"""The report: a self-contained page, faithful to the runs' files, with every name escaped."""
+"""The report: a self-contained page that shows the runs' files unchanged, with every name escaped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """Every tag with its attributes, in order; fails on tags that are not closed in their order."""
+    """Collects every tag with its attributes, in order; fails on tags that are not properly nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run with the loss and a baseline, in folders with names that are no HTML."""
+    """A run with the loss and a baseline, in folders whose names need HTML escaping."""
     folder = tmp_path_factory.mktemp("runs")
     with one_thread():
         for name, weight in (('<b>"pal" & co', 3.0), ("plain", 0.0)):
@@ -83,7 +83,7 @@ def history(run) -> list[dict]:
     return json.loads((run / "history.json").read_text())
 
 
-def test_the_page_is_well_formed_and_loads_nothing(both):
+def test_the_page_is_well_formed_and_loads_no_other_resource(both):
     page = Page(both)
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "data"):
@@ -103,7 +103,7 @@ def test_names_are_escaped(both):
     assert html.escape('<b>"pal" & co') in both
 
 
-def test_every_figure_is_that_of_the_runs_files(both, runs):
+def test_every_figure_equals_that_in_the_runs_files(both, runs):
     text = " ".join(Page(both).text)
     for run in runs:
         last = history(run)[-1]["validation"]
@@ -120,15 +120,15 @@ def test_curves_have_a_point_for_each_epoch_of_each_run(both, runs):
     charts = page.of("figure", "chart")
     assert len(charts) == 8
     lines = page.of("polyline")
-    assert len(lines) == 2 * 7 + 1  # the baseline has no PAL
+    assert len(lines) == 2 * 7 + 1  # the baseline has no PAL curve
     assert all(len(line["points"].split()) == 3 for line in lines)
     pal, _ = runs
     losses = [entry["train"]["pal"] for entry in history(pal)]
-    said = re.findall(r"epoch \d: (\N{MINUS SIGN}?[\d.]+)</title>", both)[-3:]
-    assert [float(number.replace("\N{MINUS SIGN}", "-")) for number in said] == pytest.approx(losses, abs=0.02)
+    shown = re.findall(r"epoch \d: (\N{MINUS SIGN}?[\d.]+)</title>", both)[-3:]
+    assert [float(number.replace("\N{MINUS SIGN}", "-")) for number in shown] == pytest.approx(losses, abs=0.02)
 
 
-def test_faces_are_compared_at_their_ends_and_sorted_by_alignment(both, runs):
+def test_faces_are_compared_at_the_ends_of_the_runs_and_sorted_by_alignment(both, runs):
     pal, plain = runs
     compared, *alone = comparisons(read_runs(runs))
     assert [column.title for column in compared.columns] == ["plain", '<b>"pal" & co']  # baselines first
@@ -150,7 +150,7 @@ def test_faces_are_compared_at_their_ends_and_sorted_by_alignment(both, runs):
     assert {"after", "gain", "before", "label"} == {option["value"] for option in page.of("option")}
 
 
-def test_one_run_is_compared_with_its_beginning_and_may_be_under_way(runs, tmp_path, capsys):
+def test_a_single_run_is_compared_with_its_start_and_may_be_unfinished(runs, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(runs[0], copy)
     (copy / "result.json").unlink()
@@ -173,14 +173,14 @@ def test_a_run_without_a_layer_or_a_gallery_has_a_page(tmp_path):
     assert "Where the networks look" not in text
 
 
-def test_what_is_no_run_is_named(runs, tmp_path, capsys):
-    for words, said in (
+def test_a_folder_that_is_not_a_run_is_named_in_the_error(runs, tmp_path, capsys):
+    for words, expected in (
         ([str(tmp_path)], "is not a run of pal-fast train"),
         ([str(runs[0]), str(runs[0])], "each folder once, got"),
         ([str(runs[0]), "-o", str(tmp_path / "absent" / "report.html")], "there is no folder"),
     ):
         assert cli.main(["report", *words]) == 2
-        assert said in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
     broken = tmp_path / "broken"
     shutil.copytree(runs[1], broken)
     (broken / "gallery" / "epoch_0003.npz").write_bytes(b"no zip file")
@@ -205,7 +205,7 @@ def test_ticks_are_round_and_cover_the_values(low, high):
     assert whole_ticks(1, 1) == [1.0]
 
 
-def test_a_chart_leaves_out_what_is_not_known():
+def test_a_chart_leaves_out_unknown_values():
     assert line_chart("empty", [Series("a", [(1, None), (2, float("nan"))], 0)]) == ""
     chart = line_chart(
         "some", [Series("a", [(1, 0.5), (2, None), (3, 0.75)], 9), Series("b", [(1, None)], 1)], percent=True

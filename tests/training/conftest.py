@@ -8,6 +8,6 @@ from support.threads import one_thread
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """For the fixtures of the modules too: threads that wait for each other cost more than they save."""
+    """One thread, also in module-scoped fixtures: on small runs, synchronising threads costs more than it gains."""
     with one_thread():
         yield

@@ -1,4 +1,4 @@
-"""The config: validated, saved and read back unchanged, and in step with the command line's options."""
+"""The config: validated, saved and read back unchanged, and consistent with the command line's options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def from_command_line(*words: str) -> TrainingConfig:
     return config_from(parser.parse_args(words))
 
 
-def test_a_file_gives_back_the_config_that_was_written(tmp_path):
+def test_a_config_is_read_back_from_its_file_unchanged(tmp_path):
     config = TrainingConfig(
         data="rafdb",
         root="somewhere",
@@ -36,7 +36,7 @@ def test_a_file_gives_back_the_config_that_was_written(tmp_path):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the standard library reads TOML from Python 3.11 on")
-def test_toml_is_read_and_the_command_line_wins_over_it(tmp_path):
+def test_toml_is_read_and_the_command_line_overrides_it(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('data = "drawn"\nmodel = "small"\nlayer = ["body"]\nepochs = 3\nchannel_count = 12\n')
     config = from_command_line("--config", str(path), "--epochs", "5", "--no-augment")
@@ -87,14 +87,14 @@ def test_a_bad_value_is_refused_naming_the_option_and_the_file(values, named):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "data = 3"])
-def test_a_file_that_is_no_config_is_named(tmp_path, text):
+def test_a_file_that_is_not_a_config_is_named_in_the_error(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"config\.json"):
         read_config(path)
 
 
-def test_defaults_that_depend_on_others_are_written_out():
+def test_defaults_that_depend_on_other_options_are_resolved():
     resolved = TrainingConfig(data="affectnet", model="resnet18").resolved()
     assert (resolved.layer, resolved.balanced, resolved.size) == (("layer3",), "yes", 224)
     resolved = TrainingConfig(data="drawn", model="small").resolved()
@@ -105,7 +105,7 @@ def test_defaults_that_depend_on_others_are_written_out():
     assert TrainingConfig(data="drawn", model="alexnet", weight=0).resolved().layer == ()
 
 
-def test_a_folder_is_named_after_the_options_that_differ():
+def test_a_run_folder_is_named_after_the_options_that_differ():
     names = {
         default_name(TrainingConfig(data="rafdb", **options).resolved())
         for options in ({}, {"weight": 0}, {"weight": 0.1}, {"channels": "half"}, {"seed": 1}, {"layer": ["layer2"]})

@@ -21,7 +21,7 @@ from pal_fast.training.run_folder import RunFolder
 
 @pytest.fixture
 def faces(tmp_path):
-    """Noise, which cannot be compressed; train/a/3.png has a whole header and a whole end."""
+    """Noise, which does not compress, so that `damage` hits pixel data and leaves the file's header and end intact."""
     for split in ("train", "test"):
         for name in "ab":
             folder = tmp_path / "faces" / split / name
@@ -44,18 +44,18 @@ def options(faces, **more):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_epoch_that_reads_it_ends_in_one_line_with_the_way_out(workers, faces, tmp_path):
+def test_the_epoch_that_reads_a_damaged_image_fails_in_one_line_with_a_remedy(workers, faces, tmp_path):
     damage(faces / "train" / "a" / "3.png")
     with pytest.raises(OSError, match=r"3\.png cannot be read as an image: ") as failure:
         train(options(faces, workers=workers), tmp_path / "run", say=quiet)
-    said = str(failure.value)
-    assert "\n" not in said
-    assert "Traceback" not in said
-    assert "--verify full" in said
-    assert "--bad-images skip" in said
+    message = str(failure.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "--verify full" in message
+    assert "--bad-images skip" in message
 
 
-def test_a_full_look_leaves_it_out_or_refuses_it_before_the_training(faces, tmp_path):
+def test_full_verification_skips_or_refuses_a_damaged_image_before_training(faces, tmp_path):
     damage(faces / "train" / "a" / "3.png")
     with pytest.warns(UserWarning, match=r"1 unusable \(train/a/3\.png: .*\); they are left out"):
         result = train(options(faces, verify="full"), tmp_path / "run", say=quiet)
@@ -65,14 +65,14 @@ def test_a_full_look_leaves_it_out_or_refuses_it_before_the_training(faces, tmp_
     assert not (tmp_path / "other").exists()
 
 
-def test_the_command_takes_it(faces, tmp_path, capsys):
+def test_the_command_accepts_the_verification_options(faces, tmp_path, capsys):
     damage(faces / "train" / "a" / "3.png")
     words = ["--data", "folder", "--root", str(faces), "--weight", "0", "--model", "small", "--size", "32"]
     assert cli.main(["train", *words, "--verify", "full", "--output", str(tmp_path / "run")]) == 2
     assert "1 unusable (train/a/3.png" in capsys.readouterr().err
 
 
-def test_what_was_opened_in_full_and_is_damaged_later_is_named_without_that_way_out(faces, tmp_path, monkeypatch):
+def test_an_image_damaged_after_full_verification_is_named_without_that_remedy(faces, tmp_path, monkeypatch):
     config = options(faces, verify="full")
 
     def damaged_since(*given, **more):
@@ -89,7 +89,7 @@ def test_what_was_opened_in_full_and_is_damaged_later_is_named_without_that_way_
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_evaluation_names_it_in_one_line(workers, faces, tmp_path):
+def test_an_evaluation_names_a_damaged_image_in_one_line(workers, faces, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train(options(faces), tmp_path / "run", say=quiet)
@@ -109,6 +109,6 @@ class Broken(Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_other_errors_of_loading_processes_are_what_they_would_be_without_them(workers):
+def test_other_errors_in_loader_workers_are_the_same_as_without_workers(workers):
     with pytest.raises(ValueError, match=r"^what is: wrong$"), errors_in_one_line("; a way out"):
         next(iter(DataLoader(Broken(), num_workers=workers)))

@@ -1,4 +1,4 @@
-"""Training and evaluation on JPEG files in the public data sets' layouts, with their own kinds of landmarks."""
+"""Training and evaluation on JPEG files in the layouts and landmark formats of the public data sets."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def ferplus_without_landmarks(root):
 @pytest.mark.parametrize(
     "write", [rafdb_with_a_dump, affectnet_small, affectnet_full, folder_with_landmarks, ferplus_without_landmarks]
 )
-def test_each_layout_trains_and_is_evaluated_without_its_landmarks(write, tmp_path):
+def test_each_layout_trains_and_is_evaluated_without_landmarks(write, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     config = TrainingConfig(**OPTIONS | {"root": str(root)} | write(root))
@@ -73,7 +73,7 @@ def test_each_layout_trains_and_is_evaluated_without_its_landmarks(write, tmp_pa
     assert kept["balanced"] == ("yes" if config.data == "affectnet" else "no")
 
 
-def test_balanced_sampling_shows_every_class_about_equally_often(tmp_path):
+def test_balanced_sampling_draws_every_class_about_equally_often(tmp_path):
     drawn_datasets.write_affectnet_small(tmp_path, 40, 14)
     config = TrainingConfig(**OPTIONS, data="affectnet", root=str(tmp_path), classes=7).resolved()
     dataset = open_split(config, "train", transform=None)
@@ -90,7 +90,7 @@ def test_balanced_sampling_shows_every_class_about_equally_often(tmp_path):
     assert dataset.class_counts.float().std() > 1
 
 
-def test_processes_share_each_step_out_among_them_without_overlap():
+def test_processes_split_each_step_without_overlap():
     dataset = torch.utils.data.TensorDataset(torch.arange(50))
     for processes, accumulate in ((1, 1), (2, 1), (2, 2), (1, 4)):
         parts = [
@@ -107,7 +107,7 @@ def test_processes_share_each_step_out_among_them_without_overlap():
         assert len(resumed) == accumulate
 
 
-def test_bad_data_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys):
+def test_bad_data_fails_with_a_one_line_message_and_leaves_no_files(tmp_path, capsys):
     root = tmp_path / "data"
     drawn_datasets.write_rafdb(root, 40, 14)
     absent = [root / f"Image/aligned/train_{number:05d}_aligned.jpg" for number in (3, 7, 11, 19, 23, 29, 31)]
@@ -115,11 +115,11 @@ def test_bad_data_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys):
         path.unlink()
     words = ["train", "--data", "rafdb", "--root", str(root), "--model", "small", "--size", "32", "--device", "cpu"]
     assert cli.main([*words, "--output", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("pal-fast train: error: ")
-    assert "of 40 images 7 absent" in said
-    assert absent[0].name in said
-    assert absent[-1].name not in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("pal-fast train: error: ")
+    assert "of 40 images 7 absent" in stderr
+    assert absent[0].name in stderr
+    assert absent[-1].name not in stderr
     assert not (tmp_path / "run").exists()
     short = [
         "--epochs",
@@ -139,7 +139,7 @@ def test_bad_data_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys):
         assert cli.main([*words, *short, "--output", str(tmp_path / "run")]) == 0
 
 
-def test_a_loss_without_landmarks_is_refused_with_the_way_out(tmp_path, capsys):
+def test_a_loss_without_landmarks_is_refused_with_a_remedy(tmp_path, capsys):
     root = tmp_path / "data"
     drawn_datasets.write_folder(root, 40, 14)
     words = ["train", "--data", "folder", "--root", str(root), "--model", "small", "--size", "32", "--device", "cpu"]
@@ -149,7 +149,7 @@ def test_a_loss_without_landmarks_is_refused_with_the_way_out(tmp_path, capsys):
 
 
 class KnownFaces:
-    """Stands in for face-alignment: heatmaps with the known landmarks of the images, in the order of their names."""
+    """Stub for face-alignment: returns heatmaps of the images' known landmarks, in the order of the images' names."""
 
     def __init__(self, landmarks: torch.Tensor) -> None:
         window = window_of((0, 0, 100, 100))
@@ -165,7 +165,7 @@ class KnownFaces:
         return [self.heatmaps[self.done - len(crops) : self.done]]
 
 
-def test_landmarks_that_were_extracted_from_rafdb_are_trained_on(tmp_path):
+def test_training_on_landmarks_extracted_from_rafdb(tmp_path):
     root = tmp_path / "data"
     written = drawn_datasets.write_rafdb(root, 40, 14)
     shutil.rmtree(root / "Annotation")
@@ -181,7 +181,7 @@ def test_landmarks_that_were_extracted_from_rafdb_are_trained_on(tmp_path):
     assert result["undefined"]["body"] < 14
 
 
-def test_regions_on_landmarks_of_another_scheme_are_refused_before_anything_is_written(tmp_path):
+def test_regions_on_landmarks_of_another_scheme_are_refused_before_writing_any_file(tmp_path):
     drawn_datasets.write_rafdb(tmp_path / "data", 40, 14)
     options = OPTIONS | {"data": "rafdb", "root": str(tmp_path / "data"), "regions": ("eyes",)}
     with pytest.raises(ValueError, match=r"regions belong to the 68-point scheme, .* rafdb hold 37"):
@@ -192,7 +192,7 @@ def test_regions_on_landmarks_of_another_scheme_are_refused_before_anything_is_w
 
 
 @pytest.mark.parametrize("kind", ["file", "annotation"])
-def test_a_test_split_without_landmarks_is_validated_without_an_alignment(kind, tmp_path):
+def test_a_test_split_without_landmarks_is_validated_without_alignment_metrics(kind, tmp_path):
     """Landmarks are privileged: only training needs them."""
     root = tmp_path / "data"
     if kind == "file":

@@ -1,4 +1,4 @@
-"""Functions that inspect a network restore each module's mode, even if modules are in different modes."""
+"""Functions that inspect a network restore each module's train or eval mode, even if the modules' modes differ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shown_in_the_gallery(network, images, labels, landmarks):
     gallery.look(network, "middle", device=CPU, batch=2, sigma=None)
 
 
-LOOKS = {
+INSPECTIONS = {
     "explain": lambda network, images, labels, landmarks: explain(
         torch.randint(0, 255, (3, 20, 20), dtype=torch.uint8), landmarks[0], network, "middle", size=16, crop="whole"
     ),
@@ -55,15 +55,15 @@ def modes(network):
     return {name: module.training for name, module in network.named_modules()}
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_each_module_is_left_in_its_own_mode(look, network):
+@pytest.mark.parametrize("run_inspection", INSPECTIONS.values(), ids=INSPECTIONS)
+def test_each_modules_mode_is_restored(run_inspection, network):
     before = modes(network)
-    look(network, *batch(dtype=torch.float32))
+    run_inspection(network, *batch(dtype=torch.float32))
     assert modes(network) == before
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_inside_the_whole_model_is_in_one_mode_and_an_error_changes_nothing(training, network):
+def test_the_context_sets_one_mode_for_the_whole_model_and_restores_modes_after_an_error(training, network):
     before, inside = modes(network), []
 
     def fails():
@@ -76,7 +76,7 @@ def test_inside_the_whole_model_is_in_one_mode_and_an_error_changes_nothing(trai
     assert modes(network) == before
 
 
-def test_a_model_that_keeps_a_part_frozen_by_itself_is_left_so():
+def test_a_model_whose_train_method_keeps_a_part_in_eval_mode_is_respected():
     class Frozen(SmallNet):
         def train(self, mode: bool = True) -> nn.Module:
             super().train(mode)
@@ -85,6 +85,6 @@ def test_a_model_that_keeps_a_part_frozen_by_itself_is_left_so():
 
     network = Frozen().train()
     before = modes(network)
-    for look in LOOKS.values():
-        look(network, *batch(dtype=torch.float32))
+    for run_inspection in INSPECTIONS.values():
+        run_inspection(network, *batch(dtype=torch.float32))
         assert modes(network) == before

@@ -1,4 +1,4 @@
-"""Networks by name and the sources of their weights, with messages about what is loaded and what is not."""
+"""Networks by name and the sources of their weights, with messages about which weights are loaded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pal_fast.training import TrainingConfig, train
 from pal_fast.training.networks import DEFAULT_LAYERS, begin, build_network, find_library
 from pal_fast.training.run_folder import RunFolder
 
-#: For each entry of DEFAULT_LAYERS a network of its kind.
-OF_EACH_KIND = (
+#: One network for each entry of DEFAULT_LAYERS.
+ONE_OF_EACH_KIND = (
     "small",
     "resnet18",
     "resnext50_32x4d",
@@ -42,9 +42,9 @@ OF_EACH_KIND = (
 )
 
 
-@pytest.mark.parametrize("name", OF_EACH_KIND)
-def test_the_default_layer_is_in_the_network_of_its_library(name):
-    """Shapes only, on the meta device: a sixteenth of the image's side, several channels, and it leads to logits."""
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_the_default_layer_exists_in_each_librarys_network(name):
+    """On the meta device: the layer has a sixteenth of the image's side and several channels, and the logits follow."""
     (layer,) = TrainingConfig(data="drawn", model=name).resolved().layer
     shapes = []
     with torch.device("meta"), torch.no_grad():
@@ -59,9 +59,9 @@ def test_the_default_layer_is_in_the_network_of_its_library(name):
     assert logits.shape == (2, 7)
 
 
-def test_every_pattern_of_the_default_layers_has_its_network():
+def test_every_default_layer_pattern_has_a_network_under_test():
     used = set()
-    for name in OF_EACH_KIND:
+    for name in ONE_OF_EACH_KIND:
         if name != "small":
             library, plain = find_library(name)
             plain = plain.partition(".")[0]
@@ -71,34 +71,34 @@ def test_every_pattern_of_the_default_layers_has_its_network():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache of torch.hub."""
+    """An empty torch.hub cache."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_torchvision_comes_first_and_a_prefix_chooses():
+def test_torchvision_takes_precedence_and_a_prefix_selects_the_library():
     assert find_library("resnet18") == ("torchvision", "resnet18")
     assert find_library("timm:resnet18") == ("timm", "resnet18")
     assert find_library("resnet10t") == ("timm", "resnet10t")
-    for name, said in (
+    for name, expected in (
         ("resnet81", "did you mean"),
         ("keras:vgg", "timm:NAME"),
         ("fasterrcnn_resnet50_fpn", "neither"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=expected):
             find_library(name)
 
 
 @pytest.mark.parametrize(
     "name", ["small", "mobilenet_v3_small", "googlenet", "timm:resnet10t", "timm:vit_tiny_patch16_224"]
 )
-def test_a_network_has_a_head_of_so_many_classes(name):
+def test_a_network_has_a_head_for_the_requested_number_of_classes(name):
     network = build_network(name, 5, 64).eval()
     with torch.no_grad():
         assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
 
 
-def test_auto_says_that_no_weights_are_here_and_takes_those_that_are(hub):
+def test_pretrained_auto_reports_missing_weights_and_loads_cached_ones(hub):
     missing = begin("resnet18", 7, 64, pretrained="auto")
     assert not missing.pretrained
     assert "are not on this machine: no file" in missing.source
@@ -114,7 +114,7 @@ def test_auto_says_that_no_weights_are_here_and_takes_those_that_are(hub):
     assert all(torch.equal(own[name], state[name]) for name in state if not name.startswith("fc."))
 
 
-def test_yes_without_a_network_names_the_file_and_its_place(hub, monkeypatch):
+def test_pretrained_yes_without_network_access_names_the_file_and_where_to_put_it(hub, monkeypatch):
     import torchvision.models._api as api
 
     def unreachable(*args, **kwargs):
@@ -127,7 +127,7 @@ def test_yes_without_a_network_names_the_file_and_its_place(hub, monkeypatch):
         begin("small", 7, 64, pretrained="yes")
 
 
-def test_timms_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
+def test_timm_weights_are_loaded_from_the_hugging_face_cache(tmp_path, monkeypatch):
     asked = []
     cached: list[str] = []
 
@@ -151,7 +151,7 @@ def test_timms_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{n}": v for n, v in s.items()}, "epoch": 3}]
 )
-def test_a_file_of_ones_own_is_unwrapped(tmp_path, wrap):
+def test_a_users_own_weight_file_is_unwrapped(tmp_path, wrap):
     state = build_network("small", 9, 32).state_dict()
     torch.save(wrap(state), tmp_path / "own.pth")
     found = begin("small", 7, 32, weights=str(tmp_path / "own.pth"))
@@ -159,22 +159,22 @@ def test_a_file_of_ones_own_is_unwrapped(tmp_path, wrap):
     assert torch.equal(found.network.state_dict()["body.0.weight"], state["body.0.weight"])
 
 
-def test_a_file_that_does_not_fit_is_refused(tmp_path):
+def test_a_weight_file_that_does_not_match_the_network_is_refused(tmp_path):
     torch.save({"encoder.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
     (tmp_path / "junk.pt").write_bytes(b"junk")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name, said in (
+    for name, expected in (
         ("other", "nothing in .* matches the network"),
         ("junk", "not a readable"),
         ("list", "no state_dict"),
     ):
-        with pytest.raises(ValueError, match=rf"weights: .*{said}|weights: {said}"):
+        with pytest.raises(ValueError, match=rf"weights: .*{expected}|weights: {expected}"):
             begin("small", 7, 32, weights=str(tmp_path / f"{name}.pt"))
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         begin("small", 7, 32, weights=str(tmp_path / "absent.pt"))
 
 
-def test_a_run_keeps_what_auto_found(tmp_path):
+def test_a_resumed_run_keeps_the_weights_that_auto_found(tmp_path):
     config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 0}, weight=0)
     train(config, tmp_path / "run", say=quiet)
     folder = RunFolder(tmp_path / "run")

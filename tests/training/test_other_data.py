@@ -1,4 +1,4 @@
-"""A trained network on another data set: classes are matched by name, whatever their order there."""
+"""Evaluating a trained network on another data set: classes are matched by name and not by position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """RAF-DB, AffectNet and a network trained on the first."""
+    """A folder with RAF-DB, AffectNet and a network trained on RAF-DB."""
     folder = tmp_path_factory.mktemp("other")
     write_rafdb(folder / "rafdb", 21, 14)
     write_affectnet_small(folder / "affectnet", 21, 14)
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_labels_of_a_data_set_with_another_order_are_taken_by_name(folder):
+def test_labels_of_a_data_set_with_another_class_order_are_matched_by_name(folder):
     data = {"data": "affectnet", "root": str(folder / "affectnet"), "classes": 7}
     lines: list[str] = []
     found = evaluate(folder / "run", **data, workers=0, device="cpu", say=lines.append)
@@ -42,12 +42,12 @@ def test_the_labels_of_a_data_set_with_another_order_are_taken_by_name(folder):
     assert "affectnet has the classes in another order; its labels are matched by name" in lines
 
 
-def test_other_classes_are_refused_with_both_lists(folder, capsys):
+def test_different_classes_are_refused_listing_both_sets(folder, capsys):
     words = ["evaluate", str(folder / "run"), "--data", "affectnet", "--root", str(folder / "affectnet")]
     words += ["--workers", "0", "--device", "cpu"]
     assert cli.main(words) == 2
-    said = capsys.readouterr().err
-    assert "knows the classes surprise, fear" in said
-    assert "but affectnet has neutral, happiness" in said
-    assert "contempt: give data with the same classes, or fewer of them with classes (--classes)" in said
+    stderr = capsys.readouterr().err
+    assert "knows the classes surprise, fear" in stderr
+    assert "but affectnet has neutral, happiness" in stderr
+    assert "contempt: give data with the same classes, or fewer of them with classes (--classes)" in stderr
     assert cli.main([*words, "--classes", "7"]) == 0

@@ -1,4 +1,4 @@
-"""A killed run resumes as if nothing had happened: the same weights, bit for bit, in one process and in two."""
+"""A killed run resumes to bitwise the same weights as an uninterrupted run, in one process and in two."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pal_fast.training.run_folder import RunFolder, read_state, write_state
 from pal_fast.training.set_up import prepare
 from pal_fast.training.trained import evaluate
 
-#: Dies when half of its n-th checkpoint is written.
+#: Runs the command and kills itself when half of its n-th checkpoint is written.
 DIES_WRITING = """
 import contextlib, os, signal, sys
 from pal_fast import cli
@@ -55,12 +55,12 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def history(folder: Path) -> list[dict]:
-    """Without the seconds, which no two runs share."""
+    """The run's history without its timings, which differ between runs."""
     return [entry | {"seconds": 0} for entry in json.loads(RunFolder(folder).history.read_text())]
 
 
-def tell_all(process: psutil.Popen, what: str) -> list[psutil.Process]:
-    """`suspend`, `resume` or `kill`: torchrun's workers, in sessions of their own, and the process itself."""
+def signal_all(process: psutil.Popen, what: str) -> list[psutil.Process]:
+    """Applies `suspend`, `resume` or `kill` to the process and to torchrun's workers, which have their own sessions."""
     members = [*process.children(recursive=True), process]
     for member in members:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -69,29 +69,29 @@ def tell_all(process: psutil.Popen, what: str) -> list[psutil.Process]:
 
 
 def kill_in_the_middle_of_an_epoch(words: list[str], folder: Path) -> int:
-    """Starts a run, kills all its processes at its first checkpoint within an epoch, returns that step."""
+    """Starts a run, kills all its processes at its first checkpoint within an epoch, and returns that step."""
     checkpoint = RunFolder(folder).checkpoint
     process = psutil.Popen(words, env=environment(), cwd=folder.parent, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
             if checkpoint.exists():
-                # What is read is what is left: nothing runs on meanwhile.
-                tell_all(process, "suspend")
+                # Suspended, so that the checkpoint read here is the one left behind.
+                signal_all(process, "suspend")
                 if step := read_state(checkpoint, "checkpoint")["step"]:
                     break
-                tell_all(process, "resume")
+                signal_all(process, "resume")
             time.sleep(0.005)
         else:
             raise AssertionError(f"no checkpoint within an epoch; the process returned {process.poll()}")
     finally:
         if process.poll() is None:
-            psutil.wait_procs(tell_all(process, "kill"))
+            psutil.wait_procs(signal_all(process, "kill"))
     assert not RunFolder(folder).result.exists()
     return step
 
 
-def test_killed_twice_once_while_it_wrote_a_checkpoint(tmp_path):
+def test_a_run_killed_twice_once_while_writing_a_checkpoint_resumes_exactly(tmp_path):
     config = TrainingConfig(**SMALL | {"epochs": 5, "workers": 1}, weight=1, accumulate=2, checkpoint_every=1)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     step = kill_in_the_middle_of_an_epoch(command(config, killed, "-m", "pal_fast"), killed)
@@ -115,7 +115,7 @@ def test_killed_twice_once_while_it_wrote_a_checkpoint(tmp_path):
     assert not list(killed.rglob("*.partial"))
 
 
-def test_another_number_of_processes_is_told(tmp_path):
+def test_resuming_with_another_number_of_processes_is_reported(tmp_path):
     config = TrainingConfig(**SMALL | {"gallery": 0}, weight=0)
 
     def stop(line: str) -> None:
@@ -133,7 +133,7 @@ def test_another_number_of_processes_is_told(tmp_path):
     assert read_state(checkpoint, "checkpoint")["processes"] == 1
 
 
-def test_accelerate_launch_gives_the_same_weights(tmp_path):
+def test_accelerate_launch_produces_the_same_weights(tmp_path):
     config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 0}, weight=1)
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1")
     words = command(config, tmp_path / "launched", *launch, "--mixed_precision", "no", "-m", "pal_fast")
@@ -143,7 +143,7 @@ def test_accelerate_launch_gives_the_same_weights(tmp_path):
     assert same(weights(tmp_path / "launched"), weights(tmp_path / "here"))
 
 
-def test_two_processes_killed_and_resumed(tmp_path):
+def test_two_processes_killed_and_resumed_match_an_uninterrupted_run(tmp_path):
     write_rafdb(tmp_path / "faces", 48, 14)
     data = {"data": "rafdb", "root": str(tmp_path / "faces")}
     config = TrainingConfig(**SMALL | data, weight=1, checkpoint_every=1, sync_batchnorm=True, prepare_head=True)
@@ -159,7 +159,7 @@ def test_two_processes_killed_and_resumed(tmp_path):
     assert same(weights(killed), weights(whole))
     assert history(killed) == history(whole)
 
-    # Evaluated in one process, the run of two has the figures of its result.json.
+    # Evaluating the two-process run in one process gives the figures in its result.json.
     result = json.loads(RunFolder(whole).result.read_text())
     found = evaluate(whole, workers=0, device="cpu", alignment=True, say=quiet).to_mapping()
     assert found["cross_entropy"] == pytest.approx(result["cross_entropy"])
@@ -167,8 +167,8 @@ def test_two_processes_killed_and_resumed(tmp_path):
     for name in ("images", "confusion", "undefined"):
         assert found[name] == result[name]
 
-    # The same config in one process sees the same images in the same order, with the batch statistics of the whole
-    # batch in both: the loss is the same but for rounding.
+    # One process with the same config sees the same images in the same order, and both use batch statistics of the
+    # whole batch: the losses differ only by rounding.
     train(config, tmp_path / "one", say=quiet)
     for one, two in zip(history(tmp_path / "one"), history(whole), strict=True):
         assert one["train"]["cross_entropy"] == pytest.approx(two["train"]["cross_entropy"], rel=1e-3)
@@ -176,7 +176,7 @@ def test_two_processes_killed_and_resumed(tmp_path):
 
 
 def stop_between_epochs_and_resume(config: TrainingConfig, folder: Path) -> None:
-    """Into folder / "stopped"; and into folder / "whole" the same, uninterrupted. Both end with the same weights."""
+    """Asserts that a run stopped and resumed in folder / "stopped" ends with the weights of one in folder / "whole"."""
 
     def stop(line: str) -> None:
         if line.startswith("epoch 2"):
@@ -190,20 +190,20 @@ def stop_between_epochs_and_resume(config: TrainingConfig, folder: Path) -> None
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_stopped_between_epochs_in_bfloat16(device, tmp_path):
+def test_a_bfloat16_run_stopped_between_epochs_resumes_exactly(device, tmp_path):
     config = TrainingConfig(**SMALL | {"device": device}, weight=1, precision="bf16")
     stop_between_epochs_and_resume(config, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_prepared_head_is_prepared_in_the_first_step_of_a_resumed_run_as_of_an_uninterrupted_one(precision, tmp_path):
+def test_a_run_with_a_prepared_head_resumes_exactly(precision, tmp_path):
     config = TrainingConfig(**SMALL | {"gallery": 0}, weight=1, prepare_head=True, precision=precision)
     stop_between_epochs_and_resume(config, tmp_path)
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_preparing_the_head_at_once_leaves_no_trace(precision):
+def test_preparing_the_head_before_the_first_step_has_no_side_effects(precision):
     config = TrainingConfig(**SMALL, weight=1, prepare_head=True, precision=precision).resolved()
     accelerator = make_accelerator("cpu", precision)
     network = build_network("small", 7, 32)
@@ -218,7 +218,7 @@ def test_preparing_the_head_at_once_leaves_no_trace(precision):
     assert any(type(module) is Conv2d for module in network.modules()), "prepared before any step"
 
 
-def test_a_full_disk_leaves_the_last_good_file(tmp_path):
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.pt"
     write_state(path, {"kind": "checkpoint", "value": torch.arange(3)})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -232,13 +232,13 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_named_in_the_error(tmp_path):
     path = tmp_path / "checkpoint.pt"
     for content in (b"", b"no zip file", b"<!doctype html>", pickle.dumps(Path("code"))):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable file") as refusal:
             read_state(path, "checkpoint")
-        # torch's own error is long, and advises to load the file without protection.
+        # torch's own error is long and advises loading the file with weights_only=False.
         assert "weights_only" not in str(refusal.value)
         assert "\n" not in str(refusal.value)
     torch.save({"kind": "checkpoint", "value": Path("code")}, path)

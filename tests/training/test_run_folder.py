@@ -1,4 +1,4 @@
-"""The checks of a run's folder when a run is started, resumed or abandoned in it."""
+"""Checks of a run's folder when a run starts, resumes or is abandoned there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pal_fast.training.run_folder import RunFolder
 from pal_fast.training.trainer import DivergedError
 
 
-def test_options_that_decide_nothing_may_change_and_paths_count_as_the_files_they_name(tmp_path, monkeypatch):
+def test_options_without_effect_on_results_may_change_and_paths_are_compared_resolved(tmp_path, monkeypatch):
     faces = write_rafdb(tmp_path / "faces", 16, 14)
     LandmarkSet(faces.landmarks, faces.names).save(tmp_path / "marks.npz")
     data = {"data": "rafdb", "root": str(tmp_path / "faces"), "landmarks": str(tmp_path / "marks.npz")}
@@ -47,14 +47,14 @@ def test_options_that_decide_nothing_may_change_and_paths_count_as_the_files_the
             train(replace(other, **{name: value}), tmp_path / "run", say=quiet)
 
 
-def test_the_root_of_drawn_faces_is_no_path(tmp_path):
+def test_the_root_of_drawn_faces_is_not_treated_as_a_path(tmp_path):
     config = TrainingConfig(**SMALL | {"gallery": 0, "epochs": 1}, weight=0)
     train(config, tmp_path / "run", say=quiet)
     with pytest.raises(ValueError, match=r"other options .*: root: "):
         train(replace(config, root=f"./{config.root}"), tmp_path / "run", say=quiet)
 
 
-def test_a_run_that_diverges_tells_whether_there_is_a_checkpoint(tmp_path):
+def test_a_diverged_run_reports_whether_there_is_a_checkpoint(tmp_path):
     config = TrainingConfig(**SMALL | {"gallery": 0, "learning_rate": 1e30}, power=0.0)
     with pytest.raises(DivergedError, match=r"not finite in epoch 1 by step \d: .*; there is no checkpoint yet$"):
         train(config, tmp_path / "run", say=quiet)
@@ -65,22 +65,22 @@ def test_a_run_that_diverges_tells_whether_there_is_a_checkpoint(tmp_path):
     assert RunFolder(tmp_path / "kept").checkpoint.exists()
 
 
-def test_a_place_where_no_run_can_be_written_is_named_before_the_work(tmp_path, capsys):
+def test_an_unwritable_output_is_reported_before_training(tmp_path, capsys):
     (tmp_path / "file").touch()
     words = ["--data", "drawn", "--model", "small", "--output", str(tmp_path / "file" / "run")]
     for command, first in (("train", "config.json"), ("sweep", "table.md")):
         assert cli.main([command, *words]) == 2
-        said = capsys.readouterr().err
-        assert f"error: cannot write {tmp_path}/file/run/{first}: there is no folder {tmp_path}/file" in said
+        stderr = capsys.readouterr().err
+        assert f"error: cannot write {tmp_path}/file/run/{first}: there is no folder {tmp_path}/file" in stderr
 
 
-def test_a_config_file_that_is_not_there_is_named(tmp_path, capsys):
+def test_a_missing_config_file_is_named_in_the_error(tmp_path, capsys):
     assert cli.main(["train", "--config", str(tmp_path / "absent.toml")]) == 2
     assert f"error: config {tmp_path}/absent.toml cannot be read: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [{"batch": 1}, {"batch": 8, "accumulate": 8}])
-def test_parts_of_one_image_that_batch_statistics_cannot_take_are_refused_by_option(given, tmp_path, monkeypatch):
+def test_micro_batches_of_one_image_that_batch_norm_cannot_train_on_are_refused_by_option(given, tmp_path, monkeypatch):
     class OneCell(networks.SmallNetwork):
         def __init__(self, classes, size):
             super().__init__(classes, size)
@@ -94,5 +94,5 @@ def test_parts_of_one_image_that_batch_statistics_cannot_take_are_refused_by_opt
     train(replace(config, batch=16, accumulate=8), tmp_path / "run", say=quiet)
 
 
-def test_parts_of_one_image_train_where_a_map_has_cells_enough(tmp_path):
+def test_micro_batches_of_one_image_train_where_maps_have_enough_cells(tmp_path):
     train(TrainingConfig(**SMALL | {"gallery": 0, "epochs": 1}, accumulate=16), tmp_path / "run", say=quiet)

@@ -1,4 +1,4 @@
-"""After training, nothing of the loss remains in the evaluation, the saved weights or the exported program."""
+"""After training, evaluation, the saved weights and the exported program contain nothing of the loss."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def plain_network():
-    """As the library builds it."""
+    """The network as its library builds it."""
     return build_network("small", 7, 32)
 
 
@@ -52,7 +52,7 @@ def test_weights_have_the_keys_of_the_plain_network(runs, plain_network):
         assert not module._backward_hooks
 
 
-def test_a_run_begins_where_another_has_ended(runs, plain_network):
+def test_a_run_can_start_from_the_weights_of_another(runs, plain_network):
     ended = read_state(RunFolder(runs / "plain").model, "model")["network"]
     for weights in (runs / "plain", RunFolder(runs / "plain").model):
         begun = build_network("small", 7, 32)
@@ -61,25 +61,27 @@ def test_a_run_begins_where_another_has_ended(runs, plain_network):
 
 
 def test_the_exported_program_is_the_plain_network(runs, plain_network, tmp_path, generator):
-    said = export(runs / "pal", tmp_path / "model.pt2")
-    assert said["difference"] < 1e-5
+    description = export(runs / "pal", tmp_path / "model.pt2")
+    assert description["difference"] < 1e-5
     files = {DESCRIPTION: ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=files)
-    assert json.loads(files[DESCRIPTION]) == {name: value for name, value in said.items() if name != "difference"}
-    assert "surprise" in said["classes"]
+    assert json.loads(files[DESCRIPTION]) == {
+        name: value for name, value in description.items() if name != "difference"
+    }
+    assert "surprise" in description["classes"]
 
     plain_network.load_state_dict(read_state(RunFolder(runs / "pal").model, "model")["network"])
     plain_network.eval()
     assert sorted(program.state_dict) == sorted(plain_network.state_dict())
     assert "pal" not in str(program.graph).replace("pal_network", "")
-    for count in (1, 5):  # the batch is free
+    for count in (1, 5):  # the batch size is dynamic
         images = torch.randn(count, 3, 32, 32, generator=generator)
         torch.testing.assert_close(program.module()(images), plain_network(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])
-def test_an_export_predicts_as_the_run_did_on_images_normalised_as_it_says(runs, tmp_path, format):
-    """By someone who knows nothing but the file, and images of a test split in [0, 1]."""
+def test_an_export_reproduces_the_runs_predictions_with_its_stated_normalisation(runs, tmp_path, format):
+    """Uses only the exported file and test images in [0, 1]."""
     if format == "onnx":
         onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
         pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
@@ -88,15 +90,15 @@ def test_an_export_predicts_as_the_run_did_on_images_normalised_as_it_says(runs,
     if format == "torch":
         files = {DESCRIPTION: ""}
         program = torch.export.load(tmp_path / "model", extra_files=files).module()
-        said = json.loads(files[DESCRIPTION])
+        description = json.loads(files[DESCRIPTION])
     else:
         content = (tmp_path / "model").read_bytes()
         kept = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
-        said = {name: json.loads(kept[f"pal_fast.{name}"]) for name in ("mean", "std", "size", "channels")}
+        description = {name: json.loads(kept[f"pal_fast.{name}"]) for name in ("mean", "std", "size", "channels")}
         program = functools.partial(_run_onnx, content)
-    assert images.shape[1:] == (3, said["size"], said["size"])
-    assert said["channels"] == "RGB in [0, 1], then (value - mean) / std"
-    mean, std = (torch.tensor(said[name])[:, None, None] for name in ("mean", "std"))
+    assert images.shape[1:] == (3, description["size"], description["size"])
+    assert description["channels"] == "RGB in [0, 1], then (value - mean) / std"
+    mean, std = (torch.tensor(description[name])[:, None, None] for name in ("mean", "std"))
     predictions = program((images - mean) / std).argmax(1)
     assert predictions.tolist() == np.load(RunFolder(runs / "pal").predictions)["predictions"].tolist()
 
@@ -115,7 +117,7 @@ def folded(network):
     return found
 
 
-def test_onnx_is_the_plain_network_and_gives_the_same_logits(runs, plain_network, tmp_path):
+def test_onnx_holds_only_the_plain_network_and_returns_the_same_logits(runs, plain_network, tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
     assert export(runs / "pal", tmp_path / "model.onnx", format="onnx")["difference"] < 1e-4
@@ -139,7 +141,7 @@ def test_onnx_is_the_plain_network_and_gives_the_same_logits(runs, plain_network
 
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])
-def test_an_export_that_answers_with_nan_is_refused(runs, tmp_path, monkeypatch, format):
+def test_an_export_that_returns_nan_is_refused(runs, tmp_path, monkeypatch, format):
     if format == "onnx":
         pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
         pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
@@ -150,14 +152,14 @@ def test_an_export_that_answers_with_nan_is_refused(runs, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-def test_without_onnx_the_extra_is_named(runs, tmp_path, monkeypatch):
+def test_without_onnx_the_error_names_the_extra(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pal_fast\[onnx\]"):
         export(runs / "pal", tmp_path / "model.onnx", format="onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_evaluation_repeats_the_final_figures_without_landmarks(runs, monkeypatch):
+def test_evaluation_reproduces_the_final_figures_without_landmarks(runs, monkeypatch):
     final = json.loads(RunFolder(runs / "pal").result.read_text())
     with monkeypatch.context() as patch:
         patch.setattr("pal_fast.training.evaluation.attribute", None)
@@ -172,8 +174,8 @@ def test_evaluation_repeats_the_final_figures_without_landmarks(runs, monkeypatc
     assert 0 < np.isfinite(found.image_alignment).sum() == 28 - found.undefined["body"]
 
 
-def test_landmarks_of_a_named_format_are_trained_and_measured_on(runs, tmp_path, capsys):
-    """Lines of x and y are read where their format is named, by the config as by the command."""
+def test_a_named_landmark_format_is_used_in_training_and_evaluation(runs, tmp_path, capsys):
+    """Files of x-y lines are read where the format is named, in the config or on the command line."""
     for split in ("train", "test"):
         faces = open_dataset("drawn", SMALL["root"], split)
         write_landmarks(tmp_path / "marks", faces.landmark_set(), "x-y")
@@ -195,25 +197,25 @@ def test_a_checkpoint_and_other_data_can_be_evaluated(runs):
     assert all(name in text for name in other.classes)
 
 
-def test_what_cannot_be_evaluated_is_named(runs, tmp_path, capsys):
-    for words, said in (
+def test_inputs_that_cannot_be_evaluated_are_refused_by_name(runs, tmp_path, capsys):
+    for words, expected in (
         ([str(tmp_path)], "holds no model.pt, so it is no run"),
         ([str(tmp_path / "absent")], "there is no file or folder"),
         ([str(runs / "pal"), "--data", "rafdb"], "root is required: the folder of rafdb"),
         ([str(runs / "pal"), "--split", "tset"], "did you mean 'test'"),
     ):
         assert cli.main(["evaluate", *words]) == 2
-        assert said in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
 
 
-def test_the_commands_print_and_write(runs, tmp_path, capsys):
+def test_the_commands_print_their_results_and_write_their_files(runs, tmp_path, capsys):
     words = ["--workers", "0", "--device", "cpu", "-o", str(tmp_path / "figures.json")]
     assert cli.main(["evaluate", str(runs / "plain"), *words]) == 0
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert f"{100 * figures['accuracy']:.2f} %" in printed
     assert cli.main(["export", str(runs / "plain"), "-o", str(tmp_path / "model.pt2")]) == 0
-    said = capsys.readouterr().out
-    assert "images (B, 3, 32, 32) to logits of 7 classes" in said
-    assert "already normalised per channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in said
+    stdout = capsys.readouterr().out
+    assert "images (B, 3, 32, 32) to logits of 7 classes" in stdout
+    assert "already normalised per channel: (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in stdout
     assert (tmp_path / "model.pt2").exists()

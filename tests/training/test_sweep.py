@@ -1,4 +1,4 @@
-"""The sweep: every combination once, resumable, with statistics equal to SciPy's."""
+"""The sweep: it runs every combination once, resumes, and computes statistics equal to SciPy's."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def test_every_combination_is_planned_once_with_its_baseline():
             assert config.layer == ("body", "head.0")
 
 
-def test_statistics_are_scipys(seed):
+def test_statistics_equal_scipys(seed):
     base, better = [0.5, 0.55, 0.52, 0.58], [0.61, 0.6, 0.66, 0.63]
     condition = Condition("grad", "mean", "a", 1.0)
     results = {Run(Condition(), k): result(value, 0.2) for k, value in enumerate(base)}
     results |= {Run(condition, k): result(value, 0.7) for k, value in enumerate(better)}
-    results |= {Run(condition, 9): result(0.9, 0.7)}  # without a baseline of its seed: in the mean, not in the test
+    results |= {Run(condition, 9): result(0.9, 0.7)}  # its seed has no baseline: in the mean, not in the test
     plain, row = rows(results)
     assert (plain.seeds, row.seeds) == (4, 5)
     test = stats.ttest_rel(better, base)
@@ -76,7 +76,7 @@ def test_holm_is_monotone_and_bounded():
     assert [row.p_holm for row in tested] == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def test_too_few_seeds_give_no_test():
+def test_too_few_seeds_give_no_p_value():
     condition = Condition("grad", "mean", "b", 1.0)
     plain, row = rows({Run(Condition(), 0): result(0.5), Run(condition, 0): result(0.6)})
     assert row.gain[0] == pytest.approx(10)
@@ -89,7 +89,7 @@ def test_too_few_seeds_give_no_test():
     assert "nan" not in text
 
 
-def test_a_sweep_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+def test_a_sweep_resumes_where_it_stopped(tmp_path, monkeypatch):
     lines: list[str] = []
     sweep(BASE, PLAN, tmp_path, shard=(1, 2), say=lines.append)
     assert sum(line.startswith("run ") for line in lines) == 3
@@ -134,20 +134,20 @@ def test_a_run_that_diverges_does_not_stop_the_others(tmp_path):
     assert len(swept.failed) == 2
 
 
-def test_every_condition_is_tried_before_the_first_run(tmp_path, monkeypatch):
+def test_every_condition_is_validated_before_the_first_run(tmp_path, monkeypatch):
     monkeypatch.setattr("pal_fast.training.sweeping.train", None)  # nothing is trained
     base = TrainingConfig(**BASE.to_mapping() | {"size": 8})
     plan = Plan(("grad_input",), ("mean", "half"), ("body", "head.3", "stem"), (1.0,), (0, 1))
     with pytest.raises(ValueError, match="5 of 7 conditions cannot be trained, so no run is started") as error:
         sweep(base, plan, tmp_path / "sweep", say=quiet)
-    said = str(error.value)
-    assert "layer: on a step of noise, the loss at layer 'head.3' is 0 for every sample" in said
-    assert "single cell" in said
-    assert "'stem'" in said
+    message = str(error.value)
+    assert "layer: on a step of noise, the loss at layer 'head.3' is 0 for every sample" in message
+    assert "single cell" in message
+    assert "'stem'" in message
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_run_that_fails_is_marked_and_tried_again_by_the_next_call(tmp_path, monkeypatch):
+def test_a_failed_run_is_marked_and_retried_by_the_next_call(tmp_path, monkeypatch):
     trained, lines = [], []
 
     def fails_at_half(config, output, *, say):
@@ -168,7 +168,7 @@ def test_a_run_that_fails_is_marked_and_tried_again_by_the_next_call(tmp_path, m
         assert [row["failed"] for row in csv.DictReader(file)] == ["0", "0", "1"]
     with (tmp_path / "runs.csv").open(newline="") as file:
         assert [row["failure"] for row in csv.DictReader(file)] == ["", "", "No space left on device"]
-    # Another shard, in which nothing fails, keeps the mark.
+    # Another shard without failures keeps the mark.
     assert "(1 failed)" in sweep(BASE, plan, tmp_path, shard=(1, 3), say=quiet).table
     monkeypatch.setattr("pal_fast.training.sweeping.train", train)
     swept = sweep(BASE, plan, tmp_path, say=quiet)
@@ -177,14 +177,14 @@ def test_a_run_that_fails_is_marked_and_tried_again_by_the_next_call(tmp_path, m
     assert "3 of 3 runs are complete" in swept.table
 
 
-def test_runs_with_other_options_in_the_same_folder_are_refused_and_not_tabulated(tmp_path):
+def test_runs_with_other_options_in_the_same_folder_are_refused_and_left_out_of_the_table(tmp_path):
     sweep(BASE, PLAN, tmp_path, shard=(1, 6), say=quiet)
     other = TrainingConfig(**BASE.to_mapping() | {"epochs": 2})
     with pytest.raises(ValueError, match=r"baseline-seed0 holds a run with other options .*epochs: 1, 2"):
         sweep(other, PLAN, tmp_path, say=quiet)
 
 
-def test_the_tables_are_there_when_a_sweep_is_interrupted(tmp_path, monkeypatch):
+def test_an_interrupted_sweep_leaves_its_tables(tmp_path, monkeypatch):
     def interrupted(config, output, *, say):
         if config.weight:
             raise KeyboardInterrupt
@@ -197,13 +197,13 @@ def test_the_tables_are_there_when_a_sweep_is_interrupted(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("weights", [(0.0,), (1.0, -0.5)])
-def test_weights_are_above_0(weights):
+def test_weights_must_be_positive(weights):
     with pytest.raises(ValueError, match=rf"weights must be above 0, got {min(weights):g}; the baseline is always run"):
         Plan(weights=weights)
 
 
-def test_among_several_processes_a_failure_of_one_ends_the_sweep(tmp_path, monkeypatch):
-    """The others wait for it in a collective operation: going on would hang them."""
+def test_with_several_processes_a_failure_of_one_ends_the_sweep(tmp_path, monkeypatch):
+    """The others would wait for it in a collective operation and hang."""
 
     def fails(config, output, *, say):
         raise OSError("No space left on device")
@@ -214,15 +214,15 @@ def test_among_several_processes_a_failure_of_one_ends_the_sweep(tmp_path, monke
         sweep(BASE, PLAN, tmp_path, say=quiet)
 
 
-def test_the_command_ends_with_status_1_where_a_run_failed(tmp_path, monkeypatch, capsys):
+def test_the_command_exits_with_status_1_if_a_run_failed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pal_fast.training.sweeping.sweep", lambda *given, **more: Swept("the table\n", {None: "why"}))
     assert cli.main(["sweep", "--data", "drawn", "--model", "small", "--output", str(tmp_path)]) == 1
     assert capsys.readouterr().out == "the table\n"
 
 
-def test_the_command_refuses_what_makes_no_sense(tmp_path, capsys):
+def test_the_command_refuses_meaningless_arguments(tmp_path, capsys):
     words = ["sweep", "--data", "drawn", "--output", str(tmp_path / "sweep")]
-    for more, said in (
+    for more, expected in (
         (["--weight", "0", "1"], "the baseline is always run"),
         (["--seeds", "1", "1"], "seeds must hold each value once"),
         (["--shard", "0/4"], "shard must be i/n"),
@@ -231,5 +231,5 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, capsys):
         (["--model", "alexnet"], "layer must be named"),
     ):
         assert cli.main([*words, *more]) == 2
-        assert said in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()

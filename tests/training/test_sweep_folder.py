@@ -28,7 +28,7 @@ def table(folder, name="table.csv"):
         return list(csv.DictReader(file))
 
 
-def test_a_call_with_fewer_conditions_and_more_seeds_keeps_the_runs_that_are_there(tmp_path):
+def test_a_call_with_fewer_conditions_and_more_seeds_keeps_existing_runs(tmp_path):
     sweep(BASE, plan(channels=("mean", "half"), seeds=(0, 1)), tmp_path, say=quiet)
     before = {row["channels"]: row for row in table(tmp_path)}
     lines: list[str] = []
@@ -56,7 +56,7 @@ def test_a_call_with_fewer_conditions_and_more_seeds_keeps_the_runs_that_are_the
     assert float(largest["p_holm"]) == pytest.approx(max(float(largest["p"]), 2 * float(smallest["p"])))
 
 
-def test_a_failure_of_an_earlier_call_stays_marked(tmp_path, monkeypatch):
+def test_a_failure_in_an_earlier_call_stays_marked(tmp_path, monkeypatch):
     def fails_at_half(config, output, *, say):
         if config.channels == "half":
             with pytest.raises(KeyboardInterrupt):
@@ -76,24 +76,24 @@ def _interrupt(line):
         raise KeyboardInterrupt
 
 
-def test_runs_of_other_options_are_named_and_left_out(tmp_path):
+def test_runs_with_other_options_are_named_and_left_out_of_the_tables(tmp_path):
     sweep(replace(BASE, learning_rate=1e-2), plan(seeds=(7,)), tmp_path, say=quiet)
     lines: list[str] = []
     sweep(BASE, plan(), tmp_path, say=lines.append)
-    told = [line for line in lines if line.startswith("not in the tables: ")]
-    assert [line.split(": ")[1] for line in told] == ["baseline-seed7", "body-grad_input-mean-w1-seed7"]
-    assert all("learning_rate: 0.01, 0.001" in line for line in told)
+    reported = [line for line in lines if line.startswith("not in the tables: ")]
+    assert [line.split(": ")[1] for line in reported] == ["baseline-seed7", "body-grad_input-mean-w1-seed7"]
+    assert all("learning_rate: 0.01, 0.001" in line for line in reported)
     assert {row["seeds"] for row in table(tmp_path)} == {"1"}
 
 
-def test_baselines_serve_calls_with_fewer_layers_and_new_ones_are_measured_at_all(tmp_path):
+def test_baselines_are_reused_for_fewer_layers_and_new_ones_are_measured_at_all_layers(tmp_path):
     both = plan(layers=("body", "head.0"))
     sweep(BASE, both, tmp_path, say=quiet)
     sweep(BASE, plan(layers=("head.0",), seeds=(0, 1)), tmp_path, say=quiet)
     rows = table(tmp_path)
     assert {row["layer"]: row["seeds"] for row in rows} == {"": "2", "body": "1", "head.0": "2"}
     assert all(row["baseline_alignment"] for row in rows)
-    # The new baseline has what the old ones have, so that the first plan fits it too.
+    # The new baseline is measured at the same layers as the old ones, so it also serves the first plan.
     sweep(BASE, replace(both, seeds=(0, 1)), tmp_path, say=quiet)
     assert {row["seeds"] for row in table(tmp_path)} == {"2"}
     with pytest.raises(ValueError, match=r"baseline-seed0 holds a run with other options .*layer: "):

@@ -1,4 +1,4 @@
-"""Training: what it computes, what it records, and that it is reproducible."""
+"""Training: its results, its records and its reproducibility."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pal_fast.training.run_folder import RunFolder
 from pal_fast.training.trained import load_network
 
 
-def test_weight_zero_is_a_plain_loop_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("pal_fast.training.set_up.PALLoss", None)  # not even made
+def test_weight_zero_is_bitwise_equal_to_a_plain_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr("pal_fast.training.set_up.PALLoss", None)  # not even constructed
     config = TrainingConfig(**SMALL, weight=0, accumulate=2, seed=3)
     train(config, tmp_path / "run", say=quiet)
 
@@ -49,7 +49,7 @@ def test_weight_zero_is_a_plain_loop_bit_for_bit(tmp_path, monkeypatch):
     assert same(weights(tmp_path / "run"), network.state_dict())
 
 
-def test_what_does_not_fill_a_step_is_left_out_of_an_epoch_and_of_its_figures(tmp_path):
+def test_images_that_do_not_fill_a_step_are_left_out_of_the_epoch_and_its_metrics(tmp_path):
     config = TrainingConfig(**SMALL | {"root": "count=42,test_count=7,size=32", "batch": 8, "gallery": 0}, weight=0)
     batches = training_batches(config.resolved(), open_split(config.resolved(), "train", transform=None), 0, 1)
     left_out = []
@@ -63,10 +63,10 @@ def test_what_does_not_fill_a_step_is_left_out_of_an_epoch_and_of_its_figures(tm
         assert 40 * entry["train"]["accuracy"] == pytest.approx(round(40 * entry["train"]["accuracy"]))
 
 
-def test_a_run_is_repeated_bit_for_bit_from_its_config_file(tmp_path):
+def test_a_run_is_reproduced_bitwise_from_its_config_file(tmp_path):
     first = train(TrainingConfig(**SMALL, weight=1, channels="half"), tmp_path / "a", say=quiet)
     values = json.loads((tmp_path / "a" / "config.json").read_text())
-    torch.manual_seed(123)  # of no consequence
+    torch.manual_seed(123)  # must have no effect
     second = train(TrainingConfig(**values | {"workers": 1}), tmp_path / "b", say=quiet)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
@@ -84,7 +84,7 @@ def test_the_loss_moves_attributions_to_the_landmarks(tmp_path):
     assert f"alignment {aligned:.3f}" in "\n".join(lines)
 
 
-def test_what_a_run_leaves(tmp_path):
+def test_the_files_and_state_that_a_run_leaves(tmp_path):
     folder = RunFolder(tmp_path / "run")
     result = train(TrainingConfig(**SMALL, validate_every=2), folder.path, say=quiet)
     history = json.loads(folder.history.read_text())
@@ -153,13 +153,13 @@ def test_landmarks_replaced_under_the_same_name_are_refused(tmp_path, as_folder)
         folder.result.unlink(missing_ok=True)
     save(faces.landmarks)
     train(config, folder.path, say=quiet)
-    place.rename(tmp_path / "elsewhere")  # what is complete needs them no more
+    place.rename(tmp_path / "elsewhere")  # a complete run no longer needs them
     lines: list[str] = []
     train(config, folder.path, say=lines.append)
     assert "is complete" in lines[0]
 
 
-def test_bfloat16_and_the_other_options_of_the_loss_train(tmp_path):
+def test_training_with_bfloat16_and_other_options_of_the_loss(tmp_path):
     config = TrainingConfig(
         **SMALL | {"epochs": 1},
         precision="bf16",
@@ -180,7 +180,7 @@ def test_bfloat16_and_the_other_options_of_the_loss_train(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["resnet18", "timm:resnet10t"])
-def test_the_libraries_networks_train_at_their_default_layer(model, tmp_path):
+def test_library_networks_train_at_their_default_layer(model, tmp_path):
     pytest.importorskip("timm")
     options = SMALL | {"model": model, "epochs": 1, "limit": 16, "batch": 8, "gallery": 2, "pretrained": "no"}
     result = train(TrainingConfig(**options, weight=1, channels="half"), tmp_path / "run", say=quiet)
@@ -195,16 +195,18 @@ def test_the_libraries_networks_train_at_their_default_layer(model, tmp_path):
     assert all(value.isfinite().all() for value in after.values() if value.is_floating_point())
 
 
-def test_a_network_with_hardsigmoid_trains_and_is_told_to_have_got_its_twin(tmp_path):
+def test_a_network_with_hardsigmoid_trains_and_the_replacement_is_reported(tmp_path):
     pytest.importorskip("timm")
     options = SMALL | {"model": "mobilenet_v3_small", "layer": ("features.8",), "limit": 16, "batch": 8, "gallery": 0}
     options |= {"epochs": 1, "pretrained": "no", "size": 64}
     lines: list[str] = []
     result = train(TrainingConfig(**options), tmp_path / "run", say=lines.append)
     assert result["alignment"]["features.8"]["pearson"] is not None
-    (said,) = [line for line in lines if "Hardsigmoid" in line]
-    assert said == "9 Hardsigmoid of mobilenet_v3_small are replaced by a twice differentiable equivalent: same values"
-    # Nothing of it is in what is left: the network is the library's own.
+    (notice,) = [line for line in lines if "Hardsigmoid" in line]
+    assert (
+        notice == "9 Hardsigmoid of mobilenet_v3_small are replaced by a twice differentiable equivalent: same values"
+    )
+    # The saved network is the library's own, without the replacement.
     plain = build_network("mobilenet_v3_small", 7, 64)
     plain.load_state_dict(weights(tmp_path / "run"))
     assert any(type(module) is torch.nn.Hardsigmoid for module in load_network(tmp_path / "run").network.modules())
@@ -212,7 +214,7 @@ def test_a_network_with_hardsigmoid_trains_and_is_told_to_have_got_its_twin(tmp_
     assert sum("Hardsigmoid" in line for line in lines) == 1
 
 
-def test_a_terminal_sees_a_bar_for_each_epoch(tmp_path, monkeypatch, capsys):
+def test_a_terminal_shows_a_progress_bar_per_epoch(tmp_path, monkeypatch, capsys):
     config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 0}, weight=0)
     train(config, tmp_path / "piped", say=quiet)
     assert "epoch 1/1" not in capsys.readouterr().err
@@ -220,11 +222,11 @@ def test_a_terminal_sees_a_bar_for_each_epoch(tmp_path, monkeypatch, capsys):
     train(config, tmp_path / "watched", say=quiet)
     shown = capsys.readouterr().err
     assert "epoch 1/1" in shown
-    assert "0/4" in shown  # and how far it comes before it is done depends on the machine
+    assert "0/4" in shown  # later updates depend on the machine's speed
 
 
-def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
-    for options, said in (
+def test_a_run_that_cannot_start_leaves_no_files(tmp_path):
+    for options, notice in (
         ({"batch": 96}, "batch=96 is more than the 64 training images"),
         (
             {"root": "count=2,size=32"},
@@ -245,12 +247,12 @@ def test_nothing_is_left_behind_when_a_run_cannot_begin(tmp_path):
         ({"data": "rafdb", "root": None}, "root is required"),
         ({"data": "rafdb", "root": str(tmp_path / "absent")}, "absent"),
     ):
-        with pytest.raises((ValueError, OSError, RuntimeError), match=said):
+        with pytest.raises((ValueError, OSError, RuntimeError), match=notice):
             train(TrainingConfig(**SMALL | options), tmp_path / "run", say=quiet)
         assert not (tmp_path / "run").exists()
 
 
-def test_what_a_kill_left_half_written_is_swept_when_the_run_goes_on(tmp_path):
+def test_partial_files_of_a_killed_run_are_removed_when_it_resumes(tmp_path):
     config = TrainingConfig(**SMALL | {"epochs": 1, "gallery": 2})
     folder = RunFolder(tmp_path / "run")
     train(config, folder.path, say=quiet)

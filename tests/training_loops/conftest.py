@@ -1,4 +1,4 @@
-"""For tests of torch.compile, which looks for triton."""
+"""Shared set-up of the torch.compile tests; hides the test folder `triton`, which torch.compile would import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ hide()
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """What was compiled for other tests is forgotten, and so is what this one compiles."""
+    """Resets torch.compile's caches before and after the test."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Fused attention has no second derivative: MATH above the layer, the fast kernels below, and settings restored."""
+"""Fused attention has no second derivative: MATH above the layer, fused kernels below it, and settings restored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fused(tensor, above):
     return [n.name() for n in nodes_between(tensor.grad_fn, above) if "ScaledDotProduct" in n.name()]
 
 
-def test_a_vit_is_right_with_attention_as_its_author_wrote_it(model):
+def test_a_vit_with_fused_attention_matches_the_double_backward(model):
     images, labels, landmarks = batch()
     wanted, gradients = judged(twin(model), "blocks.0", images, labels, landmarks, view=grid)
     pal = pal_fast.PALLoss(model, "blocks.0")
@@ -38,7 +38,7 @@ def test_a_vit_is_right_with_attention_as_its_author_wrote_it(model):
     assert gradient_error(model, gradients) < 1e-9
 
 
-def test_the_body_keeps_its_fused_kernel(model):
+def test_attention_below_the_layer_keeps_its_fused_kernel(model):
     images, _, _ = batch()
     held = []
     model.blocks[0].register_forward_hook(lambda m, a, out: held.append(out))
@@ -49,7 +49,7 @@ def test_the_body_keeps_its_fused_kernel(model):
     assert not fused(logits, held)
 
 
-def test_multihead_attention_in_an_encoder_layer_is_right():
+def test_an_encoder_layer_with_multihead_attention_matches_the_double_backward():
     class Encoder(Tokens):
         def __init__(self):
             super().__init__()
@@ -65,28 +65,28 @@ def test_multihead_attention_in_an_encoder_layer_is_right():
     assert wanted > 0
 
 
-def switches():
+def sdpa_settings():
     cuda = torch.backends.cuda
     return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
 
 
-def test_the_kernels_are_switched_back_at_the_models_end(model):
-    before = switches()
+def test_attention_settings_are_restored_after_the_forward(model):
+    before = sdpa_settings()
     seen = []
-    model.norm.register_forward_hook(lambda *_: seen.append(switches()))
+    model.norm.register_forward_hook(lambda *_: seen.append(sdpa_settings()))
     pal = pal_fast.PALLoss(model, "blocks.0")
     model(batch()[0])
     assert seen == [(False, False, True, False)]
-    assert switches() == before
+    assert sdpa_settings() == before
     with torch.no_grad():
         model(batch()[0])
     assert seen[1] == before
     pal.remove()
 
 
-def test_two_threads_do_not_switch_each_other_back():
-    """The first to enter its head leaves while the second is inside."""
-    before = switches()
+def test_two_threads_do_not_restore_each_others_attention_settings():
+    """The first thread to enter its head leaves it while the second is still inside its own."""
+    before = sdpa_settings()
     images, labels, landmarks = batch()
     models = [Tokens().double() for _ in range(2)]
     judges = [judged(twin(model), "blocks.0", images, labels, landmarks, view=grid)[1] for model in models]
@@ -108,11 +108,11 @@ def test_two_threads_do_not_switch_each_other_back():
     for thread in threads:
         thread.join()
     assert all(gradient_error(model, judge) < 1e-9 for model, judge in zip(models, judges, strict=True))
-    assert switches() == before
+    assert sdpa_settings() == before
 
 
-def test_the_kernels_are_switched_back_after_an_exception(model):
-    before = switches()
+def test_attention_settings_are_restored_after_an_exception(model):
+    before = sdpa_settings()
 
     def fail(*_):
         raise KeyError("in the head")
@@ -121,34 +121,34 @@ def test_the_kernels_are_switched_back_after_an_exception(model):
     pal = pal_fast.PALLoss(model, "blocks.0")
     with pytest.raises(KeyError):
         model(batch()[0])
-    assert switches() == before
+    assert sdpa_settings() == before
     assert pal._capture.captured[0].output is not None
     handle.remove()
 
 
-def test_the_kernels_stay_where_only_a_part_of_the_model_is_called(model):
-    before = switches()
+def test_attention_settings_are_unchanged_when_only_part_of_the_model_is_called(model):
+    before = sdpa_settings()
     pal = pal_fast.PALLoss(model, "blocks.0")
     images, _, landmarks = batch()
     tokens = model.patches(images).flatten(2).transpose(1, 2)
     tokens = torch.cat([model.class_token.expand(len(tokens), -1, -1), tokens], 1)
     logits = model.head_after(0)(model.blocks[0](tokens))
-    assert switches() == before
+    assert sdpa_settings() == before
     with pytest.raises(RuntimeError, match=r"fused attention.*call the model itself"):
         pal(logits, heatmap=torch.rand(4, 4, 4, dtype=torch.float64))
     assert landmarks.shape == (4, 5, 2)
 
 
-def test_the_users_own_choice_of_math_is_left_alone(model):
+def test_a_users_own_choice_of_the_math_backend_is_kept(model):
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        before = switches()
+        before = sdpa_settings()
         pal = pal_fast.PALLoss(model, "blocks.0")
         model(batch()[0])
-        assert switches() == before
+        assert sdpa_settings() == before
         assert pal._capture.captured[0].output is not None
 
 
-def test_a_layer_above_which_only_the_class_token_counts_is_warned_of(model):
+def test_a_layer_above_which_only_the_class_token_reaches_the_logits_warns(model):
     images, _, landmarks = batch()
     pal = pal_fast.PALLoss(model, "blocks.2")
     with pytest.warns(UserWarning, match=r"choose an earlier one, such as 'blocks\.1'"):

@@ -21,7 +21,7 @@ def kind(model: nn.Module, layer: str, shape: tuple[int, ...], image_size: tuple
 
 
 def outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The 4-dimensional outputs of the modules that run once."""
+    """The 4-dimensional outputs of the modules that run exactly once, by name."""
     found: dict[str, list[Tensor]] = {}
     handles = [
         module.register_forward_hook(lambda m, a, out, name=name: found.setdefault(name, []).append(out))
@@ -48,7 +48,7 @@ def plain_cnn(channels: int, depth: int = 3, stride: int = 1, classes: int = 5) 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def test_unpadded_convolutions_of_a_landscape_image_are_no_channels_last_maps():
+def test_unpadded_convolutions_of_a_landscape_image_are_read_as_nchw():
     model = plain_cnn(32)
     images, landmarks = torch.randn(2, 3, 48, 64), torch.rand(2, 5, 2) * 48
 
@@ -61,7 +61,7 @@ def test_unpadded_convolutions_of_a_landscape_image_are_no_channels_last_maps():
     assert [(layer.shape, layer.layout) for layer in report.layers] == [((2, 32, 42, 58), "NCHW")] * 3
 
 
-def test_no_output_of_a_plain_cnn_is_taken_for_channels_last(seed):
+def test_every_output_of_a_plain_cnn_is_read_as_nchw(seed):
     draw = random.Random(seed)
     for _ in range(60):
         channels, classes = draw.choice([8, 12, 16, 24, 32, 48]), draw.choice([2, 7, 10])
@@ -95,7 +95,7 @@ def small_convnext(image: tuple[int, int], width: int) -> nn.Module:
     return convnext.ConvNeXt(settings, num_classes=5)
 
 
-def of_timm(name: str, **options: object):
+def timm_builder(name: str, **options: object):
     def build(image: tuple[int, int], width: int) -> nn.Module:
         timm = pytest.importorskip("timm", reason="timm is not installed")
         return timm.create_model(name, num_classes=5, **options)
@@ -103,7 +103,7 @@ def of_timm(name: str, **options: object):
     return build
 
 
-def timm_swin(name: str):
+def timm_swin_builder(name: str):
     def build(image: tuple[int, int], width: int) -> nn.Module:
         timm = pytest.importorskip("timm", reason="timm is not installed")
         options = {"embed_dim": width, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
@@ -112,21 +112,21 @@ def timm_swin(name: str):
     return build
 
 
-#: Each with two images: a dimension that is the same for both is the channels.
+#: Each with two image sizes: the dimension that is the same for both is the channel dimension.
 NETWORKS = {
     "swin": (small_swin, (64, 96), (96, 64)),
     "swin_v2": (small_swin_v2, (64, 96), (96, 64)),
     "maxvit": (small_maxvit, (64, 64), (128, 128)),
     "convnext": (small_convnext, (64, 96), (96, 64)),
-    "timm swin": (timm_swin("swin_tiny_patch4_window7_224"), (64, 96), (128, 64)),
-    "timm swin v2": (timm_swin("swinv2_tiny_window8_256"), (64, 96), (128, 64)),
-    "timm convnext": (of_timm("convnext_atto"), (64, 96), (128, 64)),
-    "timm resnet with Linear squeezes": (of_timm("seresnet18"), (64, 96), (128, 64)),
+    "timm swin": (timm_swin_builder("swin_tiny_patch4_window7_224"), (64, 96), (128, 64)),
+    "timm swin v2": (timm_swin_builder("swinv2_tiny_window8_256"), (64, 96), (128, 64)),
+    "timm convnext": (timm_builder("convnext_atto"), (64, 96), (128, 64)),
+    "timm resnet with Linear squeezes": (timm_builder("seresnet18"), (64, 96), (128, 64)),
 }
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_map_of_a_network_is_read_as_it_moves_with_the_image(network):
+def test_the_inferred_channel_axis_is_the_one_that_does_not_scale_with_the_image(network):
     build, first, second = NETWORKS[network]
     models = [build(size, 40) for size in (first, second)]
     maps = [outputs(m, torch.zeros(1, 3, *size)) for m, size in zip(models, (first, second), strict=True)]
@@ -134,7 +134,7 @@ def test_every_map_of_a_network_is_read_as_it_moves_with_the_image(network):
     for name in maps[0].keys() & maps[1].keys():
         one, two = tuple(maps[0][name].shape), tuple(maps[1][name].shape)
         if (one[1] == two[1]) == (one[3] == two[3]) or one[2] == 1:
-            continue  # windows, or no map
+            continue  # windows, or not a map
         wanted = "NCHW" if one[1] == two[1] else "NHWC"
         for model, size, shape in zip(models, (first, second), (one, two), strict=True):
             grid = shape[2:] if wanted == "NCHW" else shape[1:3]
@@ -144,7 +144,7 @@ def test_every_map_of_a_network_is_read_as_it_moves_with_the_image(network):
     assert seen >= ({"NHWC"} if "swin" in network else {"NCHW"})
 
 
-def test_as_many_channels_as_cells_are_told_apart_by_the_modules_around():
+def test_with_as_many_channels_as_rows_the_neighbouring_modules_decide():
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     swin, size = models.swin_t(weights=None), (384, 384)
     assert kind(swin, "features.1", (2, 96, 96, 96), size) == "NHWC"
@@ -156,16 +156,16 @@ def test_as_many_channels_as_cells_are_told_apart_by_the_modules_around():
     ("build", "layer", "shape", "size"),
     [
         (small_convnext, "features.1", (2, 24, 24, 24), (96, 96)),  # convolutions and linear layers, NCHW
-        (small_swin, "features.0", (2, 24, 24, 24), (96, 96)),  # likewise, NHWC
+        (small_swin, "features.0", (2, 24, 24, 24), (96, 96)),  # convolutions and linear layers, NHWC
         (small_maxvit, "blocks.0.layers.0.layers.window_attention", (2, 24, 24, 24), (96, 96)),  # linear layers, NCHW
     ],
 )
-def test_where_the_modules_do_not_decide_the_layer_is_refused_with_the_argument_to_give(build, layer, shape, size):
+def test_where_the_modules_do_not_decide_the_error_asks_for_layout(build, layer, shape, size):
     with pytest.raises(ValueError, match=rf"{layer}'.* may be \(B, C, H, W\) or \(B, H, W, C\).*layout='NCHW' or"):
         kind(build(size, 24), layer, shape, size)
 
 
-def test_without_a_module_that_tells_a_shape_is_not_taken_for_channels_last():
+def test_without_evidence_from_modules_a_shape_is_not_taken_for_channels_last():
     for shape in ((2, 14, 14, 384), (2, 7, 7, 7)):
         with pytest.raises(ValueError, match="may be"):
             find_layout("auto", "layer", shape, (224, 224), NO_SIGNS)
@@ -186,21 +186,21 @@ def test_without_a_module_that_tells_a_shape_is_not_taken_for_channels_last():
         (nn.Sequential(nn.Conv2d(3, 58, 4), nn.LayerNorm(58)), "NHWC"),
     ],
 )
-def test_the_kinds_of_modules(inside, wanted):
+def test_modules_that_reveal_the_channel_axis(inside, wanted):
     model = nn.Sequential(inside, nn.Identity())
-    for layer in ("0", "1"):  # a layer that does not tell by itself goes by its neighbours
+    for layer in ("0", "1"):  # a module that reveals nothing takes its neighbours' layout
         assert kind(model, layer, (2, 32, 42, 58), (48, 64)) == wanted
 
 
-def test_a_normalisation_that_turns_its_channels_back_is_none_of_the_last_dimension():
+def test_torchvisions_layer_norm_2d_is_read_as_nchw():
     misc = pytest.importorskip("torchvision.models.convnext", reason="torchvision is not installed")
     model = nn.Sequential(nn.Conv2d(3, 32, 3), misc.LayerNorm2d(32), nn.ReLU())
     for layer in ("1", "2"):
         assert kind(model, layer, (2, 32, 42, 58), (48, 64)) == "NCHW"
 
 
-class Turned(nn.Module):
-    """A convolution whose output has its channels moved last, as between the stages of a VOLO."""
+class ChannelsMovedLast(nn.Module):
+    """A convolution whose output is permuted to channels last, as between the stages of a VOLO."""
 
     def __init__(self):
         super().__init__()
@@ -210,24 +210,24 @@ class Turned(nn.Module):
         return self.convolution(images).permute(0, 2, 3, 1)
 
 
-def test_convolutions_whose_channels_are_turned_last_are_refused_and_not_misread():
+def test_a_convolution_permuted_to_channels_last_is_refused_and_not_misread():
     with pytest.raises(ValueError, match=r"'0'.*layout='NCHW' or layout='NHWC'"):
-        kind(nn.Sequential(Turned(), nn.Linear(96, 5)), "0", (2, 56, 56, 96), (224, 224))
+        kind(nn.Sequential(ChannelsMovedLast(), nn.Linear(96, 5)), "0", (2, 56, 56, 96), (224, 224))
 
 
 @pytest.mark.parametrize(("side", "size"), [(48, (192, 192)), (16, (64, 128)), (32, (128, 64))], ids=str)
-def test_as_many_channels_as_rows_that_are_turned_last_are_refused_by_the_strides_or_the_aspect(side, size):
-    model = nn.Sequential(Turned(), nn.Linear(side, 5))
+def test_a_square_map_permuted_to_channels_last_is_refused_by_strides_or_aspect_ratio(side, size):
+    model = nn.Sequential(ChannelsMovedLast(), nn.Linear(side, 5))
     model[0].convolution = nn.Conv2d(3, side, 4, 4)
     images, landmarks = torch.randn(2, 3, *size), torch.rand(2, 5, 2) * 64
     if size == (64, 128):
-        images = images.to(memory_format=torch.channels_last)  # so that the strides are ordinary ones
+        images = images.to(memory_format=torch.channels_last)  # so that the permuted output is contiguous
         model = model.to(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match=r"'0'.*layout='NCHW' or layout='NHWC'"):
         pal_fast.PALLoss(model, "0")(model(images).mean((1, 2)), landmarks)
 
 
-def test_as_many_channels_as_rows_of_convolutions_are_read_as_such():
+def test_a_convolution_with_as_many_channels_as_rows_is_read_as_nchw():
     model = plain_cnn(32)
     images, landmarks = torch.randn(2, 3, 34, 34), torch.rand(2, 5, 2) * 34
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -237,7 +237,7 @@ def test_as_many_channels_as_rows_of_convolutions_are_read_as_such():
             assert torch.equal(auto(logits, landmarks), given(logits, landmarks))
 
 
-def test_attribute_and_the_doctors_list_read_the_same_layout():
+def test_attribute_and_doctor_infer_the_same_layout():
     model = plain_cnn(32)
     images = torch.randn(1, 3, 48, 64)
     maps, _ = pal_fast.attribute(model, "8", images)
@@ -246,8 +246,8 @@ def test_attribute_and_the_doctors_list_read_the_same_layout():
     assert (found.shape, found.layout) == ((1, 32, 42, 58), "NCHW")
 
 
-class Last(nn.Module):
-    """Patches of an image, mixed in their channels, which are last."""
+class ChannelsLastNet(nn.Module):
+    """Patch embeddings in NHWC, then a LayerNorm and a Linear over their channels."""
 
     def __init__(self):
         super().__init__()
@@ -259,33 +259,33 @@ class Last(nn.Module):
 
 
 @pytest.mark.skipif(not can_compile_a_step(), reason="this PyTorch traces no gradient in a compiled step")
-def test_a_compiled_step_reads_the_same_layout():
-    model = Last().double()
+def test_a_compiled_step_infers_the_same_layout():
+    model = ChannelsLastNet().double()
     images, landmarks = torch.randn(2, 3, 32, 24, dtype=torch.float64), torch.rand(2, 5, 2, dtype=torch.float64) * 24
     pal = pal_fast.PALLoss(model, "mixed")
     loss = compile_step(lambda x, points: pal(model(x), points), backend="aot_eager")(images, landmarks)
-    with pal_fast.PALLoss(model, "mixed", layout="NHWC") as said:
-        torch.testing.assert_close(loss, said(model(images), landmarks))
+    with pal_fast.PALLoss(model, "mixed", layout="NHWC") as explicit:
+        torch.testing.assert_close(loss, explicit(model(images), landmarks))
 
 
-def test_the_signs_of_a_layer_are_looked_for_once(monkeypatch):
-    looked = []
-    monkeypatch.setattr("pal_fast.capture.capture.signs_of", lambda *given: looked.append(given) or signs_of(*given))
+def test_the_modules_around_a_layer_are_inspected_once(monkeypatch):
+    inspected = []
+    monkeypatch.setattr("pal_fast.capture.capture.signs_of", lambda *given: inspected.append(given) or signs_of(*given))
     model = SmallNet()
     pal = pal_fast.PALLoss(model, ["stem", "middle"])
-    assert len(looked) == 2
+    assert len(inspected) == 2
     for size in (16, 24, 16):
         pal(model(torch.randn(2, 3, size, size)), torch.rand(2, 5, 2) * size)
-    assert len(looked) == 2
+    assert len(inspected) == 2
 
 
 @pytest.mark.parametrize(
     "layer",
     [nn.Conv1d(4, 16, 3), nn.Sequential(nn.Conv1d(4, 16, 3), nn.BatchNorm1d(16), nn.ReLU()), nn.AvgPool1d(1)],
-    ids=["a convolution", "a block of them", "a pool"],
+    ids=["Conv1d", "block of Conv1d", "AvgPool1d"],
 )
-def test_what_1d_convolutions_return_is_no_tokens(layer):
-    """(B, 16, L), whose 16 channels would pass for a grid of 4 x 4."""
+def test_the_output_of_a_1d_convolution_is_not_taken_for_tokens(layer):
+    """Its shape is (B, 16, L), and 16 channels would pass for a 4 x 4 grid of tokens."""
     model = nn.Sequential(nn.Conv1d(3, 16 if isinstance(layer, nn.AvgPool1d) else 4, 3), layer)
     model.extend([nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 5)])
     pal = pal_fast.PALLoss(model, "1", image_size=16)
@@ -293,14 +293,14 @@ def test_what_1d_convolutions_return_is_no_tokens(layer):
         pal(model(torch.randn(2, 3, 24)), torch.rand(2, 5, 2) * 16)
 
 
-def test_what_3d_convolutions_return_is_no_map():
+def test_the_output_of_a_3d_convolution_is_refused():
     model = nn.Sequential(nn.Conv3d(3, 6, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 5))
     pal = pal_fast.PALLoss(model, "0", image_size=16)
     with pytest.raises(ValueError, match=r"layer '0' must have shape \(B, C, H, W\), .* got \(2, 6, 2, 14, 14\)"):
         pal(model(torch.randn(2, 3, 4, 16, 16)), torch.rand(2, 5, 2) * 16)
 
 
-def test_patches_that_are_turned_last_stay_tokens():
+def test_convolutional_patches_transposed_to_channels_last_are_tokens():
     class Patches(nn.Module):
         def __init__(self):
             super().__init__()

@@ -13,7 +13,7 @@ import pal_fast
 
 
 class Checkpointed(SmallNet):
-    """Stages named in `segments` under activation checkpointing."""
+    """Runs the stages named in `segments` under activation checkpointing."""
 
     segments: tuple[str, ...] = ()
     use_reentrant = False
@@ -27,7 +27,7 @@ class Checkpointed(SmallNet):
 
 @pytest.mark.parametrize("segments", [("stem",), ("top",), ("middle",), ("stem", "middle", "top")])
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_non_reentrant_gradients_and_statistics_are_those_of_the_plain_step(segments, momentum):
+def test_non_reentrant_gradients_and_statistics_equal_those_without_checkpointing(segments, momentum):
     model = Checkpointed(norm=lambda c: nn.BatchNorm2d(c, momentum=momentum)).double()
     images, labels, landmarks = batch()
     judge = twin(model)
@@ -46,11 +46,11 @@ def test_non_reentrant_gradients_and_statistics_are_those_of_the_plain_step(segm
 
 
 @pytest.mark.parametrize("segments", [("stem",), ("top",), ("stem", "middle", "top")])
-def test_switched_on_after_the_check_or_in_mid_training_a_batch_counts_once(segments):
-    """After `pal.check` from the first step on; in mid-training from the second step with it on."""
+def test_statistics_count_a_batch_once_when_checkpointing_is_enabled_late(segments):
+    """Enabled after `pal.check`: from the first step on. Enabled in mid-training: from the second such step on."""
     images, _, landmarks = batch()
 
-    def counts_of_steps(model, pal, steps):
+    def updates_per_step(model, pal, steps):
         counts = []
         for _ in range(steps):
             before = model.stem[1].num_batches_tracked.item(), model.top[1].num_batches_tracked.item()
@@ -63,19 +63,19 @@ def test_switched_on_after_the_check_or_in_mid_training_a_batch_counts_once(segm
     pal = pal_fast.PALLoss(checked, "middle")
     assert pal.check(images).problems == []
     checked.segments = segments
-    assert counts_of_steps(checked, pal, 2) == [1, 1]
+    assert updates_per_step(checked, pal, 2) == [1, 1]
 
     running = Checkpointed().double()
     pal = pal_fast.PALLoss(running, "middle")
-    assert counts_of_steps(running, pal, 2) == [1, 1]
+    assert updates_per_step(running, pal, 2) == [1, 1]
     running.segments = segments
-    first, *others = counts_of_steps(running, pal, 3)
+    first, *others = updates_per_step(running, pal, 3)
     assert first <= 3
     assert others == [1, 1]
     assert not running.middle[0]._forward_pre_hooks
 
 
-def test_statistics_that_others_write_between_forwards_are_probed_for_only_so_often():
+def test_the_number_of_fruitless_probes_for_checkpointing_is_bounded():
     model = Checkpointed().double()
     images, _, landmarks = batch()
     pal = pal_fast.PALLoss(model, "middle")
@@ -88,7 +88,7 @@ def test_statistics_that_others_write_between_forwards_are_probed_for_only_so_of
     assert probed[-1] == 0
 
 
-def test_outside_checkpointed_segments_no_hook_remains():
+def test_no_hook_remains_outside_checkpointed_segments():
     model = Checkpointed().double()
     model.segments = ("top",)
     images, _, landmarks = batch()
@@ -117,8 +117,8 @@ class OneSegment(SmallNet):
 
 @pytest.mark.parametrize("act", [nn.GELU, lambda: nn.ReLU(inplace=True)], ids=["GELU", "ReLU in place"])
 @pytest.mark.parametrize("frozen", [("stem", "middle"), ("stem", "middle", "top")])
-def test_a_frozen_body_in_a_segment_that_goes_on_above_the_layer(act, frozen):
-    """What is recomputed begins a graph at the layer, as the forward did, or else less would be saved for it."""
+def test_a_frozen_body_in_a_segment_that_extends_above_the_layer(act, frozen):
+    """The recomputation must start a graph at the layer, as the forward did; otherwise it saves fewer tensors."""
     model = OneSegment(act=act).double()
     for name in frozen:
         model.get_submodule(name).requires_grad_(False)
@@ -156,7 +156,7 @@ def test_reentrant_around_the_layer_is_refused():
         pal(model(images.requires_grad_()), landmarks)
 
 
-def test_reentrant_below_the_layer_is_right():
+def test_reentrant_below_the_layer_matches_the_double_backward():
     model = Checkpointed().double()
     images, labels, landmarks = batch()
     _, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -172,7 +172,7 @@ def grid(f):
 
 
 class CheckpointedTokens(Tokens):
-    """Every block under non-reentrant checkpointing, the attributed one among them."""
+    """Every block, including the attributed one, under non-reentrant checkpointing."""
 
     on = True
 
@@ -184,7 +184,7 @@ class CheckpointedTokens(Tokens):
         return self.classifier(self.norm(x)[:, 0])
 
 
-def test_switched_on_in_mid_training_above_attention_one_step_is_to_be_repeated():
+def test_with_attention_enabling_checkpointing_in_mid_training_asks_to_repeat_one_step():
     model = CheckpointedTokens().double()
     model.on = False
     images, _, landmarks = batch()
@@ -199,7 +199,7 @@ def test_switched_on_in_mid_training_above_attention_one_step_is_to_be_repeated(
     assert gradient_error(model, gradients) < 1e-9
 
 
-def test_attention_is_recomputed_with_the_kernel_of_the_forward():
+def test_attention_is_recomputed_with_the_kernel_used_in_the_forward():
     model = CheckpointedTokens().double()
     images, labels, landmarks = batch()
     plain = Tokens().double()
@@ -229,7 +229,7 @@ class BlockByBlock(SmallNet):
         return self.classifier(self.pool(x).flatten(1))
 
 
-def test_a_stage_whose_children_run_without_it_is_told_with_its_last_block():
+def test_a_stage_whose_children_run_without_it_is_refused_naming_its_last_block():
     model = BlockByBlock().double()
     images, _, landmarks = batch()
     _, gradients = judged(twin(model), "middle.2", images, None, landmarks)
@@ -245,7 +245,7 @@ def test_a_stage_whose_children_run_without_it_is_told_with_its_last_block():
     assert gradient_error(model, gradients) < 1e-10
 
 
-def test_switched_on_in_mid_training_it_is_told_when_the_step_is_repeated():
+def test_enabled_in_mid_training_the_repeated_step_names_the_last_block():
     model = BlockByBlock()
     model.on = False
     images, _, landmarks = batch(dtype=torch.float32)
@@ -259,7 +259,7 @@ def test_switched_on_in_mid_training_it_is_told_when_the_step_is_repeated():
         pal(model(images), landmarks)
 
 
-def test_a_layer_whose_children_did_not_run_either_is_told_no_block():
+def test_a_layer_that_did_not_run_at_all_is_refused_without_naming_a_block():
     class Skipping(SmallNet):
         def forward(self, images):
             return self.head(self.stem(images).repeat(1, 2, 1, 1)[:, :8])
@@ -271,7 +271,7 @@ def test_a_layer_whose_children_did_not_run_either_is_told_no_block():
 
 
 @pytest.mark.parametrize(("name", "block"), [("resnet18", "layer3.1"), ("efficientnet_b0", "blocks.4.2")])
-def test_a_stage_of_timm_under_its_checkpointing_is_told_with_its_last_block(name, block):
+def test_a_timm_stage_under_set_grad_checkpointing_is_refused_naming_its_last_block(name, block):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     model = timm.create_model(name, num_classes=5)
     model.set_grad_checkpointing()

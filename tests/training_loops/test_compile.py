@@ -44,7 +44,7 @@ def test_a_whole_step_compiles_into_one_graph(kind, compiler, dtype, bound):
 
 
 @of_a_step
-def test_operators_are_opaque_nodes_of_one_graph():
+def test_the_operators_are_opaque_nodes_of_one_graph():
     model = SmallNet()
     images, labels, landmarks = batch(dtype=torch.float32)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -67,7 +67,7 @@ def test_operators_are_opaque_nodes_of_one_graph():
 
 @of_a_step
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-def test_a_step_with_a_prepared_head_is_right_in_either_memory_format(layout):
+def test_a_compiled_step_with_a_prepared_head_matches_in_either_memory_format(layout):
     model = SmallNet().double().to(memory_format=layout)
     images, labels, landmarks = batch()
     images = images.to(memory_format=layout)
@@ -81,8 +81,8 @@ def test_a_step_with_a_prepared_head_is_right_in_either_memory_format(layout):
 
 
 @of_a_step
-def test_the_second_derivative_of_a_convolution_is_made_of_ordinary_ones():
-    """PyTorch's own is a convolution whose kernel is as large as the layer's output."""
+def test_the_second_derivative_of_a_convolution_uses_only_ordinary_convolutions():
+    """PyTorch's own second derivative includes a convolution whose kernel is as large as the layer's output."""
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
     pal_fast.nn.prepare_head(model, "middle", images)
@@ -104,12 +104,12 @@ def test_the_second_derivative_of_a_convolution_is_made_of_ordinary_ones():
     assert sorted(seen) == ["conv"] * 3 + ["dgrad"], "the attribution pass computes no weight gradient"
     seen.clear()
     forward.backward()
-    # `top`: conv and wgrad of the derivative of dgrad, dgrad and wgrad of the forward. `middle`: both. `stem`: wgrad.
+    # `top`: conv and wgrad from differentiating dgrad, dgrad and wgrad of the forward. `middle`: both. `stem`: wgrad.
     assert sorted(seen) == ["conv", "dgrad", "dgrad+wgrad", "wgrad", "wgrad", "wgrad"]
 
 
 @of_a_step
-def test_where_there_is_no_gpu_the_compiler_keeps_the_models_memory_format(monkeypatch):
+def test_without_a_gpu_the_compiler_keeps_the_models_memory_format(monkeypatch):
     given = []
     monkeypatch.setattr(torch, "compile", lambda step, **options: given.append(options) or step)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -142,7 +142,7 @@ def test_the_functional_loss_compiles_on_its_own():
 
 
 @of_a_step
-def test_batch_norm_statistics_of_a_compiled_step_are_those_of_an_eager_one():
+def test_batch_norm_statistics_of_a_compiled_step_equal_those_of_an_eager_step():
     model = SmallNet()
     judge = twin(model)
     images, _, landmarks = batch(dtype=torch.float32)
@@ -154,14 +154,14 @@ def test_batch_norm_statistics_of_a_compiled_step_are_those_of_an_eager_one():
     assert model.top[1].num_batches_tracked == 1
 
 
-def test_where_a_step_cannot_be_compiled_the_error_says_what_can(monkeypatch):
+def test_where_a_step_cannot_be_compiled_the_error_says_what_can_be(monkeypatch):
     monkeypatch.setattr(pal_fast.compiled, "can_compile_a_step", lambda: False)
     with pytest.raises(RuntimeError, match="compile_body"):
         compile_step(lambda: None)
 
 
 @of_a_step
-def test_a_step_over_a_frozen_body_is_refused_with_the_way_out_which_is_right():
+def test_a_step_over_a_frozen_body_is_refused_with_a_remedy_that_works():
     model = SmallNet().double()
     images, labels, landmarks = batch()
     _, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -182,6 +182,6 @@ def test_a_step_over_a_frozen_body_is_refused_with_the_way_out_which_is_right():
 
 
 @of_a_step
-def test_what_else_cannot_be_compiled_is_pytorchs_error():
+def test_other_compilation_failures_raise_pytorchs_own_error():
     with pytest.raises(torch._dynamo.exc.Unsupported):
         compile_step(torch._dynamo.graph_break, backend="eager")()

@@ -21,7 +21,7 @@ from pal_fast.compiled import compile_body
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-def test_the_body_compiled_and_the_head_eager_is_right():
+def test_a_compiled_body_with_an_eager_head_matches_the_double_backward():
     model = SmallNet().double()
     images, labels, landmarks = batch()
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -38,7 +38,7 @@ def test_the_body_compiled_and_the_head_eager_is_right():
         assert gradient_error(model, gradients) < 1e-10
 
 
-def test_the_body_compiled_by_inductor_is_right():
+def test_a_body_compiled_by_inductor_matches_the_double_backward():
     model = SmallNet()
     images, labels, landmarks = batch(dtype=torch.float32)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -52,7 +52,7 @@ def test_the_body_compiled_by_inductor_is_right():
 
 
 @pytest.mark.parametrize("of_the_copy", [False, True], ids=["once", "a copy of a copy"])
-def test_a_copy_of_a_model_with_a_compiled_body_runs_and_trains_its_own(of_the_copy):
+def test_a_copy_of_a_model_with_a_compiled_body_runs_and_trains_its_own_weights(of_the_copy):
     model = SmallNet().double()
     images, labels, landmarks = batch()
     _, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -88,7 +88,7 @@ def test_a_pickled_model_with_a_compiled_body_is_loaded_uncompiled():
     assert graphs.frame_count == 0
 
 
-def test_a_compiled_forward_has_the_signature_of_the_forward():
+def test_a_compiled_forward_keeps_the_signature_of_the_original():
     model = SmallNet()
     wanted = inspect.signature(model.stem.forward)
     compile_body(model, "middle", batch(dtype=torch.float32)[0], backend="eager")

@@ -1,4 +1,4 @@
-"""A loss on a model of which torch.compile compiled too much: rejected with a remedy, or right."""
+"""A loss on a model with too much of it compiled: rejected with a remedy, or exact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pal_fast.nn
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-def test_a_compiled_model_is_refused_with_the_way_out():
+def test_a_compiled_model_is_refused_with_a_remedy():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")
@@ -23,7 +23,7 @@ def test_a_compiled_model_is_refused_with_the_way_out():
         pal(compiled(images), landmarks)
 
 
-def test_a_compiled_head_is_refused_with_the_way_out():
+def test_a_compiled_head_is_refused_with_a_remedy():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")
@@ -32,7 +32,7 @@ def test_a_compiled_head_is_refused_with_the_way_out():
         pal(model(images), landmarks)
 
 
-def test_a_step_that_is_compiled_without_compile_step_is_refused_with_the_way_out():
+def test_a_step_compiled_without_compile_step_is_refused_with_a_remedy():
     model = SmallNet()
     images, labels, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")
@@ -55,7 +55,7 @@ def test_hooks_added_after_the_first_compiled_call_are_detected():
         pal(compiled(images), landmarks)
 
 
-def test_hooks_added_after_the_first_call_of_a_model_compiled_in_place_are_detected_by_the_check():
+def test_check_detects_hooks_added_after_the_first_call_of_a_model_compiled_in_place():
     model = SmallNet()
     model.compile(backend="aot_eager")
     images, _, _ = batch(dtype=torch.float32)
@@ -65,7 +65,7 @@ def test_hooks_added_after_the_first_call_of_a_model_compiled_in_place_are_detec
 
 
 @pytest.mark.parametrize("options", [{}, {"attribution": "grad"}, {"second_order": "finite_difference", "head": abs}])
-def test_a_loss_on_the_compiled_model_is_refused_where_it_is_made_and_the_model_runs_on(options):
+def test_constructing_a_loss_on_a_compiled_model_is_refused_and_the_model_still_runs(options):
     model = torch.compile(SmallNet(), backend="aot_eager")
     images, _, _ = batch(dtype=torch.float32)
     with pytest.raises(TypeError, match=r"model must not be the result of torch\.compile.*compile_body.*compile_step"):
@@ -74,7 +74,7 @@ def test_a_loss_on_the_compiled_model_is_refused_where_it_is_made_and_the_model_
 
 
 @pytest.mark.parametrize("layer", ["middle", "_orig_mod.middle"])
-def test_a_loss_of_activations_works_on_the_compiled_model(layer):
+def test_an_activation_loss_works_on_a_compiled_model(layer):
     model = SmallNet()
     compiled = torch.compile(model, backend="aot_eager")
     images, _, landmarks = batch(dtype=torch.float32)
@@ -92,7 +92,7 @@ def test_a_loss_of_activations_works_on_the_compiled_model(layer):
 
 
 @pytest.mark.parametrize("how", ["torch.compile(model)", "model.compile()"])
-def test_the_attribution_of_a_compiled_model_is_that_of_the_model_which_stays_compiled(how):
+def test_attribute_on_a_compiled_model_is_exact_and_leaves_it_compiled(how):
     model = SmallNet().eval()
     images, _, _ = batch(dtype=torch.float32)
     wanted, _ = pal_fast.attribute(model, "middle", images)

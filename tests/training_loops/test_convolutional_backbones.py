@@ -17,5 +17,5 @@ BACKBONES = [
 
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda b: f"{b.library} {b.name}")
-def test_one_step_equals_the_double_backward(backbone):
+def test_one_step_matches_the_double_backward(backbone):
     assert_one_step_equals_the_double_backward(backbone)

@@ -1,4 +1,4 @@
-"""Functions of the user's own above the layer: one whose backward has no derivative, or hides a part of it, is told."""
+"""Custom autograd Functions above the layer: a backward that is not differentiable, or only in part, is reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Function = torch.autograd.Function
 
 
 class Square(Function):
-    """Saves its input: right."""
+    """Saves its input: twice differentiable."""
 
     @staticmethod
     def forward(ctx, x):
@@ -29,7 +29,7 @@ class Square(Function):
 
 
 class Exponential(Function):
-    """Saves its output: right."""
+    """Saves its output: twice differentiable."""
 
     @staticmethod
     def forward(ctx, x):
@@ -44,7 +44,7 @@ class Exponential(Function):
 
 
 class Scaled(Function):
-    """With arguments that are no tensors, and a weight."""
+    """Takes a non-tensor argument and a weight."""
 
     @staticmethod
     def forward(ctx, name, x, weight):
@@ -79,7 +79,7 @@ class StraightThrough(Function):
 
 
 class WithoutGrad(Square):
-    """As a kernel of one's own computes."""
+    """Its backward runs without grad mode, as one that calls a hand-written kernel does."""
 
     @staticmethod
     def backward(ctx, grad):
@@ -87,21 +87,21 @@ class WithoutGrad(Square):
             return grad * 2 * ctx.saved_tensors[0]
 
 
-class ByNumPy(Square):
+class NumPyBackward(Square):
     @staticmethod
     def backward(ctx, grad):
         return torch.from_numpy(grad.detach().numpy() * 2 * ctx.saved_tensors[0].detach().numpy())
 
 
-class Once(Square):
+class OnceDifferentiable(Square):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         return grad * 2 * ctx.saved_tensors[0]
 
 
-class SavesAnother(Function):
-    """Saves what is neither input nor output."""
+class SavesIntermediate(Function):
+    """Saves an intermediate that is neither an input nor an output."""
 
     @staticmethod
     def forward(ctx, x):
@@ -114,7 +114,7 @@ class SavesAnother(Function):
         return grad * ctx.saved_tensors[0]
 
 
-class KeepsIt(SavesAnother):
+class KeepsIntermediate(SavesIntermediate):
     @staticmethod
     def forward(ctx, x):
         ctx.slope = 2 * x.detach()
@@ -145,7 +145,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("case", RIGHT)
-def test_a_function_that_can_be_differentiated_twice_is_right_and_not_told_of(case):
+def test_a_twice_differentiable_function_is_exact_and_does_not_warn(case):
     model = Net(RIGHT[case][0]).double()
     images, labels, landmarks = batch()
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -160,10 +160,10 @@ def test_a_function_that_can_be_differentiated_twice_is_right_and_not_told_of(ca
     assert pal.check(images).problems == []
 
 
-@pytest.mark.parametrize("function", [WithoutGrad, ByNumPy, Once])
+@pytest.mark.parametrize("function", [WithoutGrad, NumPyBackward, OnceDifferentiable])
 @pytest.mark.parametrize("place", ["at the layer", "at the logits"])
-def test_a_backward_that_cannot_be_differentiated_is_refused_by_name(function, place):
-    """The judge would take what it returns for a constant, and would be as wrong."""
+def test_a_backward_that_is_not_differentiable_is_refused_by_name(function, place):
+    """Autograd takes its result for a constant, so comparing with the double backward would not detect it."""
     if place == "at the layer":
         model, after = Net(function.apply), torch.clone
     else:
@@ -180,8 +180,8 @@ def test_a_backward_that_cannot_be_differentiated_is_refused_by_name(function, p
         assert activation(after(model(images)), landmarks).isfinite()
 
 
-@pytest.mark.parametrize("function", [SavesAnother, KeepsIt])
-def test_a_backward_that_hides_its_input_is_told_of_once(function):
+@pytest.mark.parametrize("function", [SavesIntermediate, KeepsIntermediate])
+def test_a_backward_that_hides_its_input_warns_once(function):
     model = Net(function.apply)
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")
@@ -197,7 +197,7 @@ def test_a_backward_that_hides_its_input_is_told_of_once(function):
     assert f"the derivative of {function.__name__} is independent" in problem
 
 
-def test_what_lies_below_the_layer_may_be_differentiable_once():
+def test_functions_below_the_layer_need_only_a_first_derivative():
     model = Net(torch.clone)
     model.stem.append(_Module(WithoutGrad))
     images, _, landmarks = batch(dtype=torch.float32)

@@ -44,7 +44,7 @@ def test_ddp_averages_the_gradients_of_the_judge(options, cross_entropy, run):
     run(steps.ddp, options, cross_entropy, True)
 
 
-def test_ddp_with_the_loss_made_on_the_inner_model(run):
+def test_ddp_with_the_loss_constructed_on_the_inner_model(run):
     run(steps.ddp, {"static_graph": True}, True, False)
 
 
@@ -77,7 +77,7 @@ def test_finite_differences_average_the_gradients_of_the_judge(sharded, run):
     "options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=["default", "static", "unused"]
 )
 @pytest.mark.parametrize("nested", [False, True], ids=["the model", "a part of it"])
-def test_check_under_ddp_sees_the_network_inside_and_disturbs_no_reduction(nested, options, after_a_step, run):
+def test_check_under_ddp_inspects_the_wrapped_network_and_disturbs_no_reduction(nested, options, after_a_step, run):
     run(steps.check_under_ddp, options, nested, after_a_step)
 
 
@@ -85,7 +85,7 @@ def test_check_under_ddp_sees_the_network_inside_and_disturbs_no_reduction(neste
 @pytest.mark.parametrize(
     "options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=["default", "static", "unused"]
 )
-def test_attribute_under_ddp_disturbs_no_reduction_and_waits_for_no_other_process(options, nested, run):
+def test_attribute_under_ddp_disturbs_no_reduction_and_needs_no_other_process(options, nested, run):
     run(steps.attribute_under_ddp, options, nested)
 
 
@@ -103,11 +103,11 @@ def test_fsdp1_is_refused(run):
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "under DDP"])
-def test_sync_batchnorm_equals_the_large_batch(wrapped, run):
+def test_sync_batchnorm_equals_batchnorm_on_the_whole_batch(wrapped, run):
     run(steps.sync_batchnorm, wrapped)
 
 
-def test_sync_batchnorm_waits_for_no_other_process_in_eval_mode(run):
+def test_sync_batchnorm_in_eval_mode_does_not_communicate(run):
     run(steps.sync_batchnorm_without_running_statistics)
 
 

@@ -27,7 +27,7 @@ def _networks(monkeypatch):
     monkeypatch.setitem(sys.modules, "some_networks", module)
 
 
-def test_it_lists_the_layers_with_a_map(capsys):
+def test_doctor_lists_the_layers_with_a_map(capsys):
     assert main(["doctor", "some_networks:small", "--image-size", "32"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines if line.startswith("  ")][1:]
@@ -36,14 +36,14 @@ def test_it_lists_the_layers_with_a_map(capsys):
     assert not {"pool", "classifier"} & set(names)
 
 
-def test_it_judges_a_layer(capsys):
+def test_doctor_checks_a_layer(capsys):
     assert main(["doctor", "some_networks:small", "--image-size", "32", "--layer", "middle", "--layer", "top"]) == 0
     text = capsys.readouterr().out
     assert "layer middle: (2, 8, 16, 16) from NCHW" in text
     assert "no problem found" in text
 
 
-def test_it_judges_a_layer_of_a_real_network(capsys):
+def test_doctor_checks_a_layer_of_a_real_network(capsys):
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     pytest.importorskip("timm", reason="timm is not installed")
     assert main(["doctor", "resnet18", "--image-size", "64", "--layer", "layer3"]) == 0
@@ -57,7 +57,7 @@ def test_it_judges_a_layer_of_a_real_network(capsys):
 
 
 @pytest.mark.parametrize("model", ["mobilenet_v3_small", "some_networks:with_hardsigmoid"])
-def test_hardsigmoid_is_replaced_and_it_is_told_how_in_a_loop_of_ones_own(model, monkeypatch, capsys):
+def test_hardsigmoid_is_replaced_and_the_report_says_how_to_do_so_in_a_training_loop(model, monkeypatch, capsys):
     if ":" not in model:
         pytest.importorskip("torchvision", reason="torchvision is not installed")
         pytest.importorskip("timm", reason="timm is not installed")
@@ -80,7 +80,7 @@ def build():
 
 
 def test_the_installed_command_finds_a_module_in_the_working_directory(tmp_path):
-    """A console script has its own folder on sys.path, and not the working directory."""
+    """For a console script, sys.path starts with the script's folder and not the working directory."""
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "pal-fast"
     script.write_text("import sys\nfrom pal_fast.cli import main\nsys.exit(main())\n")
@@ -105,7 +105,7 @@ def test_the_installed_command_finds_a_module_in_the_working_directory(tmp_path)
 
 
 @pytest.mark.parametrize("model", ["fcn_resnet50", "fasterrcnn_mobilenet_v3_large_320_fpn"])
-def test_no_weights_are_fetched_for_a_model_with_a_backbone(model, monkeypatch):
+def test_no_weights_are_downloaded_for_a_model_with_a_backbone(model, monkeypatch):
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     pytest.importorskip("timm", reason="timm is not installed")
 
@@ -125,7 +125,7 @@ def test_no_weights_are_fetched_for_a_model_with_a_backbone(model, monkeypatch):
         (["resnett18"], "did you mean"),
     ],
 )
-def test_a_mistake_ends_in_one_line(arguments, words, capsys):
+def test_a_user_error_is_reported_in_one_line(arguments, words, capsys):
     if ":" not in arguments[0]:
         pytest.importorskip("torchvision", reason="torchvision is not installed")
         pytest.importorskip("timm", reason="timm is not installed")
@@ -135,8 +135,8 @@ def test_a_mistake_ends_in_one_line(arguments, words, capsys):
     assert "Traceback" not in error
 
 
-class OfOneSize(SmallNet):
-    """As torchvision's ViT."""
+class FixedSize(SmallNet):
+    """Takes images of one size only, as torchvision's ViT does."""
 
     def forward(self, images):
         torch._assert(images.shape[2] == 32, f"Wrong image height! Expected 32 but got {images.shape[2]}!")
@@ -144,8 +144,8 @@ class OfOneSize(SmallNet):
 
 
 @pytest.mark.parametrize("layer", [[], ["--layer", "middle"]])
-def test_images_that_a_model_does_not_take_end_in_one_line(layer, monkeypatch, capsys):
-    monkeypatch.setattr(sys.modules["some_networks"], "small", OfOneSize)
+def test_an_image_size_that_the_model_rejects_is_reported_in_one_line(layer, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["some_networks"], "small", FixedSize)
     assert main(["doctor", "some_networks:small", "--image-size", "64", *layer]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -155,7 +155,7 @@ def test_images_that_a_model_does_not_take_end_in_one_line(layer, monkeypatch, c
 
 @pytest.mark.parametrize("option", ["--image-size", "--batch", "--classes"])
 @pytest.mark.parametrize("number", ["0", "-3", "1.5"])
-def test_counts_are_at_least_one(option, number, capsys):
+def test_counts_must_be_at_least_one(option, number, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["doctor", "some_networks:small", option, number])
     assert stop.value.code == 2
@@ -165,7 +165,7 @@ def test_counts_are_at_least_one(option, number, capsys):
 
 
 @pytest.mark.parametrize(("name", "layer"), [("small", "body"), ("timm:resnet18", "layer3"), ("resnet18", "layer3")])
-def test_it_takes_the_names_that_training_takes(name, layer, capsys):
+def test_doctor_takes_the_same_model_names_as_training(name, layer, capsys):
     if name != "small":
         pytest.importorskip("torchvision", reason="torchvision is not installed")
         pytest.importorskip("timm", reason="timm is not installed")
@@ -182,7 +182,7 @@ def test_a_problem_shows_in_the_exit_status(monkeypatch, capsys):
     assert "PROBLEM" in capsys.readouterr().out
 
 
-def test_candidates_leave_the_model_as_it_was_and_know_tokens():
+def test_candidates_include_token_layers_and_leave_the_model_unchanged():
     model = Tokens().train()
     found = {c.name: c for c in candidates(model, torch.randn(2, 3, 16, 16))}
     assert found["blocks.1"].shape == (2, 16, 4, 4)
@@ -201,13 +201,13 @@ def test_every_layer_that_the_doctor_lists_can_be_attributed():
 
 
 def listed(capsys, *arguments):
-    """The layers in the doctor's list, and what it says of them."""
+    """The names of the layers that `doctor` lists, and its whole output."""
     assert main(["doctor", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     return [line.split()[0] for line in lines if line.startswith("  ")][1:], "\n".join(lines)
 
 
-def test_layers_whose_map_no_gradient_reaches_are_left_out_by_name(monkeypatch, capsys):
+def test_layers_without_gradient_are_left_out_and_named(monkeypatch, capsys):
     """After the last attention of a ViT that pools its class token, the patch tokens do not reach the logits."""
     monkeypatch.setattr(sys.modules["some_networks"], "small", Tokens)
     names, text = listed(capsys, "some_networks:small", "--image-size", "16")
@@ -242,7 +242,7 @@ def test_a_branch_that_does_not_lead_to_the_logits_is_left_out(monkeypatch, caps
     assert "in their maps: top.0, top.1, top.2, top (" in text
 
 
-def test_where_no_gradient_reaches_any_layer_all_are_listed_and_it_is_told_why(monkeypatch, capsys):
+def test_where_no_layer_has_a_gradient_all_are_listed_with_the_reason(monkeypatch, capsys):
     def untrained():
         model = SmallNet()
         nn.init.zeros_(model.classifier.weight)
@@ -266,7 +266,7 @@ def test_where_there_are_no_logits_to_differentiate_all_layers_are_listed(return
     assert "Left out" not in text
 
 
-def test_frozen_models_and_first_layers_that_work_in_place_are_listed():
+def test_layers_of_frozen_models_and_of_models_that_start_in_place_are_listed():
     model = nn.Sequential(nn.ReLU(inplace=True), SmallNet()).requires_grad_(False)
     images = torch.randn(2, 3, 32, 32)
     kept = images.clone()

@@ -1,5 +1,5 @@
-"""Lightning Fabric guards the model's output against gradients taken outside of `fabric.backward`: the inner gradient
-passes, and nothing else does."""
+"""Lightning Fabric refuses gradients of the model's output that bypass `fabric.backward`: the loss's inner gradient is
+let through, and nothing else is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GUARD = r"requires you to call `fabric\.backward\(loss\)`"
 def fabric_of(precision):
     if precision != "16-mixed":
         return fabric_package.Fabric(accelerator="cpu", devices=1, precision=precision)
-    # On a CPU Fabric itself takes bfloat16 in its place.
+    # On a CPU, Fabric itself replaces float16 by bfloat16.
     from lightning.fabric.plugins import MixedPrecision
 
     scaler = torch.amp.GradScaler("cpu", init_scale=256)
@@ -30,7 +30,7 @@ def fabric_of(precision):
 
 @pytest.fixture
 def mixed():
-    """Fabric with mixed precision, and a network set up by it."""
+    """A mixed-precision Fabric and a network set up by it."""
     fabric = fabric_of("bf16-mixed")
     return fabric, fabric.setup(SmallNet())
 
@@ -40,7 +40,7 @@ def data():
     return batch(dtype=torch.float32)
 
 
-def test_the_step_is_the_exact_one(data):
+def test_a_step_under_fabric_matches_the_double_backward(data):
     images, labels, landmarks = data
     fabric, network = fabric_of("32-true"), SmallNet()
     _, wanted = judged(twin(network), "middle", images, labels, landmarks)
@@ -53,12 +53,12 @@ def test_the_step_is_the_exact_one(data):
 
 @pytest.mark.parametrize("on", ["wrapper", "network"])
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)])
-def test_a_step_in_mixed_precision_is_that_of_plain_pytorch(precision, dtype, on, data):
+def test_a_mixed_precision_step_equals_that_of_plain_pytorch(precision, dtype, on, data):
     images, labels, landmarks = data
     fabric, network = fabric_of(precision), SmallNet()
     plain = twin(network).float()
     pal = pal_fast.PALLoss(plain, "middle")
-    # Fabric gives the network its input in the lower precision and returns its output in float32.
+    # Fabric casts the network's input to the lower precision and its output to float32.
     with torch.autocast("cpu", dtype):
         logits = plain(images.to(dtype)).float()
     (cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
@@ -73,7 +73,7 @@ def test_a_step_in_mixed_precision_is_that_of_plain_pytorch(precision, dtype, on
 
 
 @pytest.mark.parametrize("compute", ["check", "attribute"])
-def test_a_layer_can_be_inspected(compute, mixed, data):
+def test_check_and_attribute_work_under_fabric(compute, mixed, data):
     _, model = mixed
     if compute == "check":
         assert pal_fast.PALLoss(model, "middle").check(data[0]).problems == []
@@ -82,7 +82,7 @@ def test_a_layer_can_be_inspected(compute, mixed, data):
         assert maps.isfinite().all()
 
 
-def test_layers_have_the_network_s_own_names(mixed):
+def test_layers_keep_the_networks_own_names(mixed):
     _, model = mixed
     assert pal_fast.PALLoss(model, "middle.0").layers == ("middle.0",)
     assert pal_fast.PALLoss(model, model.module.middle).layers == ("middle",)
@@ -91,7 +91,7 @@ def test_layers_have_the_network_s_own_names(mixed):
 
 
 @pytest.mark.parametrize("target", ["sum", "label", lambda logits, labels: logits.sum(1)], ids=["sum", "label", "own"])
-def test_fabric_still_refuses_a_backward_pass_past_its_own(target, mixed, data):
+def test_fabric_still_refuses_a_backward_that_bypasses_its_own(target, mixed, data):
     images, labels, landmarks = data
     _, model = mixed
     pal = pal_fast.PALLoss(model, "middle", target=target)
@@ -101,7 +101,7 @@ def test_fabric_still_refuses_a_backward_pass_past_its_own(target, mixed, data):
         loss.backward()
 
 
-def test_fabric_s_guard_is_back_after_an_error(mixed, data):
+def test_fabrics_guard_is_restored_after_an_error(mixed, data):
     images, _, landmarks = data
     _, model = mixed
 
@@ -116,8 +116,8 @@ def test_fabric_s_guard_is_back_after_an_error(mixed, data):
         logits.sum().backward()
 
 
-def test_the_user_s_own_hooks_on_the_output_are_run(mixed, data):
-    """One that drops the gradient of all logits but the first makes of their sum the first."""
+def test_the_users_own_hooks_on_the_output_run(mixed, data):
+    """A hook that drops the gradient of all logits but the first turns the target "sum" into the first logit."""
     images, labels, _ = data
     _, model = mixed
     wanted, _ = pal_fast.attribute(model, "middle", images, target="label", labels=torch.zeros_like(labels))
@@ -130,7 +130,7 @@ def test_the_user_s_own_hooks_on_the_output_are_run(mixed, data):
     torch.testing.assert_close(maps, wanted)
 
 
-def test_with_deepspeed_the_refusal_is_told_by_name(mixed, data, monkeypatch):
+def test_deepspeed_is_refused_by_name(mixed, data, monkeypatch):
     images, _, landmarks = data
     _, model = mixed
     monkeypatch.setitem(sys.modules, "deepspeed.runtime.engine", ModuleType("deepspeed.runtime.engine"))

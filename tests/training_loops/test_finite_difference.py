@@ -13,7 +13,7 @@ from torch import nn
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-5), (torch.float32, 2e-3)])
-def test_a_vit_under_its_fused_attention(dtype, bound):
+def test_a_vit_with_fused_attention_matches_the_double_backward(dtype, bound):
     model = Tokens().to(dtype)
     images, labels, landmarks = batch(dtype=dtype)
     wanted, gradients = judged(twin(model), "blocks.0", images, labels, landmarks, view=Tokens.grid_of)
@@ -25,7 +25,7 @@ def test_a_vit_under_its_fused_attention(dtype, bound):
     assert gradient_error(model, gradients) < bound
 
 
-def test_a_head_with_batch_norm_in_train_mode_and_its_statistics():
+def test_a_head_with_batch_norm_in_train_mode_is_exact_including_its_statistics():
     model = SmallNet(act=nn.GELU).double()
     judge = twin(model)
     images, labels, landmarks = batch()
@@ -40,7 +40,7 @@ def test_a_head_with_batch_norm_in_train_mode_and_its_statistics():
         assert relative_error(model.get_buffer(name), buffer) < 1e-12, name
 
 
-def test_dropout_of_the_main_pass_is_repeated_and_the_generator_left_where_it_was(seed):
+def test_dropout_masks_of_the_main_pass_are_reused_and_the_random_state_is_kept(seed):
     class Dropping(Tokens):
         def __init__(self):
             super().__init__()
@@ -63,7 +63,7 @@ def test_dropout_of_the_main_pass_is_repeated_and_the_generator_left_where_it_wa
 
 
 @pytest.mark.parametrize("target", ["label", "predicted", "callable"])
-def test_other_targets(target):
+def test_targets_other_than_the_sum(target):
     model = SmallNet(act=nn.SiLU, norm=lambda c: nn.GroupNorm(1, c)).double()
     images, labels, landmarks = batch()
 
@@ -78,7 +78,7 @@ def test_other_targets(target):
     assert gradient_error(model, gradients) < 1e-5
 
 
-def test_under_autocast_the_repeated_passes_run_as_the_forward_did():
+def test_under_autocast_the_repeated_passes_use_the_forwards_precision():
     model = SmallNet(act=nn.GELU, norm=lambda c: nn.GroupNorm(1, c))
     images, labels, landmarks = batch(8, dtype=torch.float32)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -96,13 +96,13 @@ def test_under_autocast_the_repeated_passes_run_as_the_forward_did():
     assert len(passed) >= 3
     assert set(passed) == {torch.bfloat16}
     assert relative_error(loss, wanted) < 0.05
-    # A difference of two passes that are rounded to 8 bits: over 150 seeds it loses 0.04 more than the exact engine,
-    # which differentiates that rounding, and 0.08 at most.
+    # A difference of two passes rounded to 8 bits: over 150 seeds its error exceeds that of the exact engine, which
+    # differentiates the rounding, by 0.04, and by 0.08 at most.
     assert gradient_error(model, gradients) < gradient_error(hand, gradients) + 0.25
 
 
-def test_the_step_is_that_of_the_coarsest_type_in_the_head():
-    """Under autocast the residual stream of a ViT is float32, and what is added to it is rounded to 8 bits."""
+def test_the_step_size_follows_the_coarsest_dtype_in_the_head():
+    """Under autocast the residual stream of a ViT is float32, and each term added to it is rounded to 8 bits."""
     model = Tokens()
     images, _, landmarks = batch(8, dtype=torch.float32)
     _, gradients = judged(twin(model), "blocks.0", images, None, landmarks, view=Tokens.grid_of)
@@ -110,7 +110,7 @@ def test_the_step_is_that_of_the_coarsest_type_in_the_head():
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(images)
     pal(logits, landmarks).backward()
-    assert gradient_error(model, gradients) < 1  # with the step of float32 1.7 to 4
+    assert gradient_error(model, gradients) < 1  # with float32's step size: 1.7 to 4
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
@@ -126,7 +126,7 @@ def test_the_scale_of_the_gradient_does_not_matter(size):
     assert gradient_error(model, gradients) < 1e-2
 
 
-def test_a_relu_below_the_layer_is_no_kink():
+def test_a_relu_below_the_layer_does_not_count_as_a_kink():
     model = SmallNet().double()
     model.top = nn.Sequential(model.top[0], nn.GELU())
     images, _, landmarks = batch()
@@ -139,7 +139,7 @@ def test_a_relu_below_the_layer_is_no_kink():
 @pytest.mark.parametrize(
     ("head", "words"), [(lambda m: m.classifier, "must return the logits|shapes"), (lambda m: Twice(m), "differs")]
 )
-def test_a_head_that_is_not_the_models_is_refused(head, words):
+def test_a_head_that_does_not_reproduce_the_models_logits_is_refused(head, words):
     model = SmallNet(act=nn.GELU)
     images, _, landmarks = batch(dtype=torch.float32)
     pal = finite(model, "middle", head(model))
@@ -156,13 +156,13 @@ class Twice:
 
 
 @pytest.mark.parametrize("options", [{"layer": ["stem", "middle"]}, {"reduction": "none"}])
-def test_options_that_the_engine_cannot_serve(options):
+def test_options_that_finite_differences_do_not_support_are_refused(options):
     model = SmallNet(act=nn.GELU)
     with pytest.raises(ValueError, match="finite_difference"):
         finite(model, options.pop("layer", "middle"), model.head, **options)
 
 
-def test_a_batch_without_landmarks_has_no_slope():
+def test_a_batch_without_landmarks_has_zero_gradients():
     model = SmallNet(act=nn.GELU)
     images, _, landmarks = batch(dtype=torch.float32)
     loss = finite(model, "middle", model.head)(model(images), torch.full_like(landmarks, float("nan")))

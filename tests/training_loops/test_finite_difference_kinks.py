@@ -16,7 +16,7 @@ from pal_fast.attribution.graph import holds
 
 
 class Scripted(nn.Module):
-    """A ReLU that Python does not see."""
+    """A ReLU inside TorchScript, invisible to Python."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ KINKS = {
 
 
 @pytest.mark.parametrize("kink", KINKS)
-def test_both_passes_stay_on_the_main_passs_side_of_a_kink(kink):
+def test_both_passes_stay_on_the_main_passs_side_of_each_kink(kink):
     model = Kinked(KINKS[kink]()).double()
     images, labels, landmarks = batch()
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -59,7 +59,7 @@ def test_both_passes_stay_on_the_main_passs_side_of_a_kink(kink):
     assert gradient_error(model, gradients) < 1e-5
 
 
-def test_without_that_the_difference_would_be_of_order_1(monkeypatch):
+def test_without_keeping_the_side_the_error_is_of_order_1(monkeypatch):
     monkeypatch.setitem(finite_difference.STEP, torch.float64, finite_difference.STEP[torch.float32])
     images, _, landmarks = batch(8, 32)
     model = SmallNet().double()
@@ -107,7 +107,7 @@ def test_a_resnet_like_head_with_relu_and_batch_norm_equals_the_double_backward(
         (Scripted, "ReluBackward"),
     ],
 )
-def test_a_kink_that_cannot_be_kept_on_its_side_is_refused(kink, node):
+def test_a_kink_whose_side_cannot_be_kept_is_refused(kink, node):
     model = Kinked(kink())
     images, _, landmarks = batch(dtype=torch.float32)
     pal = finite(model, "middle", model.head)
@@ -116,7 +116,7 @@ def test_a_kink_that_cannot_be_kept_on_its_side_is_refused(kink, node):
 
 
 class OwnReLU(torch.autograd.Function):
-    """A kink that only its own code shows."""
+    """A ReLU as a custom Function: only its code shows the kink."""
 
     @staticmethod
     def forward(ctx, x):
@@ -130,7 +130,7 @@ class OwnReLU(torch.autograd.Function):
 
 
 class OwnTanh(torch.autograd.Function):
-    """Smooth, and without a second derivative."""
+    """Smooth, but without a second derivative."""
 
     @staticmethod
     def forward(ctx, x):
@@ -166,7 +166,7 @@ def warm_script():
     ],
     ids=["Function", "smooth Function", "script", "fake_quantize"],
 )
-def test_a_part_that_hides_whether_it_has_a_kink_is_refused(part, node):
+def test_an_opaque_operation_that_may_have_a_kink_is_refused(part, node):
     model = Kinked(part())
     images, _, landmarks = batch(dtype=torch.float32)
     pal = finite(model, "middle", model.head)
@@ -174,7 +174,7 @@ def test_a_part_that_hides_whether_it_has_a_kink_is_refused(part, node):
         pal(model(images), landmarks)
 
 
-def test_a_function_that_says_it_is_smooth_is_taken(monkeypatch):
+def test_a_function_that_declares_itself_smooth_is_accepted(monkeypatch):
     monkeypatch.setattr(OwnTanh, "smooth", True, raising=False)
     model = Kinked(Calling(OwnTanh.apply)).double()
     images, _, landmarks = batch()
@@ -185,8 +185,8 @@ def test_a_function_that_says_it_is_smooth_is_taken(monkeypatch):
     assert gradient_error(model, gradients) < 1e-5
 
 
-def test_a_compiled_head_runs_as_it_was_written():
-    """So that its kinks are kept; and that its samples depend on each other is known although its graph hides that."""
+def test_a_compiled_head_runs_eagerly():
+    """So that its kinks keep their sides, and a dependence between its samples is seen although its graph hides it."""
     model = SmallNet().double()
     images, _, landmarks = batch()
     _, gradients = judged(twin(model), "middle", images, None, landmarks)
@@ -198,7 +198,7 @@ def test_a_compiled_head_runs_as_it_was_written():
     assert gradient_error(model, gradients) < 1e-6
 
 
-def test_roi_pool_is_a_kink_and_roi_align_is_none():
+def test_roi_pool_is_a_kink_and_roi_align_is_not():
     ops = pytest.importorskip("torchvision.ops")
     boxes = torch.tensor([[b, 0.0, 0.0, 6.0, 6.0] for b in range(4)], dtype=torch.float64)
     images, _, landmarks = batch()
@@ -211,7 +211,7 @@ def test_roi_pool_is_a_kink_and_roi_align_is_none():
     assert aligned.stem[0].weight.grad.norm() > 0
 
 
-def test_a_fused_relu_is_seen():
+def test_a_fused_relu_is_detected():
     model = SmallNet(act=nn.Identity)
     pal_fast.nn.prepare_head(model, "middle", torch.randn(2, 3, 16, 16))
     model.top[1].fused_relu = True

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def assert_exact(model, judge):
-    """Two steps: gradients, and buffers afterwards, are those of the exact derivative's one pass."""
+    """Over two steps, gradients and buffers equal those of the double backward, which runs the head once per step."""
     images, _, landmarks = batch()
     pal = finite(model, "middle", model.head)
     for _ in range(2):
@@ -25,7 +25,7 @@ def assert_exact(model, judge):
 
 
 @pytest.mark.parametrize("norm", [spectral_norm, nn.utils.spectral_norm], ids=["parametrization", "hook"])
-def test_every_pass_begins_with_the_vectors_of_spectral_norm_that_the_main_pass_found(norm):
+def test_every_pass_starts_from_the_spectral_norm_vectors_of_the_main_pass(norm):
     model = SmallNet(act=nn.GELU, norm=lambda c: nn.GroupNorm(1, c)).double()
     norm(model.top[0])
     norm(model.classifier)
@@ -33,7 +33,7 @@ def test_every_pass_begins_with_the_vectors_of_spectral_norm_that_the_main_pass_
 
 
 class Centring(nn.Module):
-    """Takes off a moving mean; `seen` with this batch's own share in it."""
+    """Subtracts a running mean; with `seen`, the mean includes this batch."""
 
     def __init__(self, seen):
         super().__init__()
@@ -54,7 +54,7 @@ def centred(seen):
     return model.double()
 
 
-def test_state_that_follows_the_activations_and_enters_the_logits_is_refused():
+def test_state_computed_from_activations_that_affects_the_logits_is_refused():
     model = centred(seen=True)
     images, _, landmarks = batch()
     with pytest.raises(RuntimeError, match=r"sees through the buffers top\.0\.mean"):
@@ -62,7 +62,7 @@ def test_state_that_follows_the_activations_and_enters_the_logits_is_refused():
 
 
 class Counting(nn.Module):
-    """Follows the activations, and has no part in what it returns."""
+    """Keeps state computed from the activations that does not affect its output."""
 
     def __init__(self):
         super().__init__()
@@ -75,13 +75,13 @@ class Counting(nn.Module):
         return x
 
 
-def test_state_that_does_not_enter_the_logits_is_kept():
+def test_state_that_does_not_affect_the_logits_is_preserved():
     model = SmallNet(act=nn.GELU)
     model.top.insert(0, Counting())
     assert_exact(model.double(), twin(model))
 
 
-class InSegments(Kinked):
+class CheckpointedHead(Kinked):
     """The head's convolution and kink under non-reentrant checkpointing."""
 
     def head(self, x):
@@ -90,27 +90,27 @@ class InSegments(Kinked):
 
 
 def test_a_smooth_head_in_a_checkpoint_is_exact():
-    model = InSegments(nn.GELU()).double()
+    model = CheckpointedHead(nn.GELU()).double()
     assert_exact(model, twin(model))
 
 
 def test_a_kink_in_a_checkpoint_is_refused():
-    model = InSegments(nn.ReLU())
+    model = CheckpointedHead(nn.ReLU())
     images, _, landmarks = batch(dtype=torch.float32)
     with pytest.raises(RuntimeError, match=r"cannot keep a kink on its side in an activation checkpoint.*relu"):
         finite(model, "middle", model.head)(model(images), landmarks)
 
 
-def test_a_kink_in_a_checkpoint_is_kept_by_a_head_without_it():
-    model = InSegments(nn.ReLU()).double()
+def test_a_kink_in_a_checkpoint_is_exact_with_a_head_given_without_checkpointing():
+    model = CheckpointedHead(nn.ReLU()).double()
     images, _, landmarks = batch()
     _, gradients = judged(twin(model), "middle", images, None, landmarks)
     finite(model, "middle", lambda x: Kinked.head(model, x))(model(images), landmarks).backward()
     assert gradient_error(model, gradients) < 1e-5
 
 
-class Before(nn.Module):
-    """`first` right above the layer."""
+class FirstAboveLayer(nn.Module):
+    """Applies `first` directly to the layer's output."""
 
     def __init__(self, first):
         super().__init__()
@@ -128,8 +128,8 @@ class Before(nn.Module):
 @pytest.mark.parametrize("attribution", ["grad_input", "grad"])
 @pytest.mark.parametrize("first", [nn.ReLU, nn.SiLU, nn.Hardswish])
 def test_a_layer_that_the_head_overwrites_is_refused(first, attribution):
-    """What is attributed is then what the head has written, and the head would write it again."""
-    model = Before(first(inplace=True))
+    """The captured activation is then the overwritten one, and each further pass would overwrite it again."""
+    model = FirstAboveLayer(first(inplace=True))
     images, _, landmarks = batch(dtype=torch.float32)
     pal = finite(model, "middle", model.head, attribution=attribution)
     with pytest.raises(RuntimeError, match="overwritten in place"):
@@ -138,7 +138,7 @@ def test_a_layer_that_the_head_overwrites_is_refused(first, attribution):
 
 @pytest.mark.parametrize("first", [nn.ReLU, nn.SiLU])
 def test_a_head_that_begins_in_place_where_the_model_does_not_is_exact(first):
-    model = Before(first()).double()
+    model = FirstAboveLayer(first()).double()
     images, _, landmarks = batch()
     _, gradients = judged(twin(model), "middle", images, None, landmarks)
     pal = finite(model, "middle", model.head)
@@ -148,7 +148,7 @@ def test_a_head_that_begins_in_place_where_the_model_does_not_is_exact(first):
     assert gradient_error(model, gradients) < 1e-5
 
 
-def test_logits_without_a_dimension_of_classes():
+def test_logits_without_a_class_dimension():
     class OneLogit(SmallNet):
         def head(self, x):
             return super().head(x)[:, 0]

@@ -1,4 +1,4 @@
-"""The examples of docs/integrations, taken from the docs: they run, they train, they are short."""
+"""The examples in docs/integrations, read from the pages: they run, they train, they are short."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pal_fast
 
-#: The batches of a loader of `data` that does not shuffle.
+#: The two batches of four that an unshuffled loader takes from `data`.
 HALVES = slice(0, 4), slice(4, 8)
 
 FOLDER = Path(__file__).parents[2] / "docs" / "integrations"
@@ -42,7 +42,7 @@ def network():
     return SmallNet()
 
 
-def trained(network, run) -> None:
+def assert_trains(network, run) -> None:
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     keys = list(network.state_dict())
     run()
@@ -51,12 +51,12 @@ def trained(network, run) -> None:
     assert list(network.state_dict()) == keys
 
 
-def stepped(network, data, run) -> None:
-    """`run` takes one step of SGD at 0.1 on the mean over two batches of four: cross-entropy and the loss, as the
-    judge differentiates them."""
+def assert_one_step(network, data, run) -> None:
+    """`run` takes one step of SGD at 0.1 on cross-entropy plus the loss, averaged over two batches of four, with the
+    judge's gradients."""
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     halves = [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in HALVES]
-    trained(network, run)
+    assert_trains(network, run)
     moved = torch.cat([(before[n] - p.cpu()).flatten() for n, p in network.named_parameters()])
     wanted = torch.cat([0.1 * (halves[0][n] + halves[1][n]).flatten() / 2 for n in before])
     assert relative_error(moved, wanted) < 1e-3
@@ -70,24 +70,24 @@ def test_every_example_is_under_40_lines(path):
 def test_the_plain_loop(network, data):
     loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
     train = example("plain_loop").train
-    stepped(network, data, lambda: train(network, loader, optimizer, "middle", accumulate=2))
+    assert_one_step(network, data, lambda: train(network, loader, optimizer, "middle", accumulate=2))
     assert not network.middle._forward_hooks
 
 
-def on_the_parameters(network):
-    """The gradients that they hold."""
+def gradients_of(network):
+    """A copy of every parameter's gradient, by name."""
     return {n: torch.zeros(()) if p.grad is None else p.grad.clone() for n, p in network.named_parameters()}
 
 
 def gradients_at_each_step(network, optimizer):
-    """What is on the parameters at each step from now on."""
+    """A list to which each later optimiser step appends the gradients it starts from."""
     seen = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append(on_the_parameters(network)))
+    optimizer.register_step_pre_hook(lambda *_: seen.append(gradients_of(network)))
     return seen
 
 
-def of_three_batches(network):
-    """Three batches of four, and each one's gradients by the judge."""
+def three_batches_and_gradients(network):
+    """A loader of three batches of four, and the judge's gradients of each batch."""
     data = TensorDataset(*batch(12, dtype=torch.float32))
     parts = [slice(0, 4), slice(4, 8), slice(8, 12)]
     return DataLoader(data, 4), [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in parts]
@@ -110,9 +110,9 @@ class Stream:
 
 
 @pytest.mark.parametrize("kind", [lambda loader: loader, Stream], ids=["sized", "stream"])
-def test_the_plain_loop_steps_on_what_is_left_at_an_epochs_end(network, kind):
-    """Three batches an epoch, two a step: the mean of two, then the third alone, in each epoch anew."""
-    loader, parts = of_three_batches(network)
+def test_the_plain_loop_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(network, kind):
+    """Three batches per epoch, two per step: in each epoch, the mean of two and then the third alone."""
+    loader, parts = three_batches_and_gradients(network)
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
     seen = gradients_at_each_step(network, optimizer)
     example("plain_loop").train(network, kind(loader), optimizer, "middle", epochs=2, accumulate=2)
@@ -121,9 +121,9 @@ def test_the_plain_loop_steps_on_what_is_left_at_an_epochs_end(network, kind):
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_accelerate_steps_on_what_is_left_at_an_epochs_end_by_the_weight_of_a_batch_among_all(network):
+def test_accelerate_divides_an_incomplete_accumulation_by_the_full_count(network):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
-    loader, parts = of_three_batches(network)
+    loader, parts = three_batches_and_gradients(network)
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
     seen = gradients_at_each_step(network, optimizer)
     example("accelerate").train(network, loader, optimizer, "middle", 2, cpu=True, gradient_accumulation_steps=2)
@@ -138,7 +138,7 @@ def test_accelerate(network, data):
     loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
     train = example("accelerate").train
     options = {"cpu": True, "gradient_accumulation_steps": 2}
-    stepped(network, data, lambda: train(network, loader, optimizer, "middle", **options))
+    assert_one_step(network, data, lambda: train(network, loader, optimizer, "middle", **options))
 
 
 def test_fabric(network, data):
@@ -146,8 +146,8 @@ def test_fabric(network, data):
     loader, optimizer = DataLoader(data, 4), torch.optim.SGD(network.parameters(), 0.1)
     train = example("fabric").train
     options = {"accelerator": "cpu", "devices": 1}
-    stepped(network, data, lambda: train(network, loader, optimizer, "middle", accumulate=2, **options))
-    trained(network, lambda: train(network, loader, optimizer, "middle", precision="bf16-mixed", **options))
+    assert_one_step(network, data, lambda: train(network, loader, optimizer, "middle", accumulate=2, **options))
+    assert_trains(network, lambda: train(network, loader, optimizer, "middle", precision="bf16-mixed", **options))
 
 
 def test_lightning(network, data, tmp_path):
@@ -160,7 +160,7 @@ def test_lightning(network, data, tmp_path):
     wanted, _ = judged(twin(network), "middle", data.tensors[0][:4], None, data.tensors[2][:4])
     calls = []
     module.pal.register_forward_hook(lambda m, args, loss: calls.append((args[0].detach(), loss.item())))
-    trained(network, lambda: trainer.fit(module, loader, loader))
+    assert_trains(network, lambda: trainer.fit(module, loader, loader))
     assert len(calls) == 2
     assert abs(calls[0][1] - wanted.item()) < 1e-4
     (logits, loss), labels = calls[-1], data.tensors[1][HALVES[1]]
@@ -170,13 +170,13 @@ def test_lightning(network, data, tmp_path):
     assert list(saved) == [f"model.{key}" for key in network.state_dict()]
 
 
-def test_lightning_steps_on_what_is_left_at_an_epochs_end_by_the_weight_of_a_batch_among_all(network, tmp_path):
+def test_lightning_divides_an_incomplete_accumulation_by_the_full_count(network, tmp_path):
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")
-    loader, parts = of_three_batches(network)
+    loader, parts = three_batches_and_gradients(network)
     module = example("lightning").Classifier(network, "middle", learning_rate=0.0)
     seen = []
     # Lightning's last backward pass of a step runs inside the optimiser's step.
-    module.on_before_optimizer_step = lambda optimizer: seen.append(on_the_parameters(network))
+    module.on_before_optimizer_step = lambda optimizer: seen.append(gradients_of(network))
     trainer = lightning.Trainer(
         max_epochs=2,
         accumulate_grad_batches=2,
@@ -194,7 +194,7 @@ def test_lightning_steps_on_what_is_left_at_an_epochs_end_by_the_weight_of_a_bat
 
 @pytest.fixture
 def pal_values(monkeypatch):
-    """What every call of a PALLoss returns from now on."""
+    """A list to which every call of a PALLoss appends its value."""
     values = []
 
     class Recorded(pal_fast.PALLoss):
@@ -209,7 +209,7 @@ def pal_values(monkeypatch):
 
 @pytest.fixture
 def pal_trainer(data, tmp_path):
-    """Makes the recipe's trainer for a small ViT, always the same one."""
+    """Builds the example's trainer for a small ViT with fixed initial weights."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.ViTConfig(
         hidden_size=16,
@@ -258,7 +258,7 @@ def test_hugging_face_trainer(pal_trainer, pal_values):
     assert len(pal_values) == 2
 
 
-def test_hugging_face_trainer_follows_the_model_that_model_init_makes(pal_trainer, pal_values):
+def test_hugging_face_trainer_uses_the_model_built_by_model_init(pal_trainer, pal_values):
     trainer = pal_trainer(init=True, per_device_train_batch_size=4)
     trainer.train()
     assert trainer.pal.model is trainer.model
@@ -268,7 +268,7 @@ def test_hugging_face_trainer_follows_the_model_that_model_init_makes(pal_traine
 
 @pytest.fixture
 def steps_of_trainer(pal_trainer):
-    """Trains on batches of a given size, and returns the gradients of each step."""
+    """A function that trains on batches of a given size and returns the gradients of each step."""
 
     def steps(size, accumulated, **arguments):
         trainer = pal_trainer(
@@ -291,15 +291,15 @@ def steps_of_trainer(pal_trainer):
     return steps
 
 
-def test_hugging_face_trainer_accumulates_gradients_to_those_of_the_whole_batch(steps_of_trainer, pal_values):
+def test_hugging_face_trainer_accumulates_to_the_gradients_of_the_whole_batch(steps_of_trainer, pal_values):
     (whole,), *parts = (steps_of_trainer(size, accumulated) for size, accumulated in ((8, 1), (4, 2), (2, 4)))
     assert len(pal_values) == 1 + 2 + 4
     for (part,) in parts:
         assert relative_error(part, whole) < 1e-4
 
 
-def test_hugging_face_trainer_steps_on_what_is_left_at_an_epochs_end(steps_of_trainer):
-    """Four batches an epoch, three a step: the last one alone is a step, as it is without accumulation."""
+def test_hugging_face_trainer_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(steps_of_trainer):
+    """Four batches per epoch, three per step: the last batch makes a step of its own, as without accumulation."""
     alone = steps_of_trainer(2, 1, learning_rate=0.0, seed=3)
     three, last = steps_of_trainer(2, 3, learning_rate=0.0, seed=3)
     assert relative_error(three, sum(alone[:3]) / 3) < 1e-4

@@ -1,4 +1,4 @@
-"""Tokens and channels-last images become (B, C, H, W) views, which are copied only after a class token."""
+"""Tokens and channels-last maps become (B, C, H, W) views; a copy is made only behind a class token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pal_fast.capture.layouts import find_layout
         ((2, 16, 13, 12), (100, 90), "NCHW", 0, None),
     ],
 )
-def test_the_layout_is_found(shape, image, kind, prefix, grid):
+def test_the_layout_is_inferred_from_the_shape(shape, image, kind, prefix, grid):
     layout = find_layout("auto", "layer", shape, image)
     assert (layout.kind, layout.prefix) == (kind, prefix)
     if grid:
@@ -64,18 +64,18 @@ def test_tokens_behind_a_class_token_keep_their_order_in_memory():
 @pytest.mark.parametrize(
     ("shape", "words"), [((2, 255, 8), "no grid"), ((2, 8), "must have shape"), ((2,) * 5, "shape")]
 )
-def test_what_is_no_map_is_refused(shape, words):
+def test_a_shape_that_is_not_a_map_is_refused(shape, words):
     with pytest.raises(ValueError, match=words):
         find_layout("auto", "fc", shape, (224, 224))
 
 
 @pytest.mark.parametrize("kept", [196 - 19, 196 - 49, 197 - 19])
-def test_tokens_that_were_dropped_at_random_get_no_grid(kept):
+def test_randomly_dropped_tokens_are_refused(kept):
     with pytest.raises(ValueError, match=r"not form a grid of whole patches.* 224 x 224.*patch_drop_rate.*layout="):
         find_layout("auto", "blocks.7", (2, kept, 384), (224, 224))
 
 
-def test_a_vit_that_drops_patches_is_refused_in_the_layers_behind():
+def test_layers_behind_a_vits_patch_dropout_are_refused():
     timm = pytest.importorskip("timm", reason="timm is not installed")
     options = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
     model = timm.create_model("vit_tiny_patch16_224", patch_drop_rate=0.2, **options).train()
@@ -85,7 +85,7 @@ def test_a_vit_that_drops_patches_is_refused_in_the_layers_behind():
         pal(model(images), landmarks)
 
 
-def test_patches_that_leave_a_rest_are_a_grid_by_the_users_word():
+def test_patches_that_do_not_tile_the_image_need_an_explicit_layout():
     with pytest.raises(ValueError, match="layout='tokens' if the patches do not fill the image"):
         find_layout("auto", "blocks.7", (2, 197, 384), (230, 230))
     layout = find_layout("tokens", "blocks.7", (2, 197, 384), (230, 230))
@@ -101,8 +101,8 @@ def test_an_explicit_layout_decides_where_the_shape_does_not():
         find_layout("tokens", "layer", (2, 7, 7, 7), (224, 224))
 
 
-class LastNet(SmallNet):
-    """Its `middle` returns (B, H, W, C)."""
+class ChannelsLastNet(SmallNet):
+    """A network whose `middle` returns (B, H, W, C)."""
 
     def __init__(self):
         super().__init__()
@@ -121,11 +121,11 @@ class Permute(nn.Module):
         return x.permute(self.dims)
 
 
-def test_a_channels_last_layer_trains_as_the_double_backward_does():
-    model = LastNet().double()
+def test_a_channels_last_layer_matches_the_double_backward():
+    model = ChannelsLastNet().double()
     images, labels, landmarks = batch()
     _, gradients = judged(twin(model), "middle", images, labels, landmarks, view=lambda f: f.permute(0, 3, 1, 2))
-    pal = pal_fast.PALLoss(model, "middle", layout="NHWC")  # 8 channels on 8 x 8 cells: no shape tells
+    pal = pal_fast.PALLoss(model, "middle", layout="NHWC")  # 8 channels on 8 x 8 cells: the shape is ambiguous
     logits = model(images)
     (nn.functional.cross_entropy(logits, labels) + pal(logits, landmarks)).backward()
     assert gradient_error(model, gradients) < 1e-10

@@ -31,7 +31,7 @@ def test_gradients_accumulate_over_micro_batches():
     assert gradient_error(model, gradients) < 1e-10
 
 
-def test_two_losses_on_one_model_and_one_on_another_do_not_meet():
+def test_losses_on_the_same_and_on_other_models_do_not_interfere():
     models = [SmallNet().double(), SmallNet().double()]
     images, _, landmarks = batch()
     wanted = [
@@ -50,7 +50,7 @@ def test_two_losses_on_one_model_and_one_on_another_do_not_meet():
     assert gradient_error(models[1], wanted[2][1]) < 1e-10
 
 
-def test_a_channels_last_model_agrees():
+def test_a_channels_last_model_matches_the_double_backward():
     model = SmallNet().to(memory_format=torch.channels_last)
     images, labels, landmarks = batch(dtype=torch.float32)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
@@ -71,7 +71,7 @@ def test_retain_graph_gives_the_same_gradients_twice():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_other_sizes_of_images_and_batches_follow_one_another():
+def test_image_and_batch_sizes_may_change_between_steps():
     model = SmallNet().double()
     pal = pal_fast.PALLoss(model, "middle")
     for count, size in ((4, 16), (2, 24), (5, 16)):
@@ -80,7 +80,7 @@ def test_other_sizes_of_images_and_batches_follow_one_another():
         assert relative_error(pal(model(images), landmarks), wanted) < 1e-12
 
 
-def test_threads_that_train_side_by_side_get_the_bits_they_get_alone():
+def test_concurrent_training_threads_are_bitwise_equal_to_training_alone():
     models = [SmallNet() for _ in range(4)]
     data = [batch(8, dtype=torch.float32) for _ in models]
 
@@ -116,8 +116,8 @@ def test_ten_thousand_steps_take_constant_memory():
 
 
 @pytest.mark.gpu(hardware=True)
-def test_a_whole_step_in_a_cuda_graph_replays_to_the_eager_result(monkeypatch):
-    # TF32 rounds to 10 bits, and the judge computes in float64.
+def test_a_whole_step_in_a_cuda_graph_replays_with_the_eager_result(monkeypatch):
+    # TF32 rounds factors to 10 bits, whereas the judge computes in float64.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     model = SmallNet(norm=lambda c: nn.GroupNorm(1, c)).cuda()

@@ -20,17 +20,17 @@ BACKBONES = [
 
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda b: f"{b.library} {b.name}")
-def test_one_step_equals_the_double_backward(backbone):
+def test_one_step_matches_the_double_backward(backbone):
     assert_one_step_equals_the_double_backward(backbone)
 
 
-def test_swin_v2_is_named_by_the_preflight():
+def test_check_reports_swin_v2():
     report = pal_fast.PALLoss(build("torchvision", "swin_v2_t"), "features.3").check(torch.randn(2, 3, 64, 64))
     assert "second derivative is not finite" in report.problems[0]
     assert "swin_v2" in report.problems[0]
 
 
-def test_swin_v2_is_named_by_the_first_call_of_the_loss():
+def test_the_first_call_of_the_loss_reports_swin_v2():
     model = build("torchvision", "swin_v2_t")
     pal = pal_fast.PALLoss(model, "features.3")
     images, landmarks = torch.randn(2, 3, 64, 64), torch.rand(2, 5, 2) * 64
@@ -43,7 +43,7 @@ def test_swin_v2_is_named_by_the_first_call_of_the_loss():
         pal(model(images), landmarks)
 
 
-def test_a_classifier_of_zeros_is_named():
+def test_a_classifier_with_zero_weights_is_reported():
     model = build("torchvision", "vit_b_16")
     pal = pal_fast.PALLoss(model, "encoder.layers.encoder_layer_7")
     with pytest.warns(UserWarning, match="classifier's weights are all zero"):

@@ -22,7 +22,7 @@ def setup(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("inside", [True, False], ids=["loss inside autocast", "loss outside"])
-def test_autocast_loses_no_more_than_the_rounding_of_activations(dtype, inside):
+def test_autocast_adds_no_error_beyond_the_rounding_of_activations(dtype, inside):
     model, images, labels, landmarks = setup(dtype)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
     hand = copy.deepcopy(model)
@@ -40,27 +40,27 @@ def test_autocast_loses_no_more_than_the_rounding_of_activations(dtype, inside):
     assert loss.dtype == torch.float32
     loss.backward()
     assert relative_error(loss, wanted) < 0.02
-    # In float16 the scalar's scale makes another draw of the same noise.
+    # In float16 the scale of the attributed scalar changes the rounding: another sample of the same noise.
     noise = 1.1 * rounding + 0.01 if dtype == torch.bfloat16 else 2 * rounding + 0.02
     assert gradient_error(model, gradients) < noise
 
 
 def below_the_classifier(model):
-    """Its own gradient grows as the inverse of its weights; the others' do not."""
+    """The model without its classifier, whose gradient alone grows as the inverse of the classifier's weights."""
     return nn.ModuleDict({name: part for name, part in model.named_children() if name != "classifier"})
 
 
 def float16_step(shrink, set_up):
-    """What rounding costs the gradients below the classifier, and (loss's error, those gradients' error) of each of
-    two steps with GradScaler whose classifier is `shrink` times as large."""
+    """The rounding error of the gradients below the classifier, and the errors (of the loss, of those gradients) of
+    each of two steps with GradScaler and the classifier's weights multiplied by `shrink`."""
     model, images, _, landmarks = set_up
     model = copy.deepcopy(model)
     with torch.no_grad():
-        # So coarse that the shrunken weights are still numbers of float16, which steps by 2^-24 near zero.
+        # Coarse enough for the shrunken weights to be exact in float16, whose spacing near zero is 2^-24.
         model.classifier.weight.mul_(2**11).round_().div_(2**11)
     wanted, gradients = judged(twin(model), "middle", images, None, landmarks)
     gradients = {n: g for n, g in gradients.items() if not n.startswith("classifier")}
-    # The loss does not depend on the size of the logits, so that ordinary ones tell what the rounding costs.
+    # The loss does not depend on the scale of the logits, so ordinary logits give the rounding error.
     hand = copy.deepcopy(model)
     with torch.autocast("cpu", torch.float16):
         by_hand(hand, images, None, landmarks).backward()
@@ -102,10 +102,10 @@ def test_float16_sums_over_a_large_batch_do_not_overflow(act):
     with torch.autocast("cpu", torch.float16):
         logits = model(images)
     (pal(logits, landmarks) * 16).backward()
-    assert gradient_error(model, {n: g * 16 for n, g in gradients.items()}) < 0.6  # NaN if they do
+    assert gradient_error(model, {n: g * 16 for n, g in gradients.items()}) < 0.6  # NaN on overflow
 
 
-def test_without_the_scale_of_the_attributed_scalar_float16_fails(monkeypatch):
+def test_without_scaling_the_attributed_scalar_float16_fails(monkeypatch):
     set_up = setup(torch.float16)
     monkeypatch.setattr(scalar_scale.ScalarScale, "follow", lambda self, gradients, attributed: None)
     _, steps = float16_step(2**-13, set_up)
@@ -113,7 +113,7 @@ def test_without_the_scale_of_the_attributed_scalar_float16_fails(monkeypatch):
 
 
 def errors_above_a_float32_layer(second_order, shrink, cast):
-    """Of the loss and of its gradients in two steps of a small transformer under autocast, at worst."""
+    """The worst errors of the loss and of its gradients over two steps of a small transformer under autocast."""
     model = Tokens()
     images, _, landmarks = batch(8, dtype=torch.float32)
     with torch.no_grad():
@@ -139,28 +139,28 @@ def errors_above_a_float32_layer(second_order, shrink, cast):
     return tuple(map(max, zip(*errors, strict=True)))
 
 
-# A difference of two passes starts from the inverse of g, which must be a float16 itself.
+# The finite-difference step starts from the inverse of g, which float16 must be able to represent.
 @pytest.mark.parametrize(("second_order", "shrink"), [("exact", 2**-13), ("finite_difference", 2**-3)])
 @pytest.mark.parametrize("cast", [False, True], ids=["logits", "logits in float32"])
 def test_float16_above_a_layer_whose_output_is_float32(second_order, shrink, cast):
-    """The residual stream of a ViT under autocast: what is added to it is float16, and so are the gradients there."""
-    # Of three, since now and then an attribution is nearly flat, and its inverse spread magnifies what float16 rounds.
+    """The residual stream of a ViT under autocast: the terms added to it and their gradients are float16."""
+    # Three draws: an attribution is occasionally nearly flat, and its inverse spread magnifies float16's rounding.
     found = [errors_above_a_float32_layer(second_order, shrink, cast) for _ in range(3)]
     of_losses, of_gradients = (sorted(errors) for errors in zip(*found, strict=True))
     assert of_losses[1] < 0.02, found
     assert of_gradients[1] < 0.2, found
-    assert all(error < 1 for error in of_gradients), found  # NaN fails, too
+    assert all(error < 1 for error in of_gradients), found  # NaN also fails
 
 
-def labels_of_no_class(images):
+def ignored_labels(images):
     return torch.full((len(images),), -100)
 
 
-def test_batches_without_a_label_that_counts_leave_float16s_scale_where_it_was():
+def test_batches_with_only_ignored_labels_leave_the_float16_scale_unchanged():
     model, images, labels, landmarks = setup(torch.float16)
     pal = pal_fast.PALLoss(model, "middle", target="label")
     finite = []
-    for given in (labels, labels_of_no_class(images), labels_of_no_class(images), labels):
+    for given in (labels, ignored_labels(images), ignored_labels(images), labels):
         model.zero_grad()
         with torch.autocast("cpu", torch.float16):
             loss = pal(model(images), landmarks, labels=given)
@@ -169,13 +169,13 @@ def test_batches_without_a_label_that_counts_leave_float16s_scale_where_it_was()
     assert finite == [True] * 4
 
 
-def test_an_empty_batch_in_float16_is_a_loss_of_0():
+def test_an_empty_float16_batch_has_a_loss_of_0():
     model = SmallNet(norm=lambda c: nn.GroupNorm(1, c)).half()
     pal = pal_fast.PALLoss(model, "middle")
     assert pal(model(torch.zeros(0, 3, 16, 16).half()), torch.zeros(0, 5, 2)) == 0
 
 
-def test_a_half_precision_model_loses_no_more_than_the_rounding_of_activations():
+def test_a_half_precision_model_adds_no_error_beyond_the_rounding_of_activations():
     model = SmallNet(act=nn.GELU).to(torch.bfloat16)
     images, labels, landmarks = batch(8, dtype=torch.float32)
     images = images.to(torch.bfloat16)

@@ -18,7 +18,7 @@ def state_of(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
-def test_a_good_layer_has_no_problem_and_a_cost():
+def test_a_suitable_layer_has_a_cost_and_no_problem():
     model = SmallNet()
     report = pal_fast.PALLoss(model, ["stem", "middle"]).check(batch(dtype=torch.float32)[0])
     assert report.problems == []
@@ -29,7 +29,7 @@ def test_a_good_layer_has_no_problem_and_a_cost():
     assert stem.weights_below[0] >= 2
     assert stem.weights_above[1] > middle.weights_above[1]
     assert middle.weights_above[0] >= 3
-    assert 0.1 < report.cost < 200  # of a network of microseconds, on a machine that does other things, too
+    assert 0.1 < report.cost < 200  # the network takes microseconds, and the machine may be loaded
     assert any("prepare_head" in note for note in middle.slow)
     text = str(report)
     assert "layer middle: (4, 8, 8, 8)" in text
@@ -40,15 +40,15 @@ def test_a_good_layer_has_no_problem_and_a_cost():
     ("make", "layer", "note"),
     [(SmallNet, "middle", "1 BatchNorm above"), (Tokens, "blocks.0", "5 LayerNorms and 2 attentions above")],
 )
-def test_what_prepare_head_would_make_cheaper_is_told_until_it_has(make, layer, note):
+def test_check_suggests_prepare_head_until_it_has_been_applied(make, layer, note):
     model, (images, _, _) = make(), batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, layer)
-    assert any(note in told and "prepare_head" in told for told in pal.check(images).layers[0].slow)
+    assert any(note in suggestion and "prepare_head" in suggestion for suggestion in pal.check(images).layers[0].slow)
     pal_fast.nn.prepare_head(model, layer, images)
-    assert not any("prepare_head" in told for told in pal.check(images).layers[0].slow)
+    assert not any("prepare_head" in suggestion for suggestion in pal.check(images).layers[0].slow)
 
 
-def test_the_model_is_left_as_it_was():
+def test_check_leaves_the_model_unchanged():
     model = SmallNet().eval()
     model.top.train()
     model.stem[0].weight.grad = torch.ones_like(model.stem[0].weight)
@@ -67,7 +67,7 @@ def test_the_reduction_does_not_matter(reduction):
     report = pal_fast.PALLoss(SmallNet(), ["stem", "middle"], reduction=reduction).check(batch(dtype=torch.float32)[0])
     assert report.problems == []
     assert report.layers[1].weights_above[0] >= 3
-    assert 0.5 < report.cost < 100  # a ratio of times of a few ms, which a loaded machine disturbs
+    assert 0.5 < report.cost < 100  # a ratio of times of a few ms, noisy on a loaded machine
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -80,7 +80,7 @@ def test_grad_mode_does_not_matter(mode):
     pal(pal.model(images), landmarks, labels=labels).backward()
 
 
-def test_tokens_are_seen_as_a_grid():
+def test_tokens_are_reported_as_a_grid():
     report = pal_fast.PALLoss(Tokens(), "blocks.1").check(batch(dtype=torch.float32)[0])
     assert report.problems == []
     assert report.layers[0].shape == (4, 16, 4, 4)
@@ -88,7 +88,7 @@ def test_tokens_are_seen_as_a_grid():
 
 
 class Normalising(SmallNet):
-    """Normalises `factor` times the features above the layer, in an activation checkpoint if wanted."""
+    """Normalises the features above the layer, multiplied by `factor`, optionally in an activation checkpoint."""
 
     factor, checkpointed = 0.0, False
 
@@ -101,13 +101,13 @@ class Normalising(SmallNet):
         return self.classifier(self.pool(x).flatten(1))
 
 
-def test_a_second_derivative_that_is_not_finite_is_named():
+def test_a_second_derivative_that_is_not_finite_is_reported():
     report = pal_fast.PALLoss(Normalising(), "middle").check(batch(dtype=torch.float32)[0])
     assert "the second derivative is not finite" in report.problems[0]
     assert "PROBLEM" in str(report)
 
 
-def test_the_first_call_warns_of_the_norm_of_a_zero_vector_and_of_no_other():
+def test_the_first_call_warns_of_a_norm_only_where_its_vector_is_zero():
     images, _, landmarks = batch(dtype=torch.float32)
     with pytest.warns(UserWarning, match="layer 'middle': the second derivative will not be finite"):
         loss = pal_fast.PALLoss(model := Normalising(), "middle")(model(images), landmarks)
@@ -120,7 +120,7 @@ def test_the_first_call_warns_of_the_norm_of_a_zero_vector_and_of_no_other():
         pal_fast.PALLoss(model, "middle")(model(images), landmarks)
 
 
-def test_the_look_at_norms_recomputes_no_checkpoint():
+def test_inspecting_norms_recomputes_no_checkpoint():
     model = Normalising(act=nn.GELU)
     model.factor, model.checkpointed = 1.0, True
     calls, normalised = [], model.normalised
@@ -135,8 +135,8 @@ def test_the_look_at_norms_recomputes_no_checkpoint():
 @pytest.mark.parametrize("channels", ["mean", "half", "all", "each"])
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("attribution", ["grad", "grad_input", "activation"])
-def test_an_attribution_that_is_constant_in_space_is_told(attribution, absolute, channels):
-    """The gradient behind a global average pool and one linear layer is; times the activation it is not."""
+def test_an_attribution_that_is_constant_in_space_is_reported(attribution, absolute, channels):
+    """Below a global average pool and a linear layer the gradient is constant; times the activation it is not."""
     pal = pal_fast.PALLoss(SmallNet(), "top", attribution=attribution, absolute=absolute, channels=channels)
     report = pal.check(batch(dtype=torch.float32)[0])
     assert report.layers[0].flat_share == (attribution == "grad")
@@ -144,8 +144,8 @@ def test_an_attribution_that_is_constant_in_space_is_told(attribution, absolute,
     assert [problem[: problem.find(":", 13)] for problem in report.problems] == wanted
 
 
-class DeadHalf(nn.Module):
-    """Puts as many channels of zeros before those that it is given."""
+class PrependZeroChannels(nn.Module):
+    """Prepends as many zero channels as the input has."""
 
     def forward(self, x):
         return torch.cat([x * 0, x], 1)
@@ -162,8 +162,8 @@ class DeadHalf(nn.Module):
         ({"channels": "each", "channel_count": 5}, 0.8, "80% of the samples' channels"),
     ],
 )
-def test_the_share_that_is_constant_in_space_is_that_of_the_channels_which_take_part(options, share, words):
-    body = [nn.Conv2d(3, 4, 3), DeadHalf(), nn.Conv2d(8, 4, 3), nn.SiLU()]
+def test_the_constant_share_counts_only_the_channels_in_use(options, share, words):
+    body = [nn.Conv2d(3, 4, 3), PrependZeroChannels(), nn.Conv2d(8, 4, 3), nn.SiLU()]
     model = nn.Sequential(*body, nn.Flatten(), nn.Linear(4 * 12 * 12, 5))
     report = pal_fast.PALLoss(model, "1", **options).check(batch(dtype=torch.float32)[0])
     assert report.layers[0].flat_share == pytest.approx(share)
@@ -171,7 +171,7 @@ def test_the_share_that_is_constant_in_space_is_that_of_the_channels_which_take_
     assert any("constant in space" in problem for problem in report.problems) == (share == 1)
 
 
-def test_a_layer_without_second_derivative_above_is_told():
+def test_an_operation_without_second_derivative_above_the_layer_is_reported():
     class Gated(SmallNet):
         gate = staticmethod(nn.functional.hardsigmoid)
 
@@ -189,8 +189,8 @@ def test_a_layer_without_second_derivative_above_is_told():
     assert pal_fast.PALLoss(model, "middle").check(images).problems == []
 
 
-class Wordless(torch.autograd.Function):
-    """Raises in its derivative, without a word."""
+class NoMessage(torch.autograd.Function):
+    """Its second derivative raises an error without a message."""
 
     @staticmethod
     def forward(ctx, input):
@@ -198,10 +198,10 @@ class Wordless(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return WordlessBackward.apply(grad)
+        return NoMessageBackward.apply(grad)
 
 
-class WordlessBackward(torch.autograd.Function):
+class NoMessageBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, grad):
         return grad.clone()
@@ -211,14 +211,14 @@ class WordlessBackward(torch.autograd.Function):
         raise RuntimeError
 
 
-def test_an_error_without_words_is_told_by_its_name():
+def test_an_error_without_a_message_is_reported_by_its_type():
     model = SmallNet()
-    model.classifier.register_forward_pre_hook(lambda module, inputs: Wordless.apply(*inputs))
+    model.classifier.register_forward_pre_hook(lambda module, inputs: NoMessage.apply(*inputs))
     (layer,) = pal_fast.PALLoss(model, "middle").check(batch(dtype=torch.float32)[0]).layers
     assert layer.problems == ["RuntimeError"]
 
 
-def test_frozen_weights_are_told():
+def test_frozen_weights_are_reported():
     model = SmallNet()
     model.requires_grad_(False)
     model.classifier.bias.requires_grad_(True)
@@ -235,7 +235,7 @@ def test_a_target_that_uses_labels_is_tried_with_and_without_them():
         assert pal.check(images, labels).problems == []
 
 
-def test_labels_that_do_not_fit_are_an_error_of_the_call_and_no_problem_of_the_layer():
+def test_unsuitable_labels_raise_and_are_not_reported_as_a_problem_of_the_layer():
     images, labels, _ = batch(dtype=torch.float32)
     with pytest.raises(ValueError, match="labels must be a tensor of integers"):
         pal_fast.PALLoss(SmallNet(), "middle", target="label").check(images, labels[:2])

@@ -27,7 +27,7 @@ class WithGate(SmallNet):
         return self.head(self.middle(self.stem(images)))
 
 
-def test_hardsigmoid_is_refused_and_its_replacement_is_right():
+def test_hardsigmoid_is_refused_and_its_replacement_is_exact():
     model = WithGate().double()
     images, labels, landmarks = batch()
     pal = pal_fast.PALLoss(model, "middle")
@@ -46,7 +46,7 @@ def test_hardsigmoid_is_refused_and_its_replacement_is_right():
 
 
 @pytest.mark.parametrize("name", ["deform_conv2d", "roi_align", "roi_pool"])
-def test_operators_of_torchvision_without_a_second_derivative_are_named(name):
+def test_torchvision_operators_without_a_second_derivative_are_refused_by_name(name):
     ops = pytest.importorskip("torchvision.ops", reason="torchvision is not installed")
 
     class Net(SmallNet):
@@ -68,7 +68,7 @@ def test_operators_of_torchvision_without_a_second_derivative_are_named(name):
         pal(model(images), landmarks)
 
 
-def test_data_parallel_is_refused_wherever_it_stands():
+def test_data_parallel_is_refused_anywhere_in_the_model():
     for model in (nn.DataParallel(SmallNet()), nn.Sequential(nn.DataParallel(SmallNet()))):
         with pytest.raises(TypeError, match="DistributedDataParallel"):
             pal_fast.PALLoss(model, "middle")
@@ -80,7 +80,7 @@ def test_data_parallel_is_refused_wherever_it_stands():
         pal(model(images), landmarks)
 
 
-def test_an_in_place_relu_after_the_layer_is_told_of_once_and_the_overwritten_value_counts():
+def test_an_in_place_relu_after_the_layer_warns_once_and_the_overwritten_value_is_attributed():
     model = SmallNet(act=lambda: nn.ReLU(inplace=True)).double()
     images, _, landmarks = batch()
     wanted, gradients = judged(twin(model), "middle", images, None, landmarks)  # after the ReLU
@@ -95,7 +95,7 @@ def test_an_in_place_relu_after_the_layer_is_told_of_once_and_the_overwritten_va
         pal(model(images), landmarks)
 
 
-def test_a_layer_that_nothing_overwrites_is_not_warned_of():
+def test_a_layer_that_is_not_overwritten_does_not_warn():
     model = SmallNet(act=lambda: nn.ReLU(inplace=True))
     images, _, landmarks = batch(dtype=torch.float32)
     pal = pal_fast.PALLoss(model, "middle")

@@ -1,6 +1,6 @@
-"""A device without float64, as Apple's MPS is: nothing that reaches it may be of that type.
+"""A device without float64, such as Apple's MPS: no float64 tensor may be created on it.
 
-Such a device is played by the CPU: `widest_dtype` answers as for MPS, and a float64 tensor is an error, as there.
+The CPU simulates such a device: `widest_dtype` answers as for MPS, and creating a float64 tensor is an error.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def network() -> nn.Sequential:
     )
 
 
-def test_only_mps_is_taken_to_have_no_float64():
+def test_only_mps_is_treated_as_lacking_float64():
     assert reference.widest_dtype(torch.device("mps")) == torch.float32
     assert {reference.widest_dtype(torch.device(kind)) for kind in ("cpu", "cuda", "xpu", "meta")} == {torch.float64}
 
 
 @pytest.mark.parametrize("channels", ["mean", "half", "all", "each"])
-def test_a_training_step(mps, seed, channels):
+def test_a_training_step_creates_no_float64(mps, seed, channels):
     model, images, points = network(), torch.randn(2, 3, 16, 16), torch.rand(2, 5, 2) * 16
     with mps, pal_fast.PALLoss(model, "0", channels=channels) as pal:
         logits = model(images)
@@ -57,7 +57,7 @@ def test_a_training_step(mps, seed, channels):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_a_step_by_finite_differences_agrees_with_one_in_float64(seed, mps, monkeypatch):
+def test_a_finite_difference_step_agrees_with_one_that_uses_float64(seed, mps, monkeypatch):
     model, images, points = network(), torch.randn(2, 3, 16, 16), torch.rand(2, 5, 2) * 16
 
     def gradient() -> Tensor:
@@ -74,7 +74,7 @@ def test_a_step_by_finite_differences_agrees_with_one_in_float64(seed, mps, monk
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
-def test_lengths_whose_squares_leave_float32(mps, size, generator):
+def test_lengths_whose_squares_overflow_or_underflow_float32(mps, size, generator):
     x = torch.randn(3, 40, generator=generator) * size
     x[2] = 0
     with mps:
@@ -84,7 +84,7 @@ def test_lengths_whose_squares_leave_float32(mps, size, generator):
     )
 
 
-def test_the_look_at_a_constant_attribution(mps, generator):
+def test_detecting_a_constant_attribution_creates_no_float64(mps, generator):
     f = torch.randn(2, 8, 7, 7, generator=generator)
     options = pal_fast.options.AttributionOptions("grad_input", True, "mean", None)
     with mps:
@@ -92,7 +92,7 @@ def test_the_look_at_a_constant_attribution(mps, generator):
         assert preflight._constant_share(torch.ones_like(f), torch.ones_like(f), options) == 1.0
 
 
-def test_metrics_on_such_a_device(mps, generator):
+def test_metrics_create_no_float64(mps, generator):
     pytest.importorskip("torchmetrics")
     maps, heatmap = torch.rand(4, 7, 7, generator=generator), torch.rand(4, 7, 7, generator=generator)
     wanted = metrics.alignment_metrics()
