@@ -1,7 +1,7 @@
 // What loading the extension registers: the schemas of the loss's and the heatmap's operators in `torch.ops.pal_fast`
 // (batch normalisation's are in batch_norm.cpp). Implementations are registered in cpu/ and cuda/, fakes and autograd
-// in pal_fast/ops.py and pal_fast/nn/batch_norm_operators.py. It is also the Python module `pal_fast._C` (limited API),
-// unless setup.py found no Python.h: pal_fast loads it as a library of PyTorch.
+// in pal_fast/ops.py and pal_fast/nn/batch_norm_operators.py. Where setup.py defines Py_LIMITED_API it is also the
+// Python module `pal_fast._C`; pal_fast loads it as a library of PyTorch either way.
 #ifdef Py_LIMITED_API
 #include <Python.h>
 #endif
