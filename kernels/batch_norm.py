@@ -3,7 +3,7 @@
 
 Each operator is at most a reduction kernel, whose programs store partial sums, and an elementwise kernel, whose
 programs first add the partial sums of their channels in a fixed order, without atomics or waiting. Launches: statistics
-2 (1 outside training), forward 1, backward and second derivative 2.
+2 (1 outside training), forward 1, backward 2 (1 if no sums are needed), second derivative 2.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def each_forward_kernel(
     weights_ptr,  # [B, K] or None
     sample_weight_ptr,  # [B] or None
     loss_ptr,  # [] or [B]
-    plane_ptr,  # [B, H, W]: the landmarks' heatmap, finally h - mean(h)
+    plane_ptr,  # [B, H, W]: the landmarks' heatmap, finally (h - mean(h)) * factor
     coefficients_ptr,  # [B, n, 3]
     factor_ptr,  # [B]
     partials_ptr,  # [B, splits] float64, workspace: each program's partial sum of scores

@@ -44,7 +44,7 @@ def load() -> str:
     path = find()
     if path is None:
         if sys.platform == "win32":
-            return "there is no extension for Windows: WSL 2 takes Linux's"
+            return "there is no extension for Windows: use WSL 2, which runs the one for Linux"
         return "the extension was not built (run `pip install .` in the source tree, without PAL_FAST_EXTENSION=0)"
     try:
         torch.ops.load_library(str(path))

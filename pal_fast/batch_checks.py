@@ -72,8 +72,8 @@ def _warn_of_labels(logits: Tensor, labels: Tensor) -> bool:
     if not labels.numel() or bool(counted(logits, labels, None).any()):
         return False
     warn(
-        f"target='label' and no label of this batch is one of the classes 0 to {logits.shape[1] - 1} (they go from "
-        f"{labels.min().item()} to {labels.max().item()}): no sample counts, and the loss is 0"
+        f"target='label' and no label of this batch is one of the classes 0 to {logits.shape[1] - 1} (the labels go "
+        f"from {labels.min().item()} to {labels.max().item()}): no sample counts, and the loss is 0"
     )
     return True
 

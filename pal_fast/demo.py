@@ -45,7 +45,7 @@ PAL_OPTIONS: Final[Mapping[str, Any]] = {"weight": 10.0, "target": "label"}
 METHODS: Final[Mapping[str, Mapping[str, Any] | None]] = {"cross-entropy alone": None, "with PAL": PAL_OPTIONS}
 
 _SHOWN_SIZE: Final = 144  # pixels of a face in the picture; the same faces, drawn larger
-_SEARCHED_FACES: Final = 60  # so many test faces are enough to find one of each expression
+_SEARCHED_FACES: Final = 60  # test faces that are searched for one of each expression
 _GREEN, _RED = "#1a7f37", "#c62828"
 
 

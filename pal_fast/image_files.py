@@ -30,7 +30,7 @@ def list_images(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no images' folder at {folder}")
+        raise FileNotFoundError(f"there is no image folder {folder}")
     names = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

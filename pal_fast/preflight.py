@@ -194,8 +194,9 @@ def _examine(
 def _constant_share(activation: Tensor, gradient: Tensor | None, options: AttributionOptions) -> float:
     """The share of the loss's own attribution that is constant in space and so correlates with no heatmap.
 
-    With "mean" and "half", the share of samples whose map is flat; with "all", of samples whose elements together
-    deviate from their channels' means by no more than a flat group's; with "each", of the samples' channels.
+    With "mean" and "half", the share of samples whose map is flat; with "all", of samples whose elements'
+    rms deviation from their channels' means is at most `FLAT_TOLERANCE` of their rms; with "each", of the samples'
+    channels.
     """
     dtype = reference.widest_dtype(activation.device)
     f, g = activation.detach().to(dtype), None if gradient is None else gradient.to(dtype)

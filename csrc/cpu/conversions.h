@@ -1,5 +1,5 @@
-// Storage types and their vectorised conversions to the compute type and back. To be included only by instances.h
-// of the operators, inside their namespace: every instruction set has its own copy.
+// Storage types and their vectorised conversions to the compute type and back. To be included by the two instances.h
+// only, inside their namespace: every instruction set has its own copy.
 
 // A vector of `Count` elements of T.
 template <typename T, int64_t Count>

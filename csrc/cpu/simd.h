@@ -1,6 +1,6 @@
 // SIMD vectors (GCC's vector extension) as wide as the registers of the instruction set that is compiled for, and their
-// loads and stores. To be included only by instances.h of the operators, inside their namespace: every instruction
-// set has its own copy.
+// loads and stores. To be included by the two instances.h only, inside their namespace: every instruction set has its
+// own copy.
 
 // A register of T.
 template <typename T>

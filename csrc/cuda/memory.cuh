@@ -15,7 +15,7 @@ namespace pal_fast::cuda {
 template <typename T>
 using Pointer = T*;
 
-// An array of `count` elements in global memory.
+// An array in global memory. Only the emulator uses its number of elements, the second argument.
 template <typename T, typename V>
 [[nodiscard]] __host__ __device__ __forceinline__ Pointer<T> global_array(V* memory, int64_t) {
   return static_cast<T*>(memory);
@@ -27,7 +27,7 @@ template <typename T, typename V>
   return pal_fast_shared_memory;
 }
 
-// An array of `count` elements `offset` bytes into it.
+// An array `offset` bytes into it, likewise.
 template <typename T>
 [[nodiscard]] __device__ __forceinline__ Pointer<T> shared_array(int64_t offset, int64_t) {
   return reinterpret_cast<T*>(shared_memory() + offset);

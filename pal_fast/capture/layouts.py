@@ -72,8 +72,8 @@ def find_layout(
     """
     if len(shape) == 3 and wanted == "auto" and signs.are_second_of_three(shape[1]):
         raise ValueError(
-            f"the output of layer {name!r}, {tuple(shape)}, has its channels second, and so is no (B, N, C) of tokens: "
-            "name a layer that returns (B, C, H, W); if it is tokens, say layout='tokens'"
+            f"the output of layer {name!r}, {tuple(shape)}, has its channels second, so it is not (B, N, C) tokens: "
+            "name a layer that returns (B, C, H, W); if it does hold tokens, pass layout='tokens'"
         )
     if len(shape) == 3 and wanted in ("auto", "tokens"):
         prefix, grid = _token_grid(name, shape, image_size, whole_patches=wanted == "auto")

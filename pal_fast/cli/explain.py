@@ -128,8 +128,8 @@ def row_of(image: Path, landmarks: LandmarkSet, source: Path) -> int:
     row = 0 if len(landmarks) == 1 else int(landmarks.find([image.absolute().as_posix()])[0])
     if row < 0:
         raise ValueError(
-            f"landmarks: {source} holds those of {len(landmarks)} images ({first_few(landmarks.names, 3)}), and their "
-            f"names do not tell which are those of {image}"
+            f"landmarks: {source} holds landmarks of {len(landmarks)} images ({first_few(landmarks.names, 3)}), and "
+            f"their names do not tell which belong to {image}"
         )
     return row
 

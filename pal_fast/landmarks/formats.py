@@ -266,7 +266,7 @@ def _image_sizes(image_size: int | tuple[int, int] | None, images: str | Path | 
         raise ValueError("normalised landmarks need image_size=(height, width), or images=, the folder of the images")
     folder = Path(images)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no images' folder at {folder}")
+        raise FileNotFoundError(f"there is no image folder {folder}")
     by_stem = {stem_of(file.name): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
     def size_of(name: str) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def make_accelerator(device: str, precision: str) -> Any:
     except ImportError as error:
         raise ImportError("training needs accelerate: pip install 'pal_fast[train]'") from error
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda', but PyTorch sees no CUDA device; `pal-fast info` says more")
+        raise ValueError("device='cuda', but PyTorch sees no CUDA device; run `pal-fast info` for the reason")
     try:
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     except ValueError:

@@ -67,12 +67,12 @@ def read_state(path: Path, wanted: str) -> dict[str, Any]:
         raise
     except pickle.UnpicklingError as error:
         # torch's own message advises loading the file without its protection.
-        raise ValueError(f"{path} is not a readable file of tensors, so it is no {wanted} of pal-fast train") from error
+        raise ValueError(f"{path} is not a readable file of tensors, so not a {wanted} of pal-fast train") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"{path} is not a readable file of tensors: {reason}") from error
     if not isinstance(state, dict) or state.get("kind") != wanted:
-        raise ValueError(f"{path} is no {wanted} of pal-fast train")
+        raise ValueError(f"{path} is not a {wanted} of pal-fast train")
     return state
 
 

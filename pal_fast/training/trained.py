@@ -42,7 +42,7 @@ def load_network(path: str | Path) -> Saved:
             stage = (
                 "it is not complete; give its checkpoint.pt to use its current state" if folder.config.exists() else ""
             )
-            raise FileNotFoundError(f"{path} holds no model.pt{': ' + stage if stage else ', so it is no run'}")
+            raise FileNotFoundError(f"{path} holds no model.pt{': ' + stage if stage else ', so it is not a run'}")
         path = folder.model
     if not path.is_file():
         raise FileNotFoundError(f"there is no file or folder {path}")

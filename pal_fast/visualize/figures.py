@@ -183,7 +183,7 @@ def check_suffix(path: str | Path) -> Path:
 
     target, known = Path(path), FigureCanvasBase.get_supported_filetypes()
     if target.suffix.lower().lstrip(".") not in known:
-        raise ValueError(f"the picture's name must end in one of {', '.join(sorted(known))}, got {str(target)!r}")
+        raise ValueError(f"path must end in one of {', '.join(sorted(known))}, got {str(target)!r}")
     return target
 
 

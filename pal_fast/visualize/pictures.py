@@ -54,7 +54,7 @@ def colour_map(values: Tensor, *, limits: tuple[float, float] | None = None) -> 
 
     array = values.detach().float().cpu().numpy()
     if array.ndim != 2:
-        raise ValueError(f"a map must be (h, w), got {array.shape}")
+        raise ValueError(f"values must be a map (h, w), got {array.shape}")
     finite = np.isfinite(array)
     low, high = limits or (array[finite].min(initial=np.inf), array[finite].max(initial=-np.inf))
     signed = low < 0 < high

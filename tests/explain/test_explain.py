@@ -197,7 +197,7 @@ def test_landmarks_of_several_images_without_a_matching_name_are_refused(
     for name in ("a", "b"):
         (tmp_path / f"{name}.pts").write_text(LANDMARKS.read_text())
     assert cli.main(["explain", str(photograph_file), "--landmarks", str(tmp_path)]) == 2
-    assert "holds those of 2 images (a, b), and their names do not tell which are those of" in capsys.readouterr().err
+    assert "holds landmarks of 2 images (a, b), and their names do not tell which belong to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--size", "--classes"])

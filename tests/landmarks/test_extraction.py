@@ -326,7 +326,7 @@ def test_a_missing_folder_is_reported_before_any_network_is_loaded(
 ) -> None:
     monkeypatch.setattr("pal_fast.landmarks.fan.FaceAligner", None)
     assert cli.main(["landmarks", str(tmp_path / "wrong"), "-o", str(tmp_path / "m.npz")]) == 2
-    assert f"no images' folder at {tmp_path / 'wrong'}" in capsys.readouterr().err
+    assert f"there is no image folder {tmp_path / 'wrong'}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

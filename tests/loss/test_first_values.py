@@ -139,7 +139,7 @@ def test_a_loss_that_is_flat_in_every_sample_raises_a_warning(model, score, redu
 def test_the_warning_names_labels_that_are_all_outside_the_classes_as_the_cause(model):
     landmarks = batch(dtype=torch.float32)[2]
     (text,) = warnings_of(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 6, 7, -1]))
-    assert "no label of this batch is one of the classes 0 to 4 (they go from -1 to 7)" in text
+    assert "no label of this batch is one of the classes 0 to 4 (the labels go from -1 to 7)" in text
     assert warnings_of(model, landmarks, options={"target": "label"}, labels=torch.tensor([5, 0, 7, -1])) == []
 
 

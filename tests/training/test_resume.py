@@ -242,8 +242,8 @@ def test_a_file_that_is_not_a_checkpoint_is_named_in_the_error(tmp_path):
         assert "weights_only" not in str(refusal.value)
         assert "\n" not in str(refusal.value)
     torch.save({"kind": "checkpoint", "value": Path("code")}, path)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable file of tensors, so it is no checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable file of tensors, so not a checkpoint"):
         read_state(path, "checkpoint")
     torch.save({"kind": "model"}, path)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of pal-fast train"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of pal-fast train"):
         read_state(path, "checkpoint")

@@ -199,7 +199,7 @@ def test_a_checkpoint_and_other_data_can_be_evaluated(runs):
 
 def test_inputs_that_cannot_be_evaluated_are_refused_by_name(runs, tmp_path, capsys):
     for words, expected in (
-        ([str(tmp_path)], "holds no model.pt, so it is no run"),
+        ([str(tmp_path)], "holds no model.pt, so it is not a run"),
         ([str(tmp_path / "absent")], "there is no file or folder"),
         ([str(runs / "pal"), "--data", "rafdb"], "root is required: the folder of rafdb"),
         ([str(runs / "pal"), "--split", "tset"], "did you mean 'test'"),

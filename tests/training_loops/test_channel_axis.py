@@ -289,7 +289,7 @@ def test_the_output_of_a_1d_convolution_is_not_taken_for_tokens(layer):
     model = nn.Sequential(nn.Conv1d(3, 16 if isinstance(layer, nn.AvgPool1d) else 4, 3), layer)
     model.extend([nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 5)])
     pal = pal_fast.PALLoss(model, "1", image_size=16)
-    with pytest.raises(ValueError, match=r"has its channels second, and so is no \(B, N, C\) of tokens"):
+    with pytest.raises(ValueError, match=r"has its channels second, so it is not \(B, N, C\) tokens"):
         pal(model(torch.randn(2, 3, 24)), torch.rand(2, 5, 2) * 16)
 
 

@@ -95,7 +95,7 @@ struct Loops {
     return e;
   }
 
-  // k: the table's rows behind the common ones.
+  // k: the table's rows after the common ones.
   template <Elementwise Kind>
   [[gnu::always_inline]] void write(int64_t offset, int64_t n, Simd<T> mean, Simd<T> scale, Simd<T> bias,
                                     const Simd<T>* k) const {

@@ -1,7 +1,7 @@
 // The kernels of the heatmap and the loss on the CPU, compiled once per instruction set.
 //
-// Every kernel processes (part of) one sample on the calling thread. How the operators (operator.cpp)
-// partition the work depends on shapes alone, so that results do not depend on the number of threads.
+// Every kernel processes (part of) one sample on the calling thread. How the operators partition the work depends on
+// shapes alone, so that results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>

@@ -33,7 +33,7 @@ struct BatchNormParams {
   unsigned* tickets = nullptr;  // [tiles] arrival counters (is_last_block)
 };
 
-// `stream` is a cudaStream_t. One kernel each; for the derivatives two if tiles are split.
+// `stream` is a cudaStream_t. One kernel each; for the derivatives two if tiles are split and sums are needed.
 void launch_batch_norm_statistics(const BatchNormParams& params, void* stream);
 void launch_batch_norm_forward(const BatchNormParams& params, void* stream);
 void launch_batch_norm_backward(const BatchNormParams& params, void* stream);

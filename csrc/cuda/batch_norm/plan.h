@@ -1,5 +1,5 @@
-// Launch configurations of batch normalisation's kernels. They depend on the tensor's shape, type and layout and the
-// number of multiprocessors only, so that the same input gives the same bits.
+// Launch configurations of batch normalisation's kernels. They depend on the tensors' shape, type, layout and alignment
+// and the number of multiprocessors only, so that the same tensors give the same bits.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@ namespace pal_fast::cuda {
 
 // What a tile consists of. In each case a thread stays in a column, so that its channels are fixed.
 enum class Tiling {
-  planes,  // one channel: B planes of L elements, by vectors if L is a multiple of theirs, else by elements
-  runs,    // consecutive channels whose planes together are whole vectors although each one is not (7 x 7)
+  planes,  // one channel: B planes of L elements, by vectors if a plane is whole vectors, else by elements
+  runs,    // consecutive channels of small planes that are whole vectors together, if not each (7 x 7)
   rows,    // channels innermost: a range of columns of the matrix [B * L, C]
 };
 

@@ -1,6 +1,6 @@
 // Large heatmaps that are sums in float: a GEMM [rows, K] x [K, columns] of the separable factors (see
-// drawing_kernels.cuh) on tensor cores by mma.sync, with float operands split into float16 pairs
-// (mma.cuh). On CUDA cores the multiply-adds would take twice as long as writing the map.
+// drawing_kernels.cuh) on tensor cores by mma.sync, with float operands split into float16 pairs (mma.cuh). On CUDA
+// cores the multiply-adds would take twice as long as writing the map.
 //
 // A warp computes the factors of its 32 rows (A) directly in the fragment registers. The factors of the columns (B)
 // pass through shared memory in double-buffered stages of 64 columns, stored in fragment order: each lane loads its 16

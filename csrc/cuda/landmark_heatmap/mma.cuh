@@ -43,7 +43,7 @@ inline constexpr float OPERAND_SCALE = 32768.0f;
 inline constexpr float ACCUMULATOR_SCALE = 1.0f / (OPERAND_SCALE * OPERAND_SCALE);
 
 // Two neighbouring operands along k, each as the sum high + low of two float16 of 11 bits: the error of an operand is
-// 2^-22 of it, or 2^-40.
+// at most 2^-22 of it, or 2^-40 if that is more.
 struct SplitHalf2 {
   unsigned high, low;
 };

@@ -1,4 +1,5 @@
-// Launch configurations of the heatmap's kernels. They depend on shape, type and the device's multiprocessors only.
+// Launch configurations of the heatmap's kernels. They depend on the problem, the type and the properties in
+// HeatmapDevice only.
 #pragma once
 
 #include "cuda/splits.h"

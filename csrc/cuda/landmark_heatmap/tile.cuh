@@ -43,8 +43,8 @@ struct TileShared {
   }
 };
 
-// The power of two above the sample's largest weight, returned to every thread. Weights are divided by it, so that mma
-// operands are at most 1. At least 2^-90, so that its product with ACCUMULATOR_SCALE is a normal number.
+// The power of two above the sample's largest |weight|, returned to every thread. Weights are divided by it, so that
+// mma operands are at most 1. At least 2^-90, so that its product with ACCUMULATOR_SCALE is a normal number.
 [[nodiscard]] __device__ __forceinline__ float weight_unit(const Gaussians<float>& gaussians, int64_t sample,
                                                            Pointer<float> scratch) {
   if (!gaussians.weights) {

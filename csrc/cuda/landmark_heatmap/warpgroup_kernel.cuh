@@ -17,8 +17,8 @@ inline constexpr int K_GROUPS = WARPGROUP_LANDMARKS / 8;  // core matrices along
 static_assert(WARPGROUP_ROWS == WGMMA_M && WARPGROUP_STAGE_COLUMNS == WGMMA_N);
 
 struct WarpgroupShared {
-  Pointer<uint4> high,
-      low;  // [2, K_GROUPS, WARPGROUP_STAGE_COLUMNS], double-buffered: eight landmarks of a column each
+  // [2, K_GROUPS, WARPGROUP_STAGE_COLUMNS], double-buffered; an element is eight landmarks of a column.
+  Pointer<uint4> high, low;
   TileShared<WARPGROUP_LANDMARKS> tile;
 
   __device__ WarpgroupShared() : WarpgroupShared(SharedLayout()) {}

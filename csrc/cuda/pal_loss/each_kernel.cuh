@@ -1,8 +1,7 @@
 // The forward of the strategy "each", which scores every channel, in one launch. A block takes whole channels of a
 // sample:
 //   1. it draws the whole heatmap of the sample, a chunk of cells at a time (nearly always all of them), while the
-//   first
-//      tile is prefetched into L2;
+//      first tile is prefetched into L2;
 //   2. channels pass through shared memory in tiles; a team of threads per channel computes its moments in two passes
 //      over the tile, so that the layer is read once;
 //   3. one thread per channel computes its score and coefficients;

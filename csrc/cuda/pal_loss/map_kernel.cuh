@@ -2,7 +2,7 @@
 // blocks share a sample; one launch does everything:
 //   1. each block draws its part of the sample's heatmap into output.plane and sums the attribution of its part of the
 //      layer over channels: NCHW by row sweeps (row_sweep.cuh), NHWC by cell sweeps (cell_sweep.cuh).
-//      Partial maps go to the workspace, or to shared memory if the sample has one block;
+//      Partial maps go to the workspace, or to shared memory if the sample has one block and its map fits;
 //   2. the last block of the sample to arrive sums the partial maps, scores the map against the heatmap and overwrites
 //      output.plane with the derivative of the score;
 //   3. the last sample's last block reduces the scores over the batch.

@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pal_loss(const OptionalTensor& activa
   const bool reduces = inputs.options.reduction != Reduction::none;
   const int64_t scores = reduces ? 2 * problem.batch : 0;
   const OptionalTensor partial_sums =
-      workspace(layer, sizes.partial_sums + scores, ScalarType::Double);  // the scores behind them
+      workspace(layer, sizes.partial_sums + scores, ScalarType::Double);  // the scores come after them
   const Tickets arrivals = tickets(layer, problem.batch + 1, stream);
   params.partial_maps = mutable_data_or_null(partial_maps);
   params.partial_sums = mutable_data_or_null(partial_sums);
