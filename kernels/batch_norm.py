@@ -68,7 +68,7 @@ def batch_norm_statistics(
     block_c = min(128, max(1, PARTS_AT_ONCE // block_s))
     with on_device(input):
         if training:
-            statistics_kernel[parts.grid](input, partial, **parts.arguments(input), **parts.rooms())
+            statistics_kernel[parts.grid](input, partial, **parts.arguments(input), **parts.padded_sizes())
         final_statistics_kernel[(ceil_div(parts.channels, block_c),)](
             statistics,
             partial,
@@ -179,7 +179,7 @@ def _launch(
     flags = {"SECOND": of_backward, "RELU": relu}
     with on_device(input):
         if reduces:
-            sums_kernel[parts.grid](partial, *layer, **flags, **parts.arguments(input), **parts.rooms())
+            sums_kernel[parts.grid](partial, *layer, **flags, **parts.arguments(input), **parts.padded_sizes())
         derivative_kernel[parts.grid](
             output,
             second,

@@ -99,8 +99,8 @@ def sums_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     INDEX: tl.constexpr,
-    ROOM: tl.constexpr,
-    ROOM_PLANE: tl.constexpr,
+    CHANNELS_PADDED: tl.constexpr,
+    PLANE_PADDED: tl.constexpr,
     T: tl.constexpr,
 ):
     rows = rows_v * VECTOR if FLAT else rows_v
@@ -125,12 +125,12 @@ def sums_kernel(
         if SECOND:
             sum2 += v * grad
         current = prefetched
-    c, valid = channels_of(channels, CHANNELS, ROOM)
+    c, valid = channels_of(channels, CHANNELS, CHANNELS_PADDED)
     partial = partial_ptr + tl.program_id(1).to(tl.int64) * 3 * channels + c
-    tl.store(partial, sum_rows(sum0, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=valid)
-    tl.store(partial + channels, sum_rows(sum1, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=valid)
+    tl.store(partial, sum_rows(sum0, CHANNELS, PLANE, CHANNELS_PADDED, PLANE_PADDED), mask=valid)
+    tl.store(partial + channels, sum_rows(sum1, CHANNELS, PLANE, CHANNELS_PADDED, PLANE_PADDED), mask=valid)
     if SECOND:
-        tl.store(partial + 2 * channels, sum_rows(sum2, CHANNELS, PLANE, ROOM, ROOM_PLANE), mask=valid)
+        tl.store(partial + 2 * channels, sum_rows(sum2, CHANNELS, PLANE, CHANNELS_PADDED, PLANE_PADDED), mask=valid)
 
 
 @triton.jit

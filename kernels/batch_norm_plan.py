@@ -84,9 +84,9 @@ class Parts:
             "num_warps": self.warps,
         }
 
-    def rooms(self) -> dict[str, int]:
+    def padded_sizes(self) -> dict[str, int]:
         """The padded sizes that kernels which sum over a tile's channels take as arguments."""
-        return {"ROOM": power_of_two(self.channels_per_tile), "ROOM_PLANE": power_of_two(self.plane)}
+        return {"CHANNELS_PADDED": power_of_two(self.channels_per_tile), "PLANE_PADDED": power_of_two(self.plane)}
 
 
 def run_vector(input: Tensor, length: int) -> int:

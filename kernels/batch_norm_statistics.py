@@ -26,8 +26,8 @@ def statistics_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     INDEX: tl.constexpr,
-    ROOM: tl.constexpr,
-    ROOM_PLANE: tl.constexpr,
+    CHANNELS_PADDED: tl.constexpr,
+    PLANE_PADDED: tl.constexpr,
     T: tl.constexpr,
 ):
     """Each slot of the tile accumulates the deviations of its values from the first of them, its pivot.
@@ -68,16 +68,20 @@ def statistics_kernel(
     counts = tl.where(mask, counts, 0.0)
     mean_deviation = total / tl.maximum(counts, 1.0)
     count = tl.maximum((end - begin).to(T) * PLANE, 1.0)
-    mean = sum_rows(counts * pivot + total, CHANNELS, PLANE, ROOM, ROOM_PLANE) / count
-    delta = tl.where(mask, pivot - spread(mean, PLANE, ROOM, COLUMNS) + mean_deviation, 0.0)
+    mean = sum_rows(counts * pivot + total, CHANNELS, PLANE, CHANNELS_PADDED, PLANE_PADDED) / count
+    delta = tl.where(mask, pivot - spread(mean, PLANE, CHANNELS_PADDED, COLUMNS) + mean_deviation, 0.0)
     m2 = squares - total * mean_deviation + counts * delta * delta
     # The rounding error of the mean: the sum of the deviations from it.
-    error = sum_rows(counts * delta, CHANNELS, PLANE, ROOM, ROOM_PLANE)
-    c, valid = channels_of(channels, CHANNELS, ROOM)
+    error = sum_rows(counts * delta, CHANNELS, PLANE, CHANNELS_PADDED, PLANE_PADDED)
+    c, valid = channels_of(channels, CHANNELS, CHANNELS_PADDED)
     partial = partial_ptr + tl.program_id(1).to(tl.int64) * 3 * channels + c
     tl.store(partial, mean + error / count, mask=valid)
-    tl.store(partial + channels, sum_rows(m2, CHANNELS, PLANE, ROOM, ROOM_PLANE) - error * error / count, mask=valid)
-    tl.store(partial + 2 * channels, tl.zeros([ROOM], T) + count, mask=valid)
+    tl.store(
+        partial + channels,
+        sum_rows(m2, CHANNELS, PLANE, CHANNELS_PADDED, PLANE_PADDED) - error * error / count,
+        mask=valid,
+    )
+    tl.store(partial + 2 * channels, tl.zeros([CHANNELS_PADDED], T) + count, mask=valid)
 
 
 @triton.jit

@@ -28,9 +28,9 @@ def columns_of(row, CHANNELS: tl.constexpr, PLANE: tl.constexpr, COLUMNS: tl.con
 
 
 @triton.jit
-def channels_of(channels, CHANNELS: tl.constexpr, ROOM: tl.constexpr):
-    """(channel, mask) of this program's tile, [ROOM] each."""
-    index = tl.arange(0, ROOM)
+def channels_of(channels, CHANNELS: tl.constexpr, CHANNELS_PADDED: tl.constexpr):
+    """(channel, mask) of this program's tile, [CHANNELS_PADDED] each."""
+    index = tl.arange(0, CHANNELS_PADDED)
     c = tl.program_id(0) * CHANNELS + index
     return c, (index < CHANNELS) & (c < channels)
 
@@ -65,27 +65,29 @@ def tile_at(
 
 
 @triton.jit
-def sum_rows(tile, CHANNELS: tl.constexpr, PLANE: tl.constexpr, ROOM: tl.constexpr, ROOM_PLANE: tl.constexpr):
-    """The per-channel sums [ROOM] of a tile; ROOM and ROOM_PLANE: powers of two >= CHANNELS and PLANE."""
+def sum_rows(
+    tile, CHANNELS: tl.constexpr, PLANE: tl.constexpr, CHANNELS_PADDED: tl.constexpr, PLANE_PADDED: tl.constexpr
+):
+    """The per-channel sums [CHANNELS_PADDED] of a tile; the padded sizes are powers of two >= CHANNELS and PLANE."""
     columns = tl.sum(tile, 0)
     if PLANE == 1:
         result = columns
     else:
-        index = tl.arange(0, ROOM * ROOM_PLANE)
-        element = index % ROOM_PLANE
-        valid = (element < PLANE) & (index // ROOM_PLANE < CHANNELS)
-        planes = tl.gather(columns, tl.where(valid, index // ROOM_PLANE * PLANE + element, 0), 0)
-        result = tl.sum(tl.reshape(tl.where(valid, planes, 0.0), [ROOM, ROOM_PLANE]), 1)
+        index = tl.arange(0, CHANNELS_PADDED * PLANE_PADDED)
+        element = index % PLANE_PADDED
+        valid = (element < PLANE) & (index // PLANE_PADDED < CHANNELS)
+        planes = tl.gather(columns, tl.where(valid, index // PLANE_PADDED * PLANE + element, 0), 0)
+        result = tl.sum(tl.reshape(tl.where(valid, planes, 0.0), [CHANNELS_PADDED, PLANE_PADDED]), 1)
     return result
 
 
 @triton.jit
-def spread(values, PLANE: tl.constexpr, ROOM: tl.constexpr, COLUMNS: tl.constexpr):
-    """Broadcasts per-channel values [ROOM] to the tile's columns: a row [1, COLUMNS]."""
+def spread(values, PLANE: tl.constexpr, CHANNELS_PADDED: tl.constexpr, COLUMNS: tl.constexpr):
+    """Broadcasts per-channel values [CHANNELS_PADDED] to the tile's columns: a row [1, COLUMNS]."""
     if PLANE == 1:
         row = values
     else:
-        row = tl.gather(values, tl.minimum(tl.arange(0, COLUMNS) // PLANE, ROOM - 1), 0)
+        row = tl.gather(values, tl.minimum(tl.arange(0, COLUMNS) // PLANE, CHANNELS_PADDED - 1), 0)
     return row[None, :]
 
 

@@ -58,7 +58,7 @@ def load_landmarks(landmarks_ptr, visible_ptr, weights_ptr, sample, k, count, T:
 
 
 @triton.jit
-def any_landmark(landmarks_ptr, visible_ptr, sample, count, T: tl.constexpr):
+def count_valid_landmarks(landmarks_ptr, visible_ptr, sample, count, T: tl.constexpr):
     """The number of valid landmarks of the sample."""
     found = tl.zeros([128], tl.int32)
     for first in range(0, count, 128):
@@ -126,7 +126,7 @@ def heatmap_tile(
             else:
                 h += tl.where(valid, term, 0.0)
         if MAXIMUM:
-            h = tl.where(any_landmark(landmarks_ptr, visible_ptr, sample, count, T) > 0, h, 0.0)
+            h = tl.where(count_valid_landmarks(landmarks_ptr, visible_ptr, sample, count, T) > 0, h, 0.0)
     else:
         for first in range(0, count, 16):
             k = first + tl.arange(0, 16)
@@ -217,7 +217,7 @@ def heatmap_at(
         else:
             h += tl.sum(tl.where(valid[:, None], term, 0.0), axis=0)
     if MAXIMUM:
-        present = any_landmark(landmarks_ptr, visible_ptr, sample, count, T)
+        present = count_valid_landmarks(landmarks_ptr, visible_ptr, sample, count, T)
         h = tl.where(present > 0, h, 0.0)
     return h
 

@@ -83,7 +83,7 @@ def raw_gradient_kernel(
     if NORMALIZE != 0:
         peak = tl.max(peaks, axis=0)
         divisor = peak.to(tl.float64) if NORMALIZE == PEAK else tl.sum(totals, axis=0)
-        holders = tl.full([], 1.0, tl.float64)
+        peak_cells = tl.full([], 1.0, tl.float64)
         tl.debug_barrier()
         if NORMALIZE == PEAK:
             holding = tl.zeros([BLOCK_N], tl.int32)
@@ -91,15 +91,15 @@ def raw_gradient_kernel(
                 cells = block + tl.arange(0, BLOCK_N)
                 h = tl.load(raw_ptr + base + cells, mask=cells < cells_in_map, other=float("-inf"))
                 holding += ((h == peak) & (cells < cells_in_map)).to(tl.int32)
-            holders = tl.sum(holding, axis=0).to(tl.float64)
+            peak_cells = tl.sum(holding, axis=0).to(tl.float64)
         inverse = 1.0 / tl.where(divisor == 0.0, 1.0, divisor)
-        pull = tl.where(divisor == 0.0, 0.0, tl.sum(products, axis=0) * inverse * inverse / holders)
+        divisor_term = tl.where(divisor == 0.0, 0.0, tl.sum(products, axis=0) * inverse * inverse / peak_cells)
         for block in range(0, cells_in_map, BLOCK_N):
             cells = block + tl.arange(0, BLOCK_N)
             inside = cells < cells_in_map
             h = tl.load(raw_ptr + base + cells, mask=inside, other=0.0)
             value = tl.load(grad_ptr + base + cells, mask=inside, other=0.0).to(tl.float64) * inverse
-            value -= tl.where(h == peak, pull, 0.0) if NORMALIZE == PEAK else pull
+            value -= tl.where(h == peak, divisor_term, 0.0) if NORMALIZE == PEAK else divisor_term
             tl.debug_barrier()  # the whole block is read before any of it is written
             tl.store(raw_ptr + base + cells, value, mask=inside)
 
@@ -158,6 +158,6 @@ def landmark_gradient_kernel(
     if d_weights_ptr is not None:
         tl.store(d_weights_ptr + index, tl.where(valid, tl.sum(strength, axis=1), 0.0), mask=inside_k)
     if d_landmarks_ptr is not None:
-        gain = -2.0 * decay * wk
-        tl.store(d_landmarks_ptr + 2 * index, tl.where(valid, tl.sum(along_x, axis=1) * gain, 0.0), mask=inside_k)
-        tl.store(d_landmarks_ptr + 2 * index + 1, tl.where(valid, tl.sum(along_y, axis=1) * gain, 0.0), mask=inside_k)
+        scale = -2.0 * decay * wk
+        tl.store(d_landmarks_ptr + 2 * index, tl.where(valid, tl.sum(along_x, axis=1) * scale, 0.0), mask=inside_k)
+        tl.store(d_landmarks_ptr + 2 * index + 1, tl.where(valid, tl.sum(along_y, axis=1) * scale, 0.0), mask=inside_k)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .attribution import attribute, attribution_at, load_layer, median_of_three, sum_of_squares
-from .gaussians import any_landmark, exact, is_last, write_heatmap
+from .gaussians import count_valid_landmarks, exact, is_last, write_heatmap
 from .score import (
     NONE,
     bounded,
@@ -88,7 +88,7 @@ def each_forward_kernel(
             exact(step_x, step_x_low, T), exact(step_y, step_y_low, T), exact(falloff, falloff_low, T),
             MAXIMUM, BLOCK_H, BLOCK_W, T,
         )  # fmt: skip
-        annotated = any_landmark(landmarks_ptr, visible_ptr, sample, count, T)
+        annotated = count_valid_landmarks(landmarks_ptr, visible_ptr, sample, count, T)
         tl.debug_barrier()
     h_ptr = plane_ptr if landmarks_ptr is not None else heatmap_ptr
     totals = tl.zeros([1024], tl.float64)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .attribution import attribution_at, median_of_three, sweep_channels_last, sweep_nchw
-from .gaussians import any_landmark, exact, is_last, write_heatmap
+from .gaussians import count_valid_landmarks, exact, is_last, write_heatmap
 from .score import NONE, bounded, reduce_batch, score_sample, store_sample
 from .sweep import BATCH_DEPENDENT
 
@@ -259,7 +259,7 @@ def pal_loss_forward_kernel(
         # 8. The score and its derivative: plane and coefficients as the operator's schema defines them.
         annotated = 1
         if landmarks_ptr is not None:
-            annotated = any_landmark(landmarks_ptr, visible_ptr, sample, count, T)
+            annotated = count_valid_landmarks(landmarks_ptr, visible_ptr, sample, count, T)
         score, slope, curve, factor, weight = score_sample(
             sample_weight_ptr, sample, annotated, mean_a, var_a, mean_h, var_h, cov, total_h, peak, terms,
             PEARSON, SCALE, NORMALIZE,

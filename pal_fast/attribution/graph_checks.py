@@ -51,7 +51,7 @@ def check(
         return
     for record in taken:
         assert record.output is not None
-        refuse_unsound_way(model, logits, record.name, record.output, exact=exact)
+        refuse_unsound_path(model, logits, record.name, record.output, exact=exact)
     refuse_probabilities(model, logits, taken)
     if target == "sum":
         refuse_constant_sum(model, logits, taken)
@@ -102,7 +102,7 @@ def _vanishes(model: nn.Module, logits: Tensor, outputs: Sequence[Tensor], weigh
         return of_one > 0 and largest(weights) < share * of_one
 
 
-def refuse_unsound_way(model: nn.Module, logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
+def refuse_unsound_path(model: nn.Module, logits: Tensor, name: str, output: Tensor, *, exact: bool) -> None:
     """Raises RuntimeError if the path from the logits to the layer is unsound, or, if `exact`, if a node on it has no
     second derivative."""
     nodes = _path_nodes(logits, output)

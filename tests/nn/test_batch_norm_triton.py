@@ -123,11 +123,11 @@ def compiled_ptx(kernel: object, constants: dict[str, object], absent: tuple[str
 def test_every_kernel_compiles_to_ptx(kind: str, absent: tuple[str, ...]) -> None:
     kernels = importlib.import_module("pal_fast.kernels.batch_norm_kernels")
     statistics = importlib.import_module("pal_fast.kernels.batch_norm_statistics")
-    rooms = {"ROOM": TILES[kind]["CHANNELS"], "ROOM_PLANE": 1 if TILES[kind]["PLANE"] == 1 else 64}
+    padded = {"CHANNELS_PADDED": TILES[kind]["CHANNELS"], "PLANE_PADDED": 1 if TILES[kind]["PLANE"] == 1 else 64}
     for stored, relu, index in (("fp32", False, triton.language.int32), ("bf16", True, triton.language.int64)):
         tile = TILES[kind] | {"INDEX": index, "T": triton.language.float32}
         flags = tile | {"RELU": relu}
-        compiled_ptx(statistics.statistics_kernel, tile | rooms, absent, stored)
+        compiled_ptx(statistics.statistics_kernel, tile | padded, absent, stored)
         forward = compiled_ptx(kernels.forward_kernel, flags, absent, stored)
         if stored == "fp32":
             assert "ld.global.v4" in forward
@@ -135,7 +135,7 @@ def test_every_kernel_compiles_to_ptx(kind: str, absent: tuple[str, ...]) -> Non
         for second, training in itertools.product((False, True), (True, False)):
             without = absent if second else (*absent, "grad_grad_ptr", "second_ptr", "sums_ptr", "grad_sums_ptr")
             if training:
-                compiled_ptx(kernels.sums_kernel, flags | rooms | {"SECOND": second}, without, stored)
+                compiled_ptx(kernels.sums_kernel, flags | padded | {"SECOND": second}, without, stored)
             more = {"SECOND": second, "TRAINING": training, "BLOCK_S": 8}
             compiled_ptx(kernels.derivative_kernel, flags | more, without, stored)
     constants = {"BLOCK_C": 128, "BLOCK_S": 16, "T": triton.language.float32}

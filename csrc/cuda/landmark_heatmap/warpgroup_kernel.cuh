@@ -12,7 +12,7 @@
 
 namespace pal_fast::cuda {
 
-inline constexpr int HEATMAP_WARPGROUP_THREADS = WARPGROUPS * WARPGROUP_THREADS;
+inline constexpr int WARPGROUP_BLOCK_THREADS = WARPGROUPS * WARPGROUP_THREADS;
 inline constexpr int K_GROUPS = WARPGROUP_LANDMARKS / 8;  // core matrices along k
 static_assert(WARPGROUP_ROWS == WGMMA_M && WARPGROUP_STAGE_COLUMNS == WGMMA_N);
 
@@ -46,7 +46,7 @@ struct WarpgroupShared {
 // Computes the factors of a stage of columns into `buffer`, for the first `k_groups` groups of eight landmarks.
 __device__ __forceinline__ void fill_column_stage(const Gaussians<float>& gaussians, int first_column, int k_groups,
                                                   int buffer, const WarpgroupShared& shared) {
-  constexpr int K_GROUP_STRIDE = HEATMAP_WARPGROUP_THREADS / WARPGROUP_STAGE_COLUMNS;
+  constexpr int K_GROUP_STRIDE = WARPGROUP_BLOCK_THREADS / WARPGROUP_STAGE_COLUMNS;
   const int n = threadIdx.x % WARPGROUP_STAGE_COLUMNS;
   const float position = gaussians.x(first_column + column_of_fragment(n / 8, n % 8));
 #pragma unroll 1
@@ -97,7 +97,7 @@ __device__ __forceinline__ void store_accumulator(Pointer<float> to, int width, 
 
 // Handles up to 16 * KSteps landmarks.
 template <int KSteps>
-__global__ void __launch_bounds__(HEATMAP_WARPGROUP_THREADS, WARPGROUP_RESIDENT_BLOCKS)
+__global__ void __launch_bounds__(WARPGROUP_BLOCK_THREADS, WARPGROUP_RESIDENT_BLOCKS)
     warpgroup_heatmap_kernel(const Gaussians<float> gaussians,
                              const Pointer<float> heatmap,     // [B, H, W]
                              const Pointer<double> divisors,   // [B, tiles], or null
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(HEATMAP_WARPGROUP_THREADS, WARPGROUP_RESIDENT_
   // Pad k: groups without a landmark have zero factors, stored once in both buffers.
   const int k_groups = (gaussians.count + 7) / 8;
   for (int i = k_groups * WARPGROUP_STAGE_COLUMNS + static_cast<int>(threadIdx.x);
-       i < 2 * KSteps * WARPGROUP_STAGE_COLUMNS; i += HEATMAP_WARPGROUP_THREADS) {
+       i < 2 * KSteps * WARPGROUP_STAGE_COLUMNS; i += WARPGROUP_BLOCK_THREADS) {
 #pragma unroll
     for (int buffer = 0; buffer < 2; ++buffer) {
       shared.high[shared.index(buffer, 0) + i] = shared.low[shared.index(buffer, 0) + i] = uint4{0, 0, 0, 0};
