@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory, for right results only; see `python -m benchmarks.NAME --help`."""
+"""Benchmarks of speed and memory. Only correct results are timed. See `python -m benchmarks.NAME --help`."""

@@ -1,4 +1,4 @@
-"""The Triton kernels: the four operators of `pal_fast`, for machines where the extension has no usable CUDA.
+"""The Triton kernels: the operators of `pal_fast`, for machines where the extension has no usable CUDA.
 
 Importing this module requires triton; `pal_fast` imports it when the backend is first requested. On CPU tensors
 the kernels run in triton's interpreter, provided TRITON_INTERPRET=1 was set before triton was first imported.
