@@ -33,6 +33,7 @@ from pal_fast.constants import BACKENDS
 from pal_fast.messages import first_line
 
 from .. import results_csv
+from ..arguments import DIRECTORY
 from ..command import broken_of
 from ..deadline import Deadline
 from ..lost_device import LOST, LostDeviceError, note_of, recover
@@ -50,8 +51,6 @@ from .cases import (
 from .compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
 from .judge import EXACT, Judge
 from .memory import calls_of, peak_of
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 LAYERS = {
     "resnet50": ("layer3", "layer2", "layer4"),
@@ -260,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.variants or (EAGER if options.quick else list(VARIANTS))
     variants = [name for name in chosen if name not in options.without]
     rounds = options.rounds or (3 if options.quick else 20)
-    output = options.output or (None if options.quick else RESULTS / f"step_{device.type}.csv")
+    output = options.output or (None if options.quick else DIRECTORY / f"step_{device.type}.csv")
     records: list[dict[str, object]] = []
     deadline, measured = Deadline(options.seconds), 0
     for case in cases:

@@ -18,10 +18,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ..arguments import DIRECTORY
 from .runs import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER, Condition, run
 from .set_up import claim
 
-RESULTS: Final = Path(__file__).resolve().parents[1] / "results" / "study.csv"
+RESULTS: Final = DIRECTORY / "study.csv"
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 
 #: Fixed before the first run. The set-up was chosen with the seeds 100 and 101; the demo uses 0 to 2.

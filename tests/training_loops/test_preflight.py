@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pal_fast
 import pal_fast.nn
+from pal_fast import preflight
 
 
 def state_of(model):
@@ -63,11 +65,13 @@ def test_check_leaves_the_model_unchanged():
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_the_reduction_does_not_matter(reduction):
+def test_the_reduction_does_not_matter(monkeypatch, reduction):
+    # The cost is a ratio of times of a few ms: this process's own, which other work on the machine does not change.
+    monkeypatch.setattr(preflight.time, "perf_counter", time.process_time)
     report = pal_fast.PALLoss(SmallNet(), ["stem", "middle"], reduction=reduction).check(batch(dtype=torch.float32)[0])
     assert report.problems == []
     assert report.layers[1].weights_above[0] >= 3
-    assert 0.5 < report.cost < 100  # a ratio of times of a few ms, noisy on a loaded machine
+    assert 0.5 < report.cost < 20
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
