@@ -39,8 +39,8 @@ template <typename T>
   return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
 }
 
-// Loads 16 aligned bytes of global memory, cached in L2 but not in L1 (ld.global.cg): no other thread of the
-// multiprocessor reads them.
+// Loads 16 aligned bytes of global memory, cached in L2 but not in L1 (ld.global.cg), for what no other thread of the
+// multiprocessor reads.
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes(const S* from) {
   return __ldcg(reinterpret_cast<const uint4*>(from));
@@ -50,6 +50,17 @@ template <typename S>
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ uint2 load_8_bytes(const S* from) {
   return __ldcg(reinterpret_cast<const uint2*>(from));
+}
+
+// Loads 16 or 8 aligned bytes through L1 (ld.global), for what other threads of the multiprocessor read too. What
+// another block of the same launch stored may be read only behind is_last_block().
+template <typename S>
+[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes_cached(const S* from) {
+  return *reinterpret_cast<const uint4*>(from);
+}
+template <typename S>
+[[nodiscard]] __device__ __forceinline__ uint2 load_8_bytes_cached(const S* from) {
+  return *reinterpret_cast<const uint2*>(from);
 }
 
 // Loads 16 aligned bytes that are not read again soon: evict-first (ld.global.cs).
@@ -207,6 +218,18 @@ template <typename S, int N = VECTOR_SIZE<S>>
     return {load_8_bytes(from)};
   } else {
     return {load_16_bytes(from)};
+  }
+}
+
+// For data that other threads of the multiprocessor read too.
+template <typename S, int N = VECTOR_SIZE<S>>
+[[nodiscard]] __device__ __forceinline__ Vector<S, N> load_vector_cached(Pointer<const S> from) {
+  if constexpr (N == 1) {
+    return {from[0]};
+  } else if constexpr (Vector<S, N>::WORDS == 2) {
+    return {load_8_bytes_cached(from)};
+  } else {
+    return {load_16_bytes_cached(from)};
   }
 }
 

@@ -88,6 +88,14 @@ uint4 load_16_bytes_shared(const Pointer<S>& from) {
   return load_16_bytes(from);
 }
 template <typename S>
+uint4 load_16_bytes_cached(const Pointer<S>& from) {
+  return load_16_bytes(from);
+}
+template <typename S>
+uint2 load_8_bytes_cached(const Pointer<S>& from) {
+  return load_8_bytes(from);
+}
+template <typename S>
 uint4 load_16_bytes_streaming(const Pointer<S>& from) {
   return load_16_bytes(from);
 }
