@@ -11,8 +11,10 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pal_fast.training.statistics import interval
+
+from .groups import Groups, baseline, gains
 from .runs import ALIGNMENT, CROSS_ENTROPY, PAL, PAPER, Condition
-from .statistics import Groups, baseline, gains, interval
 
 _COLOURS: Final = {
     "cross-entropy": "#6b7280",

@@ -6,8 +6,10 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
+from pal_fast.training.statistics import interval, paired_p
+
+from .groups import Rows, baseline, by_condition, gains
 from .runs import Condition
-from .statistics import Rows, baseline, by_condition, gains, interval, p_value
 
 
 def describe(condition: Condition) -> str:
@@ -41,7 +43,7 @@ def table(rows: Rows) -> str:
             for name in ("accuracy_occluded", "follows_cue", "alignment", "alignment_of_sum")
         }
         gained = gains(groups, condition, baseline(condition)) if condition.prior != "none" else []
-        p = p_value(gained)
+        p = paired_p(gained)
         cells = [
             describe(condition),
             str(len(runs)),

@@ -6,12 +6,13 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pal_fast.training.run_folder import RunFolder, write_text
+from pal_fast.training.statistics import interval, paired_p, spread
 from pal_fast.training.sweep_plan import Condition, Run
 
 
@@ -59,36 +60,12 @@ def rows(results: dict[Run, dict[str, Any]], failed: Iterable[Run] = ()) -> list
                 spread([100 * result["accuracy"] for result in seeds.values()]),
                 spread([100 * result["balanced_accuracy"] for result in seeds.values()]),
                 (_alignment(seeds.values(), layer), _alignment(base.values(), layer)),
-                (spread(gains)[0], half_width(gains)),
+                interval(gains),
                 paired_p(gains),
                 failed=failures[condition],
             )
         )
     return holm(made)
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; NaN if there are too few values."""
-    if not values:
-        return math.nan, math.nan
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half width of Student's 95% confidence interval of the mean."""
-    if len(values) < 2:
-        return math.nan
-    return float(_stats().t.ppf(0.975, len(values) - 1)) * spread(values)[1] / math.sqrt(len(values))
-
-
-def paired_p(differences: Sequence[float]) -> float:
-    """p value of the t test that paired differences have mean 0; NaN for fewer than two, or if all are equal."""
-    if len(differences) < 2 or spread(differences)[1] == 0:
-        return math.nan
-    return float(_stats().ttest_1samp(differences, 0.0).pvalue)
 
 
 def holm(made: list[Row]) -> list[Row]:
@@ -109,14 +86,6 @@ def _alignment(results: Any, layer: str) -> float:
         at = result["alignment"].get(layer or next(iter(result["alignment"]), ""), {}).get("pearson")
         values += [at] if at is not None else []
     return spread(values)[0]
-
-
-def _stats() -> Any:
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise ImportError("the sweep's statistics need SciPy: pip install 'pal_fast[train]'") from error
-    return stats
 
 
 def write_tables(output: Path, folders: dict[Run, RunFolder], failed: dict[Run, str]) -> str:

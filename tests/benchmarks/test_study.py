@@ -1,4 +1,4 @@
-"""The study: its plan, its table on disk, its settings and its statistics."""
+"""The study: its plan, its table on disk, its settings, its report and its pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("scipy", reason="the study's statistics need SciPy")
 
 from benchmarks.study import command as study
-from benchmarks.study import pictures, report, runs, set_up, statistics
+from benchmarks.study import groups, pictures, report, runs, set_up
 from benchmarks.study.runs import BACKEND, Condition, FaceSet, epochs_for, margin, prior_landmarks, run
 from pal_fast import PALLoss, demo, landmark_heatmap
 from pal_fast.faces.experiment import BATCH, EPOCHS, SIZE, TRAINING_FACES, fresh_faces
@@ -96,12 +96,6 @@ def test_the_published_rows_come_from_the_settings_in_this_tree() -> None:
     set_up.claim(study.RESULTS.with_name("study_set_up.json"), fresh=False)
 
 
-def test_the_interval_is_students_t() -> None:
-    mean, half = statistics.interval([1.0, 2.0, 3.0])
-    assert mean == 2.0
-    assert half == pytest.approx(4.302652 / math.sqrt(3), rel=1e-5)
-
-
 def faces_with(landmarks: torch.Tensor) -> FaceSet:
     nothing = torch.zeros(len(landmarks))
     return FaceSet(torch.empty(len(landmarks), 0), nothing, landmarks, nothing, nothing)
@@ -164,6 +158,11 @@ def test_the_table_pairs_runs_by_seed() -> None:
     assert last.endswith("| +20.0 | 0.074 |")
 
 
+def test_equal_gains_have_no_p_value_in_the_table() -> None:
+    last = report.table(rows_with_gains(0.1, 0.1, 0.1)).splitlines()[-1]
+    assert last.endswith("| +10.0 |  |")
+
+
 def test_a_seed_without_its_baseline_is_not_paired() -> None:
     rows = rows_with_gains(0.1, 0.2, 0.3)
     del rows[Condition(seed=2)]
@@ -175,7 +174,7 @@ def test_a_seed_without_its_baseline_is_not_paired() -> None:
 def test_plots_are_drawn_from_the_available_runs(tmp_path: Path) -> None:
     rows = rows_with_gains(0.1, 0.2)
     rows |= {replace(c, images=50): measures(0.2) for c in list(rows)}
-    pictures.draw(statistics.by_condition(rows), tmp_path)
+    pictures.draw(groups.by_condition(rows), tmp_path)
     pictures.draw({}, tmp_path / "empty")
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {path.name for path in (tmp_path / "empty").glob("*.png")}

@@ -89,6 +89,16 @@ def test_too_few_seeds_give_no_p_value():
     assert "nan" not in text
 
 
+def test_equal_gains_have_no_p_value():
+    condition = Condition("grad", "mean", "a", 1.0)
+    results = {Run(Condition(), k): result(value) for k, value in enumerate((0.54, 0.62, 0.37))}
+    results |= {Run(condition, k): result(value) for k, value in enumerate((0.57, 0.65, 0.40))}
+    _, row = rows(results)
+    assert row.gain[0] == pytest.approx(3)
+    assert math.isnan(row.p)
+    assert math.isnan(row.p_holm)
+
+
 def test_a_sweep_resumes_where_it_stopped(tmp_path, monkeypatch):
     lines: list[str] = []
     sweep(BASE, PLAN, tmp_path, shard=(1, 2), say=lines.append)

@@ -1,27 +1,15 @@
-"""The study's runs by condition, and their statistics: means, intervals, paired gains and tests."""
+"""The study's runs by condition, and the gain of each over another, seed by seed."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-
-from scipy import stats
 
 from .runs import Condition
 
 Rows = Mapping[Condition, Mapping[str, float]]
 Groups = dict[Condition, dict[int, Mapping[str, float]]]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of Student's 95% confidence interval; NaN for a single value."""
-    count, mean = len(values), sum(values) / len(values)
-    if count < 2:
-        return mean, math.nan
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    return mean, float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
 
 
 def by_condition(rows: Rows) -> Groups:
@@ -41,10 +29,3 @@ def gains(groups: Groups, condition: Condition, other: Condition) -> list[float]
     """The condition's accuracy minus the other's, in points, for each seed that both have."""
     runs, base = groups.get(condition, {}), groups.get(other, {})
     return [100 * (runs[seed]["accuracy"] - base[seed]["accuracy"]) for seed in sorted(runs.keys() & base.keys())]
-
-
-def p_value(differences: Sequence[float]) -> float:
-    """The two-sided p value of Student's paired test; NaN if there is nothing to test."""
-    if len(differences) < 2 or len(set(differences)) == 1:
-        return math.nan
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
