@@ -12,9 +12,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import numpy as np
+
+#: The end of the names of temporary files and folders.
+_PARTIAL: Final = ".partial"
 
 
 @contextlib.contextmanager
@@ -23,13 +26,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     After an error, a full disk or a kill, `path` is unchanged. An error also removes the temporary file; one left by a
     kill is removed by `remove_partial`.
+
+    Raises: OSError naming the file, also for one that is raised within the block.
     """
     path = Path(path)
+    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent or ".")
-    except OSError as error:  # its own message names the temporary file
-        raise type(error)(error.errno, error.strerror, str(path)) from error
-    try:
+        handle, temporary = _make_partial(path, path.parent)
         # mkstemp makes files that only the owner may read; results should be as readable as any other file.
         os.chmod(temporary, 0o666 & ~_umask())
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -37,9 +40,12 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error, "; the previous file is kept" if path.is_file() else "") from error
         raise
 
 
@@ -58,9 +64,9 @@ def check_writable(path: str | Path, *, makes_folder: bool = False) -> None:
         raise FileNotFoundError(f"cannot write {path}: there is no folder {folder}")
     try:
         # Permissions are not sufficient: a disk may be mounted read-only.
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=folder)
+        handle, temporary = _make_partial(path, folder)
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
     os.close(handle)
     os.unlink(temporary)
 
@@ -73,7 +79,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    temporary = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
     try:
         os.chmod(temporary, 0o777 & ~_umask())
         yield Path(temporary)
@@ -83,16 +89,37 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def _make_partial(path: Path, folder: Path) -> tuple[int, str]:
+    """The handle and the name of a new temporary file for `path` in a folder."""
+    return tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=folder)
+
+
+def _cannot_write(path: Path, error: OSError, kept: str = "") -> OSError:
+    """The same error with a message that names the file; the original one names the temporary file, or none."""
+    return type(error)(f"cannot write {path}: {error.strerror or error}{kept}")
+
+
 def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
 
 
+def is_partial(path: Path) -> bool:
+    """Whether the name is that of a temporary file or folder of this module."""
+    return path.name.startswith(".") and path.name.endswith(_PARTIAL)
+
+
 def remove_partial(path: str | Path) -> None:
     """Removes temporary files left by killed writers of `path`. Must not run while another process writes it."""
     path = Path(path)
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
+        temporary.unlink(missing_ok=True)
+
+
+def remove_partial_in(folder: Path) -> None:
+    """`remove_partial` for every file in the folder. Must not run while another process writes one of them."""
+    for temporary in folder.glob(f".*{_PARTIAL}"):
         temporary.unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pal_fast.files import digest, remove_partial, write_text
+from pal_fast.files import digest, remove_partial, remove_partial_in, write_text
 from pal_fast.image_files import list_images, read_image
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, merge, read_settings
 from pal_fast.messages import first_few
@@ -187,8 +187,7 @@ def _locked(parts: Path) -> Iterator[None]:
 def _resume(target: Path, parts: Path, settings: dict[str, Any]) -> dict[str, str]:
     """The finished names with their images' digests. Raises ValueError if they were made with other settings."""
     remove_partial(target)
-    for leftover in parts.glob(".*.partial"):
-        leftover.unlink()
+    remove_partial_in(parts)
     record, text = parts / RECORD, json.dumps(settings, sort_keys=True)
     kept = record.read_text() if record.is_file() else _known_settings(target) if target.is_file() else text
     if kept != text:

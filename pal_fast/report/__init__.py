@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pal_fast.files import write_text
 from pal_fast.report.page import page
 from pal_fast.report.runs import read_runs
-from pal_fast.training.run_folder import write_text
 
 __all__ = ["write_report"]
 

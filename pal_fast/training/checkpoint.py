@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pal_fast.files import digest
+from pal_fast.files import digest, is_partial, remove_partial_in
 from pal_fast.training.config import TrainingConfig, difference
 from pal_fast.training.run_folder import RunFolder, read_state, write_state
 
@@ -109,7 +109,7 @@ def check_folder(folder: RunFolder, config: TrainingConfig) -> TrainingConfig:
     if not folder.path.is_dir():
         raise ValueError(f"output {folder.path} is a file; give a folder")
     if not folder.config.exists():
-        others = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.endswith(".partial"))
+        others = sorted(entry.name for entry in folder.path.iterdir() if not is_partial(entry))
         leftovers = {
             folder.gallery.name,
             folder.environment.name,
@@ -180,5 +180,4 @@ def check_data(folder: RunFolder, data: dict[str, Any], config: TrainingConfig) 
 def clean(folder: RunFolder) -> None:
     """Removes partial files left by killed writers. Must not be called while another process writes to the folder."""
     for place in (folder.path, folder.gallery):
-        for temporary in place.glob(".*.partial"):
-            temporary.unlink(missing_ok=True)
+        remove_partial_in(place)

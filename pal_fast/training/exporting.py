@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pal_fast.training.run_folder import named_write
+from pal_fast.files import write_bytes
 from pal_fast.training.trained import Saved, load_network
 
 FORMATS = ("torch", "onnx")
@@ -59,8 +59,7 @@ def export(path: str | Path, output: str | Path, *, format: str = "torch") -> di
         raise RuntimeError(
             f"the exported network's logits differ by {difference:.1e} of the largest; nothing is written"
         )
-    with named_write(output) as file:
-        file.write(content)
+    write_bytes(output, lambda file: file.write(content))
     return description | {"difference": difference}
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from pal_fast import landmark_heatmap
 from pal_fast.capture.model_run import in_mode
+from pal_fast.files import write_npz
 from pal_fast.training.evaluation import image_alignment, measured_attribution
-from pal_fast.training.run_folder import RunFolder, write_arrays
+from pal_fast.training.run_folder import RunFolder
 
 
 def choose(labels: Any, count: int) -> list[int]:
@@ -70,7 +71,7 @@ class Gallery:
 
     def write_faces(self, folder: RunFolder, pictures: torch.Tensor) -> None:
         """Args: pictures: (G, 3, H, W) float32 in [0, 1], the faces before normalisation."""
-        write_arrays(
+        write_npz(
             folder.gallery / "faces.npz",
             {
                 "pictures": (pictures * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy(),

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pal_fast.files import write_npz
 from pal_fast.training.checkpoint import Progress
 from pal_fast.training.evaluation import Evaluation
 from pal_fast.training.gallery import Gallery
-from pal_fast.training.run_folder import RunFolder, write_arrays, write_json
+from pal_fast.training.run_folder import RunFolder, write_json
 
 
 def line(entry: dict[str, Any], epochs: int, layers: Sequence[str]) -> str:
@@ -72,7 +73,7 @@ class Recorder:
 
     def gallery(self, gallery: Gallery, epoch: int, seen: dict[str, np.ndarray[Any, Any]]) -> None:
         assert self._board is not None
-        write_arrays(self._folder.gallery_epoch(epoch), seen)
+        write_npz(self._folder.gallery_epoch(epoch), seen)
         from pal_fast.visualize import overlay
 
         tiles = [

@@ -1,50 +1,22 @@
-"""Atomic writes, and the layout of a run's folder."""
+"""A run's folder: its layout, and the formats of its files."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
 
-from pal_fast.files import atomic_write
+from pal_fast.files import atomic_write, write_text
 from pal_fast.messages import first_line
 
 
-@contextlib.contextmanager
-def named_write(path: Path) -> Iterator[IO[bytes]]:
-    """`atomic_write`, whose errors name the file and say that the previous one is kept. Raises: OSError."""
-    try:
-        with atomic_write(path) as file:
-            yield file
-    except OSError as error:
-        kept = "; the previous file is kept" if path.exists() else ""
-        raise OSError(f"cannot write {path}: {error.strerror or error}{kept}") from error
-
-
 def write_json(path: Path, value: Any) -> None:
-    with named_write(path) as file:
-        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_text(path: Path, text: str) -> None:
-    with named_write(path) as file:
-        file.write(text.encode())
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-    """A compressed .npz without pickles."""
-    memory = io.BytesIO()
-    np.savez_compressed(memory, allow_pickle=False, **arrays)
-    with named_write(path) as file:
-        file.write(memory.getbuffer())
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -52,7 +24,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     # Through memory: torch's zip writer hides a full disk behind errors of its own.
     memory = io.BytesIO()
     torch.save(state, memory)
-    with named_write(path) as file:
+    with atomic_write(path) as file:
         file.write(memory.getbuffer())
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pal_fast.files import write_text
 from pal_fast.training import checkpoint
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.run_folder import RunFolder, write_text
+from pal_fast.training.run_folder import RunFolder
 from pal_fast.training.sweep_plan import VARIED, Condition, Run
 
 #: The subfolder that records why runs failed.

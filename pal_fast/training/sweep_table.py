@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pal_fast.training.run_folder import RunFolder, write_text
+from pal_fast.files import write_text
+from pal_fast.training.run_folder import RunFolder
 from pal_fast.training.statistics import interval, paired_p, spread
 from pal_fast.training.sweep_plan import Condition, Run
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from pal_fast.files import check_writable
+from pal_fast.files import check_writable, write_npz
 from pal_fast.training import checkpoint, machine, recording
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import Evaluation, evaluate_network
 from pal_fast.training.gallery import Gallery
 from pal_fast.training.loading import errors_in_one_line
-from pal_fast.training.run_folder import RunFolder, write_arrays, write_json, write_state
+from pal_fast.training.run_folder import RunFolder, write_json, write_state
 from pal_fast.training.set_up import open_splits
 from pal_fast.training.training_step import Learner
 
@@ -271,7 +271,7 @@ class _Training:
             rows = {"labels": last.labels, "predictions": last.predictions}
             if last.image_alignment is not None:
                 rows["alignment"] = last.image_alignment
-            write_arrays(folder.predictions, rows)
+            write_npz(folder.predictions, rows)
             write_json(folder.result, result)
         self.accelerator.wait_for_everyone()
         return result

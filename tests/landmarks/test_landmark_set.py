@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from pal_fast import files
-from pal_fast.landmarks import LandmarkFileError, LandmarkSet, merge, read_landmark_set
+from pal_fast.landmarks import LandmarkFileError, LandmarkSet, merge, read_landmark_set, write_landmarks
 from pal_fast.landmarks.landmark_set import load_npz
 
 
@@ -129,7 +130,7 @@ def test_a_full_disk_leaves_only_the_previous_file(tmp_path: Path, monkeypatch: 
     numbered("a").save(path)
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", failing_fsync)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"cannot write .*m\.npz: No space left on device; the previous file is kept"):
         numbered("a", "b").save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -147,6 +148,18 @@ def test_a_write_that_fails_halfway_leaves_the_previous_file(tmp_path: Path) -> 
         files.write_bytes(path, half)
     assert load_npz(path).names == ("a",)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("format", ["npz", "wflw", "dlib-xml"])
+def test_a_failed_write_of_landmarks_names_the_file(format: str, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*marks\.npz: File too large$"):
+            write_landmarks(tmp_path / "marks.npz", numbered("a", "b", count=98), format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_partial_files_of_a_killed_process_and_no_others_are_removed(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ DIES_WRITING = """
 import contextlib, os, signal, sys
 from pal_fast import cli
 from pal_fast.training import run_folder
-left, whole = int(sys.argv.pop(1)), run_folder.named_write
+left, whole = int(sys.argv.pop(1)), run_folder.atomic_write
 class Torn:
     def __init__(self, file):
         self.file = file
@@ -44,12 +44,12 @@ class Torn:
         self.file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 @contextlib.contextmanager
-def named_write(path):
+def atomic_write(path):
     global left
     left -= path.name == "checkpoint.pt"
     with whole(path) as file:
         yield file if left else Torn(file)
-run_folder.named_write = named_write
+run_folder.atomic_write = atomic_write
 sys.exit(cli.main(sys.argv[1:]))
 """
 
