@@ -10,7 +10,7 @@ from pal_fast.cli import check_output, count
 
 if TYPE_CHECKING:
     from pal_fast.landmarks import LandmarkSet
-    from pal_fast.training.networks import Beginning
+    from pal_fast.training.initial_weights import Beginning
 
 NAME = "explain"
 HELP = "draw what a torchvision or timm network attends to in a photograph, beside its landmarks' heatmap"
@@ -106,12 +106,12 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"landmarks    {args.landmarks}, {len(landmarks)} points, {int(inside)} of them in what the network sees")
     print(f"network      {args.model}, layer {args.layer!r} with {cells} cells")
-    print(f"weights      {beginning.source}")
+    print(f"weights      {beginning}")
     if state:
         print(f"             {state.upper()}: random weights show the architecture, not anything learnt")
     print(f"prediction   logit {int(best)}, probability {float(probability):.3f}")
     print(f"correlation  {explanation.correlation:.3f}, of the {what} with the landmarks' heatmap")
-    weights = "random weights: UNTRAINED" if state == "untrained" else beginning.source.split("; ")[0]
+    weights = "random weights: UNTRAINED" if state == "untrained" else beginning.source
     weights += " (PARTLY UNTRAINED)" if state == "partly untrained" else ""
     figure = explain.draw(explanation, title=f"{args.model}, {args.layer}\n{weights}", caption=what)
     print(f"picture      {visualize.save(figure, args.output)}")
@@ -138,7 +138,7 @@ def build(name: str, classes: int, size: int, weights: str) -> Beginning:
     """The network. Random weights come from a fixed seed, so that every call draws the same picture."""
     import torch
 
-    from pal_fast.training.networks import begin
+    from pal_fast.training.initial_weights import begin
 
     choices = {"auto": "auto", "fetch": "yes", "random": "no"}
     with torch.random.fork_rng(devices=[]):
@@ -146,16 +146,17 @@ def build(name: str, classes: int, size: int, weights: str) -> Beginning:
         if weights in choices:
             return begin(name, classes, size, pretrained=choices[weights])
         beginning = begin(name, classes, size, weights=weights)
-    if "of another shape" in beginning.source:
-        raise ValueError(f"weights: {beginning.source}; --classes {classes} must be the checkpoint's number of classes")
+    if beginning.loaded is not None and beginning.loaded.misshapen:
+        raise ValueError(f"weights: {beginning}; --classes {classes} must be the checkpoint's number of classes")
     return beginning
 
 
 def untrained(beginning: Beginning) -> str:
     """How much of the network is untrained: "", "partly untrained" or "untrained"."""
-    if beginning.source.startswith("random weights"):
+    loaded = beginning.loaded
+    if loaded is None:
         return "untrained"
-    return "partly untrained" if "not in the file" in beginning.source else ""
+    return "partly untrained" if loaded.misshapen or loaded.missing else ""
 
 
 def expectations(name: str) -> tuple[int, Any, Any]:

@@ -13,7 +13,8 @@ from pal_fast.files import check_writable
 from pal_fast.messages import first_few, first_line
 from pal_fast.training import checkpoint, machine
 from pal_fast.training.config import TrainingConfig
-from pal_fast.training.networks import begin, make_twice_differentiable
+from pal_fast.training.initial_weights import begin
+from pal_fast.training.networks import make_twice_differentiable
 from pal_fast.training.run_folder import RunFolder
 from pal_fast.training.set_up import open_splits, try_out
 from pal_fast.training.sweep_folder import earlier_runs, note_failure, noted_failures, run_folder, with_layers_there

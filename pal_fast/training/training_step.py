@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import check_logits
-from pal_fast.training.networks import begin, make_twice_differentiable
+from pal_fast.training.initial_weights import begin
+from pal_fast.training.networks import make_twice_differentiable
 from pal_fast.training.randomness import derive
 from pal_fast.training.set_up import Splits, make_loss, prepare, try_out
 
@@ -51,7 +52,7 @@ class Learner:
             weights=None if begun else config.weights,
         )
         if not begun:
-            say(f"network {config.model}: {beginning.source}")
+            say(f"network {config.model}: {beginning}")
             if config.pretrained == "auto":
                 # What was found affects the result, so it belongs to the config.
                 config = replace(config, pretrained="yes" if beginning.pretrained else "no")

@@ -129,21 +129,41 @@ def test_the_command_draws_resnet50_at_layer3_and_states_that_it_is_untrained(
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_checkpoint_is_used_and_not_called_untrained(
-    photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["net.pt", "random weights; not in the file.pt"])
+def test_a_checkpoint_is_used_and_not_called_untrained_whatever_its_name(
+    name: str,
+    photograph_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from torchvision.models import resnet18
 
     network = resnet18(num_classes=7)
     with torch.no_grad():
         network.fc.bias[4] = 1e4  # fixes the prediction
-    torch.save(network.state_dict(), tmp_path / "net.pt")
+    torch.save(network.state_dict(), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
     arguments = [str(photograph_file), "--landmarks", str(LANDMARKS), "--model", "resnet18", "--classes", "7"]
-    arguments += ["--weights", str(tmp_path / "net.pt"), "--size", "64", "-o", str(tmp_path / "out.png")]
+    arguments += ["--weights", name, "--size", "64", "-o", str(tmp_path / "out.png")]
     assert cli.main(["explain", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "prediction   logit 4, probability 1.000" in printed
     assert "UNTRAINED" not in printed
+
+
+def test_library_weights_without_a_head_for_the_classes_are_called_partly_untrained(
+    photograph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    file = tmp_path / "checkpoints" / ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    torch.save(resnet18().state_dict(), file)
+    arguments = [str(photograph_file), "--landmarks", str(LANDMARKS), "--model", "resnet18", "--classes", "7"]
+    assert cli.main(["explain", *arguments, "--size", "64", "-o", str(tmp_path / "out.svg")]) == 0
+    assert "PARTLY UNTRAINED" in capsys.readouterr().out
 
 
 def test_a_checkpoint_whose_head_does_not_match_is_refused(

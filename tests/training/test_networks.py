@@ -14,7 +14,8 @@ from support.small_training import SMALL, quiet
 
 from pal_fast.capture.layer_names import find_layers
 from pal_fast.training import TrainingConfig, train
-from pal_fast.training.networks import DEFAULT_LAYERS, begin, build_network, find_library
+from pal_fast.training.initial_weights import begin
+from pal_fast.training.networks import DEFAULT_LAYERS, build_network, find_library
 from pal_fast.training.run_folder import RunFolder
 
 #: One network for each entry of DEFAULT_LAYERS.
@@ -101,6 +102,7 @@ def test_a_network_has_a_head_for_the_requested_number_of_classes(name):
 def test_pretrained_auto_reports_missing_weights_and_loads_cached_ones(hub):
     missing = begin("resnet18", 7, 64, pretrained="auto")
     assert not missing.pretrained
+    assert missing.loaded is None
     assert "are not on this machine: no file" in missing.source
     file = missing.source.rpartition("no file ")[2].rstrip(")")
     hub.mkdir(parents=True)
@@ -109,7 +111,9 @@ def test_pretrained_auto_reports_missing_weights_and_loads_cached_ones(hub):
     found = begin("resnet18", 7, 64, pretrained="auto")
     assert found.pretrained
     assert file in found.source
-    assert "of another shape and left out: fc.weight, fc.bias" in found.source
+    assert found.loaded is not None
+    assert (found.loaded.misshapen, found.loaded.missing) == (("fc.weight", "fc.bias"), ())
+    assert "of another shape and left out: fc.weight, fc.bias" in str(found)
     own = found.network.state_dict()
     assert all(torch.equal(own[name], state[name]) for name in state if not name.startswith("fc."))
 
@@ -155,7 +159,7 @@ def test_a_users_own_weight_file_is_unwrapped(tmp_path, wrap):
     state = build_network("small", 9, 32).state_dict()
     torch.save(wrap(state), tmp_path / "own.pth")
     found = begin("small", 7, 32, weights=str(tmp_path / "own.pth"))
-    assert "left out: head.5.weight, head.5.bias" in found.source
+    assert "left out: head.5.weight, head.5.bias" in str(found)
     assert torch.equal(found.network.state_dict()["body.0.weight"], state["body.0.weight"])
 
 
