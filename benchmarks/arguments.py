@@ -26,5 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--no-pictures", action="store_true", help="write only the CSV; benchmarks.draw makes pictures from it"
     )
     parser.add_argument(
-        "--output", type=Path, help=f"directory for the CSVs and pictures (default {'/'.join(DIRECTORY.parts[-2:])})"
+        "-o",
+        "--output",
+        type=Path,
+        help=f"directory for the CSVs and pictures (default {'/'.join(DIRECTORY.parts[-2:])})",
     )

@@ -76,3 +76,11 @@ def count(text: str) -> int:
     if not text.strip().lstrip("+").isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n", given as --shard. Raises: ValueError unless i is from 1 to n."""
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
+        raise ValueError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}")
+    return int(index), int(number)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name that pal-fast train accepts, or PACKAGE.MODULE:FACTORY, in the working directory or installed",
     )
     parser.add_argument("--layer", action="append", help="the layer to check; repeat it for several")
-    parser.add_argument("--image-size", type=count, default=224, help="side of the images in pixels (default 224)")
+    parser.add_argument("--size", type=count, default=224, help="side of the images in pixels (default 224)")
     parser.add_argument("--batch", type=count, default=2, help="images in the trial batch (default 2)")
     parser.add_argument(
         "--classes", type=count, default=7, help="number of classes of a model given by its name (default 7)"
@@ -40,17 +40,17 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast.capture.model_run import running
     from pal_fast.training.networks import make_twice_differentiable
 
-    model = build(args.model, args.classes, args.image_size).to(args.device).train()
+    model = build(args.model, args.classes, args.size).to(args.device).train()
     replaced = make_twice_differentiable(model, args.model)
     if replaced:
         print(
             f"{replaced}; pal-fast train does it too; in a loop of your own call pal_fast.nn.replace_hardsigmoid(model)"
         )
-    images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
+    images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
     if not args.layer:
-        with running(args.model, args.image_size, "--image-size"):
+        with running(args.model, args.size, "--size"):
             found = candidates(model, images)
-        side = f"{args.image_size} x {args.image_size}"
+        side = f"{args.size} x {args.size}"
         print(f"{args.model}: layers with a map, in the order in which they run (images {side})")
         print(f"  {'layer':<32} {'B, C, H, W':<20} {'layout':<20} time above")
         reached = [candidate for candidate in found if candidate.reached]
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             )
         print("Choose one past the middle whose map still has about 7 x 7 cells, then run again with --layer.")
         return 0
-    with PALLoss(model, args.layer) as pal, running(args.model, args.image_size, "--image-size"):
+    with PALLoss(model, args.layer) as pal, running(args.model, args.size, "--size"):
         report = pal.check(images)
     print(report)
     return 1 if report.problems else 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pal_fast.landmarks.extraction import Outcome
 
-from pal_fast.cli import count
+from pal_fast.cli import count, shard_of
 
 NAME = "landmarks"
 HELP = "find the 68 facial landmarks in a folder of images; resumes where it was interrupted"
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast.landmarks.extraction import extract, shard_path
     from pal_fast.landmarks.fan import FaceAligner
 
-    shard, output = _shard(args.shard), _path(args.output)
+    shard, output = shard_of(args.shard), _path(args.output)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     finder = box_finder(args.boxes)
 
@@ -95,10 +95,3 @@ def _path(text: str) -> Path:
     if path.suffix != ".npz":
         raise ValueError(f"--output must be an .npz, got {text!r} (pal-fast convert writes other formats)")
     return path
-
-
-def _shard(text: str) -> tuple[int, int]:
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise ValueError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}")
-    return int(number), int(count)

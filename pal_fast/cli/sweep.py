@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from pal_fast.cli import shard_of
+
 NAME = "sweep"
 HELP = "train every combination of attribution, channels, layer and weight with several seeds, and tabulate the results"
 
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pal_fast.training.sweep_plan import VARIED, Plan
 
     default = Plan()
-    parser.add_argument("--output", metavar="DIR", required=True, help="the sweep's folder; run again to resume")
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the sweep's folder; run again to resume")
     varied = parser.add_argument_group(
         "what is varied", "every combination is trained with every seed, and the baseline with every seed"
     )
@@ -42,15 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     plan = Plan(args.attribution, args.channels, args.layer, args.weight, args.seeds)
     swept = sweep(
-        config_from(args), plan, args.output, shard=_shard(args.shard), say=lambda line: print(line, flush=True)
+        config_from(args), plan, args.output, shard=shard_of(args.shard), say=lambda line: print(line, flush=True)
     )
     if is_main():
         print(swept.table, end="")
     return 1 if swept.failed else 0
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit()):
-        raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/8, got {text!r}")
-    return int(index), int(count)

@@ -11,7 +11,9 @@ HELP = "train a network with the loss, or without it as a baseline; the same com
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pal_fast.training.arguments import add_options
 
-    parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/, named after the options)")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="the run's folder (default: runs/, named after the options)"
+    )
     add_options(parser)
 
 

@@ -88,7 +88,7 @@ def sweep(
     """
     index, count = shard
     if not 1 <= index <= count:
-        raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/8, got {index}/{count}")
+        raise ValueError(f"shard must be (i, n) with i from 1 to n, got {shard}")
     output = Path(output)
     runs = configs(base, plan)
     folders = {run: run_folder(output, run) for run in runs}

@@ -133,7 +133,7 @@ def test_a_hugging_face_model_works_with_check_attribute_and_the_doctor(monkeypa
     module = types.ModuleType("hugging_networks")
     module.vit = lambda: model
     monkeypatch.setitem(sys.modules, "hugging_networks", module)
-    assert main(["doctor", "hugging_networks:vit", "--image-size", "32", "--layer", "vit.layers.1"]) == 0
+    assert main(["doctor", "hugging_networks:vit", "--size", "32", "--layer", "vit.layers.1"]) == 0
     assert "layer vit.layers.1: (2, 24, 4, 4) from tokens, 1 + 4 x 4" in capsys.readouterr().out
 
 

@@ -235,8 +235,8 @@ def test_the_command_refuses_meaningless_arguments(tmp_path, capsys):
     for more, expected in (
         (["--weight", "0", "1"], "the baseline is always run"),
         (["--seeds", "1", "1"], "seeds must hold each value once"),
-        (["--shard", "0/4"], "shard must be i/n"),
-        (["--shard", "5/4"], "shard must be i/n"),
+        (["--shard", "0/4"], "--shard must be i/n"),
+        (["--shard", "5/4"], "--shard must be i/n"),
         (["--shard", "one"], "got 'one'"),
         (["--model", "alexnet"], "layer must be named"),
     ):

@@ -28,7 +28,7 @@ def _networks(monkeypatch):
 
 
 def test_doctor_lists_the_layers_with_a_map(capsys):
-    assert main(["doctor", "some_networks:small", "--image-size", "32"]) == 0
+    assert main(["doctor", "some_networks:small", "--size", "32"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines if line.startswith("  ")][1:]
     assert names[-1] == "top"
@@ -37,7 +37,7 @@ def test_doctor_lists_the_layers_with_a_map(capsys):
 
 
 def test_doctor_checks_a_layer(capsys):
-    assert main(["doctor", "some_networks:small", "--image-size", "32", "--layer", "middle", "--layer", "top"]) == 0
+    assert main(["doctor", "some_networks:small", "--size", "32", "--layer", "middle", "--layer", "top"]) == 0
     text = capsys.readouterr().out
     assert "layer middle: (2, 8, 16, 16) from NCHW" in text
     assert "no problem found" in text
@@ -46,7 +46,7 @@ def test_doctor_checks_a_layer(capsys):
 def test_doctor_checks_a_layer_of_a_real_network(capsys):
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     pytest.importorskip("timm", reason="timm is not installed")
-    assert main(["doctor", "resnet18", "--image-size", "64", "--layer", "layer3"]) == 0
+    assert main(["doctor", "resnet18", "--size", "64", "--layer", "layer3"]) == 0
     text = capsys.readouterr().out
     assert "layer layer3: (2, 256, 4, 4) from NCHW" in text
     # layer4: three convolutions and a fourth on the shortcut, five BatchNorms of weight and bias, and the classifier.
@@ -64,7 +64,7 @@ def test_hardsigmoid_is_replaced_and_the_report_says_how_to_do_so_in_a_training_
     networks = sys.modules["some_networks"]
     monkeypatch.setattr(networks, "with_hardsigmoid", lambda: SmallNet(act=nn.Hardsigmoid), raising=False)
     layer = "middle" if ":" in model else "features.8"
-    assert main(["doctor", model, "--image-size", "64", "--layer", layer]) == 0
+    assert main(["doctor", model, "--size", "64", "--layer", layer]) == 0
     text = capsys.readouterr().out
     assert re.search(r"\d+ Hardsigmoid of .* are replaced by a twice differentiable equivalent", text)
     assert "pal-fast train does it too; in a loop of your own call pal_fast.nn.replace_hardsigmoid(model)" in text
@@ -85,7 +85,7 @@ def test_the_installed_command_finds_a_module_in_the_working_directory(tmp_path)
     script = tmp_path / "bin" / "pal-fast"
     script.write_text("import sys\nfrom pal_fast.cli import main\nsys.exit(main())\n")
     (tmp_path / "mynet.py").write_text(NETWORK)
-    words = [sys.executable, str(script), "doctor", "mynet:build", "--image-size", "32"]
+    words = [sys.executable, str(script), "doctor", "mynet:build", "--size", "32"]
     home = str(Path(pal_fast.__file__).parents[1])
     done = subprocess.run(
         words, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": home}, check=False
@@ -144,16 +144,16 @@ class FixedSize(SmallNet):
 
 
 @pytest.mark.parametrize("layer", [[], ["--layer", "middle"]])
-def test_an_image_size_that_the_model_rejects_is_reported_in_one_line(layer, monkeypatch, capsys):
+def test_a_size_that_the_model_rejects_is_reported_in_one_line(layer, monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["some_networks"], "small", FixedSize)
-    assert main(["doctor", "some_networks:small", "--image-size", "64", *layer]) == 2
+    assert main(["doctor", "some_networks:small", "--size", "64", *layer]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert "some_networks:small does not run on images of 64 x 64 (--image-size): Wrong image height!" in printed.err
+    assert "some_networks:small does not run on images of 64 x 64 (--size): Wrong image height!" in printed.err
 
 
-@pytest.mark.parametrize("option", ["--image-size", "--batch", "--classes"])
+@pytest.mark.parametrize("option", ["--size", "--batch", "--classes"])
 @pytest.mark.parametrize("number", ["0", "-3", "1.5"])
 def test_counts_must_be_at_least_one(option, number, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -169,7 +169,7 @@ def test_doctor_takes_the_same_model_names_as_training(name, layer, capsys):
     if name != "small":
         pytest.importorskip("torchvision", reason="torchvision is not installed")
         pytest.importorskip("timm", reason="timm is not installed")
-    assert main(["doctor", name, "--image-size", "64", "--layer", layer]) == 0
+    assert main(["doctor", name, "--size", "64", "--layer", layer]) == 0
     assert f"layer {layer}: (2, " in capsys.readouterr().out
 
 
@@ -178,7 +178,7 @@ def test_a_problem_shows_in_the_exit_status(monkeypatch, capsys):
     frozen.requires_grad_(False)
     frozen.classifier.bias.requires_grad_(True)
     monkeypatch.setattr(sys.modules["some_networks"], "small", lambda: frozen)
-    assert main(["doctor", "some_networks:small", "--image-size", "32", "--layer", "middle"]) == 1
+    assert main(["doctor", "some_networks:small", "--size", "32", "--layer", "middle"]) == 1
     assert "PROBLEM" in capsys.readouterr().out
 
 
@@ -210,7 +210,7 @@ def listed(capsys, *arguments):
 def test_layers_without_gradient_are_left_out_and_named(monkeypatch, capsys):
     """After the last attention of a ViT that pools its class token, the patch tokens do not reach the logits."""
     monkeypatch.setattr(sys.modules["some_networks"], "small", Tokens)
-    names, text = listed(capsys, "some_networks:small", "--image-size", "16")
+    names, text = listed(capsys, "some_networks:small", "--size", "16")
     assert {"patches", "blocks.0", "blocks.1"} <= set(names)
     left_out = re.search(r"exactly zero in their maps: (.*) \(", text)[1].split(", ")
     assert {"blocks.2", "norm"} <= set(left_out)
@@ -224,7 +224,7 @@ def test_layers_without_gradient_are_left_out_and_named(monkeypatch, capsys):
 
 def test_mean_pooling_leaves_no_layer_out(monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["some_networks"], "small", lambda: Tokens(pool="mean"))
-    names, text = listed(capsys, "some_networks:small", "--image-size", "16")
+    names, text = listed(capsys, "some_networks:small", "--size", "16")
     assert {"blocks.2", "norm"} <= set(names)
     assert "Left out" not in text
 
@@ -237,7 +237,7 @@ def test_a_branch_that_does_not_lead_to_the_logits_is_left_out(monkeypatch, caps
             return self.classifier(nn.functional.pad(x.mean((2, 3)), (0, 2)))
 
     monkeypatch.setattr(sys.modules["some_networks"], "small", Branching)
-    names, text = listed(capsys, "some_networks:small", "--image-size", "32")
+    names, text = listed(capsys, "some_networks:small", "--size", "32")
     assert "middle" in names
     assert "in their maps: top.0, top.1, top.2, top (" in text
 
@@ -249,7 +249,7 @@ def test_where_no_layer_has_a_gradient_all_are_listed_with_the_reason(monkeypatc
         return model
 
     monkeypatch.setattr(sys.modules["some_networks"], "small", untrained)
-    names, text = listed(capsys, "some_networks:small", "--image-size", "32")
+    names, text = listed(capsys, "some_networks:small", "--size", "32")
     assert {"stem", "middle", "top"} <= set(names)
     assert "the gradient of the logits is exactly zero in all of these maps" in text
 
@@ -261,7 +261,7 @@ def test_where_there_are_no_logits_to_differentiate_all_layers_are_listed(return
             return returned(super().forward(images))
 
     monkeypatch.setattr(sys.modules["some_networks"], "small", Other)
-    names, text = listed(capsys, "some_networks:small", "--image-size", "16")
+    names, text = listed(capsys, "some_networks:small", "--size", "16")
     assert {"blocks.1", "blocks.2", "norm"} <= set(names)
     assert "Left out" not in text
 
