@@ -15,7 +15,7 @@ from pal_fast.capture.model_run import in_mode
 from pal_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pal_fast.functional import landmark_heatmap
 from pal_fast.inspection import attribute
-from pal_fast.landmarks.crop_geometry import Window, crop_face
+from pal_fast.landmarks.geometry import Window, crop_window
 from pal_fast.reference import standardise
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def explain(
     if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise ValueError(f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
     window = window_around(landmarks, image.shape[1], image.shape[2], crop)
-    picture = crop_face(image, window, size)
+    picture = crop_window(image, window, size)
     points = into_window(landmarks, window, size)
     shape = (-1, 1, 1)
     normalised = (picture - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

@@ -34,11 +34,11 @@ def near(name: str, known: Iterable[str], count: int = 5, likeness: float = 0.4)
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
-def near_layer(name: str, modules: Iterable[str], most: int = 12) -> str:
+def near_layer(name: str, modules: Iterable[str]) -> str:
     """`near` among the dotted names of a model's modules; if none is near, the names at the top level."""
     named = [module for module in modules if module]
     hint = near(name, named, likeness=0.55)
     if hint or not named:
         return hint
-    top = first_few((repr(module) for module in named if "." not in module), most)
+    top = first_few((repr(module) for module in named if "." not in module), 12)
     return f"; at its top are {top} (`pal-fast doctor` lists what can be attributed)"

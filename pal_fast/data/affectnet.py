@@ -12,7 +12,7 @@ import torch
 from pal_fast.data.listing import Listing
 from pal_fast.image_files import IMAGE_EXTENSIONS
 from pal_fast.landmarks import affectnet
-from pal_fast.landmarks.errors import read_each
+from pal_fast.landmarks.reading import read_each
 from pal_fast.messages import first_few
 
 #: Expressions 0 to 7. `classes=7` leaves contempt out. 8 to 10 (none, uncertain, no face) are never read.

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pal_fast.data.listing import Listing
 from pal_fast.landmarks.errors import LandmarkFileError
-from pal_fast.landmarks.text_formats import read_rows
+from pal_fast.landmarks.reading import read_rows
 
 #: The columns of votes; two more follow, unknown and NF (no face).
 CLASSES: Final = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")

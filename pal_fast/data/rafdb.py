@@ -10,7 +10,7 @@ import torch
 from pal_fast.data.listing import Listing
 from pal_fast.landmarks.errors import LandmarkFileError, NoLandmarksError
 from pal_fast.landmarks.rafdb import read_aligned
-from pal_fast.landmarks.text_formats import read_lines
+from pal_fast.landmarks.reading import read_lines
 
 #: The labels 1 to 7, in the order of RAF-DB's readme.
 CLASSES: Final = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 
 from pal_fast.landmarks.errors import LandmarkFileError
-from pal_fast.landmarks.text_formats import Array, read_rows
+from pal_fast.landmarks.reading import read_rows
+from pal_fast.landmarks.text_formats import Array
 
 COLUMNS: Final = (
     *("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height"),

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pal_fast import _checks
-from pal_fast.landmarks.crop_geometry import crop_face, peaks, to_image, window_of
+from pal_fast.landmarks.fan_geometry import INPUT_SIZE, peaks, to_image, window_of
+from pal_fast.landmarks.geometry import crop_window
 from pal_fast.landmarks.schemes import MIRROR
 
 DETECTORS: Final = ("sfd", "blazeface", "retinaface", "yunet")
@@ -79,7 +80,9 @@ class FaceAligner:
         rows = [row for row, box in enumerate(boxes) if box is not None]
         if rows:
             windows = [window_of(box, self._reference) for box in boxes if box is not None]
-            crops = [crop_face(images[row].to(self._device), at) for row, at in zip(rows, windows, strict=True)]
+            crops = [
+                crop_window(images[row].to(self._device), at, INPUT_SIZE) for row, at in zip(rows, windows, strict=True)
+            ]
             shares, values = peaks(self._heatmaps(torch.stack(crops)).float())
             points[rows] = to_image(shares, windows).cpu()
             scores[rows] = values.cpu()

@@ -16,10 +16,11 @@ from pal_fast import _checks
 from pal_fast.files import whole_folder
 from pal_fast.landmarks import affectnet, rafdb, text_formats
 from pal_fast.landmarks.dlib_xml import read_dlib_xml, write_dlib_xml
-from pal_fast.landmarks.errors import LandmarkFileError, read_each
+from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, stem_of, without_extension
 from pal_fast.landmarks.mediapipe import COUNTS, ImageSize, read_mediapipe
 from pal_fast.landmarks.plausible import checked_set, warn_unless_upright
+from pal_fast.landmarks.reading import read_each
 from pal_fast.messages import first_few
 
 

@@ -1,9 +1,14 @@
-"""Similarity transforms in the plane: fitted to points, applied to points."""
+"""Similarity transforms of points, and square windows cut out of images."""
 
 from __future__ import annotations
 
+import math
+from typing import Final, NamedTuple
+
 import torch
 from torch import Tensor
+
+_SHARPEST: Final = 1.5  # pixels of the image per pixel of the crop above which the image is first reduced
 
 
 def fit_similarity(source: Tensor, target: Tensor) -> Tensor:
@@ -34,3 +39,34 @@ def invert(matrix: Tensor) -> Tensor:
     """The inverse of an affine transform, (..., 2, 3)."""
     inverse = torch.linalg.inv(matrix[..., :2])
     return torch.cat([inverse, -inverse @ matrix[..., 2:]], -1)
+
+
+class Window(NamedTuple):
+    """A square of an image: its centre from the image's corner, and its side, in pixels."""
+
+    x: float
+    y: float
+    side: float
+
+
+def crop_window(image: Tensor, window: Window, size: int) -> Tensor:
+    """The window of an image (3, H, W) uint8, as (3, size, size) float32 in [0, 1]; black beyond the image."""
+    x, y, side = window
+    # Only the visible part, with a margin of one pixel on every side for the interpolation.
+    left, top = max(0, math.floor(x - side / 2) - 1), max(0, math.floor(y - side / 2) - 1)
+    right, bottom = math.ceil(x + side / 2) + 1, math.ceil(y + side / 2) + 1
+    part = image[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+    if not part.numel():
+        return torch.zeros(3, size, size, device=image.device)
+    part = part[None].float() / 255
+    height, width = part.shape[-2:]
+    step = side / size
+    if step > _SHARPEST:
+        smaller = [max(1, round(height / step)), max(1, round(width / step))]
+        part = torch.nn.functional.interpolate(part, smaller, mode="bilinear", antialias=True, align_corners=False)
+    # Pixel i of the crop has its centre at (i + 0.5) / size of the window; grid_sample counts from edge to edge.
+    across = (torch.arange(size, device=image.device) + 0.5) / size - 0.5
+    u = (x - left + across * side) / width * 2 - 1
+    v = (y - top + across * side) / height * 2 - 1
+    grid = torch.stack([u.expand(size, size), v[:, None].expand(size, size)], -1)
+    return torch.nn.functional.grid_sample(part, grid[None], mode="bilinear", align_corners=False)[0]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pal_fast.files import write_npz
+from pal_fast.image_files import IMAGE_EXTENSIONS
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.messages import first_few
 
@@ -27,12 +28,7 @@ _ANNOTATION_SUFFIXES = ("_aligned", "_auto_attri", "_manu_attri", "_boundingbox"
 _NOT_AN_NPZ = (ValueError, TypeError, AttributeError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error)
 
 #: Extensions of images and of single-image landmark files. Any other dot is part of the name.
-_EXTENSIONS: Final = frozenset(
-    {
-        *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"),
-        *(".txt", ".pts", ".npy", ".json"),
-    }
-)
+_EXTENSIONS: Final = IMAGE_EXTENSIONS | {".gif", ".txt", ".pts", ".npy", ".json"}
 
 
 def without_extension(name: str) -> str:
@@ -119,7 +115,7 @@ class LandmarkSet:
             all NaN for an image in which no face was found.
         names: N names, each an image's path relative to the images' folder, or its stem.
         scores: (N, K) float32, the confidence of each landmark, NaN if unknown; or None.
-        digests: N digests of the image files (`image_files.digest`), "" if unknown; or None.
+        digests: N digests of the image files (`files.digest`), "" if unknown; or None.
     """
 
     points: Tensor

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.landmark_set import LandmarkSet
-from pal_fast.landmarks.text_formats import read_text
+from pal_fast.landmarks.reading import read_text
 
 COUNTS = (468, 478)
 _EXPECTED = (

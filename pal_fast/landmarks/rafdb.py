@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pal_fast.landmarks.errors import LandmarkFileError, NoLandmarksError, numbers, read_each
+from pal_fast.landmarks.errors import LandmarkFileError, NoLandmarksError
 from pal_fast.landmarks.geometry import fit_similarity, transform_points
 from pal_fast.landmarks.landmark_set import stem_of
-from pal_fast.landmarks.text_formats import Array, read_lines
+from pal_fast.landmarks.reading import numbers, read_each, read_lines
+from pal_fast.landmarks.text_formats import Array
 from pal_fast.messages import first_few
 
 ALIGNED_SIZE: Final = 100

@@ -37,10 +37,9 @@ class Measurement:
     correlation: float
 
 
-def measure_template(root: str | Path, count: int = 48, *, start: Tensor | None = None) -> Measurement:
-    """Measures the template on `count` images spread over RAF-DB's basic folder.
+def measure_template(root: str | Path, count: int = 48) -> Measurement:
+    """Measures the template on `count` images spread over RAF-DB's basic folder, starting from `TEMPLATE`.
 
-    Args: start, the initial template (3, 2); None for `TEMPLATE`. It may be off by about ten pixels.
     Raises: FileNotFoundError without `Image/original`, `Image/aligned` and `Annotation/manual`.
     """
     root = Path(root)
@@ -53,7 +52,7 @@ def measure_template(root: str | Path, count: int = 48, *, start: Tensor | None 
             "Annotation/manual/NAME_manu_attri.txt to measure the template on"
         )
     stems = stems[:: max(1, len(stems) // count)][:count]
-    template = torch.tensor(TEMPLATE) if start is None else start.float()
+    template = torch.tensor(TEMPLATE)
     pairs = [_Pair.read(root, stem, template) for stem in stems]
     template = template.clone().requires_grad_()
     for blur in _BLURS:

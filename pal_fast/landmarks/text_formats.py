@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pal_fast.files import write_text
-from pal_fast.landmarks.errors import LandmarkFileError, numbers
+from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.landmark_set import LandmarkSet
 from pal_fast.landmarks.plausible import warn_of_further_faces
+from pal_fast.landmarks.reading import numbers, read_lines
 from pal_fast.messages import first_few
 
 Array = np.ndarray
 
 #: 300-W counts pixels from 1 ("the coordinates of the top left pixel are x=1, y=1", its web page says).
 PTS_ORIGIN = 1.0
-
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1."""
-    text = read_text(path, "a text file in UTF-8")
-    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def read_text(path: Path, expected: str) -> str:
-    """A whole file in UTF-8. Raises: LandmarkFileError with the line that is not UTF-8."""
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise LandmarkFileError(path, line, expected, f"bytes that are not UTF-8 at {error.start}") from error
-
-
-def read_rows(path: Path, expected: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields the non-empty rows of a UTF-8 CSV file, each with the number of its last line.
-
-    Raises: LandmarkFileError with the line and `expected` for any other file.
-    """
-    # Bytes that are not UTF-8 are decoded as surrogates, so that their line is known.
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file)
-        while True:
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise LandmarkFileError(path, reader.line_num, expected, f"a file that is not CSV ({error})") from error
-            if cells is None:
-                return
-            number = reader.line_num
-            if any(_is_escaped(cell) for cell in cells):
-                raise LandmarkFileError(path, number, f"{expected}, in UTF-8", "bytes that are not UTF-8")
-            if cells:
-                yield number, cells
-
-
-def _is_escaped(text: str) -> bool:
-    return not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def read_pts(path: str | Path) -> Array:
@@ -122,16 +79,15 @@ def check_row_column_guess(path: str | Path) -> None:
             )
 
 
-def read_row_column(path: str | Path, count: int | None = 68) -> Array:
-    """One `row column` per line, in this order, pixels counted from 0: a known dump for aligned RAF-DB.
+def read_row_column(path: str | Path) -> Array:
+    """68 lines `row column`, in this order, pixels counted from 0: a known dump for aligned RAF-DB.
 
     The dump has a TAB and whole pixels; spaces, commas and fractions are accepted, too.
 
-    Args: count: required number of lines; None for any.
-    Returns: (K, 2) float32, (x, y): the two columns swapped.
+    Returns: (68, 2) float32, (x, y): the two columns swapped.
     Raises: LandmarkFileError.
     """
-    return _pairs(path, "row<TAB>column", count)[:, ::-1].copy()
+    return _pairs(path, "row<TAB>column", 68)[:, ::-1].copy()
 
 
 def read_x_y(path: str | Path) -> Array:

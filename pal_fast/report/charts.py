@@ -59,8 +59,8 @@ def whole_ticks(low: float, high: float, count: int = 7) -> list[float]:
     return [float(x) for x in range(int(first), math.floor(high) + 1, step)]
 
 
-def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, x_name: str = "epoch") -> str:
-    """A <figure> with the chart; an empty string if no series has a point."""
+def line_chart(title: str, series: Sequence[Series], *, percent: bool = False) -> str:
+    """A <figure> with the chart over epochs; an empty string if no series has a point."""
     drawn = [line for line in series if line.known]
     if not drawn:
         return ""
@@ -88,8 +88,7 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, x
     for x in x_ticks:
         parts.append(f'<text x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
     parts.append(
-        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 3}" text-anchor="middle">'
-        f"{escape(x_name)}</text>"
+        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 3}" text-anchor="middle">epoch</text>'
     )
     for line in drawn:
         style = style_of(line.colour)
@@ -97,7 +96,7 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, x
         parts.append(f'<polyline class="line {style}" points="{places}"/>')
         radius = 2.4 if len(line.known) <= 40 else 1.2
         for x, y in line.known:
-            said = f"{line.name}, {x_name} {x:g}: {_number(y, digits + 1, percent)}"
+            said = f"{line.name}, epoch {x:g}: {_number(y, digits + 1, percent)}"
             parts.append(
                 f'<circle class="dot {style}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="{radius}">'
                 f"<title>{escape(said)}</title></circle>"

@@ -217,9 +217,6 @@ class TrainingConfig:
         """Plain values, as stored in the file."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_mapping(), indent=2) + "\n"
-
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "config") -> TrainingConfig:
         """Raises: ValueError or TypeError naming `source` and the option."""

@@ -16,9 +16,8 @@ from pal_fast import attribute, landmark_heatmap
 from pal_fast.capture.model_run import in_mode
 
 
-#: The attribution on which alignment is measured, whatever a network was trained with, so that figures compare.
 def measured_attribution(network: nn.Module, layer: nn.Module | str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps on which alignment is measured, whatever the network was trained with, and the logits."""
+    """The maps on which alignment is measured, the same whatever the network was trained with, and the logits."""
     return attribute(network, layer, images, attribution="grad_input", absolute=True, channels="mean")
 
 

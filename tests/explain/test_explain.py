@@ -72,7 +72,7 @@ def test_a_bright_pixel_lands_on_its_landmark_in_the_crop(crop: str, size: int, 
     image = torch.zeros(3, 300, 400, dtype=torch.uint8)
     image[:, y - 2 : y + 3, x - 2 : x + 3] = 255
     window = explain.window_around(points, 300, 400, crop)
-    picture = explain.crop_face(image, window, size)
+    picture = explain.crop_window(image, window, size)
     light = picture.sum(0) / picture.sum()
     index = torch.arange(size, dtype=torch.float32)
     centre = torch.stack([(light.sum(0) * index).sum(), (light.sum(1) * index).sum()])

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pal_fast import cli
 from pal_fast.landmarks import read_landmark_set
-from pal_fast.landmarks.crop_geometry import window_of
 from pal_fast.landmarks.fan import FaceAligner
+from pal_fast.landmarks.fan_geometry import window_of
 
 # For these few lines, numba's compilation takes longer than running them uncompiled.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
@@ -81,10 +81,11 @@ def test_the_command_extracts_with_the_real_network(
     # The maximum of the same network's heatmap, called directly on the same crop.
     net = FaceAligner(lambda *_: (0, 0, SIZE, SIZE), flip=False)._package.face_alignment_net
     from pal_fast.image_files import read_image
-    from pal_fast.landmarks.crop_geometry import crop_face, peaks, to_image
+    from pal_fast.landmarks.fan_geometry import INPUT_SIZE, peaks, to_image
+    from pal_fast.landmarks.geometry import crop_window
 
     with torch.inference_mode():
-        heatmaps = net(crop_face(read_image(faces / "b/1.jpg"), window)[None])[-1]
+        heatmaps = net(crop_window(read_image(faces / "b/1.jpg"), window, INPUT_SIZE)[None])[-1]
     shares, values = peaks(heatmaps)
     torch.testing.assert_close(to_image(shares, [window])[0], marks.points[2], rtol=0, atol=1e-2)
     torch.testing.assert_close(values[0], marks.scores[2], rtol=1e-3, atol=1e-4)

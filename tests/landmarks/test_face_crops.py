@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pal_fast.landmarks.crop_geometry import Window, crop_face, peaks, to_image, window_of
 from pal_fast.landmarks.fan import FaceAligner
+from pal_fast.landmarks.fan_geometry import INPUT_SIZE, peaks, to_image, window_of
+from pal_fast.landmarks.geometry import Window, crop_window
 from pal_fast.landmarks.schemes import MIRROR
 
 
@@ -68,7 +69,7 @@ def test_a_spot_lands_in_the_crop_where_the_window_maps_it(size: tuple[int, int]
     image = (spot * 255).round().to(torch.uint8).expand(3, -1, -1)
     for box in ((0, 0, width, height), (width * 0.25, height * 0.3, width * 0.6, height * 0.75)):
         window = window_of(box)
-        crop = crop_face(image, window)
+        crop = crop_window(image, window, INPUT_SIZE)
         assert crop.shape == (3, 256, 256)
         weight = crop[0] ** 2
         steps = (torch.arange(256) + 0.5) / 256
@@ -79,10 +80,10 @@ def test_a_spot_lands_in_the_crop_where_the_window_maps_it(size: tuple[int, int]
 
 def test_the_crop_is_black_beyond_the_image() -> None:
     image = torch.full((3, 100, 100), 255, dtype=torch.uint8)
-    crop = crop_face(image, window_of((0, 0, 100, 100)))
+    crop = crop_window(image, window_of((0, 0, 100, 100)), INPUT_SIZE)
     assert crop[:, :50].max() == 0
     assert crop[:, 128, 128].min() == pytest.approx(1)
-    assert crop_face(image, window_of((500, 500, 600, 600))).max() == 0
+    assert crop_window(image, window_of((500, 500, 600, 600)), INPUT_SIZE).max() == 0
 
 
 class StubNetwork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -55,5 +56,5 @@ def environment() -> dict[str, str]:
 def command(config: TrainingConfig, output: Path, *start: str) -> list[str]:
     """`pal-fast train`, started by `start`: options of the interpreter."""
     path = output.parent / f"{output.name}.json"
-    path.write_text(config.to_json())
+    path.write_text(json.dumps(config.to_mapping()))
     return [sys.executable, *start, "train", "--config", str(path), "--output", str(output)]

@@ -30,7 +30,7 @@ def test_a_config_is_read_back_from_its_file_unchanged(tmp_path):
         sigma=4,
     )
     path = tmp_path / "config.json"
-    path.write_text(config.to_json())
+    path.write_text(json.dumps(config.to_mapping()))
     assert TrainingConfig.from_mapping(read_config(path)) == config
     assert config.region_choice() == {"eyes": 2.0, "mouth": 1.0}
 
@@ -114,6 +114,15 @@ def test_a_run_folder_is_named_after_the_options_that_differ():
     assert "rafdb-resnet50-baseline-seed0" in names
 
 
-def test_json_holds_plain_values():
-    config = TrainingConfig(data="drawn")
-    assert json.loads(config.to_json()) == config.to_mapping()
+def test_the_help_of_an_option_with_a_default_states_it():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    stated = {action.dest.removeprefix("option_"): action.help or "" for action in parser._actions}
+    for field in fields(TrainingConfig):
+        if isinstance(field.default, (str, int, float)) and not isinstance(field.default, bool):
+            assert stated[field.name].endswith(f"(default {field.default})"), field.name
+
+
+def test_the_mapping_holds_plain_values():
+    mapping = TrainingConfig(data="drawn").to_mapping()
+    assert json.loads(json.dumps(mapping)) == mapping

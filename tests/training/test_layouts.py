@@ -17,9 +17,9 @@ from support.small_training import SMALL, quiet
 from pal_fast import cli
 from pal_fast.landmarks import LandmarkSet, write_landmarks
 from pal_fast.landmarks.boxes import box_finder
-from pal_fast.landmarks.crop_geometry import window_of
 from pal_fast.landmarks.extraction import extract
 from pal_fast.landmarks.fan import FaceAligner
+from pal_fast.landmarks.fan_geometry import window_of
 from pal_fast.training import TrainingConfig, train
 from pal_fast.training.loading import EpochBatches, open_split
 from pal_fast.training.run_folder import RunFolder

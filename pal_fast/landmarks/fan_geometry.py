@@ -7,27 +7,19 @@ on the way, which on a face of 100 pixels is an error of the size of a lip; here
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
+
+from pal_fast.landmarks.geometry import Window
 
 INPUT_SIZE: Final = 256
 _SIDE_PER_BOX: Final = 200  # times (width + height), divided by the detector's reference
 REFERENCE: Final = 195.0
 _UPWARDS: Final = 0.12  # as a share of the box's height
-_SHARPEST: Final = 1.5  # pixels of the image per pixel of the input above which the image is first reduced
 _FAINTEST: Final = 0.01  # as a share of the peak; a neighbour below it is noise
-
-
-class Window(NamedTuple):
-    """The square of an image that the network sees: its centre from the image's corner, and its side, in pixels."""
-
-    x: float
-    y: float
-    side: float
 
 
 def window_of(box: Sequence[float], reference: float = REFERENCE) -> Window:
@@ -42,29 +34,6 @@ def window_of(box: Sequence[float], reference: float = REFERENCE) -> Window:
     return Window(
         (left + right) / 2, (top + bottom) / 2 - _UPWARDS * height, (width + height) * _SIDE_PER_BOX / reference
     )
-
-
-def crop_face(image: Tensor, window: Window, size: int = INPUT_SIZE) -> Tensor:
-    """The window of an image (3, H, W) uint8, as (3, size, size) float32 in [0, 1]; black beyond the image."""
-    x, y, side = window
-    # Only the visible part, with a margin of one pixel on every side for the interpolation.
-    left, top = max(0, math.floor(x - side / 2) - 1), max(0, math.floor(y - side / 2) - 1)
-    right, bottom = math.ceil(x + side / 2) + 1, math.ceil(y + side / 2) + 1
-    part = image[:, top : max(bottom, top + 1), left : max(right, left + 1)]
-    if not part.numel():
-        return torch.zeros(3, size, size, device=image.device)
-    part = part[None].float() / 255
-    height, width = part.shape[-2:]
-    step = side / size
-    if step > _SHARPEST:
-        smaller = [max(1, round(height / step)), max(1, round(width / step))]
-        part = torch.nn.functional.interpolate(part, smaller, mode="bilinear", antialias=True, align_corners=False)
-    # Pixel i of the crop has its centre at (i + 0.5) / size of the window; grid_sample counts from edge to edge.
-    across = (torch.arange(size, device=image.device) + 0.5) / size - 0.5
-    u = (x - left + across * side) / width * 2 - 1
-    v = (y - top + across * side) / height * 2 - 1
-    grid = torch.stack([u.expand(size, size), v[:, None].expand(size, size)], -1)
-    return torch.nn.functional.grid_sample(part, grid[None], mode="bilinear", align_corners=False)[0]
 
 
 def peaks(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
