@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ from torch import Tensor
 from pal_fast import _checks
 from pal_fast.constants import REGIONS
 from pal_fast.messages import describe
+
+#: Number of landmarks in the scheme in which regions are defined.
+POINTS: Final = 68
+
+
+def check_scheme(count: int, landmarks: str = "landmarks") -> None:
+    """Raises ValueError, which calls them `landmarks`, unless there are as many as regions are defined on."""
+    if count != POINTS:
+        raise ValueError(
+            f"regions belong to the {POINTS}-point scheme, but {landmarks} hold {count} points: leave regions out, or "
+            "give other landmarks"
+        )
 
 
 def region_weights(regions: str | Sequence[str] | Mapping[str, float] | None) -> Tensor | None:
@@ -23,7 +36,7 @@ def region_weights(regions: str | Sequence[str] | Mapping[str, float] | None) ->
     chosen = dict(regions) if isinstance(regions, Mapping) else dict.fromkeys(regions, 1.0)
     if not chosen:
         raise ValueError(f"regions must name at least one of {', '.join(REGIONS)}, got none")
-    weights = torch.zeros(68)
+    weights = torch.zeros(POINTS)
     for name, weight in chosen.items():
         _checks.choice("regions", name, tuple(REGIONS))
         _checks.finite_number(f"the weight of region {name!r}", weight)
@@ -42,11 +55,7 @@ class Regions:
         if self._weights is None:
             return None
         _checks.landmarks(landmarks)
-        if landmarks.shape[1] != len(self._weights):
-            raise ValueError(
-                f"regions belong to the {len(self._weights)}-point scheme, but landmarks hold "
-                f"{landmarks.shape[1]} points"
-            )
+        check_scheme(landmarks.shape[1])
         if self._weights.device != landmarks.device:
             self._weights = self._weights.to(landmarks.device)
         return self._weights

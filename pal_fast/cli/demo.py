@@ -25,9 +25,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from pal_fast import demo, dispatch, visualize
+    from pal_fast import demo, dispatch
+    from pal_fast.visualize.figures import check_suffix
 
-    visualize.check_suffix(args.output)
+    check_suffix(args.output)
     check_output(args.output, makes_folder=True)
     faces = demo.TRAINING_FACES if args.faces is None else args.faces
     epochs = demo.EPOCHS if args.epochs is None else args.epochs
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         f"{faces} drawn faces of 7 expressions. A badge in the background has the colour of the label in "
         f"{demo.CUE_AGREEMENT:.0%}\nof the training faces, and any colour in the {demo.TEST_FACES} test faces. "
         "A network of four convolutions\nlearns with cross-entropy alone, and with "
-        f"PALLoss(model, {demo.LAYER!r}, {options}):\n{epochs} epochs, seeds {seeds}, "
+        f"PALLoss(model, {demo.LAYER!r}, {options}):\n{epochs} {'epoch' if epochs == 1 else 'epochs'}, seeds {seeds}, "
         f"one CPU thread, backend {backend!r}."
     )
     with tqdm(total=demo.steps(len(demo.SEEDS), faces, epochs), unit="step", leave=False) as bar:

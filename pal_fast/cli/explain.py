@@ -70,8 +70,9 @@ def run(args: argparse.Namespace) -> int:
     from pal_fast.capture.model_run import running
     from pal_fast.image_files import read_image
     from pal_fast.landmarks import read_landmark_set
+    from pal_fast.visualize.figures import check_suffix
 
-    visualize.check_suffix(args.output)
+    check_suffix(args.output)
     check_output(args.output, makes_folder=True)
     image = read_image(args.image)
     marks = read_landmark_set(args.landmarks, args.format, image_size=(image.shape[1], image.shape[2]))

@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()
             continue
         meta = entry.metadata
         text = meta["help"]
-        if entry.default not in (MISSING, None, ()) and "auto" not in text and bool not in kinds:
+        if entry.default not in (MISSING, None, ()) and bool not in kinds:
             text += f" (default {entry.default})"
         keywords: dict[str, Any] = {"dest": f"option_{name}", "default": argparse.SUPPRESS, "help": text}
         if bool in kinds:

@@ -14,13 +14,11 @@ from torch.nn import functional as F
 from pal_fast import PALLoss
 from pal_fast.capture.model_run import running
 from pal_fast.landmarks.errors import NoLandmarksError
+from pal_fast.regions import check_scheme
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import check_logits, measured_attribution
 from pal_fast.training.loading import check_classes, evaluation_loader, open_split, training_batches, training_loader
 from pal_fast.warn import FlatLossWarning
-
-#: Number of landmarks in the scheme in which regions are defined.
-REGION_POINTS = 68
 
 #: PyTorch's message for batch statistics over a single value.
 _SINGLE_VALUE = "Expected more than 1 value per channel when training"
@@ -60,11 +58,8 @@ def open_splits(config: TrainingConfig, size: int, accelerator: Any) -> Splits:
             f"landmarks are needed for weight={config.weight:g}, and {config.data} has none: make a file with "
             "`pal-fast landmarks` and give it as landmarks, or train the baseline with weight 0"
         )
-    if config.weight and config.regions and training.landmark_count != REGION_POINTS:
-        raise ValueError(
-            f"regions belong to the {REGION_POINTS}-point scheme, but the landmarks of {config.data} hold "
-            f"{training.landmark_count} points: leave regions out, or give other landmarks"
-        )
+    if config.weight and config.regions:
+        check_scheme(training.landmark_count, f"the landmarks of {config.data}")
     processes, process = accelerator.num_processes, accelerator.process_index
     pin = accelerator.device.type == "cuda"
     batches = training_batches(config, training, process, processes)

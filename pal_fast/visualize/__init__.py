@@ -13,12 +13,11 @@ nothing is registered, shown or left open. Needs matplotlib.
 
 from __future__ import annotations
 
-from pal_fast.visualize.figures import attribution_grid, check_suffix, draw_landmarks, panels, save
+from pal_fast.visualize.figures import attribution_grid, draw_landmarks, panels, save
 from pal_fast.visualize.pictures import colour_map, overlay, picture, unnormalise
 
 __all__ = [
     "attribution_grid",
-    "check_suffix",
     "colour_map",
     "draw_landmarks",
     "overlay",

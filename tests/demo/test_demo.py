@@ -92,6 +92,7 @@ def test_the_command_prints_both_methods_and_writes_the_figure(
     output = tmp_path / "demo.png"
     assert cli.main(["demo", "--output", str(output), "--faces", "20", "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
+    assert "\n1 epoch, seeds 5, one CPU thread" in printed
     assert "cross-entropy alone" in printed
     assert "with PAL" in printed
     assert str(output) in printed
