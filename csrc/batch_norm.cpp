@@ -5,6 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <tuple>
+
+#include "checks.h"
 
 namespace pal_fast {
 namespace {
@@ -48,8 +51,9 @@ void check_per_channel(const OptionalTensor& tensor, const char* name, const Ten
   check_same_device(*tensor, name, input, "input");
 }
 
-}  // namespace
-
+// `other` in the input's memory format, if it has the input's shape; a copy only if the formats differ. A compiled
+// graph may pass another format than it was traced with: PyTorch orders the strides of an expanded tensor one way when
+// traced and another when run.
 OptionalTensor in_format_of(const Tensor& input, const OptionalTensor& other) {
   using torch::headeronly::MemoryFormat;
   const Layout layout = input.is_contiguous() ? Layout::contiguous : Layout::channels_last;
@@ -60,6 +64,7 @@ OptionalTensor in_format_of(const Tensor& input, const OptionalTensor& other) {
   return torch::stable::contiguous(*other, contiguous ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
 }
 
+// Checks shapes, dtypes, layouts and devices against the input's.
 BatchNormProblem check_batch_norm(const BatchNormTensors& tensors, bool training, bool relu) {
   const Tensor& input = tensors.input;
   STD_TORCH_CHECK(input.dim() >= 2 && input.dim() <= 4, "input must have shape [B, C], [B, C, L] or [B, C, H, W], got ",
@@ -86,6 +91,7 @@ BatchNormProblem check_batch_norm(const BatchNormTensors& tensors, bool training
   return {batch, channels, input.numel() / (batch * channels), layout, training, relu};
 }
 
+// Checks that the running statistics are given outside training, and that M is at least 2 in training.
 void check_running(const BatchNormTensors& tensors, bool training) {
   if (!training) {
     STD_TORCH_CHECK(tensors.running_mean && tensors.running_variance,
@@ -97,9 +103,77 @@ void check_running(const BatchNormTensors& tensors, bool training) {
                   shape_text(tensors.input.sizes()));
 }
 
+// Uninitialised, of the input's shape and strides; 0 elements if not needed.
 Tensor allocate_like_input(const Tensor& input, bool needed) {
   return needed ? torch::stable::empty_like(input) : torch::stable::new_empty(input, {0});
 }
+
+template <const BatchNormBackend& Backend>
+Tensor batch_norm_statistics(const Tensor& input, const OptionalTensor& running_mean,
+                             const OptionalTensor& running_variance, bool training, double momentum, double eps) {
+  const BatchNormTensors tensors{.input = input, .running_mean = running_mean, .running_variance = running_variance};
+  const BatchNormProblem problem = check_batch_norm(tensors, training, false);
+  check_running(tensors, training);
+  const Tensor statistics = allocate_per_channel(input, 2);
+  Backend.statistics(tensors, problem, momentum, eps, statistics);
+  return statistics;
+}
+
+template <const BatchNormBackend& Backend>
+Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                  const Tensor& statistics, bool training, bool relu) {
+  const BatchNormTensors tensors{.input = input, .weight = weight, .bias = bias, .statistics = statistics};
+  const BatchNormProblem problem = check_batch_norm(tensors, training, relu);
+  const Tensor output = allocate_like_input(input, true);
+  Backend.forward(tensors, problem, output);
+  return output;
+}
+
+template <const BatchNormBackend& Backend>
+std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& input, const OptionalTensor& weight,
+                                               const OptionalTensor& bias, const Tensor& statistics, bool training,
+                                               bool relu, bool need_input, bool need_sums) {
+  const BatchNormTensors tensors{
+      .input = input, .grad = in_format_of(input, grad), .weight = weight, .bias = bias, .statistics = statistics};
+  const BatchNormProblem problem = check_batch_norm(tensors, training, relu);
+  const Tensor grad_input = allocate_like_input(input, need_input);
+  const Tensor sums = training || need_sums ? allocate_per_channel(input, 2) : allocate_like_input(input, false);
+  Backend.backward(tensors, problem, grad_input, sums);
+  return {grad_input, sums};
+}
+
+template <const BatchNormBackend& Backend>
+std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(const OptionalTensor& grad_grad_input,
+                                                              const OptionalTensor& grad_sums, const Tensor& grad,
+                                                              const Tensor& input, const OptionalTensor& weight,
+                                                              const OptionalTensor& bias, const Tensor& statistics,
+                                                              const Tensor& sums, bool training, bool relu,
+                                                              bool need_input) {
+  const BatchNormTensors tensors{.input = input,
+                                 .grad = in_format_of(input, grad),
+                                 .grad_grad = in_format_of(input, grad_grad_input),
+                                 .weight = weight,
+                                 .bias = bias,
+                                 .statistics = statistics,
+                                 .sums = sums,
+                                 .grad_sums = grad_sums};
+  const BatchNormProblem problem = check_batch_norm(tensors, training, relu);
+  const Tensor grad_grad = allocate_like_input(input, true);
+  const Tensor grad_input = allocate_like_input(input, need_input);
+  const Tensor grad_weight = allocate_per_channel(input, 0);
+  Backend.double_backward(tensors, problem, grad_grad, grad_input, grad_weight);
+  return {grad_grad, grad_input, grad_weight};
+}
+
+template <const BatchNormBackend& Backend>
+void implement(auto& library) {
+  library.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics<Backend>));
+  library.impl("batch_norm", TORCH_BOX(&batch_norm<Backend>));
+  library.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward<Backend>));
+  library.impl("batch_norm_double_backward", TORCH_BOX(&batch_norm_double_backward<Backend>));
+}
+
+}  // namespace
 
 Tensor allocate_per_channel(const Tensor& input, int64_t rows) {
   const ScalarType dtype = computing_dtype(input.scalar_type());
@@ -124,3 +198,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pal_fast, library) {
       "Tensor? weight, Tensor? bias, Tensor statistics, Tensor sums, bool training, bool relu, bool need_input) "
       "-> (Tensor, Tensor, Tensor)");
 }
+
+STABLE_TORCH_LIBRARY_IMPL(pal_fast, CPU, library) { pal_fast::implement<pal_fast::cpu::batch_norm_backend>(library); }
+#ifdef PAL_FAST_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(pal_fast, CUDA, library) { pal_fast::implement<pal_fast::cuda::batch_norm_backend>(library); }
+#endif

@@ -1,10 +1,9 @@
-// Batch normalisation: arguments, checks and allocation common to all backends.
+// Batch normalisation, between the operators (batch_norm.cpp), which check arguments and allocate outputs, and the
+// backends, which compute.
 #pragma once
 
-#include <tuple>
-
 #include "batch_norm_problem.h"
-#include "checks.h"
+#include "tensors.h"
 
 namespace pal_fast {
 
@@ -22,21 +21,28 @@ struct BatchNormTensors {
   OptionalTensor running_variance = {};  // [C] T
 };
 
-// `other` in the input's memory format, if it has the input's shape; a copy only if the formats differ. A compiled
-// graph may pass another format than it was traced with: PyTorch orders the strides of an expanded tensor one way when
-// traced and another when run.
-[[nodiscard]] OptionalTensor in_format_of(const Tensor& input, const OptionalTensor& other);
-
-// Checks shapes, dtypes, layouts and devices against the input's.
-[[nodiscard]] BatchNormProblem check_batch_norm(const BatchNormTensors& tensors, bool training, bool relu);
-
-// Checks that the running statistics are given outside training, and that M is at least 2 in training.
-void check_running(const BatchNormTensors& tensors, bool training);
-
-// Uninitialised, of the input's shape and strides; 0 elements if not needed.
-[[nodiscard]] Tensor allocate_like_input(const Tensor& input, bool needed);
-
 // Uninitialised [rows, C] of type T ([C] for rows = 0) on the input's device.
 [[nodiscard]] Tensor allocate_per_channel(const Tensor& input, int64_t rows);
+
+// What a backend computes. Gradients that are not needed have 0 elements.
+struct BatchNormBackend {
+  // Writes the statistics and updates the running ones.
+  void (*statistics)(const BatchNormTensors& tensors, const BatchNormProblem& problem, double momentum, double eps,
+                     const Tensor& statistics);
+  void (*forward)(const BatchNormTensors& tensors, const BatchNormProblem& problem, const Tensor& output);
+  // sums: [2, C]
+  void (*backward)(const BatchNormTensors& tensors, const BatchNormProblem& problem, const Tensor& grad_input,
+                   const Tensor& sums);
+  // grad_grad, grad_input: as input; grad_weight: [C]
+  void (*double_backward)(const BatchNormTensors& tensors, const BatchNormProblem& problem, const Tensor& grad_grad,
+                          const Tensor& grad_input, const Tensor& grad_weight);
+};
+
+namespace cpu {
+extern const BatchNormBackend batch_norm_backend;
+}
+namespace cuda {
+extern const BatchNormBackend batch_norm_backend;
+}
 
 }  // namespace pal_fast

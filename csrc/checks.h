@@ -1,23 +1,16 @@
 // Argument checks. Each message names the argument, what is required and what was given.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
 #include <initializer_list>
-#include <optional>
 #include <sstream>
 #include <string>
 
-#include "options.h"
+#include "tensors.h"
 
 namespace pal_fast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 template <typename Sizes>
 [[nodiscard]] inline std::string shape_text(const Sizes& sizes) {
@@ -74,23 +67,6 @@ inline void check_same_device(const Tensor& tensor, const char* name, const Tens
   STD_TORCH_CHECK(tensor.device() == other.device(), name, " and ", other_name, " must be on the same device");
 }
 
-// Whether a tensor is [B, C, H, W] with the strides of torch.channels_last; dimensions of size 1 may have any stride.
-[[nodiscard]] inline bool is_channels_last(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  if (sizes.size() != 4) {
-    return false;
-  }
-  int64_t expected = 1;
-  for (const size_t axis : {1, 3, 2, 0}) {
-    if (sizes[axis] != 1 && strides[axis] != expected) {
-      return false;
-    }
-    expected *= sizes[axis];
-  }
-  return true;
-}
-
 template <typename Choice>
 [[nodiscard]] inline Choice check_choice(int64_t given, const char* name) {
   STD_TORCH_CHECK(given >= 0 && given < choices<Choice>, name, " must be an index from 0 to ", choices<Choice> - 1,
@@ -100,11 +76,6 @@ template <typename Choice>
 
 inline void check_positive(double given, const char* name) {
   STD_TORCH_CHECK(std::isfinite(given) && given > 0, name, " must be positive and finite, got ", given);
-}
-
-// The type in which tensors of `dtype` are accumulated.
-[[nodiscard]] inline ScalarType computing_dtype(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 }  // namespace pal_fast

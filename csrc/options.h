@@ -1,4 +1,5 @@
-// The options of the specification, in the order of pal_fast/constants.py; operators take them as integers.
+// The options of the specification, in the order of pal_fast/constants.py, which operators take as integers; and how
+// layers are stored.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,9 @@ inline constexpr int64_t choices<Score> = 2;
 
 // Memory format of a layer: channels outermost (NCHW) or innermost (NHWC).
 enum class Layout : int64_t { contiguous, channels_last };
+
+// Storage type of a layer's elements. The compute type is double for float64 and float for all others.
+enum class Storage { float16, bfloat16, float32, float64 };
 
 // A group is flat if its standard deviation is at most this fraction of its root mean square.
 inline constexpr double FLAT_TOLERANCE = 1e-5;

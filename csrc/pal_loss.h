@@ -1,36 +1,35 @@
-// The fused loss: checks and allocation common to all backends.
+// The fused loss, between the operators (pal_loss.cpp), which check arguments and allocate outputs, and the backends,
+// which compute.
 #pragma once
 
-#include <tuple>
-
-#include "checks.h"
 #include "problem.h"
+#include "tensors.h"
 
 namespace pal_fast {
 
-// The checked arguments of pal_loss.
-struct LossInputs {
+// The layer's tensors [B, C, H, W], given where the attribution reads them: of one dtype, device and memory format.
+struct LossLayer {
+  const OptionalTensor& activation;
+  const OptionalTensor& gradient;
   LossProblem problem;
-  ScoreOptions options;
-  // The heatmap of the landmarks; if a dense heatmap is given, only batch, height and width are set.
-  HeatmapProblem heatmap;
-  ScalarType dtype;        // of activation and gradient
-  ScalarType accumulator;  // T: of heatmap, landmarks, weights, sample_weight and all outputs
+
+  // Either of the two.
+  [[nodiscard]] const Tensor& tensor() const { return activation ? *activation : *gradient; }
+  [[nodiscard]] ScalarType dtype() const { return tensor().scalar_type(); }
 };
 
-[[nodiscard]] LossInputs check_pal_loss(const OptionalTensor& activation, const OptionalTensor& gradient,
-                                        const OptionalTensor& heatmap, const OptionalTensor& landmarks,
-                                        const OptionalTensor& visible, const OptionalTensor& weights,
-                                        const OptionalTensor& sample_weight, double image_height, double image_width,
-                                        double sigma, int64_t combine, int64_t normalize, int64_t attribution,
-                                        bool absolute, int64_t grouping, int64_t channel_count, int64_t score,
-                                        int64_t scale, int64_t reduction);
-
-[[nodiscard]] LossProblem check_pal_loss_backward(const Tensor& grad_loss, const OptionalTensor& activation,
-                                                  const OptionalTensor& gradient, const Tensor& plane,
-                                                  const Tensor& coefficients, const Tensor& factor, int64_t attribution,
-                                                  bool absolute, int64_t grouping, int64_t channel_count,
-                                                  bool need_activation, bool need_gradient);
+// Other tensors are contiguous and of type T = computing_dtype(layer.dtype()) unless stated otherwise. Either a heatmap
+// is given, or landmarks and perhaps visible and weights.
+struct LossInputs {
+  LossLayer layer;
+  const OptionalTensor& heatmap;        // [B, H, W]
+  const OptionalTensor& landmarks;      // [B, K, 2]
+  const OptionalTensor& visible;        // [B, K] bool
+  const OptionalTensor& weights;        // [B, K]
+  const OptionalTensor& sample_weight;  // [B]
+  HeatmapProblem heatmap_problem;       // of the landmarks; for a heatmap, only batch, height and width are set
+  ScoreOptions options;
+};
 
 struct LossOutputs {
   Tensor loss;          // 0-dim, or [B] for Reduction::none
@@ -39,15 +38,27 @@ struct LossOutputs {
   Tensor factor;        // [B]
 };
 
-// Uninitialised outputs of type T on the device of `like`, the activation or the gradient.
-[[nodiscard]] LossOutputs allocate_loss_outputs(const Tensor& like, const LossInputs& inputs);
+// plane, coefficients and factor are outputs of the forward.
+struct LossBackwardInputs {
+  LossLayer layer;
+  const Tensor& grad_loss;  // 0-dim or [B], of any stride
+  const Tensor& plane;
+  const Tensor& coefficients;
+  const Tensor& factor;
+};
 
-// Uninitialised (d_activation, d_gradient) of the layer's dtype and memory format; 0 elements if not needed.
-[[nodiscard]] std::tuple<Tensor, Tensor> allocate_layer_gradients(const OptionalTensor& activation,
-                                                                  const OptionalTensor& gradient, bool need_activation,
-                                                                  bool need_gradient);
+// What a backend computes. The batch is not empty, and the backward has a gradient to compute.
+struct LossBackend {
+  void (*forward)(const LossInputs& inputs, const LossOutputs& outputs);
+  // d_activation, d_gradient: as activation and gradient; 0 elements if not needed
+  void (*backward)(const LossBackwardInputs& inputs, const Tensor& d_activation, const Tensor& d_gradient);
+};
 
-// The activation if given, otherwise the gradient.
-[[nodiscard]] const Tensor& layer_tensor(const OptionalTensor& activation, const OptionalTensor& gradient);
+namespace cpu {
+extern const LossBackend loss_backend;
+}
+namespace cuda {
+extern const LossBackend loss_backend;
+}
 
 }  // namespace pal_fast

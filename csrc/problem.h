@@ -1,5 +1,5 @@
-// Problem descriptions, as plain numbers: shared by CPU and CUDA, created by the checks in landmark_heatmap.h and
-// pal_loss.h. Does not include PyTorch, so that kernels can include it.
+// Problem descriptions, as plain numbers: shared by CPU and CUDA, created by the checks in landmark_heatmap.cpp and
+// pal_loss.cpp. Does not include PyTorch, so that kernels can include it.
 #pragma once
 
 #include <cmath>

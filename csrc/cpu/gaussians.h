@@ -6,7 +6,7 @@
 
 #include "cpu/pal_loss/kernels.h"
 #include "cpu/standardise.h"
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace pal_fast::cpu {
 

@@ -104,19 +104,6 @@ bool supports_wgmma(int32_t device) {
          attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
 }
 
-Storage storage_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Half:
-      return Storage::float16;
-    case ScalarType::BFloat16:
-      return Storage::bfloat16;
-    case ScalarType::Double:
-      return Storage::float64;
-    default:
-      return Storage::float32;
-  }
-}
-
 // A CUDA graph gets counters of its own, zeroed by a memset node: its replays may run concurrently with other work of
 // the stream that it was captured on. They lie in the graph's memory pool, which only later nodes of the graph reuse.
 // A call without cached counters, for want of memory, allocates its own, too: PyTorch's allocator releases its cache
@@ -134,14 +121,6 @@ Tickets tickets(const Tensor& like, int64_t count, void* stream) {
   Tickets taken{static_cast<unsigned*>(owner.mutable_data_ptr()), owner};
   zero(taken.counts, count, on);
   return taken;
-}
-
-const void* data_or_null(const OptionalTensor& tensor) {
-  return tensor && tensor->numel() > 0 ? tensor->const_data_ptr() : nullptr;
-}
-
-void* mutable_data_or_null(const OptionalTensor& tensor) {
-  return tensor && tensor->numel() > 0 ? tensor->mutable_data_ptr() : nullptr;
 }
 
 }  // namespace pal_fast::cuda

@@ -1,18 +1,18 @@
 // What every operator needs of the device and of PyTorch before it launches: device guard, stream, device properties,
-// workspace.
+// arrival counters.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 
-#include "checks.h"
-#include "cuda/storage.h"
+#include "tensors.h"
 
 namespace pal_fast::cuda {
 
 // Makes `device` the current one for its scope, for PyTorch's CUDA runtime and for the extension's own, which is linked
-// statically.
+// statically. The latter's calls and launches need it; PyTorch allocates on the device of a given tensor without.
 class CudaDeviceGuard {
  public:
   explicit CudaDeviceGuard(int32_t device);
@@ -29,8 +29,6 @@ class CudaDeviceGuard {
 // Whether the device runs kernels compiled for sm_90a (wgmma.cuh).
 [[nodiscard]] bool supports_wgmma(int32_t device);
 
-[[nodiscard]] Storage storage_of(ScalarType dtype);
-
 // `count` arrival counters (is_last_block), zero before and after every launch; for launches on `stream` only. Keep the
 // object alive until the launch is queued.
 struct Tickets {
@@ -38,9 +36,5 @@ struct Tickets {
   OptionalTensor owner;
 };
 [[nodiscard]] Tickets tickets(const Tensor& like, int64_t count, void* stream);
-
-// The tensor's data, or null if it is absent or empty.
-[[nodiscard]] const void* data_or_null(const OptionalTensor& tensor);
-[[nodiscard]] void* mutable_data_or_null(const OptionalTensor& tensor);
 
 }  // namespace pal_fast::cuda

@@ -1,11 +1,11 @@
-// The storage types of tensor elements, as an enumeration for host code.
+// How many elements of a storage type, and from which addresses, a thread accesses at once.
 #pragma once
 
 #include <cstdint>
 
-namespace pal_fast::cuda {
+#include "options.h"
 
-enum class Storage { float16, bfloat16, float32, float64 };
+namespace pal_fast::cuda {
 
 // Bytes of an element.
 [[nodiscard]] constexpr int64_t element_size(Storage storage) {

@@ -1,13 +1,11 @@
 // Batch normalisation on the CPU: each operator is one or two passes over the layer, with per-channel arithmetic
 // between them.
-#include <torch/csrc/stable/library.h>
-
+#include <cmath>
 #include <vector>
 
 #include "batch_norm.h"
 #include "cpu/batch_norm/passes.h"
 #include "cpu/instruction_set.h"
-#include "cpu/tensors.h"
 
 namespace pal_fast::cpu {
 namespace {
@@ -63,8 +61,8 @@ struct Channels {
   pass.problem = problem;
   pass.storage = storage_of(tensors.input.scalar_type());
   pass.input = tensors.input.const_data_ptr();
-  pass.grad = data_or_null<void>(tensors.grad);
-  pass.grad_grad = data_or_null<void>(tensors.grad_grad);
+  pass.grad = data_or_null(tensors.grad);
+  pass.grad_grad = data_or_null(tensors.grad_grad);
   return pass;
 }
 
@@ -183,73 +181,35 @@ void double_backward(const BatchNormTensors& tensors, const BatchNormProblem& pr
   passes().apply(pass, Elementwise::double_backward);
 }
 
-[[nodiscard]] bool is_double(const Tensor& input) { return input.scalar_type() == ScalarType::Double; }
-
-Tensor batch_norm_statistics(const Tensor& input, const OptionalTensor& running_mean,
-                             const OptionalTensor& running_variance, bool training, double momentum, double eps) {
-  const BatchNormTensors tensors{.input = input, .running_mean = running_mean, .running_variance = running_variance};
-  const BatchNormProblem problem = check_batch_norm(tensors, training, false);
-  check_running(tensors, training);
-  const Tensor statistics = allocate_per_channel(input, 2);
-  const auto compute = [&]<typename T>(T* to) {
-    training ? statistics_of_batch<T>(tensors, problem, momentum, eps, to) : statistics_of_running<T>(tensors, eps, to);
-  };
-  is_double(input) ? compute(static_cast<double*>(statistics.mutable_data_ptr()))
-                   : compute(static_cast<float*>(statistics.mutable_data_ptr()));
-  return statistics;
+void batch_norm_statistics(const BatchNormTensors& tensors, const BatchNormProblem& problem, double momentum,
+                           double eps, const Tensor& statistics) {
+  dispatch_computing_type(tensors.input.scalar_type(), [&]<typename T>() {
+    T* to = mutable_data_or_null<T>(statistics);
+    problem.training ? statistics_of_batch(tensors, problem, momentum, eps, to)
+                     : statistics_of_running(tensors, eps, to);
+  });
 }
 
-Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                  const Tensor& statistics, bool training, bool relu) {
-  const BatchNormTensors tensors{.input = input, .weight = weight, .bias = bias, .statistics = statistics};
-  const BatchNormProblem problem = check_batch_norm(tensors, training, relu);
-  const Tensor output = allocate_like_input(input, true);
-  is_double(input) ? forward<double>(tensors, problem, output) : forward<float>(tensors, problem, output);
-  return output;
+void batch_norm(const BatchNormTensors& tensors, const BatchNormProblem& problem, const Tensor& output) {
+  dispatch_computing_type(tensors.input.scalar_type(), [&]<typename T>() { forward<T>(tensors, problem, output); });
 }
 
-std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& grad, const Tensor& input, const OptionalTensor& weight,
-                                               const OptionalTensor& bias, const Tensor& statistics, bool training,
-                                               bool relu, bool need_input, bool need_sums) {
-  const BatchNormTensors tensors{
-      .input = input, .grad = in_format_of(input, grad), .weight = weight, .bias = bias, .statistics = statistics};
-  const BatchNormProblem problem = check_batch_norm(tensors, training, relu);
-  const Tensor grad_input = allocate_like_input(input, need_input);
-  const Tensor sums = training || need_sums ? allocate_per_channel(input, 2) : allocate_like_input(input, false);
-  is_double(input) ? backward<double>(tensors, problem, grad_input, sums)
-                   : backward<float>(tensors, problem, grad_input, sums);
-  return {grad_input, sums};
+void batch_norm_backward(const BatchNormTensors& tensors, const BatchNormProblem& problem, const Tensor& grad_input,
+                         const Tensor& sums) {
+  dispatch_computing_type(tensors.input.scalar_type(),
+                          [&]<typename T>() { backward<T>(tensors, problem, grad_input, sums); });
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_double_backward(const OptionalTensor& grad_grad_input,
-                                                              const OptionalTensor& grad_sums, const Tensor& grad,
-                                                              const Tensor& input, const OptionalTensor& weight,
-                                                              const OptionalTensor& bias, const Tensor& statistics,
-                                                              const Tensor& sums, bool training, bool relu,
-                                                              bool need_input) {
-  const BatchNormTensors tensors{.input = input,
-                                 .grad = in_format_of(input, grad),
-                                 .grad_grad = in_format_of(input, grad_grad_input),
-                                 .weight = weight,
-                                 .bias = bias,
-                                 .statistics = statistics,
-                                 .sums = sums,
-                                 .grad_sums = grad_sums};
-  const BatchNormProblem problem = check_batch_norm(tensors, training, relu);
-  const Tensor grad_grad = allocate_like_input(input, true);
-  const Tensor grad_input = allocate_like_input(input, need_input);
-  const Tensor grad_weight = allocate_per_channel(input, 0);
-  is_double(input) ? double_backward<double>(tensors, problem, grad_grad, grad_input, grad_weight)
-                   : double_backward<float>(tensors, problem, grad_grad, grad_input, grad_weight);
-  return {grad_grad, grad_input, grad_weight};
+void batch_norm_double_backward(const BatchNormTensors& tensors, const BatchNormProblem& problem,
+                                const Tensor& grad_grad, const Tensor& grad_input, const Tensor& grad_weight) {
+  dispatch_computing_type(tensors.input.scalar_type(), [&]<typename T>() {
+    double_backward<T>(tensors, problem, grad_grad, grad_input, grad_weight);
+  });
 }
 
 }  // namespace
-}  // namespace pal_fast::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(pal_fast, CPU, library) {
-  library.impl("batch_norm_statistics", TORCH_BOX(&pal_fast::cpu::batch_norm_statistics));
-  library.impl("batch_norm", TORCH_BOX(&pal_fast::cpu::batch_norm));
-  library.impl("batch_norm_backward", TORCH_BOX(&pal_fast::cpu::batch_norm_backward));
-  library.impl("batch_norm_double_backward", TORCH_BOX(&pal_fast::cpu::batch_norm_double_backward));
-}
+const BatchNormBackend batch_norm_backend = {&batch_norm_statistics, &batch_norm, &batch_norm_backward,
+                                             &batch_norm_double_backward};
+
+}  // namespace pal_fast::cpu

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "batch_norm_problem.h"
-#include "cpu/storage.h"
 
 namespace pal_fast::cpu {
 

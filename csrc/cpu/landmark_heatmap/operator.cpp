@@ -1,5 +1,4 @@
 // Landmarks to heatmap and its backward on the CPU, parallel over samples.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/gaussians.h"
@@ -67,44 +66,24 @@ void backward(const HeatmapProblem& problem, const LandmarkTensors<T>& tensors, 
   });
 }
 
-Tensor landmark_heatmap(const Tensor& landmarks, const OptionalTensor& visible, const OptionalTensor& weights,
-                        int64_t height, int64_t width, double image_height, double image_width, double sigma,
-                        int64_t combine, int64_t normalize) {
-  const HeatmapProblem problem = check_landmark_heatmap(landmarks, visible, weights, height, width, image_height,
-                                                        image_width, sigma, combine, normalize);
-  const Tensor heatmap = allocate_heatmap(landmarks, problem);
-  const auto compute = [&]<typename T>() {
-    forward<T>(problem, LandmarkTensors<T>(landmarks, visible, weights), mutable_data_or_null<T>(heatmap));
-  };
-  landmarks.scalar_type() == ScalarType::Double ? compute.operator()<double>() : compute.operator()<float>();
-  return heatmap;
+void landmark_heatmap(const HeatmapInputs& inputs, const Tensor& heatmap) {
+  dispatch_computing_type(inputs.landmarks.scalar_type(), [&]<typename T>() {
+    forward<T>(inputs.problem, {inputs.landmarks, inputs.visible, inputs.weights}, mutable_data_or_null<T>(heatmap));
+  });
 }
 
-std::tuple<Tensor, Tensor> landmark_heatmap_backward(const Tensor& grad, const Tensor& landmarks,
-                                                     const OptionalTensor& visible, const OptionalTensor& weights,
-                                                     int64_t height, int64_t width, double image_height,
-                                                     double image_width, double sigma, int64_t combine,
-                                                     int64_t normalize, bool need_landmarks, bool need_weights) {
-  const HeatmapProblem problem = check_landmark_heatmap_backward(grad, landmarks, visible, weights, height, width,
-                                                                 image_height, image_width, sigma, combine, normalize);
-  const auto gradients = allocate_heatmap_gradients(landmarks, need_landmarks, need_weights);
-  const auto compute = [&]<typename T>() {
-    backward<T>(problem, LandmarkTensors<T>(landmarks, visible, weights), data_or_null<T>(grad),
-                mutable_data_or_null<T>(std::get<0>(gradients)), mutable_data_or_null<T>(std::get<1>(gradients)));
-  };
-  if (problem.batch * problem.landmarks > 0 && (need_landmarks || need_weights)) {
-    landmarks.scalar_type() == ScalarType::Double ? compute.operator()<double>() : compute.operator()<float>();
-  }
-  return gradients;
+void landmark_heatmap_backward(const Tensor& grad, const HeatmapInputs& inputs, const Tensor& d_landmarks,
+                               const Tensor& d_weights) {
+  dispatch_computing_type(inputs.landmarks.scalar_type(), [&]<typename T>() {
+    backward<T>(inputs.problem, {inputs.landmarks, inputs.visible, inputs.weights}, data_or_null<T>(grad),
+                mutable_data_or_null<T>(d_landmarks), mutable_data_or_null<T>(d_weights));
+  });
 }
 
 }  // namespace
 
+const HeatmapBackend heatmap_backend = {&landmark_heatmap, &landmark_heatmap_backward};
+
 PAL_FAST_DISPATCH_INSTRUCTION_SET(Kernels, kernels, kernels)
 
 }  // namespace pal_fast::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(pal_fast, CPU, library) {
-  library.impl("landmark_heatmap", TORCH_BOX(&pal_fast::cpu::landmark_heatmap));
-  library.impl("landmark_heatmap_backward", TORCH_BOX(&pal_fast::cpu::landmark_heatmap_backward));
-}

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 
-#include "cpu/storage.h"
 #include "problem.h"
 
 namespace pal_fast::cpu {

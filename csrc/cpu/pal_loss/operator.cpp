@@ -1,5 +1,4 @@
 // The fused loss on the CPU: the partition of the work into tasks, and the order in which their results are combined.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
@@ -46,10 +45,10 @@ struct Samples {
   char* d_gradient = nullptr;
   int64_t bytes;  // of one sample
 
-  Samples(const OptionalTensor& activation_tensor, const OptionalTensor& gradient_tensor, const LossProblem& problem)
-      : activation(data_or_null<char>(activation_tensor)), gradient(data_or_null<char>(gradient_tensor)) {
-    bytes = problem.sample_elements() * layer_tensor(activation_tensor, gradient_tensor).element_size();
-  }
+  explicit Samples(const LossLayer& layer)
+      : activation(data_or_null<char>(layer.activation)),
+        gradient(data_or_null<char>(layer.gradient)),
+        bytes(layer.problem.sample_elements() * layer.tensor().element_size()) {}
 
   template <typename Byte>
   [[nodiscard]] Byte* at(Byte* tensor, int64_t sample) const {
@@ -85,8 +84,8 @@ class Countdown {
 template <typename T>
 void forward_map(const PriorTensors<T>& prior_tensors, const Samples& layer, const Outputs<T>& to,
                  std::vector<double>& scores, std::vector<double>& weights) {
-  const LossProblem& problem = prior_tensors.inputs.problem;
-  const Storage storage = storage_of(prior_tensors.inputs.dtype);
+  const LossProblem& problem = prior_tensors.inputs.layer.problem;
+  const Storage storage = storage_of(prior_tensors.inputs.layer.dtype());
   const int64_t cells = problem.cells(), batch = problem.batch;
   const Partition partition(problem, problem.count);
   // Pieces of channels write one map each, which are added in order; pieces of cells write their part of a single map.
@@ -127,8 +126,8 @@ void forward_map(const PriorTensors<T>& prior_tensors, const Samples& layer, con
 template <typename T>
 void forward_channels(const PriorTensors<T>& prior_tensors, const Samples& layer, const Outputs<T>& to,
                       std::vector<double>& scores, std::vector<double>& weights) {
-  const LossProblem& problem = prior_tensors.inputs.problem;
-  const Storage storage = storage_of(prior_tensors.inputs.dtype);
+  const LossProblem& problem = prior_tensors.inputs.layer.problem;
+  const Storage storage = storage_of(prior_tensors.inputs.layer.dtype());
   const int64_t cells = problem.cells(), batch = problem.batch, count = problem.count;
   const bool each = problem.grouping == Grouping::each;
   std::vector<Prior> priors(static_cast<size_t>(batch));
@@ -195,12 +194,10 @@ void forward_channels(const PriorTensors<T>& prior_tensors, const Samples& layer
 
 template <typename T>
 void forward(const PriorTensors<T>& prior, const Samples& layer, const Outputs<T>& to) {
-  const LossProblem& problem = prior.inputs.problem;
+  const LossProblem& problem = prior.inputs.layer.problem;
   std::vector<double> scores(static_cast<size_t>(problem.batch)), weights(static_cast<size_t>(problem.batch));
-  if (problem.batch > 0) {
-    problem.grouping == Grouping::map ? forward_map(prior, layer, to, scores, weights)
-                                      : forward_channels(prior, layer, to, scores, weights);
-  }
+  problem.grouping == Grouping::map ? forward_map(prior, layer, to, scores, weights)
+                                    : forward_channels(prior, layer, to, scores, weights);
   reduce(prior.inputs.options.reduction, scores, weights, to.loss, to.factor);
 }
 
@@ -240,60 +237,32 @@ void backward(const LossProblem& problem, Storage storage, const Samples& layer,
   });
 }
 
-// Calls work.template operator()<T>() for the compute type.
-template <typename Work>
-void dispatch_accumulator(ScalarType accumulator, const Work& work) {
-  accumulator == ScalarType::Double ? work.template operator()<double>() : work.template operator()<float>();
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> pal_loss(const OptionalTensor& activation, const OptionalTensor& gradient,
-                                                    const OptionalTensor& heatmap, const OptionalTensor& landmarks,
-                                                    const OptionalTensor& visible, const OptionalTensor& weights,
-                                                    const OptionalTensor& sample_weight, double image_height,
-                                                    double image_width, double sigma, int64_t combine,
-                                                    int64_t normalize, int64_t attribution, bool absolute,
-                                                    int64_t grouping, int64_t channel_count, int64_t score,
-                                                    int64_t scale, int64_t reduction) {
-  const LossInputs inputs = check_pal_loss(activation, gradient, heatmap, landmarks, visible, weights, sample_weight,
-                                           image_height, image_width, sigma, combine, normalize, attribution, absolute,
-                                           grouping, channel_count, score, scale, reduction);
-  const LossOutputs outputs = allocate_loss_outputs(layer_tensor(activation, gradient), inputs);
-  dispatch_accumulator(inputs.accumulator, [&]<typename T>() {
-    const PriorTensors<T> prior{
-        inputs, data_or_null<T>(heatmap), {landmarks, visible, weights}, data_or_null<T>(sample_weight)};
-    forward<T>(prior, Samples(activation, gradient, inputs.problem),
+void pal_loss(const LossInputs& inputs, const LossOutputs& outputs) {
+  dispatch_computing_type(inputs.layer.dtype(), [&]<typename T>() {
+    const PriorTensors<T> prior{inputs,
+                                data_or_null<T>(inputs.heatmap),
+                                {inputs.landmarks, inputs.visible, inputs.weights},
+                                data_or_null<T>(inputs.sample_weight)};
+    forward<T>(prior, Samples(inputs.layer),
                {mutable_data_or_null<T>(outputs.loss), mutable_data_or_null<T>(outputs.plane),
                 mutable_data_or_null<T>(outputs.coefficients), mutable_data_or_null<T>(outputs.factor)});
   });
-  return {outputs.loss, outputs.plane, outputs.coefficients, outputs.factor};
 }
 
-std::tuple<Tensor, Tensor> pal_loss_backward(const Tensor& grad_loss, const OptionalTensor& activation,
-                                             const OptionalTensor& gradient, const Tensor& plane,
-                                             const Tensor& coefficients, const Tensor& factor, int64_t attribution,
-                                             bool absolute, int64_t grouping, int64_t channel_count,
-                                             bool need_activation, bool need_gradient) {
-  const LossProblem problem =
-      check_pal_loss_backward(grad_loss, activation, gradient, plane, coefficients, factor, attribution, absolute,
-                              grouping, channel_count, need_activation, need_gradient);
-  const auto gradients = allocate_layer_gradients(activation, gradient, need_activation, need_gradient);
-  if (problem.batch > 0 && (need_activation || need_gradient)) {
-    Samples layer(activation, gradient, problem);
-    layer.d_activation = mutable_data_or_null<char>(std::get<0>(gradients));
-    layer.d_gradient = mutable_data_or_null<char>(std::get<1>(gradients));
-    dispatch_accumulator(factor.scalar_type(), [&]<typename T>() {
-      backward<T>(problem, storage_of(layer_tensor(activation, gradient).scalar_type()), layer,
-                  data_or_null<T>(grad_loss), grad_loss.dim() == 0 ? 0 : grad_loss.stride(0), data_or_null<T>(plane),
-                  data_or_null<T>(coefficients), data_or_null<T>(factor));
-    });
-  }
-  return gradients;
+void pal_loss_backward(const LossBackwardInputs& inputs, const Tensor& d_activation, const Tensor& d_gradient) {
+  Samples layer(inputs.layer);
+  layer.d_activation = mutable_data_or_null<char>(d_activation);
+  layer.d_gradient = mutable_data_or_null<char>(d_gradient);
+  const int64_t grad_loss_stride = inputs.grad_loss.dim() == 0 ? 0 : inputs.grad_loss.stride(0);
+  dispatch_computing_type(inputs.layer.dtype(), [&]<typename T>() {
+    backward<T>(inputs.layer.problem, storage_of(inputs.layer.dtype()), layer, data_or_null<T>(inputs.grad_loss),
+                grad_loss_stride, data_or_null<T>(inputs.plane), data_or_null<T>(inputs.coefficients),
+                data_or_null<T>(inputs.factor));
+  });
 }
 
 }  // namespace
-}  // namespace pal_fast::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(pal_fast, CPU, library) {
-  library.impl("pal_loss", TORCH_BOX(&pal_fast::cpu::pal_loss));
-  library.impl("pal_loss_backward", TORCH_BOX(&pal_fast::cpu::pal_loss_backward));
-}
+const LossBackend loss_backend = {&pal_loss, &pal_loss_backward};
+
+}  // namespace pal_fast::cpu

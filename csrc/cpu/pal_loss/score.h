@@ -31,13 +31,14 @@ struct Prior {
 // Computes q [H, W] and the scale.
 template <typename T>
 [[nodiscard]] Prior prior_of(const PriorTensors<T>& tensors, int64_t sample, std::vector<double>& scratch, double* q) {
-  const auto& [problem, options, heatmap_problem, dtype, accumulator] = tensors.inputs;
+  const ScoreOptions& options = tensors.inputs.options;
+  const HeatmapProblem& problem = tensors.inputs.heatmap_problem;
   const int64_t cells = problem.cells();
   bool valid = true;
   if (tensors.heatmap) {
     std::copy_n(tensors.heatmap + sample * cells, cells, q);
   } else {
-    valid = draw_normalised(heatmap_problem, tensors.landmarks.of(sample, heatmap_problem.landmarks), scratch, q);
+    valid = draw_normalised(problem, tensors.landmarks.of(sample, problem.landmarks), scratch, q);
   }
   const Centred heatmap = centre(q, cells);
   const bool pearson = options.score == Score::pearson;
@@ -46,7 +47,7 @@ template <typename T>
   for (int64_t p = 0; p < cells; ++p) {
     q[p] = valid ? q[p] * factor : 0.0;
   }
-  return {valid ? tensors.weight(sample) : 0.0, score_factor(options, problem.terms(), 1.0)};
+  return {valid ? tensors.weight(sample) : 0.0, score_factor(options, tensors.inputs.layer.problem.terms(), 1.0)};
 }
 
 // The score P of a group, and dP/da = slope * (q + curve * (a - mean)); exactly 0 for a flat group. A group with NaN is

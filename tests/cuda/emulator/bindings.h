@@ -3,8 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
-#include "cuda/storage.h"
 #include "emulator.h"
+#include "options.h"
 
 namespace emulator {
 
@@ -24,8 +24,8 @@ inline void* memory_of(const pybind11::dict& tensors, const char* name) {
   return memory;
 }
 
-inline pal_fast::cuda::Storage storage_named(const std::string& dtype) {
-  using pal_fast::cuda::Storage;
+inline pal_fast::Storage storage_named(const std::string& dtype) {
+  using pal_fast::Storage;
   return dtype == "torch.float16"    ? Storage::float16
          : dtype == "torch.bfloat16" ? Storage::bfloat16
          : dtype == "torch.float32"  ? Storage::float32
