@@ -2,7 +2,6 @@
 // pal_loss.cpp. Does not include PyTorch, so that kernels can include it.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "options.h"
@@ -43,8 +42,6 @@ struct LossProblem {
   [[nodiscard]] constexpr int64_t groups() const {
     return grouping == Grouping::map ? 0 : grouping == Grouping::all ? 1 : count;
   }
-  // The number of terms that are standardised together.
-  [[nodiscard]] constexpr int64_t terms() const { return grouping == Grouping::all ? count * cells() : cells(); }
   [[nodiscard]] constexpr bool reads_activation() const { return attribution != Attribution::grad; }
   [[nodiscard]] constexpr bool reads_gradient() const { return attribution != Attribution::activation; }
 };
@@ -54,14 +51,5 @@ struct ScoreOptions {
   Scale scale = Scale::sum;
   Reduction reduction = Reduction::mean;
 };
-
-// s in P = -s * sum z * hc, for `terms` terms and the heatmap's standard deviation (used by pearson only).
-[[nodiscard]] inline double score_factor(const ScoreOptions& options, int64_t terms, double heatmap_deviation) {
-  const auto count = static_cast<double>(terms);
-  if (options.score == Score::pearson) {
-    return 1.0 / (count * heatmap_deviation);
-  }
-  return options.scale == Scale::sum ? 1.0 : options.scale == Scale::mean ? 1.0 / count : 1.0 / std::sqrt(count);
-}
 
 }  // namespace pal_fast

@@ -107,7 +107,7 @@ void forward_map(const PriorTensors<T>& prior_tensors, const Samples& layer, con
       }
       const Prior prior = prior_of(prior_tensors, b, scratch, q.data());
       T* plane = to.plane + b * cells;
-      scores[b] = score_map(prior, q.data(), cells, problem.count, sum, plane);
+      scores[b] = score_map(prior, q.data(), cells, sum, plane);
       weights[b] = prior.weight;
       if (prior.weight == 0.0) {
         std::fill_n(plane, cells, T(0));
@@ -186,7 +186,7 @@ void forward_channels(const PriorTensors<T>& prior_tensors, const Samples& layer
       const int64_t before = i * CHANNEL_BLOCK, more = std::min(CHANNEL_BLOCK, count - before);
       whole = merged(whole, static_cast<double>(before * cells), parts[first + i], static_cast<double>(more * cells));
     }
-    const Group group = score_moments(priors[b].scale, static_cast<double>(problem.terms()), whole);
+    const Group group = score_moments(priors[b].scale, terms_of(problem), whole);
     scores[b] = group.score;
     store_coefficients(group, to.coefficients + 3 * b);
   }

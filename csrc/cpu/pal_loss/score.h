@@ -28,6 +28,11 @@ struct Prior {
   double scale;
 };
 
+// The number of terms that are standardised together.
+[[nodiscard]] inline double terms_of(const LossProblem& problem) {
+  return static_cast<double>(problem.grouping == Grouping::all ? problem.count * problem.cells() : problem.cells());
+}
+
 // Computes q [H, W] and the scale.
 template <typename T>
 [[nodiscard]] Prior prior_of(const PriorTensors<T>& tensors, int64_t sample, std::vector<double>& scratch, double* q) {
@@ -47,7 +52,12 @@ template <typename T>
   for (int64_t p = 0; p < cells; ++p) {
     q[p] = valid ? q[p] * factor : 0.0;
   }
-  return {valid ? tensors.weight(sample) : 0.0, score_factor(options, tensors.inputs.layer.problem.terms(), 1.0)};
+  const double terms = terms_of(tensors.inputs.layer.problem);
+  const double weight = valid ? tensors.weight(sample) : 0.0;
+  if (pearson || options.scale == Scale::mean) {
+    return {weight, 1.0 / terms};
+  }
+  return {weight, options.scale == Scale::sum ? 1.0 : 1.0 / std::sqrt(terms)};
 }
 
 // The score P of a group, and dP/da = slope * (q + curve * (a - mean)); exactly 0 for a flat group. A group with NaN is
@@ -84,8 +94,7 @@ void store_coefficients(const Group& group, T* to) {
 
 // P of the map that `sum` [H, W] over channels amounts to, and plane [H, W] = dP/da. Overwrites `sum`.
 template <typename T>
-[[nodiscard]] double score_map(const Prior& prior, const double* q, int64_t cells, int64_t count, double* sum,
-                               T* plane) {
+[[nodiscard]] double score_map(const Prior& prior, const double* q, int64_t cells, double* sum, T* plane) {
   const auto terms = static_cast<double>(cells);
   const Centred map = centre(sum, cells);  // z does not depend on the scale, so that the sum serves as the mean
   const double covariance = sum_over(cells, [&](int64_t p) { return sum[p] * q[p]; }) / terms;
