@@ -1,15 +1,24 @@
-// What every operator needs of the device and of PyTorch before it launches: device guard, stream, device properties,
-// arrival counters.
+// What every operator needs of the device and of PyTorch before it launches: the limit of sizes, device guard, stream,
+// device properties, arrival counters.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <limits>
 
 #include "tensors.h"
 
 namespace pal_fast::cuda {
+
+// Checks a number of cells or channels, which kernels count in 32 bits; the limit leaves room for the last step of a
+// loop past the end. `what` is the subject of the message.
+template <typename... What>
+void check_count(int64_t count, const What&... what) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max() / 2;
+  STD_TORCH_CHECK(count <= most, what..., " is too large for the CUDA kernels, which count up to ", most);
+}
 
 // Makes `device` the current one for its scope, for PyTorch's CUDA runtime and for the extension's own, which is linked
 // statically. The latter's calls and launches need it; PyTorch allocates on the device of a given tensor without.

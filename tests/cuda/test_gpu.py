@@ -144,6 +144,15 @@ def test_a_tensor_of_more_than_two_to_the_31_elements(channels: str, layout: str
         assert (value.float() - wanted.float()).norm() <= 8e-3 * wanted.float().norm()
 
 
+@pytest.mark.xdist_group("memory")
+def test_a_heatmap_of_two_to_the_30_cells_is_refused() -> None:
+    if torch.cuda.mem_get_info()[0] < 5 * 2**30:
+        pytest.skip("needs 5 GB of free GPU memory")
+    size = (2**15, 2**15)
+    with pytest.raises(RuntimeError, match="a heatmap of 32768 x 32768 cells is too large"):
+        pal_fast.landmark_heatmap(torch.ones(1, 1, 2, device="cuda"), size, image_size=size, backend="cuda")
+
+
 def test_tensors_on_a_device_that_is_not_current(seed: int) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")

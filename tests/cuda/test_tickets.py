@@ -1,5 +1,5 @@
-"""The memory of kernels' tickets, and the state after CUDA runtime failures: csrc/cuda/device.cpp with a runtime that
-fails on demand (runtime/tickets.cpp)."""
+"""The memory of kernels' tickets, the limit of sizes, and the state after CUDA runtime failures: csrc/cuda/device.cpp
+with a runtime that fails on demand (runtime/tickets.cpp)."""
 
 from __future__ import annotations
 
@@ -97,3 +97,9 @@ def test_a_runtime_failure_is_reported_once_and_not_left_for_the_next_launch(
     assert message in failed
     assert failed.endswith("| 0")
     assert "as told" not in after
+
+
+def test_a_count_from_which_a_loop_in_32_bits_would_overflow_is_refused(program: Path) -> None:
+    taken, refused = output_lines(program, f"count={2**30 - 1}", f"count={2**30}")
+    assert taken == " | 0"
+    assert f"{2**30} cells is too large for the CUDA kernels, which count up to {2**30 - 1}" in refused

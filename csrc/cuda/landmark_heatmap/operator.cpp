@@ -1,8 +1,6 @@
 // Landmarks to heatmap on the GPU: workspace, parameters and launch of each operator.
 #include <torch/csrc/stable/ops.h>
 
-#include <limits>
-
 #include "cuda/device.h"
 #include "cuda/landmark_heatmap/params.h"
 #include "landmark_heatmap.h"
@@ -12,8 +10,7 @@ namespace {
 
 HeatmapParams params_of(const HeatmapInputs& inputs) {
   const HeatmapProblem& problem = inputs.problem;
-  STD_TORCH_CHECK(problem.cells() <= std::numeric_limits<int32_t>::max(), "a heatmap of ", problem.height, " x ",
-                  problem.width, " cells is too large for the CUDA kernels");
+  check_count(problem.cells(), "a heatmap of ", problem.height, " x ", problem.width, " cells");
   HeatmapParams params;
   params.problem = problem;
   params.storage = storage_of(inputs.landmarks.scalar_type());

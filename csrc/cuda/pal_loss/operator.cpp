@@ -1,7 +1,7 @@
 // The loss on the GPU: workspace, parameters and launch of each operator.
 #include <torch/csrc/stable/ops.h>
 
-#include <limits>
+#include <algorithm>
 
 #include "cuda/device.h"
 #include "cuda/pal_loss/params.h"
@@ -11,11 +11,9 @@
 namespace pal_fast::cuda {
 namespace {
 
-// Kernels index cells and channels by 32 bits, and elements of tensors by 64.
 void check_counts(const LossProblem& problem) {
-  constexpr int64_t most = std::numeric_limits<int32_t>::max() / 2;
-  STD_TORCH_CHECK(problem.cells() <= most && problem.channels <= most, "a layer of ", problem.channels, " channels of ",
-                  problem.height, " x ", problem.width, " cells is too large for the CUDA kernels");
+  check_count(std::max(problem.cells(), problem.channels), "a layer of ", problem.channels, " channels of ",
+              problem.height, " x ", problem.width, " cells");
 }
 
 // Nothing for 0 elements: an allocation costs the host some 1.5 us.

@@ -4,7 +4,8 @@
 //   capture=0|1                                   whether streams are being captured
 //   tickets=STREAM,COUNT                          calls tickets(); the counts are then made dirty, as by another kernel
 //                                                 where PyTorch owns them
-//   processors                                         calls multiprocessor_count()
+//   processors                                    calls multiprocessor_count()
+//   count=NUMBER                                  calls check_count()
 //
 // Each call prints a line: "kept" or "owned", the counts' address, whether they were zero, and the calls of cudaMalloc
 // and cudaMemsetAsync so far; or what was thrown. Then comes the error that the next launch would find.
@@ -100,7 +101,13 @@ int main(int count, char** arguments) {
       capturing = std::atoi(value) != 0;
     } else {
       try {
-        what == "tickets" ? call_tickets(value) : (void)std::printf("%d", pal_fast::cuda::multiprocessor_count(0));
+        if (what == "tickets") {
+          call_tickets(value);
+        } else if (what == "count") {
+          pal_fast::cuda::check_count(std::atoll(value), value, " cells");
+        } else {
+          std::printf("%d", pal_fast::cuda::multiprocessor_count(0));
+        }
       } catch (const std::exception& thrown) {
         std::printf("%s", std::string(thrown.what()).substr(0, std::string(thrown.what()).find('\n')).c_str());
       }
