@@ -54,7 +54,7 @@ void check_per_channel(const OptionalTensor& tensor, const char* name, const Ten
 // `other` in the input's memory format, if it has the input's shape; a copy only if the formats differ. A compiled
 // graph may pass another format than it was traced with: PyTorch orders the strides of an expanded tensor one way when
 // traced and another when run.
-OptionalTensor in_format_of(const Tensor& input, const OptionalTensor& other) {
+[[nodiscard]] OptionalTensor in_format_of(const Tensor& input, const OptionalTensor& other) {
   using torch::headeronly::MemoryFormat;
   const Layout layout = input.is_contiguous() ? Layout::contiguous : Layout::channels_last;
   if (!other || !same_shape(*other, input) || !has_layout(input, layout) || has_layout(*other, layout)) {
@@ -65,7 +65,7 @@ OptionalTensor in_format_of(const Tensor& input, const OptionalTensor& other) {
 }
 
 // Checks shapes, dtypes, layouts and devices against the input's.
-BatchNormProblem check_batch_norm(const BatchNormTensors& tensors, bool training, bool relu) {
+[[nodiscard]] BatchNormProblem check_batch_norm(const BatchNormTensors& tensors, bool training, bool relu) {
   const Tensor& input = tensors.input;
   STD_TORCH_CHECK(input.dim() >= 2 && input.dim() <= 4, "input must have shape [B, C], [B, C, L] or [B, C, H, W], got ",
                   shape_text(input.sizes()));
@@ -104,7 +104,7 @@ void check_running(const BatchNormTensors& tensors, bool training) {
 }
 
 // Uninitialised, of the input's shape and strides; 0 elements if not needed.
-Tensor allocate_like_input(const Tensor& input, bool needed) {
+[[nodiscard]] Tensor allocate_like_input(const Tensor& input, bool needed) {
   return needed ? torch::stable::empty_like(input) : torch::stable::new_empty(input, {0});
 }
 

@@ -14,8 +14,8 @@ namespace pal_fast {
 namespace {
 
 // Checks activation and gradient and describes the problem.
-LossLayer check_layer(const OptionalTensor& activation, const OptionalTensor& gradient, int64_t attribution,
-                      bool absolute, int64_t grouping, int64_t channel_count) {
+[[nodiscard]] LossLayer check_layer(const OptionalTensor& activation, const OptionalTensor& gradient,
+                                    int64_t attribution, bool absolute, int64_t grouping, int64_t channel_count) {
   LossLayer checked{activation, gradient, {}};
   LossProblem& problem = checked.problem;
   problem.attribution = check_choice<Attribution>(attribution, "attribution");
