@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pal_fast.messages import describe, near
 
@@ -30,6 +32,33 @@ def choice(name: str, given: object, known: Sequence[str]) -> None:
     if given not in known:
         wanted = ", ".join(map(repr, known))
         raise ValueError(f"{name} must be one of {wanted}, got {given!r}{near(given, known, 1)}")
+
+
+def instance(name: str, given: object, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """`wanted` describes the `kinds` in the error, such as "a Figure"."""
+    if not isinstance(given, kinds):
+        raise TypeError(f"{name} must be {wanted}, got {describe(given)}")
+
+
+def module(name: str, given: object) -> None:
+    instance(name, given, nn.Module, "a torch.nn.Module")
+
+
+def path(name: str, given: Any) -> Path:
+    instance(name, given, (str, os.PathLike), "a path")
+    return Path(given)
+
+
+def texts(name: str, given: Any, count: int | None = None) -> tuple[str, ...]:
+    """Strings, `count` of them if given: one for each image."""
+    if isinstance(given, (str, Tensor)) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be a sequence of strings, got {describe(given)}")
+    held = tuple(given)
+    for text in held:
+        instance(f"each of {name}", text, str, "a string")
+    if count not in (None, len(held)):
+        raise ValueError(f"{name} must hold {count} strings, one for each image, got {len(held)}")
+    return held
 
 
 def _is_whole(given: Any) -> bool:
@@ -56,6 +85,55 @@ def finite_number(name: str, given: Any) -> None:
         raise TypeError(f"{name} must be a number, got {describe(given)}")
     if not _finite(given):
         raise ValueError(f"{name} must be finite, got {describe(given)}")
+
+
+def number_within(name: str, given: Any, low: float, high: float = math.inf) -> None:
+    """A finite number from `low` to `high`, both included."""
+    finite_number(name, given)
+    if not low <= given <= high:
+        wanted = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{name} must be {wanted}, got {given}")
+
+
+def probability(name: str, given: Any) -> None:
+    finite_number(name, given)
+    if not 0 <= given <= 1:
+        raise ValueError(f"{name} must be a probability, from 0 to 1, got {given}")
+
+
+def positive_number(name: str, given: Any) -> None:
+    finite_number(name, given)
+    if not given > 0:
+        raise ValueError(f"{name} must be positive, got {given}")
+
+
+def whole_number(name: str, given: Any, least: int) -> None:
+    if not _is_whole(given):
+        raise TypeError(f"{name} must be a whole number, got {describe(given)}")
+    if given < least:
+        raise ValueError(f"{name} must be at least {least}, got {given}")
+
+
+def whole_numbers(name: str, given: Any) -> Tensor:
+    """(N,) int64 from a tensor, an array or a sequence."""
+    try:
+        numbers = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {describe(given)}") from None
+    if numbers.ndim != 1:
+        raise ValueError(f"{name} must have shape (N,), got {tuple(numbers.shape)}")
+    if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
+        raise TypeError(f"{name} must hold whole numbers, got {numbers.dtype}")
+    return numbers.to(torch.int64)
+
+
+def per_channel(name: str, given: Any, channels: int) -> None:
+    """One finite number for each channel."""
+    numbers = given.tolist() if isinstance(given, (Tensor, np.ndarray)) else given
+    if not isinstance(numbers, (tuple, list)) or len(numbers) != channels:
+        raise TypeError(f"{name} must hold {channels} numbers, one for each channel, got {describe(given)}")
+    for number in numbers:
+        finite_number(f"each of {name}", number)
 
 
 def _finite(given: int | float) -> bool:
@@ -94,12 +172,25 @@ def size_pair(name: str, given: Any) -> tuple[int, int]:
     return height, width
 
 
-def floating_tensor(name: str, given: Any, shape: str, ndim: int) -> None:
-    """A dense floating-point tensor of `ndim` dimensions; `shape` describes them in the error."""
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape {shape}, got {describe(given)}")
+def tensor(name: str, given: Any, shape: str, ndim: int) -> None:
+    """A tensor of `ndim` dimensions; `shape` describes them in the error."""
+    instance(name, given, Tensor, f"a tensor of shape {shape}")
     if given.ndim != ndim:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
+
+
+def points(name: str, given: Any, shape: str = "(..., K, 2)", ndim: int | None = None) -> None:
+    """A tensor of points in the plane, of `ndim` dimensions or any number."""
+    instance(name, given, Tensor, f"a tensor of shape {shape}")
+    if given.ndim < 2 or given.shape[-1] != 2 or ndim not in (None, given.ndim):
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
+    if given.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {given.dtype}")
+
+
+def floating_tensor(name: str, given: Any, shape: str, ndim: int) -> None:
+    """A dense floating-point tensor of `ndim` dimensions; `shape` describes them in the error."""
+    tensor(name, given, shape, ndim)
     if given.dtype not in FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {given.dtype}")
     dense(name, given)

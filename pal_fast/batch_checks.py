@@ -10,7 +10,7 @@ from pal_fast.attribution.graph_checks import unreached
 from pal_fast.attribution.targets import counted
 from pal_fast.calls import Prior
 from pal_fast.options import HeatmapOptions
-from pal_fast.suspect_landmarks import CORNER, IN_PIXELS, coincide, look_normalised
+from pal_fast.suspect_landmarks import coincide, look_normalised, normalised_text, span
 from pal_fast.warn import FlatLossWarning, warn
 
 #: In sigmas: a landmark further outside the image leaves less than a hundredth of its Gaussian inside.
@@ -45,19 +45,17 @@ def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
             return True
     points = landmarks.detach()[valid].float()  # (N, 2)
     height, width = image_size
-    low, high = points.amin(0).tolist(), points.amax(0).tolist()
-    span = f"x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}"
-    wanted = f"they must be in pixels of the model's input image, {height} x {width} (height x width) here"
+    image = f"the model's input image, {height} x {width} (height x width) here"
     if bool(look_normalised(landmarks.detach(), valid, image_size)[valid.any(1)].all()):
-        warn(
-            f"all landmarks of every annotated sample lie within {CORNER} pixels of the image's corner "
-            f"({span}), as normalised ones do: {wanted}; {IN_PIXELS}"
-        )
+        warn(normalised_text("all landmarks of every annotated sample", points, image))
         return True
     margin = _NEAR * options.sigma_for(image_size)
     size = points.new_tensor([width, height])
     if not bool(((points >= -margin) & (points <= size - 1 + margin)).all(1).any()):
-        warn(f"no landmark of this batch lies in the image or near it ({span}): {wanted}, after resizing and cropping")
+        warn(
+            f"no landmark of this batch lies in the image or near it ({span(points)}): they must be in pixels of "
+            f"{image}, after resizing and cropping"
+        )
         return True
     return False
 

@@ -86,10 +86,10 @@ def checked_loss_of(
     call: Call,
 ) -> Tensor:
     """`pal_loss` after `check_call`, which returned `call`."""
-    layer = activation if activation is not None else gradient
-    assert layer is not None
     activation = activation if options.attribution.needs_activation else None
     gradient = gradient if options.attribution.needs_gradient else None
+    layer = activation if activation is not None else gradient
+    assert layer is not None
     _, _, height, width = layer.shape
     name, count, dtype = call
     heatmap, landmarks, visible, weights, sample_weight, image_size = prior

@@ -18,6 +18,7 @@ from torch import nn
 from pal_fast._version import __version__
 from pal_fast.capture.layer_names import find_layers
 from pal_fast.capture.model_run import in_mode
+from pal_fast.messages import describe
 
 __all__ = ["can_compile_a_step", "compile_body", "compile_step"]
 
@@ -52,9 +53,12 @@ def compile_step(step: Any = None, **options: Any) -> Any:
         options: of `torch.compile`; fullgraph=True unless given. Without a GPU, and if neither `mode` nor another
             backend is given, Inductor keeps the model's memory format (options={"layout_optimization": False}).
 
-    Raises: RuntimeError if this PyTorch cannot trace a gradient inside a compiled function. The compiled step raises
-        RuntimeError if everything below the attributed layer is frozen: use `compile_body` there.
+    Raises: TypeError unless `step` is callable; RuntimeError if this PyTorch cannot trace a gradient inside a compiled
+        function. The compiled step raises RuntimeError if everything below the attributed layer is frozen: use
+        `compile_body` there.
     """
+    if step is not None and not callable(step):
+        raise TypeError(f"step must be a function, got {describe(step)}")
     if not can_compile_a_step():
         raise RuntimeError(
             f"PyTorch {torch.__version__} cannot trace torch.autograd.grad inside a compiled function: compile the "

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
-from pal_fast import visualize
+from pal_fast import _checks, visualize
 from pal_fast.capture.model_run import in_mode
 from pal_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pal_fast.functional import landmark_heatmap
 from pal_fast.inspection import attribute
 from pal_fast.landmarks.geometry import Window, crop_window
-from pal_fast.reference import standardise
+from pal_fast.reference import correlation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +51,7 @@ def window_around(landmarks: Tensor, height: int, width: int, crop: str) -> Wind
 
     Raises: ValueError for any other crop, or if there is no landmark to put a square around.
     """
-    if crop not in CROPS:
-        raise ValueError(f"crop must be one of {CROPS}, got {crop!r}")
+    _checks.choice("crop", crop, CROPS)
     if crop == "whole":
         return Window(width / 2, height / 2, float(max(height, width)))
     known = landmarks[landmarks.isfinite().all(1)]
@@ -100,9 +99,18 @@ def explain(
         target: the logits that are attributed, "predicted" or "sum".
         attribution: see `pal_loss`.
         sigma: of the landmarks' Gaussians, in pixels of the network's input.
+
+    Raises: TypeError, ValueError naming the argument.
     """
+    _checks.instance("image", image, Tensor, "a tensor of shape (3, H, W)")
     if image.dim() != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise ValueError(f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
+    _checks.points("landmarks", landmarks, "(K, 2)", 2)
+    _checks.module("network", network)
+    _checks.whole_number("size", size, 1)
+    _checks.choice("crop", crop, CROPS)
+    _checks.per_channel("mean", mean, 3)
+    _checks.per_channel("std", std, 3)
     window = window_around(landmarks, image.shape[1], image.shape[2], crop)
     picture = crop_window(image, window, size)
     points = into_window(landmarks, window, size)
@@ -111,14 +119,14 @@ def explain(
     with in_mode(network, training=False):
         maps, logits = attribute(network, layer, normalised[None], attribution=attribution, target=target)
     heatmap = landmark_heatmap(points[None], (maps.shape[1], maps.shape[2]), image_size=size, sigma=sigma)
-    z, flat = standardise(maps.double(), (1, 2))
-    zh, flat_heatmap = standardise(heatmap.double(), (1, 2))
-    correlation = math.nan if bool(flat.any() or flat_heatmap.any()) else float((z * zh).mean())
-    return Explanation(picture, points, heatmap[0], maps[0], logits[0].float().softmax(0), correlation)
+    aligned, defined = correlation(maps.double(), heatmap.double())
+    probabilities = logits[0].float().softmax(0)
+    return Explanation(picture, points, heatmap[0], maps[0], probabilities, float(aligned) if defined else math.nan)
 
 
 def draw(explanation: Explanation, *, title: str, caption: str = "attribution") -> Figure:
     """Image, landmarks, heatmap and attribution, side by side. Args: caption: the title of the attribution."""
+    _checks.instance("explanation", explanation, Explanation, "an Explanation")
     e = explanation
     aligned = "undefined (a flat map)" if math.isnan(e.correlation) else f"{e.correlation:.2f}"
     return visualize.panels(

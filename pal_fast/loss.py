@@ -21,7 +21,6 @@ from pal_fast.capture.model_run import Output
 from pal_fast.constants import BACKENDS
 from pal_fast.engine import Engine
 from pal_fast.loss_copies import CopiedWithModel
-from pal_fast.messages import describe
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 from pal_fast.regions import Regions
 
@@ -87,8 +86,7 @@ class PALLoss(CopiedWithModel):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+        _checks.module("model", model)
         distributed.refuse_unsound(model)
         options = LossOptions(
             AttributionOptions(attribution, absolute, channels, channel_count),

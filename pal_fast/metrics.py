@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pal_fast import _checks
 from pal_fast.messages import describe
-from pal_fast.reference import computing_dtype, standardise, widest_dtype
+from pal_fast.reference import computing_dtype, correlation, widest_dtype
 
 try:
     from torchmetrics import Metric, MetricCollection
@@ -45,6 +45,7 @@ __all__ = [
 
 
 def _share(name: str, value: float) -> float:
+    _checks.finite_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, a share of the maximum, got {value}")
     return float(value)
@@ -131,9 +132,7 @@ class PearsonCorrelation(AlignmentMetric):
     """
 
     def scores(self, attribution: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
-        z, flat = standardise(attribution, (1, 2))
-        zh, flat_heatmap = standardise(heatmap, (1, 2))
-        return (z * zh).mean((1, 2)), ~(flat | flat_heatmap)[:, 0, 0]
+        return correlation(attribution, heatmap)
 
 
 class CosineSimilarity(AlignmentMetric):

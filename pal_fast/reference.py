@@ -161,6 +161,17 @@ def standardise(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.where(flat, 0.0, z), flat
 
 
+def correlation(maps: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
+    """Pearson's correlation of each map with its heatmap over their cells: minus the score "pearson" of a map.
+
+    Args: maps, heatmap (B, H, W), in the computing dtype.
+    Returns: (B,), 0 where undefined; (B,) bool, whether it is defined: neither map nor heatmap is flat.
+    """
+    z, flat = standardise(maps, (1, 2))
+    zh, flat_heatmap = standardise(heatmap, (1, 2))
+    return (z * zh).mean((1, 2)), ~(flat | flat_heatmap)[:, 0, 0]
+
+
 def attribution_map(a: Tensor, count: int) -> Tensor:
     """`m_ij = (1/n) sum_c a_cij` over the first `count` channels: the map of strategies "mean" and "half".
 

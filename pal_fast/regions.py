@@ -33,11 +33,11 @@ def region_weights(regions: str | Sequence[str] | Mapping[str, float] | None) ->
         regions = [regions]
     if not isinstance(regions, (Mapping, Sequence)):
         raise TypeError(f"regions must be names or a mapping of names to weights, got {describe(regions)}")
-    chosen = dict(regions) if isinstance(regions, Mapping) else dict.fromkeys(regions, 1.0)
+    chosen = list(regions.items()) if isinstance(regions, Mapping) else [(name, 1.0) for name in regions]
     if not chosen:
         raise ValueError(f"regions must name at least one of {', '.join(REGIONS)}, got none")
     weights = torch.zeros(POINTS)
-    for name, weight in chosen.items():
+    for name, weight in chosen:
         _checks.choice("regions", name, tuple(REGIONS))
         _checks.finite_number(f"the weight of region {name!r}", weight)
         weights[list(REGIONS[name])] = float(weight)

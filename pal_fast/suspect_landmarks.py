@@ -11,8 +11,27 @@ from torch import Tensor
 CORNER = 3
 LEAST_SIDE = 16
 
-#: How to convert normalised landmarks.
-IN_PIXELS = "multiply normalised ones by (width, height), after (p + 1) / 2 where they go from -1 to 1"
+_IN_PIXELS = "multiply normalised ones by (width, height), after (p + 1) / 2 where they go from -1 to 1"
+
+
+def span(points: Tensor) -> str:
+    """The range of points (N, 2), N at least 1."""
+    (left, top), (right, bottom) = (values.tolist() for values in points.aminmax(dim=0))
+    return f"x from {left:.4g} to {right:.4g}, y from {top:.4g} to {bottom:.4g}"
+
+
+def normalised_text(which: str, points: Tensor, image: str) -> str:
+    """The message about landmarks that `look_normalised`: what is wrong, and how to convert them.
+
+    Args:
+        which: the landmarks, as the subject of the sentence.
+        points: (N, 2), their values.
+        image: the image in whose pixels they must be, and its size.
+    """
+    return (
+        f"{which} lie within {CORNER} pixels of the image's corner ({span(points)}), as normalised ones do: they must "
+        f"be in pixels of {image}; {_IN_PIXELS}"
+    )
 
 
 def look_normalised(points: Tensor, known: Tensor, image_size: tuple[int, int]) -> Tensor:

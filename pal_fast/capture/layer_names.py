@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pal_fast import _checks
 from pal_fast.messages import describe, near_layer
 
 #: Names that wrappers (DDP, torch.compile, FSDP1, checkpoint_wrapper, Fabric) put into a module's dotted name.
@@ -56,8 +57,7 @@ def find_layers(model: nn.Module, layers: Any) -> dict[str, nn.Module]:
     Raises: TypeError for anything else, and for a ScriptModule; ValueError, with the nearest names, for a name or
         module that is not in the model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
+    _checks.module("model", model)
     wanted = list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
     if not wanted:
         raise ValueError("layer must name at least one layer, got an empty list")

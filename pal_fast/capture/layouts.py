@@ -85,7 +85,14 @@ def find_layout(
     _checks.choice("layout", wanted, LAYOUTS)
     shapes = {"tokens": "(B, N, C)", "NCHW": "(B, C, H, W)", "NHWC": "(B, H, W, C)"}
     known = shapes.get(wanted, "(B, C, H, W), (B, H, W, C) or (B, N, C)")
-    raise ValueError(f"the output of layer {name!r} must have shape {known} for layout={wanted!r}, got {shape}")
+    way_out = (
+        "; for video or volumes, (B, C, T, H, W), take the gradient yourself and call pal_fast.pal_loss on output, "
+        "gradient and heatmap with T folded into H: (B, C, T * H, W) and (B, T * H, W)"
+    )
+    raise ValueError(
+        f"the output of layer {name!r} must have shape {known} for layout={wanted!r}, got {shape}"
+        f"{way_out if len(shape) == 5 else ''}"
+    )
 
 
 def layout_of(

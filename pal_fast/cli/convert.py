@@ -54,8 +54,9 @@ class _ListFormats(argparse.Action):
 
 def run(args: argparse.Namespace) -> int:
     from pal_fast.landmarks import FORMATS, LandmarkSet, read_landmark_set, to_68_points, write_landmarks
+    from pal_fast.landmarks.formats import format_by_extension
 
-    target = args.to or _format_of(args.output)
+    target = args.to or format_by_extension(args.output)
     one_file = target in FORMATS and FORMATS[target].write_all is not None
     if one_file or not Path(args.output).is_dir():
         check_output(args.output, makes_folder=not one_file)
@@ -93,11 +94,3 @@ def aligned_rafdb(root: Path, kind: str, measured: bool) -> LandmarkSet:
             f"{measurement.correlation:.3f}"
         )
     return LandmarkSet(read_aligned(root / "Annotation", stems, kind, template), tuple(f"{s}_aligned" for s in stems))
-
-
-def _format_of(output: str) -> str:
-    known = {".npz": "npz", ".xml": "dlib-xml"}
-    suffix = Path(output).suffix.lower()
-    if suffix not in known:
-        raise ValueError(f"the format of {output!r} cannot be told from its name: give --to (see --list-formats)")
-    return known[suffix]

@@ -20,6 +20,7 @@ from pal_fast.data.normalised_landmarks import check_in_pixels
 from pal_fast.data.transforms import Transform
 from pal_fast.landmarks import LandmarkSet, read_landmark_set
 from pal_fast.landmarks.plausible import checked_set, without_coincident
+from pal_fast.messages import describe
 
 _READERS: Final[dict[str, Callable[..., listing.Listing]]] = {
     "rafdb": rafdb.list_images,
@@ -77,20 +78,22 @@ def open_dataset(
             that the list's paths are relative to, and `margin`, by what share of its size a face's box grows on every
             side. drawn: those of `pal_fast.data.drawn.DEFAULTS`.
 
-    Raises: FileNotFoundError, ValueError or LandmarkFileError, each listing every problem in one message;
-        `pal_fast.landmarks.errors.NoLandmarksError`, a ValueError, if no image of the split has landmarks.
+    Raises: TypeError, ValueError naming the argument; FileNotFoundError, ValueError or LandmarkFileError, each listing
+        every problem in one message; `pal_fast.landmarks.errors.NoLandmarksError`, a ValueError, if no image of the
+        split has landmarks.
     """
     _checks.choice("name", name, DATASETS)
     _checks.choice("split", split, _splits(name))
-    if landmarks is True:
-        raise TypeError("landmarks must be a path, a LandmarkSet, None (the data set's own) or False, got True")
+    where = _checks.path("root", root)
+    if landmarks is True or not isinstance(landmarks, (str, os.PathLike, LandmarkSet, bool, type(None))):
+        wanted = "a path, a LandmarkSet, None (the data set's own) or False"
+        raise TypeError(f"landmarks must be {wanted}, got {describe(landmarks)}")
     if format is not None and not isinstance(landmarks, (str, os.PathLike)):
         raise ValueError(f"format applies to a landmark file, got format={format!r} and no file or folder as landmarks")
     if name == "drawn":
         return _open_drawn(os.fspath(root), split, landmarks, format, transform, classes, options)
     for option in options:
         _checks.choice(f"an option of {name}", option, _OPTIONS.get(name, ()) or ("(none)",))
-    where = Path(root)
     if not where.is_dir():
         raise FileNotFoundError(f"root must be the folder of {name}, but there is none at {where}")
     everything = found = _READERS[name](where, split, own_landmarks=landmarks is None, bad_images=bad_images, **options)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pal_fast import _checks
 from pal_fast.data.normalised_landmarks import check_in_pixels
 from pal_fast.landmarks import LandmarkSet
 from pal_fast.landmarks.plausible import without_coincident
@@ -44,7 +45,8 @@ class FaceDataset(Dataset[dict[str, Any]]):
 
     If all landmarks of an image coincide, they are treated as missing; a warning counts these images.
 
-    Raises: ValueError for shapes that do not match, and for landmarks that are normalised instead of in pixels.
+    Raises: TypeError naming the argument; ValueError for shapes that do not match, and for landmarks that are
+        normalised instead of in pixels.
     """
 
     landmarks: Tensor
@@ -79,11 +81,15 @@ class FaceDataset(Dataset[dict[str, Any]]):
         landmarks: Tensor | np.ndarray[Any, Any] | None,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None,
     ) -> None:
+        if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")) or getattr(images, "ndim", 1) == 0:
+            raise TypeError(f"images must have a length and return an image for each index, got {describe(images)}")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be a function of a dict, or None, got {describe(transform)}")
         count = len(images)
         self.images = images
-        self.labels = torch.as_tensor(labels, dtype=torch.int64)
-        self.classes = tuple(classes)
-        self.names = tuple(names) if names is not None else tuple(str(index) for index in range(count))
+        self.labels = _checks.whole_numbers("labels", labels)
+        self.classes = _checks.texts("classes", classes)
+        self.names = tuple(map(str, range(count))) if names is None else _checks.texts("names", names, count)
         if landmarks is not None and not isinstance(landmarks, (Tensor, np.ndarray)):
             raise TypeError(
                 f"landmarks must be a tensor or an array of shape ({count}, K, 2), got {describe(landmarks)}"
@@ -96,8 +102,6 @@ class FaceDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"labels must have shape ({count},), one for each image, got {tuple(self.labels.shape)}")
         if count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             raise ValueError(f"labels must be from 0 to {len(self.classes) - 1}, got {self.labels.unique().tolist()}")
-        if len(self.names) != count:
-            raise ValueError(f"names must hold {count} names, one for each image, got {len(self.names)}")
         if self.landmarks.ndim != 3 or len(self.landmarks) != count or self.landmarks.shape[2] != 2:
             raise ValueError(f"landmarks must have shape ({count}, K, 2), got {tuple(self.landmarks.shape)}")
 

@@ -66,7 +66,7 @@ def choose_classes(listing: Listing, classes: int | Sequence[str] | None) -> Lis
             raise ValueError(f"classes must be from 1 to {len(listing.classes)} for this data set, got {classes}")
         kept = listing.classes[:classes]
     else:
-        kept = tuple(classes)  # type: ignore[arg-type]
+        kept = _checks.texts("classes", classes)
         for name in kept:
             _checks.choice("classes", name, listing.classes)
         if len(set(kept)) < len(kept) or not kept:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from pal_fast.messages import first_few
-from pal_fast.suspect_landmarks import CORNER, IN_PIXELS, LEAST_SIDE, coincide, look_normalised
+from pal_fast.suspect_landmarks import LEAST_SIDE, coincide, look_normalised, normalised_text
 from pal_fast.warn import warn
 
 
@@ -32,12 +32,10 @@ def check_in_pixels(
     height, width = size_of(rows[0])
     if min(height, width) < LEAST_SIDE:
         return
-    low, high = (values.tolist() for values in (points[suspect][known[suspect]].aminmax(dim=0)))
-    text = (
-        f"{source}: in {len(rows)} of {annotated} annotated images all landmarks lie within {CORNER} pixels of "
-        f"the image's corner (x from {low[0]:.4g} to {high[0]:.4g}, y from {low[1]:.4g} to {high[1]:.4g}), as "
-        f"normalised ones do: they must be in pixels of the image, "
-        f"{height} x {width} (height x width) for the first; {IN_PIXELS}"
+    text = normalised_text(
+        f"{source}: in {len(rows)} of {annotated} annotated images all landmarks",
+        points[suspect][known[suspect]],
+        f"the image, {height} x {width} (height x width) for the first",
     )
     if 2 * len(rows) > annotated:
         raise ValueError(text)
@@ -67,12 +65,8 @@ class FirstLook:
         if not look_normalised(faces, known, image_size):
             self.over = True
             return
-        (left, top), (right, bottom) = (values.tolist() for values in faces[known].aminmax(dim=0))
-        text = (
-            f"landmarks: all of this face's lie within {CORNER} pixels of the image's corner "
-            f"(x from {left:.4g} to {right:.4g}, y from {top:.4g} to {bottom:.4g}), as normalised ones do: they are "
-            f"required in pixels of the image, {image_size[0]} x {image_size[1]} (height x width); {IN_PIXELS}"
-        )
+        image = f"the image, {image_size[0]} x {image_size[1]} (height x width)"
+        text = normalised_text("landmarks: all of this face's", faces[known], image)
         if self._warned:
             raise ValueError(f"{text}; so did the face before")
         self._warned = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import torch
+
 from pal_fast import _checks
 from pal_fast.data.normalised_landmarks import FirstLook
 from pal_fast.messages import describe
@@ -95,24 +97,21 @@ def train_transform(
     Returns: a `FaceTransform`, which documents its inputs; images are returned as float32 (3, height, width).
     Raises: ImportError without torchvision; ValueError, TypeError naming the argument.
     """
-    for name, share in (("flip", flip), ("erase", erase)):
-        _checks.finite_number(name, share)
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be a probability, from 0 to 1, got {share}")
-    for name, number in (("degrees", degrees), ("colour", colour)):
-        _checks.finite_number(name, number)
-        if number < 0:
-            raise ValueError(f"{name} must be 0 or more, got {number}")
+    _checks.probability("flip", flip)
+    _checks.probability("erase", erase)
+    _checks.number_within("degrees", degrees, 0)
+    _checks.number_within("colour", colour, 0)
     _check_range("scale", scale, 1)
     _check_range("ratio", ratio, None)
-    v2, torch = _torchvision()
+    normalisation, v2 = _normalisation(mean, std), _torchvision()
     from pal_fast.data.random_view import RandomView
 
     view = RandomView(_checks.size_pair("size", size), flip=flip, degrees=degrees, scale=scale, ratio=ratio)
     paints: list[Any] = []
     if colour:
-        paints.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
-    paints += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+        by = float(colour)  # torchvision refuses NumPy's numbers
+        paints.append(v2.ColorJitter(brightness=by, contrast=by, saturation=by))
+    paints += normalisation
     if erase:
         paints.append(v2.RandomErasing(erase))
     return FaceTransform(view, paints)
@@ -133,18 +132,24 @@ def eval_transform(
     size: int | tuple[int, int], *, mean: Numbers = IMAGENET_MEAN, std: Numbers = IMAGENET_STD
 ) -> Transform:
     """Resizes to `size` and normalises; nothing random. Arguments as for `train_transform`."""
-    v2, torch = _torchvision()
+    normalisation = _normalisation(mean, std)
     from pal_fast.data.random_view import RandomView
 
     whole = RandomView(_checks.size_pair("size", size), flip=0, degrees=0, scale=(1, 1))
-    return FaceTransform(whole, [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
+    return FaceTransform(whole, normalisation)
 
 
-def _torchvision() -> tuple[Any, Any]:
+def _normalisation(mean: Any, std: Any) -> list[Any]:
+    """To float32 in [0, 1], then normalised. Raises: TypeError, ValueError unless both hold a number for R, G and B."""
+    _checks.per_channel("mean", mean, 3)
+    _checks.per_channel("std", std, 3)
+    v2 = _torchvision()
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+
+
+def _torchvision() -> Any:
     try:
         from torchvision.transforms import v2
     except ImportError as error:
         raise ImportError("augmentation needs torchvision: pip install 'pal_fast[train]'") from error
-    import torch
-
-    return v2, torch
+    return v2

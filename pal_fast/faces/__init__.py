@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pal_fast import _checks
 from pal_fast.faces.paint import paint
 from pal_fast.faces.people import CUE_COLOURS, Lots, meet
 from pal_fast.faces.shape import EXPRESSION_UNITS
@@ -50,11 +51,6 @@ class FaceSet:
         return self.images.shape[0]
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a probability from 0 to 1, got {value}")
-
-
 def make_faces(
     count: int,
     size: int = 48,
@@ -81,18 +77,15 @@ def make_faces(
         scatter: how far from the centre faces may lie, as a share of the side, in x and in y; 0 to 0.5. By default
             they are centred to within a few pixels, as in data sets of aligned faces.
 
-    Raises: ValueError for a number out of its range.
+    Raises: TypeError, ValueError naming the argument, unless it is a number in its range.
     """
-    if count < 0 or size < 16 or seed < 0:
-        raise ValueError(
-            f"count, size and seed must be at least 0, 16 and 0, got count={count}, size={size}, seed={seed}"
-        )
-    _check_share("label_noise", label_noise)
-    _check_share("occlusion", occlusion)
-    if not 0 <= scatter <= 0.5:
-        raise ValueError(f"scatter must be from 0 to 0.5 of the side, got {scatter}")
+    for name, number, least in (("count", count, 0), ("size", size, 16), ("seed", seed, 0)):
+        _checks.whole_number(name, number, least)
+    _checks.probability("label_noise", label_noise)
+    _checks.probability("occlusion", occlusion)
     if cue_agreement is not None:
-        _check_share("cue_agreement", cue_agreement)
+        _checks.probability("cue_agreement", cue_agreement)
+    _checks.number_within("scatter", scatter, 0, 0.5)
 
     lots = Lots(count, seed)
     classes = len(EXPRESSIONS)

@@ -20,7 +20,7 @@ from pal_fast.faces.network import LAYER, FaceNet
 from pal_fast.functional import landmark_heatmap
 from pal_fast.inspection import attribute
 from pal_fast.loss import PALLoss
-from pal_fast.reference import standardise
+from pal_fast.reference import correlation
 
 SIZE: Final = 48
 TRAINING_FACES: Final = 350
@@ -133,11 +133,5 @@ def alignment(model: FaceNet, faces: FaceSet, target: str) -> float:
     maps, _ = attribute(model, LAYER, faces.images[part], target=target)
     size = (maps.shape[1], maps.shape[2])
     heatmap = landmark_heatmap(faces.landmarks[part], size, image_size=SIZE, backend="reference")
-    return float(correlation(maps, heatmap).mean())
-
-
-def correlation(maps: Tensor, heatmap: Tensor) -> Tensor:
-    """Pearson correlation of each map with its heatmap, 0 where either is flat. (B, H, W) twice -> (B,)."""
-    z, _ = standardise(maps, (1, 2))
-    zh, _ = standardise(heatmap.to(maps), (1, 2))
-    return (z * zh).mean((1, 2))
+    correlations, _ = correlation(maps, heatmap.to(maps))
+    return float(correlations.mean())

@@ -18,7 +18,7 @@ from pal_fast.landmarks import affectnet, rafdb, text_formats
 from pal_fast.landmarks.dlib_xml import read_dlib_xml, write_dlib_xml
 from pal_fast.landmarks.errors import LandmarkFileError
 from pal_fast.landmarks.landmark_set import LandmarkSet, load_npz, stem_of, without_extension
-from pal_fast.landmarks.mediapipe import COUNTS, ImageSize, read_mediapipe
+from pal_fast.landmarks.mediapipe import COUNTS, image_sizes, read_mediapipe
 from pal_fast.landmarks.plausible import checked_set, warn_unless_upright
 from pal_fast.landmarks.reading import read_each
 from pal_fast.messages import first_few
@@ -34,7 +34,8 @@ class Format:
         pattern: glob pattern of these files in a folder.
         read_all: for formats with many images per file.
         write_one, write_all: the same for writing; None if the format cannot be written.
-        extension: of the files that `write_one` writes.
+        extension: of the files that `write_one` writes, and of those that are written in this format unless another is
+            named.
         check_guess: for formats whose content may be that of another format: raises LandmarkFileError for an ambiguous
             file, whose format must then be named.
     """
@@ -62,7 +63,10 @@ def _affectnet_csv(path: Path) -> LandmarkSet:
 
 FORMATS: Final[dict[str, Format]] = {
     "npz": Format(
-        "the package's own: names, points, scores", read_all=load_npz, write_all=lambda path, marks: marks.save(path)
+        "the package's own: names, points, scores",
+        read_all=load_npz,
+        write_all=lambda path, marks: marks.save(path),
+        extension=".npz",
     ),
     "pts": Format(
         "300-W .pts, one per image, pixels counted from 1",
@@ -97,7 +101,7 @@ FORMATS: Final[dict[str, Format]] = {
     "affectnet-csv": Format("AffectNet list, 68 points in the full image", read_all=_affectnet_csv),
     "affectnet-npy": Format("AffectNet *_lnd.npy, 68 points per image", affectnet.read_npy, "*_lnd.npy"),
     "wflw": Format("WFLW list, 98 points", read_all=text_formats.read_wflw, write_all=text_formats.write_wflw),
-    "dlib-xml": Format("dlib imglab XML", read_all=read_dlib_xml, write_all=write_dlib_xml),
+    "dlib-xml": Format("dlib imglab XML", read_all=read_dlib_xml, write_all=write_dlib_xml, extension=".xml"),
     "mediapipe": Format("MediaPipe mesh, 468 or 478 normalised points, .json or .npy; needs the images' size"),
 }
 
@@ -109,7 +113,7 @@ def guess_format(path: str | Path) -> str:
 
     Raises: FileNotFoundError; ValueError with the known formats; LandmarkFileError for a .txt that may hold x, y.
     """
-    path = Path(path)
+    path = _checks.path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"no landmarks at {path}")
     if path.is_dir():
@@ -161,18 +165,18 @@ def read_landmark_set(
     Returns: a set in which images whose landmarks all coincide have none; a warning counts these images.
     Raises: LandmarkFileError with file, line and what was expected; FileNotFoundError; ValueError.
     """
-    return checked_set(_read(Path(path), format, image_size, images), path)
+    return checked_set(_read(_checks.path("path", path), format, image_size, images), path)
 
 
 def _read(
     path: Path, format: str | None, image_size: int | tuple[int, int] | None, images: str | Path | None
 ) -> LandmarkSet:
-    name = format or guess_format(path)
+    name = guess_format(path) if format is None else format
     _checks.choice("format", name, tuple(FORMATS))
     if not path.exists():
         raise FileNotFoundError(f"no landmarks at {path}")
     if name == "mediapipe":
-        return read_mediapipe(path, _image_sizes(image_size, images))
+        return read_mediapipe(path, image_sizes(image_size, images))
     chosen = FORMATS[name]
     if chosen.read_all is not None:
         return chosen.read_all(path)
@@ -184,7 +188,8 @@ def _read(
         names = tuple(_image_of(name, file.relative_to(path).with_suffix("")) for file in files)
     else:
         files, names = [path], (stem_of(path.name),)
-    tables = read_each(path, files, chosen.read_one if format else functools.partial(_read_guessed, chosen))
+    read_one = functools.partial(_read_guessed, chosen) if format is None else chosen.read_one
+    tables = read_each(path, files, read_one)
     counts: dict[int, list[str]] = {}
     for table, file in zip(tables, names, strict=True):
         counts.setdefault(len(table), []).append(file)
@@ -225,22 +230,43 @@ def read_landmarks(
     return read_landmark_set(path, format, image_size=image_size, images=images).points
 
 
-def write_landmarks(path: str | Path, landmarks: LandmarkSet, format: str = "npz") -> None:
+def format_by_extension(path: str | Path) -> str:
+    """The format in which `write_landmarks` writes to `path` unless another is named.
+
+    Raises: ValueError unless the path ends in .npz or .xml.
+    """
+    suffix = _checks.path("path", path).suffix.lower()
+    for name, known in FORMATS.items():
+        if known.write_all is not None and known.extension == suffix != "":
+            return name
+    wanted = f"give format, or --to, one of {_writable()}"
+    raise ValueError(f"the format of {str(path)!r} cannot be told from its name: {wanted}")
+
+
+def _writable() -> str:
+    return ", ".join(name for name, known in FORMATS.items() if known.write_one or known.write_all)
+
+
+def write_landmarks(path: str | Path, landmarks: LandmarkSet, format: str | None = None) -> None:
     """Writes landmarks: one file, or, for formats with one file per image, a folder of files.
 
     A new folder appears only when all its files are written; in an existing folder each file is written atomically.
     Images without any landmark get no file.
 
-    Raises: ValueError for a format that cannot be written, or cannot hold these landmarks.
+    Args: format, one of `FORMATS`; None takes "npz" or "dlib-xml" by the path's extension, .npz or .xml.
+    Raises: TypeError, ValueError naming the argument, also for a format that cannot be written, or cannot hold these
+        landmarks.
     """
+    path = _checks.path("path", path)
+    _checks.instance("landmarks", landmarks, LandmarkSet, "a LandmarkSet")
+    format = format_by_extension(path) if format is None else format
     _checks.choice("format", format, tuple(FORMATS))
-    chosen, path = FORMATS[format], Path(path)
+    chosen = FORMATS[format]
     if chosen.write_all is not None:
         chosen.write_all(path, landmarks)
         return
     if chosen.write_one is None:
-        writable = [name for name, known in FORMATS.items() if known.write_one or known.write_all]
-        raise ValueError(f"format {format!r} can be read but not written; writable formats: {', '.join(writable)}")
+        raise ValueError(f"format {format!r} can be read but not written; writable formats: {_writable()}")
     if format == "row-column":
         text_formats.check_row_column(landmarks)
     files: dict[PurePosixPath, int] = {}
@@ -257,28 +283,3 @@ def write_landmarks(path: str | Path, landmarks: LandmarkSet, format: str = "npz
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
             chosen.write_one(target, landmarks.points[row].numpy())
-
-
-def _image_sizes(image_size: int | tuple[int, int] | None, images: str | Path | None) -> ImageSize:
-    if image_size is not None:
-        size = _checks.size_pair("image_size", image_size)
-        return lambda name: size
-    if images is None:
-        raise ValueError("normalised landmarks need image_size=(height, width), or images=, the folder of the images")
-    folder = Path(images)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no image folder {folder}")
-    by_stem = {stem_of(file.name): file for file in sorted(folder.rglob("*")) if file.is_file()}
-
-    def size_of(name: str) -> tuple[int, int]:
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise ImportError("reading images' sizes needs Pillow: pip install 'pal_fast[explain]'") from error
-        file = folder / name if (folder / name).is_file() else by_stem.get(stem_of(name))
-        if file is None:
-            raise FileNotFoundError(f"no image {name!r} under {folder}")
-        with Image.open(file) as image:
-            return image.height, image.width
-
-    return size_of

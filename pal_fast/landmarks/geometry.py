@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from pal_fast import _checks
+
 _SHARPEST: Final = 1.5  # pixels of the image per pixel of the crop above which the image is first reduced
 
 
@@ -19,7 +21,16 @@ def fit_similarity(source: Tensor, target: Tensor) -> Tensor:
 
     Args: source, target: (..., P, 2), P at least 2 and not all equal.
     Returns: (..., 2, 3), in the dtype of `source`; differentiable.
+    Raises: TypeError, ValueError naming the argument.
     """
+    _checks.points("source", source)
+    _checks.points("target", target)
+    _check_dtypes(source=source, target=target)
+    if source.shape[-2] < 2 or source.shape[-2] != target.shape[-2]:
+        raise ValueError(
+            "source and target must hold the same number of points, at least 2, got "
+            f"{tuple(source.shape)} and {tuple(target.shape)}"
+        )
     source_mean, target_mean = source.mean(-2), target.mean(-2)
     s, t = source - source_mean.unsqueeze(-2), target - target_mean.unsqueeze(-2)
     size = s.square().sum((-2, -1))
@@ -31,8 +42,23 @@ def fit_similarity(source: Tensor, target: Tensor) -> Tensor:
 
 
 def transform_points(points: Tensor, matrix: Tensor) -> Tensor:
-    """Args: points (..., K, 2), matrix (..., 2, 3). Returns: (..., K, 2); NaN stays NaN."""
+    """Args: points (..., K, 2), matrix (..., 2, 3). Returns: (..., K, 2); NaN stays NaN.
+
+    Raises: TypeError, ValueError naming the argument.
+    """
+    _checks.points("points", points)
+    _checks.instance("matrix", matrix, Tensor, "a tensor of shape (..., 2, 3)")
+    if matrix.shape[-2:] != (2, 3):
+        raise ValueError(f"matrix must have shape (..., 2, 3), got {tuple(matrix.shape)}")
+    _check_dtypes(points=points, matrix=matrix)
     return points @ matrix[..., :2].transpose(-1, -2) + matrix[..., 2].unsqueeze(-2)
+
+
+def _check_dtypes(**tensors: Tensor) -> None:
+    """Raises: TypeError unless all are of one floating-point dtype."""
+    dtypes = [tensor.dtype for tensor in tensors.values()]
+    if not dtypes[0].is_floating_point or len(set(dtypes)) > 1:
+        raise TypeError(f"{' and '.join(tensors)} must have the same floating-point dtype, got {dtypes}")
 
 
 def invert(matrix: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pal_fast import _checks
 from pal_fast.files import write_npz
 from pal_fast.image_files import IMAGE_EXTENSIONS
 from pal_fast.landmarks.errors import LandmarkFileError
@@ -124,25 +125,23 @@ class LandmarkSet:
     digests: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        _checks.instance("points", self.points, (Tensor, np.ndarray), "a tensor or an array of shape (N, K, 2)")
         points = torch.as_tensor(self.points, dtype=torch.float32)
         if points.ndim != 3 or points.shape[-1] != 2:
             raise ValueError(f"points must have shape (N, K, 2), got {tuple(points.shape)}")
-        if len(self.names) != len(points):
-            raise ValueError(f"names must hold {len(points)} names, one for each image, got {len(self.names)}")
         object.__setattr__(self, "points", points)
-        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "names", _checks.texts("names", self.names, len(points)))
         if len(set(self.names)) < len(self.names):
             twice = [name for name, times in Counter(self.names).items() if times > 1]
             raise ValueError(f"names must be unique, got {len(twice)} names more than once: {first_few(twice)}")
         if self.scores is not None:
+            _checks.instance("scores", self.scores, (Tensor, np.ndarray), "a tensor or an array of shape (N, K)")
             scores = torch.as_tensor(self.scores, dtype=torch.float32)
             if scores.shape != points.shape[:2]:
                 raise ValueError(f"scores must have shape {tuple(points.shape[:2])}, got {tuple(scores.shape)}")
             object.__setattr__(self, "scores", scores)
         if self.digests is not None:
-            if len(self.digests) != len(points):
-                raise ValueError(f"digests must hold {len(points)}, one for each image, got {len(self.digests)}")
-            object.__setattr__(self, "digests", tuple(self.digests))
+            object.__setattr__(self, "digests", _checks.texts("digests", self.digests, len(points)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -159,11 +158,11 @@ class LandmarkSet:
 
         Returns: int64, one per name.
         """
-        return torch.tensor(NameIndex(self.names).find(names), dtype=torch.int64)
+        return torch.tensor(NameIndex(self.names).find(_checks.texts("names", names)), dtype=torch.int64)
 
     def select(self, rows: Sequence[int] | Tensor) -> LandmarkSet:
         """The images of these rows, in this order."""
-        index = torch.as_tensor(rows, dtype=torch.int64)
+        index = _checks.whole_numbers("rows", rows)
         chosen = index.tolist()
         scores = None if self.scores is None else self.scores[index]
         digests = None if self.digests is None else tuple(self.digests[row] for row in chosen)
@@ -176,7 +175,7 @@ class LandmarkSet:
         Args: settings, how the landmarks were made, is stored with them.
         Raises: ValueError for a path that does not end in .npz, by which it is recognised; OSError naming it.
         """
-        if Path(path).suffix.lower() != ".npz":
+        if _checks.path("path", path).suffix.lower() != ".npz":
             raise ValueError(f"path must end in .npz, got {str(path)!r}")
         scores = torch.full(self.points.shape[:2], torch.nan) if self.scores is None else self.scores
         arrays = {"names": _strings(self.names), "points": self.points.numpy(), "scores": scores.numpy()}
@@ -229,8 +228,12 @@ def read_settings(path: str | Path) -> str:
 def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
     """Joins the sets, sorted by name. An image may be in several sets only with `overlap` (the last one wins).
 
-    Raises: ValueError for no sets, different numbers of landmarks, or images that are in several sets.
+    Raises: TypeError for anything but sets; ValueError for no sets, different numbers of landmarks, or images that are
+        in several sets.
     """
+    _checks.instance("sets", sets, Sequence, "a sequence of LandmarkSet")
+    for part in sets:
+        _checks.instance("each of sets", part, LandmarkSet, "a LandmarkSet")
     if not sets:
         raise ValueError("sets must hold at least one LandmarkSet, got none")
     counts = sorted({part.points.shape[1] for part in sets})

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pal_fast import _checks
 from pal_fast.landmarks.errors import LandmarkFileError
-from pal_fast.landmarks.landmark_set import LandmarkSet
+from pal_fast.landmarks.landmark_set import LandmarkSet, stem_of
 from pal_fast.landmarks.reading import read_text
 
 COUNTS = (468, 478)
@@ -83,3 +84,32 @@ def _points(path: Path, name: str, points: Any) -> np.ndarray:
         return np.asarray(pairs, np.float64).reshape(-1, 2)
     except (TypeError, KeyError, IndexError, ValueError) as error:
         raise LandmarkFileError(path, None, _EXPECTED, f"{name!r} with {error!r}") from error
+
+
+def image_sizes(image_size: int | tuple[int, int] | None, images: str | Path | None) -> ImageSize:
+    """The sizes of images by name: all `image_size`, or read from the files in the folder `images`.
+
+    Raises: ValueError if neither is given; TypeError, ValueError, FileNotFoundError for one that is not valid.
+    """
+    if image_size is not None:
+        size = _checks.size_pair("image_size", image_size)
+        return lambda name: size
+    if images is None:
+        raise ValueError("normalised landmarks need image_size=(height, width), or images=, the folder of the images")
+    folder = _checks.path("images", images)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no image folder {folder}")
+    by_stem = {stem_of(file.name): file for file in sorted(folder.rglob("*")) if file.is_file()}
+
+    def size_of(name: str) -> tuple[int, int]:
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise ImportError("reading images' sizes needs Pillow: pip install 'pal_fast[explain]'") from error
+        file = folder / name if (folder / name).is_file() else by_stem.get(stem_of(name))
+        if file is None:
+            raise FileNotFoundError(f"no image {name!r} under {folder}")
+        with Image.open(file) as image:
+            return image.height, image.width
+
+    return size_of

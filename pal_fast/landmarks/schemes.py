@@ -8,6 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from pal_fast import _checks
+
 # Pairs of (subject's right, subject's left); a point without a partner lies on the midline.
 _PAIRS_68 = [
     *((i, 16 - i) for i in range(8)),
@@ -50,7 +52,9 @@ def renumber_mirrored(points: Tensor) -> Tensor:
     A scheme that is not in `MIRROR` keeps its order: a heatmap over all landmarks does not depend on it.
 
     Args: points (..., K, 2).
+    Raises: TypeError, ValueError for anything else.
     """
+    _checks.points("points", points)
     order = _MIRROR_INDEX.get(points.shape[-2])
     return points if order is None else points.index_select(-2, order.to(points.device))
 
@@ -81,8 +85,9 @@ def to_68_points(points: Tensor) -> Tensor:
 
     Args: points (..., K, 2).
     Returns: (..., 68, 2).
-    Raises: ValueError for any other K.
+    Raises: TypeError, ValueError for anything else, such as another K.
     """
+    _checks.points("points", points)
     order = _TO_68.get(points.shape[-2])
     if order is None:
         known = ", ".join(map(str, _TO_68))

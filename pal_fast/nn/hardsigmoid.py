@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pal_fast import _checks
+
 
 class Hardsigmoid(nn.Hardsigmoid):
     """`torch.nn.Hardsigmoid` as `relu6(x + 3) / 6`: the same values and gradients, twice differentiable.
@@ -22,7 +24,10 @@ def replace_hardsigmoid(model: nn.Module) -> tuple[str, ...]:
     The layers have no parameters, so state_dict and results stay the same. MobileNetV3 needs this.
 
     Returns: the dotted names of the replaced modules.
+
+    Raises: TypeError unless `model` is a module.
     """
+    _checks.module("model", model)
     replaced = [name for name, module in model.named_modules() if type(module) is nn.Hardsigmoid]
     for name in replaced:
         model.get_submodule(name).__class__ = Hardsigmoid

@@ -14,7 +14,6 @@ from torch import nn
 from pal_fast.capture.hook import Hook
 from pal_fast.capture.layer_names import find_layers, plain_name
 from pal_fast.capture.model_run import in_mode
-from pal_fast.messages import describe
 from pal_fast.nn import batch_norm_operators
 from pal_fast.nn.attention_layers import MultiheadAttention, attends, attention_twin
 from pal_fast.nn.batch_norm import BatchNorm1d, BatchNorm2d
@@ -185,8 +184,6 @@ def prepare_head(
 
     Raises: ValueError, TypeError for a `layer` that is not in the model; RuntimeError if `example` does not reach it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
     layers = find_layers(model, layer)
     head = PreparedHead(model, layers)
     if example is not None:

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pal_fast import _checks
+
 
 class _AllReduceSum(torch.autograd.Function):
     """The sum over the processes of `group`. Its gradient is the sum of the processes' gradients: the same function."""
@@ -113,7 +115,10 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
     the model and before `prepare_head`, which then leaves these layers alone.
 
     Returns: `module`.
+
+    Raises: TypeError unless `module` is one.
     """
+    _checks.module("module", module)
     for layer in module.modules():
         if type(layer) in _CONVERTED:
             layer.__class__ = SyncBatchNorm

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pal_fast import attribute, landmark_heatmap
 from pal_fast.capture.model_run import in_mode
+from pal_fast.reference import correlation
 
 
 def measured_attribution(network: nn.Module, layer: nn.Module | str, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,9 +158,7 @@ def evaluate_network(
 
 def image_alignment(maps: Tensor, heatmap: Tensor) -> Tensor:
     """Pearson's correlation of each map with its heatmap, (B,) float32 on the CPU; NaN where undefined."""
-    from pal_fast.metrics import PearsonCorrelation
-
-    scores, defined = PearsonCorrelation().scores(maps, heatmap.to(maps))
+    scores, defined = correlation(maps, heatmap.to(maps))
     return torch.where(defined, scores, torch.nan).float().cpu()
 
 

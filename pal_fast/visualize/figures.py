@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pal_fast import _checks
 from pal_fast.visualize.pictures import overlay, picture
 
 if TYPE_CHECKING:
@@ -38,10 +39,16 @@ def draw_landmarks(
         size: diameter of the dots in points.
         lines: join the 68 points of 300-W along jaw, brows, nose, eyes and lips.
         numbers: write each landmark's index beside it.
+
+    Raises: TypeError, ValueError naming the argument.
     """
+    _checks.points("landmarks", landmarks, "(K, 2)", 2)
+    _checks.positive_number("size", size)
+    if visible is not None:
+        _checks.tensor("visible", visible, "(K,)", 1)
+        if len(visible) != len(landmarks):
+            raise ValueError(f"visible must have shape ({len(landmarks)},), got {tuple(visible.shape)}")
     points = landmarks.detach().float().cpu().numpy().copy()
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"landmarks must be (K, 2), got {points.shape}")
     if visible is not None:
         points[~visible.cpu().numpy().astype(bool)] = np.nan
     points[~np.isfinite(points).all(1)] = np.nan
@@ -83,15 +90,33 @@ def attribution_grid(
         title: of the whole figure.
         cell: width of a picture in inches.
 
-    Raises: ValueError if the numbers of images, maps or captions differ.
+    Raises: TypeError, ValueError naming the argument, also if the numbers of images, landmarks, maps or captions
+        differ.
     """
     from matplotlib.figure import Figure
 
+    _checks.tensor("images", images, "(N, 3, H, W)", 4)
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images must have shape (N, 3, H, W) or (N, 1, H, W), got {tuple(images.shape)}")
     count = images.shape[0]
-    for name, values in {**maps, **(captions or {}), **(caption_colours or {})}.items():
+    if landmarks is not None:
+        _checks.points("landmarks", landmarks, f"({count}, K, 2)", 3)
+        if len(landmarks) != count:
+            raise ValueError(f"landmarks must have shape ({count}, K, 2), got {tuple(landmarks.shape)}")
+    captions = {} if captions is None else captions
+    caption_colours = {} if caption_colours is None else caption_colours
+    _check_names(maps=maps, captions=captions, caption_colours=caption_colours)
+    _check_texts(first_row=first_row, title=title)
+    _checks.positive_number("cell", cell)
+    for name, of_row in maps.items():
+        _checks.tensor(f"row {name!r} of maps", of_row, f"({count}, h, w)", 3)
+    for argument, rows in (("captions", captions), ("caption_colours", caption_colours)):
+        for name, texts in rows.items():
+            _checks.texts(f"row {name!r} of {argument}", texts)
+    for name, values in {**maps, **captions, **caption_colours}.items():
         if len(values) != count:
             raise ValueError(f"row {name!r} must hold one entry for each of the {count} images, got {len(values)}")
-    unknown = [name for name in {**(captions or {}), **(caption_colours or {})} if name not in {first_row, *maps}]
+    unknown = [name for name in {**captions, **caption_colours} if name not in {first_row, *maps}]
     if unknown:
         raise ValueError(f"captions must name rows, got {unknown}; the rows are {[first_row, *maps]}")
     if count == 0:
@@ -99,7 +124,7 @@ def attribution_grid(
     names = [first_row, *maps]
     height = cell * images.shape[2] / images.shape[3]
     gap, margin = 0.06, 0.40
-    above = [0.22 if name in (captions or {}) else gap for name in names]
+    above = [0.22 if name in captions else gap for name in names]
     heading = 0.36 if title else 0.0
     size = (margin + count * (cell + gap), heading + sum(above) + len(names) * height + gap)  # inches
     figure = Figure(figsize=size)
@@ -118,8 +143,8 @@ def attribution_grid(
             _show(place, shown)
             if not row and landmarks is not None:
                 draw_landmarks(place, landmarks[column], size=1.2 * cell)
-            if captions and name in captions:
-                colour = (caption_colours or {}).get(name, ["black"] * count)[column]
+            if name in captions:
+                colour = caption_colours.get(name, ["black"] * count)[column]
                 place.set_title(captions[name][column], fontsize=8, color=colour, pad=2)
     if title:
         figure.suptitle(title, fontsize=11, y=1 - 0.1 / size[1], va="top")
@@ -143,11 +168,17 @@ def panels(
         first: the name of the panel with the image alone.
         title: of the whole figure; may have several lines.
         cell: width of a panel in inches.
+
+    Raises: TypeError, ValueError naming the argument.
     """
     from matplotlib.figure import Figure
 
+    landmarks = {} if landmarks is None else landmarks
+    _check_names(maps=maps, landmarks=landmarks)
+    _check_texts(first=first, title=title)
+    _checks.positive_number("cell", cell)
     shown: dict[str, Tensor | None] = {first: None, **maps}
-    unknown = [name for name in landmarks or {} if name not in shown]
+    unknown = [name for name in landmarks if name not in shown]
     if unknown:
         raise ValueError(f"landmarks must name panels, got {unknown}; the panels are {list(shown)}")
     array = picture(image)
@@ -160,12 +191,22 @@ def panels(
         left = gap + column * (cell + gap)
         place = figure.add_axes((left / size[0], gap / size[1], cell / size[0], height / size[1]))
         _show(place, array if values is None else overlay(array, values))
-        if landmarks and name in landmarks:
+        if name in landmarks:
             draw_landmarks(place, landmarks[name], size=cell)
         place.set_title(name, fontsize=9, pad=4)
     if title:
         figure.suptitle(title, fontsize=10, y=1 - 0.08 / size[1], va="top")
     return figure
+
+
+def _check_names(**arguments: object) -> None:
+    for name, given in arguments.items():
+        _checks.instance(name, given, Mapping, "a mapping from names")
+
+
+def _check_texts(**arguments: object) -> None:
+    for name, given in arguments.items():
+        _checks.instance(name, given, (str, type(None)), "a string")
 
 
 def _show(axes: Any, shown: np.ndarray) -> None:
@@ -178,10 +219,10 @@ def _show(axes: Any, shown: np.ndarray) -> None:
 
 
 def check_suffix(path: str | Path) -> Path:
-    """The path, if a picture can be written in the format of its suffix. Raises ValueError otherwise."""
+    """The path, if a picture can be written in the format of its suffix. Raises TypeError, ValueError otherwise."""
     from matplotlib.backend_bases import FigureCanvasBase
 
-    target, known = Path(path), FigureCanvasBase.get_supported_filetypes()
+    target, known = _checks.path("path", path), FigureCanvasBase.get_supported_filetypes()
     if target.suffix.lower().lstrip(".") not in known:
         raise ValueError(f"path must end in one of {', '.join(sorted(known))}, got {str(target)!r}")
     return target
@@ -190,8 +231,13 @@ def check_suffix(path: str | Path) -> Path:
 def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     """Writes the figure, in the format of the path's suffix, and creates its folder.
 
-    Raises: ValueError for a suffix that matplotlib cannot write, before anything is written.
+    Raises: ValueError for a suffix that matplotlib cannot write, TypeError naming the argument, before anything is
+        written.
     """
+    from matplotlib.figure import Figure
+
+    _checks.instance("figure", figure, Figure, "a matplotlib Figure")
+    _checks.positive_number("dpi", dpi)
     target = check_suffix(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=dpi, facecolor="white")

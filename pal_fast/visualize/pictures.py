@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pal_fast import _checks
+from pal_fast.messages import describe
+
 
 def picture(image: Tensor | np.ndarray) -> np.ndarray:
     """An image as (H, W, 3) float32 in [0, 1].
@@ -37,7 +40,15 @@ def picture(image: Tensor | np.ndarray) -> np.ndarray:
 
 
 def unnormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(..., C, H, W) images from a network's normalised input, clamped to [0, 1]; mean and std have C entries."""
+    """(..., C, H, W) images from a network's normalised input, clamped to [0, 1]; mean and std have C entries.
+
+    Raises: TypeError, ValueError naming the argument.
+    """
+    _checks.instance("images", images, Tensor, "a tensor of shape (..., C, H, W)")
+    if images.ndim < 3 or not images.is_floating_point():
+        raise ValueError(f"images must have shape (..., C, H, W) and a floating-point dtype, got {describe(images)}")
+    _checks.per_channel("mean", mean, images.shape[-3])
+    _checks.per_channel("std", std, images.shape[-3])
     shape = (-1, 1, 1)
     return (images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)).clamp(0, 1)
 
@@ -49,12 +60,12 @@ def colour_map(values: Tensor, *, limits: tuple[float, float] | None = None) -> 
     both signs goes from blue through transparent at zero to red. Non-finite values and flat maps are transparent.
 
     Args: limits: the values at the two ends of the scale; None takes the map's own.
+    Raises: TypeError, ValueError naming the argument.
     """
     from matplotlib import colormaps
 
+    _check_map(values, limits)
     array = values.detach().float().cpu().numpy()
-    if array.ndim != 2:
-        raise ValueError(f"values must be a map (h, w), got {array.shape}")
     finite = np.isfinite(array)
     low, high = limits or (array[finite].min(initial=np.inf), array[finite].max(initial=-np.inf))
     signed = low < 0 < high
@@ -67,6 +78,18 @@ def colour_map(values: Tensor, *, limits: tuple[float, float] | None = None) -> 
     colours: np.ndarray = colormaps["RdBu_r" if signed else "inferno"](share)
     colours[..., 3] = np.where(finite, strength, 0)
     return colours
+
+
+def _check_map(values: Tensor, limits: tuple[float, float] | None) -> None:
+    """Raises: TypeError, ValueError unless `values` is a real map of at least one cell, and `limits` two numbers."""
+    _checks.tensor("values", values, "(h, w)", 2)
+    if values.is_complex() or values.numel() == 0:
+        raise ValueError(f"values must be real numbers for at least one cell, got {describe(values)}")
+    if limits is not None:
+        if not isinstance(limits, (tuple, list)) or len(limits) != 2:
+            raise TypeError(f"limits must be two numbers, (low, high), got {describe(limits)}")
+        for number in limits:
+            _checks.finite_number("each of limits", number)
 
 
 def overlay(
@@ -86,12 +109,12 @@ def overlay(
         opacity: of the map's maximum, 0 to 1.
         limits: the map's values that get the darkest and the brightest colour; None takes its own minimum and
             maximum, so pictures of different maps can be compared in location only, not in strength.
+
+    Raises: TypeError, ValueError naming the argument.
     """
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must be from 0 to 1, got {opacity}")
+    _checks.number_within("opacity", opacity, 0, 1)
+    _check_map(values, limits)
     below = picture(image)
-    if values.dim() != 2:
-        raise ValueError(f"values must be a map (h, w), got {tuple(values.shape)}")
     whole = torch.nn.functional.interpolate(
         values.detach().float()[None, None], below.shape[:2], mode="bilinear", align_corners=False
     )[0, 0]

@@ -9,7 +9,7 @@ import torch
 
 from pal_fast import cli, demo
 from pal_fast.faces import EXPRESSIONS
-from pal_fast.faces.experiment import correlation, fresh_faces, judge, train, training_faces
+from pal_fast.faces.experiment import fresh_faces, judge, train, training_faces
 from pal_fast.faces.network import FaceNet
 
 
@@ -55,15 +55,6 @@ def test_the_measures_of_a_network_with_a_constant_prediction() -> None:
     assert judged.accuracy == pytest.approx(float((faces.labels == 3).double().mean()))
     assert judged.follows_cue == pytest.approx(float((faces.cues == 3).double().mean()))
     assert judged.alignment == judged.alignment_of_sum == 0.0  # no logit depends on the layer: flat maps
-
-
-def test_correlation_is_pearsons(generator: torch.Generator) -> None:
-    maps = torch.rand(4, 5, 6, generator=generator)
-    heatmap = torch.rand(4, 5, 6, generator=generator)
-    expected = [
-        torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(maps, heatmap, strict=True)
-    ]
-    torch.testing.assert_close(correlation(maps, heatmap), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_the_table_states_means_and_every_seed() -> None:

@@ -136,3 +136,18 @@ def test_pearson_is_bounded_by_one_and_attains_it(seed):
     torch.testing.assert_close(
         reference.pal_loss(-f, ones, h, channel_count=1, reduction="none"), torch.ones_like(loss)
     )
+
+
+def test_correlation_is_pearsons(generator: torch.Generator) -> None:
+    maps = torch.rand(4, 5, 6, generator=generator)
+    heatmap = torch.rand(4, 5, 6, generator=generator)
+    expected = [
+        torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(maps, heatmap, strict=True)
+    ]
+    found, defined = reference.correlation(maps, heatmap)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    assert defined.all()
+    heatmap[2] = 0.1
+    found, defined = reference.correlation(maps, heatmap)
+    assert found[2] == 0
+    assert defined.tolist() == [True, True, False, True]

@@ -86,3 +86,26 @@ def complaints(call: Callable[..., Tensor], argument: str) -> list[str]:
             if result.device.type != "meta" and not bool(torch.isfinite(result).all()):
                 found.append(f"{argument}={name}: returned {result}")
     return found
+
+
+#: Values that only an operator has to tell apart, or that ask for more memory than there is.
+_FOR_OPERATORS = ("10**", "huge", "meta", "sparse", "float8")
+
+
+def unnamed(call: Callable[..., Any], given: dict[str, Any], argument: str) -> list[str]:
+    """The values of `junk` for which `call(**given)` with `argument` replaced raises anything but a ValueError or
+    TypeError that names one of the arguments, or an OSError, as for a path to nothing."""
+    found = []
+    for name, value in junk().items():
+        if name.startswith(_FOR_OPERATORS):
+            continue
+        try:
+            call(**{**given, argument: value})
+        except OSError:
+            pass
+        except (ValueError, TypeError) as error:
+            if not any(known in str(error) for known in given):
+                found.append(f"{argument}={name}: the error names no argument: {error}")
+        except Exception as error:
+            found.append(f"{argument}={name}: {type(error).__name__}: {error}")
+    return found
