@@ -102,6 +102,21 @@ def poisoned_memory() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
+@pytest.fixture
+def computation_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the inner gradient, the loss, the heatmap and a resized prior raise if anything computes them."""
+    from pal_fast import engine, ops, reference
+
+    def fail(*given: object, **options: object) -> None:
+        raise AssertionError("computed before everything was checked")
+
+    monkeypatch.setattr(engine, "attributed_gradients", fail)
+    for module in (ops, reference):
+        for function in ("pal_loss", "landmark_heatmap"):
+            monkeypatch.setattr(module, function, fail)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", fail)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         markers = list(item.iter_markers("gpu"))  # a test's own and its parameters'

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 #: Pages whose blocks another test runs, with the set-up that they need.
-ELSEWHERE = {ROOT / "docs" / "integrations": "tests/training_loops/test_integrations.py"}
+ELSEWHERE = {ROOT / "docs" / "integrations": "tests/training_loops/test_integrations.py, test_hugging_face_trainer.py"}
 
 #: Packages that a page may need beyond the package's dependencies; without them the page is skipped.
 OPTIONAL = ("timm", "torchvision", "torchmetrics", "accelerate", "scipy", "PIL", "skimage")

@@ -1,76 +1,20 @@
-"""Extraction resumes after any interruption with the same result, shards merge, and no partial files remain."""
+"""Extraction writes all images, shards merge, and refusals leave no partial files."""
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from pal_fast import cli
-from pal_fast.landmarks import LandmarkSet, read_landmark_set
+from pal_fast.landmarks import read_landmark_set
 from pal_fast.landmarks.extraction import extract, shard_path
 
 pytest.importorskip("PIL")
 
-from PIL import Image
 
-COUNT = 11
-
-
-class StubPredictor:
-    """Stub for the network: every landmark's x is the image's first pixel value, and every fourth image has no face."""
-
-    def __init__(self, fail_at: int | None = None, error: BaseException | None = None) -> None:
-        self.seen: list[str] = []
-        self.batches = 0
-        self.fail_at, self.error = fail_at, error
-
-    def __call__(self, names: Sequence[str], files: Sequence[Path], images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        if self.batches == self.fail_at and self.error is not None:
-            raise self.error
-        self.batches += 1
-        self.seen += names
-        values = torch.stack([image[0, 0, 0].float() for image in images])
-        points = torch.stack([values[:, None].expand(-1, 68), torch.arange(68.0).expand(len(images), -1)], -1)
-        points[values % 4 == 3] = torch.nan
-        return points, points[..., 0] / 255
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for k in range(COUNT):
-        path = tmp_path / "images" / f"{k % 2}" / f"{k:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 9, 3), k, np.uint8)).save(path)
-    return tmp_path / "images"
-
-
-def value_of(name: str) -> int:
-    return int(Path(name).stem)
-
-
-def check(path: Path, names: set[str] | None = None) -> None:
-    marks = read_landmark_set(path)
-    assert list(marks.names) == sorted(marks.names)
-    if names is not None:
-        assert set(marks.names) == names
-    for name, points, found in zip(marks.names, marks.points, marks.found, strict=True):
-        assert bool(found) == (value_of(name) % 4 != 3)
-        assert not found or bool((points[:, 0] == value_of(name)).all())
-
-
-def all_names() -> set[str]:
-    return {f"{k % 2}/{k:02d}.png" for k in range(COUNT)}
+from support.extraction import COUNT, StubPredictor, all_names, check
 
 
 def test_the_result_holds_all_images_with_scores_and_lists_those_without_a_face(folder: Path, tmp_path: Path) -> None:
@@ -84,144 +28,6 @@ def test_the_result_holds_all_images_with_scores_and_lists_those_without_a_face(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "m.npz"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory")])
-def test_an_interruption_loses_only_the_batch_in_flight(folder: Path, tmp_path: Path, error: BaseException) -> None:
-    output = tmp_path / "m.npz"
-    first = StubPredictor(2, error)
-    with pytest.raises(type(error)):
-        extract(folder, output, first, batch=3)
-    assert not output.exists()
-    second = StubPredictor()
-    outcome = extract(folder, output, second, batch=3)
-    assert outcome.resumed == 6
-    assert not set(first.seen) & set(second.seen)
-    check(output, all_names())
-    extract(folder, tmp_path / "whole.npz", StubPredictor(), batch=3)
-    assert output.read_bytes() == (tmp_path / "whole.npz").read_bytes()
-
-
-def test_a_full_disk_keeps_the_finished_batches(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = tmp_path / "m.npz"
-    real, left = os.fsync, [4]  # one call for the settings, then one per batch
-
-    def fsync(handle: int) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left"):
-        extract(folder, output, StubPredictor(), batch=3)
-    assert not list(tmp_path.rglob("*.partial"))
-    monkeypatch.setattr(os, "fsync", real)
-    assert extract(folder, output, StubPredictor(), batch=3).resumed == 9
-    check(output, all_names())
-
-
-SLOW = """
-import sys, time
-from support_numbers import StubPredictor
-from pal_fast.landmarks.extraction import extract
-class Slow(StubPredictor):
-    def __call__(self, *given):
-        time.sleep(0.2)
-        return super().__call__(*given)
-extract(sys.argv[1], sys.argv[2], Slow(), batch=1)
-"""
-
-
-def test_extraction_resumes_after_a_killed_process(folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "m.npz"
-    source = Path(__file__).read_text().split("class StubPredictor")[1].split("@pytest.fixture")[0]
-    head = "from __future__ import annotations\nimport torch\nfrom pathlib import Path\n"
-    (tmp_path / "support_numbers.py").write_text(f"{head}class StubPredictor{source}".replace("Sequence[", "list["))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(folder), str(output)], env=environment)
-    parts = tmp_path / "m.npz.parts"
-    deadline = time.monotonic() + 60
-    while len(list(parts.glob("*.npz"))) < 3:
-        assert process.poll() is None, "the process ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = len(list(parts.glob("*.npz")))
-    assert 3 <= done < COUNT
-    assert not output.exists()
-    predictor = StubPredictor()
-    assert extract(folder, output, predictor).resumed == done
-    assert len(predictor.seen) == COUNT - done
-    check(output, all_names())
-    assert not list(tmp_path.rglob("*.partial"))
-
-
-def test_new_images_are_added(folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "m.npz"
-    extract(folder, output, StubPredictor())
-    Image.fromarray(np.full((8, 9, 3), 50, np.uint8)).save(folder / "50.png")
-    predictor = StubPredictor()
-    extract(folder, output, predictor)
-    assert predictor.seen == ["50.png"]
-    check(output, all_names() | {"50.png"})
-
-
-def test_landmarks_of_deleted_images_are_dropped_only_with_prune(folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "m.npz"
-    extract(folder, output, StubPredictor())
-    before = output.read_bytes()
-    (folder / "0" / "00.png").unlink()
-    with pytest.raises(
-        ValueError, match=r"of 1 images that are not among the 10 .* \(0/00\.png\): name another .*prune"
-    ):
-        extract(folder, output, StubPredictor())
-    assert output.read_bytes() == before
-    assert extract(folder, output, StubPredictor(), prune=True).resumed == COUNT - 1
-    check(output, all_names() - {"0/00.png"})
-
-
-def write_image(path: Path, value: int) -> None:
-    """Writes an image of one grey value; the file's length is the same for every value."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, 9, 3), value, np.uint8)).save(path.with_suffix(".bmp"))
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_images_of_the_same_names_in_another_folder_are_not_confused(finished: bool, tmp_path: Path) -> None:
-    output = tmp_path / "m.npz"
-    for value in range(4):
-        write_image(tmp_path / "train" / f"{value}", value)
-        write_image(tmp_path / "test" / f"{value}", value if value < 2 else 100 + value)
-    if finished:
-        extract(tmp_path / "train", output, StubPredictor(), batch=1)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            extract(tmp_path / "train", output, StubPredictor(3, KeyboardInterrupt()), batch=1)
-    predictor = StubPredictor()
-    message = (
-        rf"of {2 if finished else 1} images whose names are the same as in .*test, "
-        r"but not their contents \(2\.bmp.*: name another"
-    )
-    with pytest.raises(ValueError, match=message):
-        extract(tmp_path / "test", output, predictor)
-    assert predictor.seen == []
-    assert extract(tmp_path / "train", output, StubPredictor()).resumed == (4 if finished else 3)
-    check(output, {f"{value}.bmp" for value in range(4)})
-
-
-def test_a_data_set_that_was_moved_counts_as_done(folder: Path, tmp_path: Path) -> None:
-    extract(folder, tmp_path / "m.npz", StubPredictor())
-    moved = folder.rename(tmp_path / "elsewhere")
-    assert extract(moved, tmp_path / "m.npz", StubPredictor()).resumed == COUNT
-
-
-def test_landmarks_without_a_record_of_their_images_are_not_resumed(folder: Path, tmp_path: Path) -> None:
-    names = tuple(sorted(all_names()))
-    LandmarkSet(torch.zeros(COUNT, 68, 2), names).save(tmp_path / "m.npz", settings="{}")
-    with pytest.raises(ValueError, match=f"landmarks of {COUNT} images whose names are the same as in"):
-        extract(folder, tmp_path / "m.npz", StubPredictor())
-
-
 def test_other_settings_are_refused_during_and_after_an_extraction(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.npz"
     with pytest.raises(KeyboardInterrupt):
@@ -231,21 +37,6 @@ def test_other_settings_are_refused_during_and_after_an_extraction(folder: Path,
     extract(folder, output, StubPredictor(), settings={"boxes": "full"})
     with pytest.raises(ValueError, match="made with"):
         extract(folder, output, StubPredictor(), settings={"boxes": "detect"})
-
-
-def test_unreadable_images_are_skipped_named_and_retried(folder: Path, tmp_path: Path) -> None:
-    broken = folder / "0" / "04.png"
-    good = broken.read_bytes()
-    broken.write_bytes(good[:40])
-    outcome = extract(folder, tmp_path / "m.npz", StubPredictor(), batch=3)
-    assert len(outcome.unreadable) == 1
-    assert outcome.unreadable[0].startswith("0/04.png: ")
-    check(tmp_path / "m.npz", all_names() - {"0/04.png"})
-    broken.write_bytes(good)
-    predictor = StubPredictor()
-    extract(folder, tmp_path / "m.npz", predictor)
-    assert predictor.seen == ["0/04.png"]
-    check(tmp_path / "m.npz", all_names())
 
 
 def test_shards_partition_the_images_and_merge_joins_them(

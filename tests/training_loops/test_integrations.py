@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
 from support.compare import relative_error
+from support.integrations import FOLDER, code_of, example
 from support.networks import SmallNet, batch, judged, twin
 from torch.utils.data import DataLoader, TensorDataset
 
-import pal_fast
-
 #: The two batches of four that an unshuffled loader takes from `data`.
 HALVES = slice(0, 4), slice(4, 8)
-
-FOLDER = Path(__file__).parents[2] / "docs" / "integrations"
-
-
-def code_of(path: Path) -> str:
-    """The only Python block of a page."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return code
-
-
-def example(name: str) -> SimpleNamespace:
-    names: dict[str, object] = {"__name__": name}
-    exec(compile(code_of(FOLDER / f"{name}.md"), f"{name}.md", "exec"), names)
-    return SimpleNamespace(**names)
-
-
-@pytest.fixture
-def data():
-    return TensorDataset(*batch(8, dtype=torch.float32))
 
 
 @pytest.fixture
@@ -190,117 +166,3 @@ def test_lightning_divides_an_incomplete_accumulation_by_the_full_count(network,
     mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
     rest = {name: parts[2][name] / 2 for name in parts[2]}
     assert_steps(seen, [mean, rest, mean, rest])
-
-
-@pytest.fixture
-def pal_values(monkeypatch):
-    """A list to which every call of a PALLoss appends its value."""
-    values = []
-
-    class Recorded(pal_fast.PALLoss):
-        def forward(self, *args, **kwargs):
-            loss = super().forward(*args, **kwargs)
-            values.append(loss.item())
-            return loss
-
-    monkeypatch.setattr(pal_fast, "PALLoss", Recorded)
-    return values
-
-
-@pytest.fixture
-def pal_trainer(data, tmp_path):
-    """Builds the example's trainer for a small ViT with fixed initial weights."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=16,
-        patch_size=4,
-        num_labels=5,
-    )
-    rows = [{"pixel_values": x, "labels": y, "landmarks": p} for x, y, p in data]
-    state = transformers.ViTForImageClassification(config).state_dict()
-
-    def model_init():
-        model = transformers.ViTForImageClassification(config)
-        model.load_state_dict(state)
-        return model
-
-    def make(init=False, **arguments):
-        chosen = transformers.TrainingArguments(
-            output_dir=str(tmp_path),
-            num_train_epochs=1,
-            remove_unused_columns=False,
-            report_to=[],
-            use_cpu=True,
-            save_strategy="no",
-            disable_tqdm=True,
-            **arguments,
-        )
-        block = next(n for n, m in model_init().named_modules() if type(m).__name__ == "ViTLayer")
-        given = {"model_init": model_init} if init else {"model": model_init()}
-        return example("hugging_face_trainer").PALTrainer(args=chosen, train_dataset=rows, layer=block, **given)
-
-    return make
-
-
-def test_hugging_face_trainer(pal_trainer, pal_values):
-    trainer = pal_trainer(per_device_train_batch_size=4, learning_rate=1e-2)
-    before = trainer.model.classifier.weight.detach().clone()
-    result = trainer.train()
-    assert result.global_step == 2
-    assert not torch.equal(trainer.model.classifier.weight, before)
-    assert len(pal_values) == 2
-    assert all(pal_values)
-    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] > 0
-    assert len(pal_values) == 2
-
-
-def test_hugging_face_trainer_uses_the_model_built_by_model_init(pal_trainer, pal_values):
-    trainer = pal_trainer(init=True, per_device_train_batch_size=4)
-    trainer.train()
-    assert trainer.pal.model is trainer.model
-    assert len(pal_values) == 2
-    assert all(pal_values)
-
-
-@pytest.fixture
-def steps_of_trainer(pal_trainer):
-    """A function that trains on batches of a given size and returns the gradients of each step."""
-
-    def steps(size, accumulated, **arguments):
-        trainer = pal_trainer(
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulated,
-            max_grad_norm=0.0,
-            optim="sgd",
-            **arguments,
-        )
-        trainer.create_optimizer()
-        gradients = []
-        trainer.optimizer.register_step_pre_hook(
-            lambda optimizer, *_: gradients.append(
-                torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]])
-            )
-        )
-        trainer.train()
-        return gradients
-
-    return steps
-
-
-def test_hugging_face_trainer_accumulates_to_the_gradients_of_the_whole_batch(steps_of_trainer, pal_values):
-    (whole,), *parts = (steps_of_trainer(size, accumulated) for size, accumulated in ((8, 1), (4, 2), (2, 4)))
-    assert len(pal_values) == 1 + 2 + 4
-    for (part,) in parts:
-        assert relative_error(part, whole) < 1e-4
-
-
-def test_hugging_face_trainer_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(steps_of_trainer):
-    """Four batches per epoch, three per step: the last batch makes a step of its own, as without accumulation."""
-    alone = steps_of_trainer(2, 1, learning_rate=0.0, seed=3)
-    three, last = steps_of_trainer(2, 3, learning_rate=0.0, seed=3)
-    assert relative_error(three, sum(alone[:3]) / 3) < 1e-4
-    assert relative_error(last, alone[3]) < 1e-4
