@@ -239,7 +239,7 @@ def format_by_extension(path: str | Path) -> str:
     for name, known in FORMATS.items():
         if known.write_all is not None and known.extension == suffix != "":
             return name
-    wanted = f"give format, or --to, one of {_writable()}"
+    wanted = f"give --to, or the argument format, one of {_writable()}"
     raise ValueError(f"the format of {str(path)!r} cannot be told from its name: {wanted}")
 
 

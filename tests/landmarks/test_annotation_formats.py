@@ -176,6 +176,18 @@ def test_convert_between_formats(
     torch.testing.assert_close(marks.points, to_68_points(points), rtol=0, atol=2e-4)
 
 
+def test_landmarks_are_written_in_the_format_of_the_extension(tmp_path: Path) -> None:
+    marks = LandmarkSet(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), ("a.jpg",))
+    for name in ("m.npz", "m.xml"):
+        write_landmarks(tmp_path / name, marks)
+        torch.testing.assert_close(read_landmarks(tmp_path / name), marks.points)
+    with pytest.raises(
+        ValueError, match=r"the format of .*m\.dat' cannot be told from its name: give .* one of npz, pts"
+    ):
+        write_landmarks(tmp_path / "m.dat", marks)
+    assert not (tmp_path / "m.dat").exists()
+
+
 def test_convert_refuses_unsupported_conversions_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     LandmarkSet(torch.zeros(1, 68, 2), ("a",)).save(tmp_path / "m.npz")
     source = str(tmp_path / "m.npz")
