@@ -31,9 +31,8 @@ def widest_dtype(device: torch.device) -> torch.dtype:
 def cell_centres(cells: int, image_length: float, like: Tensor) -> Tensor:
     """The centres of a map's cells along one axis, in image pixels.
 
-    Our choice: the layer's cells divide the image evenly.
-    `x_j = (j + 0.5) * image_length / cells - 0.5`: an integer coordinate is the centre of a pixel.
-
+    Our choice: the layer's cells divide the image evenly. `x_j = (j + 0.5) * image_length / cells - 0.5`: an integer
+    coordinate is the centre of a pixel.
     Returns: (cells,) of `like`'s dtype and device.
     """
     index = torch.arange(cells, dtype=like.dtype, device=like.device)
@@ -61,8 +60,7 @@ def landmark_heatmap(
     combine: str = "sum",
     normalize: str = "none",
 ) -> Tensor:
-    """The paper's prior: a Gaussian at each landmark, summed. The maximum, weights and normalisations are our
-    additions.
+    """The paper's prior: a Gaussian at each landmark, summed. Maximum, weights and normalisations are our additions.
 
     `h_ij = combine_k w_k exp(-((x_j - x_k)^2 + (y_i - y_k)^2) / (2 sigma^2))`, evaluated at the centres of
     the map's cells. A sum of Gaussians is separable, so no (B, K, H, W) tensor is built.
@@ -111,9 +109,8 @@ def landmark_heatmap(
 def attribution(activation: Tensor | None, gradient: Tensor | None, kind: str, absolute: bool) -> Tensor:
     """The attribution of every element of the layer's output.
 
-    "grad_input" is the paper's Grad*Input, `abs(g) * f` (`g * f` without `absolute`); "grad" its Grad,
-    `abs(g)` or `g`; "activation" is `f` itself, the baseline of forward-feature alignment. The derivative of abs
-    at 0 is 0.
+    "grad_input" is the paper's Grad*Input, `abs(g) * f` (`g * f` without `absolute`); "grad" its Grad, `abs(g)` or `g`;
+    "activation" is `f` itself, the baseline of forward-feature alignment. The derivative of abs at 0 is 0.
 
     Args: activation f, gradient g = dS/df, both (B, C, H, W); the one that `kind` does not use may be None.
     Returns: (B, C, H, W) in the computing dtype.
@@ -162,10 +159,9 @@ def standardise(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def correlation(maps: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
-    """Pearson's correlation of each map with its heatmap over their cells: minus the score "pearson" of a map.
+    """Pearson's correlation of maps and heatmaps, (B, H, W) in the computing dtype: minus the score "pearson" of a map.
 
-    Args: maps, heatmap (B, H, W), in the computing dtype.
-    Returns: (B,), 0 where undefined; (B,) bool, whether it is defined: neither map nor heatmap is flat.
+    Returns: (B,), 0 where undefined; (B,) bool, whether it is defined: neither of the two is flat.
     """
     z, flat = standardise(maps, (1, 2))
     zh, flat_heatmap = standardise(heatmap, (1, 2))
@@ -175,8 +171,7 @@ def correlation(maps: Tensor, heatmap: Tensor) -> tuple[Tensor, Tensor]:
 def attribution_map(a: Tensor, count: int) -> Tensor:
     """`m_ij = (1/n) sum_c a_cij` over the first `count` channels: the map of strategies "mean" and "half".
 
-    Args: a (B, C, H, W), the attribution; count, from 1 to C.
-    Returns: (B, H, W), `a`'s units and dtype.
+    Args: a (B, C, H, W), the attribution; count, from 1 to C. Returns: (B, H, W), `a`'s units and dtype.
     """
     return a[:, :count].mean(1)
 
@@ -220,8 +215,7 @@ def pal_scores(
         factor = 1 / terms
     else:
         factor = 1.0 if scale == "sum" else terms**-0.5
-    # The standardised attribution sums to zero, so the heatmap may be centred without changing the sum: an
-    # offset of the heatmap then costs no accuracy.
+    # The standardised attribution sums to zero: centring the heatmap leaves the sum, and its offset costs no accuracy.
     h = h - h.mean((1, 2, 3), keepdim=True)
     groups = z.shape[1] if grouping == "each" else 1
     return -(z * h).sum((1, 2, 3)) * (factor / groups)
@@ -232,7 +226,6 @@ def sample_weights(heatmap: Tensor, *, score: str, annotated: Tensor | None, sam
 
     A sample cannot be scored without a valid landmark (`annotated`, (B,) bool), with a non-finite heatmap or, under
     "pearson", with a flat heatmap.
-
     Returns: (B,).
     """
     values = heatmap.detach()
@@ -249,10 +242,9 @@ def sample_weights(heatmap: Tensor, *, score: str, annotated: Tensor | None, sam
 def reduce_scores(scores: Tensor, weight: Tensor, reduction: str) -> Tensor:
     """The batch's loss: "mean" is `sum w P / sum w`, "sum" `sum w P`, "none" `w P`.
 
-    Args: scores and weight, both (B,).
-    Returns: 0-dim, or (B,) for "none".
-
     A sample of weight 0 has exactly zero gradient; without any valid sample the loss is 0, still attached to the graph.
+
+    Args: scores and weight, both (B,). Returns: 0-dim, or (B,) for "none".
     """
     weighted = torch.where(weight == 0, 0.0, scores * weight)
     if reduction == "none":
@@ -284,8 +276,7 @@ def pal_loss(
     The paper's loss is score "cross_correlation" with scale "sum"; the other options are those of the functions above.
 
     Args:
-        activation, gradient: (B, C, H, W), float16 to float64; the one that `attribution_kind` does not use
-            may be None.
+        activation, gradient: (B, C, H, W), float16 to float64; the one that the attribution does not use may be None.
         heatmap: (B, H, W), finite or not; see `sample_weights` for samples that are not scored.
         annotated: (B,) bool: whether the sample has any valid landmark.
         sample_weight: (B,), finite.
