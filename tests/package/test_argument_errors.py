@@ -71,7 +71,6 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         visualize.panels,
         {"image": DRAWN.images[0], "maps": {"m": MAP}, "landmarks": None, "first": "image", "title": None, "cell": 1.0},
     ),
-    "check_suffix": (visualize.check_suffix, {"path": "a.png"}),
     "save": (visualize.save, {"figure": Figure(), "path": "a"}),
     "guess_format": (landmarks.guess_format, {"path": "none"}),
     "read_landmarks": (landmarks.read_landmarks, {"path": "none", "format": None}),
