@@ -28,14 +28,21 @@ def make_accelerator(device: str, precision: str) -> Any:
         raise ImportError("training needs accelerate: pip install 'pal_fast[train]'") from error
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda', but PyTorch sees no CUDA device; run `pal-fast info` for the reason")
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    # Accelerate never changes a process's first settings, and an earlier run in this process may have had others: it
+    # refuses new ones, or stays on the CPU without a word.
     try:
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+        kept = device != "cpu" and accelerator.device.type == "cpu" and torch.cuda.is_available()
     except ValueError:
-        # Accelerate never changes a process's first settings, and an earlier run in this process may have had others.
-        if torch.distributed.is_initialized():
+        if distributed:
             raise
+        kept = True
+    if kept and not distributed:
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    if device == "cuda" and accelerator.device.type != "cuda":
+        raise ValueError(f"device='cuda', but Accelerate is configured for {accelerator.device}")
     if accelerator.mixed_precision != precision:
         raise ValueError(f"precision={precision!r} is not available on {accelerator.device}")
     known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
