@@ -194,7 +194,10 @@ def _why_no_launcher() -> str:
     """Why Triton cannot compile its launcher, which it does at the first launch; "" if it can."""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "it compiles its launcher and finds no C compiler: put gcc or clang on PATH, or set CC to its name"
-    headers = Path(sysconfig.get_paths()["include"])
+    scheme = sysconfig.get_default_scheme()
+    # Debian's own scheme names a folder under /usr/local; the headers are in the standard one's, where Triton looks.
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    headers = Path(sysconfig.get_paths(scheme)["include"])
     if not (headers / "Python.h").exists():
         return f"it compiles its launcher and finds no Python.h in {headers}: install Python's headers (python3-dev)"
     return ""

@@ -55,7 +55,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(dispatch, "_triton_detail", lambda: "triton")
     monkeypatch.setenv("CC", "cc")
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_paths", lambda _: {"include": str(tmp_path)})
     return machine
 
 
@@ -121,6 +121,15 @@ def test_a_machine_without_pythons_headers_has_no_triton(gpu: dict[str, Any], tm
     (tmp_path / "Python.h").unlink()
     with pytest.raises(RuntimeError, match=r"backend='triton' cannot run on cuda: .* no Python.h in "):
         dispatch.choose("triton", CUDA)
+
+
+def test_pythons_headers_are_looked_for_where_triton_finds_them_on_debian(
+    gpu: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"posix_local": tmp_path / "local", "posix_prefix": tmp_path}
+    monkeypatch.setattr(sysconfig, "get_default_scheme", lambda: "posix_local")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme="posix_local": {"include": str(folders[scheme])})
+    assert dispatch.choose("triton", CUDA) == "triton"
 
 
 def test_pytorch_for_rocm_uses_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
