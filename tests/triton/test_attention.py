@@ -119,7 +119,7 @@ def test_the_error_of_attention_is_the_rounding_of_its_dtype(
         exact[1:] = [tensor + 4.0 for tensor in exact[1:]]
     exact = [tensor.to(dtype).double() for tensor in exact]
     if kind == "flash attention" and device == "cuda":
-        pytest.skip("by the kernel for CPUs; tests/nn/test_attention.py has a GPU's")
+        pytest.skip("by the kernel for CPUs; tests/nn/test_flash_attention_gpu.py has a GPU's")
     flash = mock.patch.object(attention, "serves", return_value=True) if kind == "flash attention" else nullcontext()
     with kernels_enabled_on_any_device(), flash:
         got = step(attention.attention, [tensor.to(device, dtype) for tensor in exact])
