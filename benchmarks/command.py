@@ -14,6 +14,7 @@ import torch
 from . import machine, performance_page, results_csv
 from .arguments import DIRECTORY, add_options
 from .deadline import Deadline
+from .draw import draw
 from .harness import Row, Subject, measure
 from .lost_device import LOST, LostDeviceError
 
@@ -95,8 +96,6 @@ def broken_of(records: Sequence[Mapping[str, object]], who: str) -> str:
 def _publish(path: Path, pictures: bool) -> None:
     """Draws the CSV's pictures, and updates the page's tables if it is the source tree's own CSV."""
     if pictures:
-        from .draw import draw
-
         for picture in draw(path):
             print(f"wrote {picture}")
     if path.parent == performance_page.RESULTS:

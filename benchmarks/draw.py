@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import results_csv
 from .arguments import DIRECTORY
@@ -42,7 +42,7 @@ def draw(path: Path) -> list[Path]:
 
     written = []
     for name, picture in PICTURES[subject].items():
-        figure = picture(plt, records)
+        figure = picture.draw(plt, records)
         whiskers = "" if name == "_roofline" else WHISKERS
         figure.supxlabel(caption(records[0]) + whiskers, fontsize=7, color="#555555", x=0.01, ha="left")
         target = path.with_name(f"{path.stem}{name}.png")
@@ -232,11 +232,20 @@ def growth_curves(plt: Any, records: Sequence[Record]) -> Any:
     return figure
 
 
-PICTURES: dict[str, dict[str, Callable[[Any, Sequence[Record]], Any]]] = {
-    "loss": {"": loss_bars, "_roofline": roofline},
-    "heatmap": {"": heatmap_growth},
-    "attribution": {"": attribution_bars},
-    "growth": {"": growth_curves},
+class Picture(NamedTuple):
+    draw: Callable[[Any, Sequence[Record]], Any]
+    shows: str
+
+
+#: The pictures of each subject, by the suffix of their files' names.
+PICTURES = {
+    "loss": {
+        "": Picture(loss_bars, "The loss from landmarks"),
+        "_roofline": Picture(roofline, "Roofline of the loss"),
+    },
+    "heatmap": {"": Picture(heatmap_growth, "The drawing over batch, landmarks and size")},
+    "attribution": {"": Picture(attribution_bars, "From images to the map, and back to the weights")},
+    "growth": {"": Picture(growth_curves, "The loss over batch, channels, cells and landmarks")},
 }
 
 

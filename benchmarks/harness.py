@@ -7,12 +7,9 @@ affects all of them; shares and ratios are of medians of the same run.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler, which records CPU memory
 
 import torch
 from torch import Tensor

@@ -12,7 +12,6 @@ Neither side renders heatmaps, which the loss does on the device. A ratio above 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import tempfile
@@ -33,9 +32,10 @@ from pal_fast.faces import make_faces
 from pal_fast.image_files import read_image
 from pal_fast.landmarks import LandmarkSet
 
-from . import machine
+from . import machine, results_csv
+from .arguments import DIRECTORY
 
-RESULTS = Path(__file__).parent / "results" / "loading.csv"
+RESULTS = DIRECTORY / "loading.csv"
 
 #: Limit on the seconds with landmarks over the seconds without.
 LIMIT = 1.10
@@ -132,11 +132,7 @@ def main(words: Sequence[str] | None = None) -> int:
             }
         )
     if not args.quick:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with open(RESULTS, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(records[0]))
-            writer.writeheader()
-            writer.writerows(records)
+        results_csv.write_rows(RESULTS, list(records[0]), records)
         print(f"written to {RESULTS}")
     over = [ratio for ratio in ratios if not ratio <= LIMIT]
     if over:

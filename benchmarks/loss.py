@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import pal_fast
-from pal_fast import dispatch, reference
-from pal_fast.messages import first_line
+from pal_fast import reference
 
+from . import own_peers
 from .command import main_of, run_subject
-from .harness import BOUNDS, Peer, Prepared, Subject, UnavailableError
+from .harness import BOUNDS, Peer, Prepared, Subject
 
 IMAGE = 224  # pixels, height and width
 SIGMA = 14.0  # the default: 1/16 of the image
@@ -65,34 +65,28 @@ def cases(device: torch.device, quick: bool) -> Sequence[LossCase]:
 
 
 def gpu_cases() -> list[LossCase]:
-    """Layers at training batch sizes, and tensors of 256 MB and more; the cases with targets come first."""
-    contiguous, channels_last = (
-        [(dtype, layout) for dtype in (torch.bfloat16, torch.float32)] for layout in ("contiguous", "channels_last")
-    )
+    """Layers at training batch sizes, and tensors of 256 MB and more.
 
-    def training(batches: tuple[int, ...], kinds: list[tuple[torch.dtype, str]]) -> list[LossCase]:
-        return [
-            LossCase(batch, *layer, dtype=dtype, layout=layout)
-            for batch in batches
-            for layer in LAYERS
-            for dtype, layout in kinds
-        ]
+    Ordered so that a short run has a case of every target, in both dtypes and layouts, and then as many as it can.
+    """
+    kinds = [(dtype, layout) for layout in ("contiguous", "channels_last") for dtype in (torch.bfloat16, torch.float32)]
+
+    def training(batch: int, layers: Sequence[tuple[int, int, int]]) -> list[LossCase]:
+        return [LossCase(batch, *layer, dtype=dtype, layout=layout) for layer in layers for dtype, layout in kinds]
 
     def large(batch: int, layer: tuple[int, int, int]) -> list[LossCase]:
-        return [
-            LossCase(batch * 4 // dtype.itemsize, *layer, dtype=dtype, layout=layout)
-            for dtype, layout in contiguous + channels_last
-        ]
+        """As many bytes in each dtype as `batch` samples of float32."""
+        return [LossCase(batch * 4 // dtype.itemsize, *layer, dtype=dtype, layout=layout) for dtype, layout in kinds]
 
-    first, *others = ((320, (1024, 14, 14)), (160, (512, 28, 28)), (640, (2048, 7, 7)))
+    first, *others = TRAINING_BATCHES
     return [
-        *training(TRAINING_BATCHES[:1], contiguous[:1]),
-        *large(*first),
-        *training(TRAINING_BATCHES[:1], contiguous[1:]),
-        *training(TRAINING_BATCHES[1:2], contiguous),
-        *(case for each in others for case in large(*each)),
-        *training(TRAINING_BATCHES[2:], contiguous),
-        *training(TRAINING_BATCHES, channels_last),
+        *training(first, LAYERS[:1]),
+        *large(320, LAYERS[0]),
+        *training(first, LAYERS[1:]),
+        *training(others[0], LAYERS),
+        *large(160, LAYERS[1]),
+        *large(640, LAYERS[3]),
+        *training(others[1], LAYERS),
     ]
 
 
@@ -133,21 +127,14 @@ def eager(case: LossCase, device: torch.device) -> Prepared:
 
 
 def compiled(case: LossCase, device: torch.device) -> Prepared:
-    torch._dynamo.reset()
     activation, gradient, points = inputs(case, device)
-    run = torch.compile(formula, fullgraph=True, dynamic=False)
-    try:
-        run(activation, gradient, points)
-    except Exception as error:  # the compiler's own failure: no time for it, the others go on
-        raise UnavailableError(f"torch.compile failed: {first_line(error)[:80]}") from error
+    run = own_peers.compiled(formula, activation, gradient, points)
     return Prepared(lambda: run(activation, gradient, points), (activation, gradient))
 
 
 def ours(backend: str) -> Callable[[LossCase, torch.device], Prepared]:
     def prepare(case: LossCase, device: torch.device) -> Prepared:
-        reason = dispatch.why_not(backend, device)
-        if reason:
-            raise UnavailableError(reason)
+        own_peers.check_backend(backend, device)
         activation, gradient, points = inputs(case, device)
         return Prepared(
             lambda: pal_fast.pal_loss(activation, gradient, landmarks=points, image_size=IMAGE, backend=backend),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from pal_fast import PALLoss, dispatch, ops, reference
 from pal_fast.options import AttributionOptions, HeatmapOptions, LossOptions
 
-from . import machine
+from . import machine, results_csv
 from .arguments import DIRECTORY
 
 #: Limit on the added time per call, on an idle machine.
@@ -99,11 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
             {"backend": backend, "bare_us": round(bare), "with_pal_us": round(with_loss), "added_us": round(added)}
             | {"rounds": args.rounds, **environment}
         )
-    args.output.mkdir(parents=True, exist_ok=True)
-    with (args.output / NAME).open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+    results_csv.write_rows(args.output / NAME, list(records[0]), records)
     return 0 if all(float(str(record["added_us"])) <= LIMIT_US for record in records) else 1
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from .draw import PICTURES
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
@@ -30,13 +32,6 @@ SHOWN: Final = {
     "times_faster": "times faster",
     "share": "share of the machine's bandwidth",
     "peak_mb": "peak MB",
-}
-#: The pictures of a subject, by the suffix of their names (`draw.PICTURES`), with what they show.
-PICTURES: Final = {
-    "loss": {"": "The loss from landmarks", "_roofline": "Roofline of the loss"},
-    "heatmap": {"": "The drawing over batch, landmarks and size"},
-    "attribution": {"": "From images to the map, and back to the weights"},
-    "growth": {"": "The loss over batch, channels, cells and landmarks"},
 }
 #: Subjects shown as pictures only: nobody would read a table of a hundred sizes.
 DRAWN_ONLY: Final = ("growth",)
@@ -104,8 +99,8 @@ def _environment(rows: list[dict[str, str]]) -> str:
 
 def pictures(subject: str, device: str) -> dict[Path, str]:
     """The pictures of the results, each with what it shows."""
-    named = {RESULTS / f"{subject}_{device}{name}.png": words for name, words in PICTURES[subject].items()}
-    return {path: words for path, words in named.items() if path.is_file()}
+    named = {RESULTS / f"{subject}_{device}{name}.png": picture.shows for name, picture in PICTURES[subject].items()}
+    return {path: shows for path, shows in named.items() if path.is_file()}
 
 
 def section(subject: str, device: str) -> str:

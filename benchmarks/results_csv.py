@@ -21,11 +21,11 @@ def record_of(row: Row, environment: Mapping[str, object]) -> dict[str, object]:
     """A row as the CSV's columns."""
     p20, p50, p80 = row.milliseconds or (None, None, None)
     values = (
-        row.peer, row.mode, _round(p20, 6), _round(p50, 6), _round(p80, 6), _round(row.ratio, 3),
+        row.peer, row.mode, rounded(p20, 6), rounded(p50, 6), rounded(p80, 6), rounded(row.ratio, 3),
         _rate(None if row.rate is None else row.rate / 1e9),
         _rate(None if row.work is None or p50 is None else row.work / p50 / 1e6),
-        row.yardstick, _rate(None if row.machine_rate is None else row.machine_rate / 1e9), _round(row.share, 3),
-        _round(None if row.peak_bytes is None else row.peak_bytes / 1e6, 3),
+        row.yardstick, _rate(None if row.machine_rate is None else row.machine_rate / 1e9), rounded(row.share, 3),
+        rounded(None if row.peak_bytes is None else row.peak_bytes / 1e6, 3),
         None if row.error is None else f"{row.error:.1e}", None if row.bound is None else f"{row.bound:.1e}",
         row.version, row.note,
     )  # fmt: skip
@@ -56,5 +56,5 @@ def _rate(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def _round(value: float | None, digits: int) -> float | None:
+def rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)

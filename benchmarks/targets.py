@@ -1,10 +1,11 @@
 """Whether the performance targets are met on a GPU, from the benchmarks' results there.
 
-    python -m benchmarks.targets [DIRECTORY]
+    python -m benchmarks.targets [DIRECTORY ...]
 
 Each target is a line: met, not met, or not measured, in how many of its cases, and the range with the worst case. The
-figures are those of the CSVs, so rates are shares of the bandwidth measured in the same run. NOTES.md, "What the
-targets' ratios can be", derives how much faster the loss can be where it is memory-bound.
+figures are those of the CSVs, so rates are shares of the bandwidth measured in the same run. Several directories hold
+results of one device; a case measured in several counts as in the last. NOTES.md, "What the targets' ratios can be",
+derives how much faster the loss can be where it is memory-bound.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ class Verdict:
         )
 
 
-def verdicts(directory: Path, since: float = 0.0) -> list[Verdict]:
-    """Every target, from the results in `directory` written after `since` (seconds since the epoch)."""
-    losses, heatmaps, steps = (_read(directory / f"{name}_cuda.csv", since) for name in ("loss", "heatmap", "step"))
+def verdicts(*directories: Path, since: float = 0.0) -> list[Verdict]:
+    """Every target, from the results in `directories` written after `since` (seconds since the epoch)."""
+    losses, heatmaps, steps = (_read(directories, name, since) for name in ("loss", "heatmap", "step"))
     return [*loss_verdicts(losses), *heatmap_verdicts(heatmaps), *step_verdicts(steps)]
 
 
@@ -93,13 +94,20 @@ def loss_verdicts(records: Sequence[Record]) -> list[Verdict]:
 
 
 def heatmap_verdicts(records: Sequence[Record]) -> list[Verdict]:
-    base = heatmap.GPU_BASE
-    sizes = (str(base.batch), str(base.landmarks), str(base.side))
-    mine = [r for r in records if r["mode"] == "forward" and (r["B"], r["K"], r["H"]) == sizes]
-    shares = {str(base): _share(r) for r in mine if r["peer"] == "cuda" and r["p50_ms"]}
-    faster = _times_faster(mine, "cuda", "kornia render_gaussian2d", lambda _: str(base))
+    forward = [record for record in records if record["mode"] == "forward"]
+
+    def of(case: heatmap.HeatmapCase) -> list[Record]:
+        sizes = (str(case.batch), str(case.landmarks), str(case.side))
+        return [r for r in forward if (r["B"], r["K"], r["H"]) == sizes]
+
+    def shares(case: heatmap.HeatmapCase) -> dict[str, float]:
+        return {str(case): _share(r) for r in of(case) if r["peer"] == "cuda" and r["p50_ms"]}
+
+    base, large = heatmap.GPU_BASE, heatmap.GPU_LARGE
+    faster = _times_faster(of(base), "cuda", "kornia render_gaussian2d", lambda _: str(base))
     return [
-        Verdict("heatmap: 90% of the write bandwidth", LEAST_SHARE, True, shares, 1, True),
+        Verdict("heatmap: 90% of the write bandwidth", LEAST_SHARE, True, shares(base), 1, True),
+        Verdict("heatmap, larger than L2: 90% of the write bandwidth", LEAST_SHARE, True, shares(large), 1, True),
         Verdict("heatmap: 20x kornia", TIMES_KORNIA, True, faster, 1),
     ]
 
@@ -130,10 +138,10 @@ def step_verdicts(records: Sequence[Record]) -> list[Verdict]:
     return [*found, Verdict("step, graphed, batch 16: no slower than plain", MOST_GRAPHED, False, graphed, wanted)]
 
 
-def figures(directory: Path, since: float = 0.0, most_losses: int = 60, most_steps: int = 36) -> list[str]:
+def figures(*directories: Path, since: float = 0.0, most_losses: int = 60, most_steps: int = 36) -> list[str]:
     """A line for each case of the loss (microseconds) and of the step: the figures behind the verdicts."""
-    both = [r for r in _read(directory / "loss_cuda.csv", since) if r["mode"] == "both" and r["p50_ms"]]
-    timed = [r for r in _read(directory / "step_cuda.csv", since) if r["ms"]]
+    both = [r for r in _read(directories, "loss", since) if r["mode"] == "both" and r["p50_ms"]]
+    timed = [r for r in _read(directories, "step", since) if r["ms"]]
     losses, steps = (list(dict.fromkeys(map(name, rows))) for name, rows in ((_loss_case, both), (_step_case, timed)))
     return [
         *(_loss_line(case, {r["peer"]: r for r in both if _loss_case(r) == case}) for case in losses[:most_losses]),
@@ -180,15 +188,19 @@ def _step_case(record: Record) -> str:
     return f"{record['model']} {record['layer']} {record['batch']} {record['dtype']}"
 
 
-def _read(path: Path, since: float) -> list[Record]:
-    return results_csv.read(path) if path.is_file() and path.stat().st_mtime >= since else []
+def _read(directories: Sequence[Path], name: str, since: float = 0.0) -> list[Record]:
+    paths = [directory / f"{name}_cuda.csv" for directory in directories]
+    return [r for path in paths if path.is_file() and path.stat().st_mtime >= since for r in results_csv.read(path)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.targets", description=__doc__.split("\n")[0])
-    parser.add_argument("directory", type=Path, nargs="?", default=DIRECTORY)
-    directory = parser.parse_args(arguments).directory
-    for line in (*figures(directory), *verdicts(directory)):
+    parser.add_argument("directory", type=Path, nargs="*", default=[DIRECTORY])
+    directories = parser.parse_args(arguments).directory
+    devices = {record["device"] for name in ("loss", "heatmap", "step") for record in _read(directories, name)}
+    if len(devices) > 1:
+        parser.error(f"the results are of several devices: {', '.join(sorted(devices))}")
+    for line in (*figures(*directories), *verdicts(*directories)):
         print(line)
     return 0
 

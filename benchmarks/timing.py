@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .profiling import peak_of
+
 #: GPU cycles that the host gets to enqueue a call: at first, about half a millisecond, and at most.
 FIRST_SLEEP, LONGEST_SLEEP = 1 << 20, 1 << 25
 
@@ -77,30 +79,12 @@ class EventTimer:
 
 
 def peak_memory(call: Call, device: torch.device) -> int:
-    """Peak bytes of a call beyond those allocated before and, if it returns gradients, beyond those.
-
-    On the CPU, from the allocation record of PyTorch's profiler, which does not include NumPy arrays.
-    """
+    """Peak bytes of a call beyond those allocated before and, if it returns gradients, beyond those."""
     results = call.run(call.before())  # warm-up: workspaces cached between calls do not count
     kept = sum(t.nbytes for t in results) if isinstance(results, tuple) else 0
     del results
     state = call.before()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call.run(state)
-        torch.cuda.synchronize(device)
-        return max(0, torch.cuda.max_memory_allocated(device) - before - kept)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call.run(state)
-    assert profile.profiler is not None
-    record = profile.profiler.kineto_results.events()
-    live = peak = 0
-    for event in sorted((e for e in record if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return max(0, peak - kept)
+    return max(0, peak_of(lambda: call.run(state), device) - kept)
 
 
 def quantile(values: Sequence[float], q: float) -> float:

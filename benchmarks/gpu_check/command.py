@@ -4,11 +4,21 @@
     python -m benchmarks.gpu_check --only launches    some of it
     python -m benchmarks.gpu_check --minutes 9        as far as it gets on a GPU that is free for ten
 
-Steps are ordered by information per second (`steps`) and run in separate processes. If time is short, each gets a
-share, and what it leaves over goes to the next; benchmarks stop by themselves and keep the cases they have finished.
-Writes gpu_check.md and gpu_check.json to --output, else $OUT, else benchmarks/results, and rewrites them after every
-step. Prints the figures and whether the targets are met (`targets`) last. Status 1 if a step failed or ran out of time.
-Without a GPU nothing is run and the report says so (status 0; 1 with --require-gpu).
+On a GPU that is lent for fifteen minutes, start included, at most ten of them for a command:
+
+    python -m benchmarks.gpu_check --minutes 9 --output first
+    python -m benchmarks.gpu_check --only build "gpu tests" step --minutes 3 --output second     at once after it
+    python -m benchmarks.targets first second                                                    anywhere, afterwards
+
+The first has a test of every kernel, the targets of the loss and the heatmap, and the first steps; the second, all
+tests that need a GPU, and steps again. Each reports the targets that it measured itself; `targets` judges both.
+
+Steps are ordered by information per second (`steps`), with --only as given, and run in separate processes. If time is
+short, each gets a share, and what it leaves over goes to the next; benchmarks stop by themselves and keep the cases
+they have finished. After a failed build no other step is run. Writes gpu_check.md and gpu_check.json to --output, else
+$OUT, else benchmarks/results, and rewrites them after every step. Prints the figures and whether the targets are met
+(`targets`) last. Status 1 if a step failed or ran out of time. Without a GPU nothing is run and the report says so
+(status 0; 1 with --require-gpu).
 """
 
 from __future__ import annotations
@@ -37,6 +47,8 @@ from ..lost_device import LOST, lost_peer
 from .steps import Step, steps
 
 ROOT = Path(__file__).resolve().parents[2]
+#: The states of a step that did not show what it should.
+BROKEN = ("failed", "out of time")
 #: A step with less time is not started.
 LEAST_SECONDS = 10.0
 #: A benchmark's time besides its cases: to start, to end, and for a case that takes longer than those before.
@@ -103,13 +115,27 @@ def share_of(step: Step, later: Sequence[Step], seconds_left: float) -> float:
     return min(seconds_left, step.minutes * 60, max(step.seconds, seconds_left - wanted))
 
 
+def program_of(name: str) -> str | None:
+    """Where a program is: on PATH or, as NVIDIA's installer leaves it, only beside nvcc."""
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    folders = [os.environ.get("PATH", os.defpath), *(f"{home}/bin" for home in homes if home)]
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+def skipped(step: Step, reason: str) -> Result:
+    return Result(step.name, step.shows, " ".join(step.command), "skipped", reason, 0.0)
+
+
 def perform(step: Step, run: Runner, seconds: float = math.inf) -> Result:
     """Runs a step. A benchmark in which a peer lost the GPU is repeated once without that peer."""
-    command = " ".join(step.command)
-    if step.needs and shutil.which(step.needs) is None:
-        return Result(step.name, step.shows, command, "skipped", f"{step.needs} is not installed", 0.0)
+    if step.needs:
+        program = program_of(step.needs)
+        if program is None:
+            return skipped(step, f"{step.needs} is not installed")
+        step = replace(step, command=(program, *step.command[1:]))
     if seconds < LEAST_SECONDS:
-        return Result(step.name, step.shows, command, "skipped", "no time was left", 0.0)
+        return skipped(step, "no time was left")
+    command = " ".join(step.command)
     start = time.perf_counter()
     outcome = run(_within(step, seconds), step.environment, seconds)
     lost = lost_peer(outcome.output) if step.without and outcome.status == LOST else ""
@@ -160,7 +186,7 @@ def write_report(
     if verdicts:
         lines += ["", "## Targets", "", "```", *verdicts, "```"]
     for result in results:
-        if result.state in ("failed", "out of time"):
+        if result.state in BROKEN:
             tail = "\n".join(result.output.splitlines()[-40:])
             lines += ["", f"## {result.name}: {result.state}", "", f"`{result.command}`", "", "```", tail, "```"]
     write_text(directory / "gpu_check.md", "\n".join(lines) + "\n")
@@ -210,28 +236,28 @@ def main(arguments: Sequence[str] | None = None, run: Runner = run_command) -> i
         return 1 if options.require_gpu else 0
 
     architecture = architecture_of(torch.device("cuda"))
-    built_for = "75;80;86;89;90;100;120" if options.all_architectures else architecture
-    chosen = [
-        step
-        for step in steps(output.resolve(), built_for, options.quick)
-        if step.name in (options.only or names) and step.name not in options.skip
-    ]
+    built_for = "" if options.all_architectures else architecture
+    every = {step.name: step for step in steps(output.resolve(), built_for, options.quick)}
+    chosen = [every[name] for name in options.only or names if name not in options.skip]
     environment: dict[str, object] = {"compute_capability": architecture}
     results: list[Result] = []
     verdicts: list[str] = []
     for index, step in enumerate(chosen):
         print(f"{step.name:11} {step.shows} ...", flush=True)
-        results.append(perform(step, run, share_of(step, chosen[index + 1 :], end - time.perf_counter())))
+        if any(result.name == "build" and result.state in BROKEN for result in results):
+            results.append(skipped(step, "the build failed"))
+        else:
+            results.append(perform(step, run, share_of(step, chosen[index + 1 :], end - time.perf_counter())))
         print(f"{'':11} {results[-1].state} in {results[-1].seconds:.0f} s: {results[-1].summary[:400]}", flush=True)
-        verdicts = [str(verdict) for verdict in targets.verdicts(output, began)]
+        verdicts = [str(verdict) for verdict in targets.verdicts(output, since=began)]
         write_report(output, environment, results, "", verdicts)  # before anything else can fail
         if index == 0:
             environment |= environment_of(run)
             write_report(output, environment, results, "", verdicts)
-    figures = targets.figures(output, began, MOST_LOSSES, MOST_STEPS)
+    figures = targets.figures(output, since=began, most_losses=MOST_LOSSES, most_steps=MOST_STEPS)
     print("", *figures, "", *_ends(results), "", *verdicts, sep="\n")
     print(f"wrote {output / 'gpu_check.md'}")
-    return 1 if any(result.state in ("failed", "out of time") for result in results) else 0
+    return 1 if any(result.state in BROKEN for result in results) else 0
 
 
 def _ends(results: Sequence[Result]) -> list[str]:

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +23,10 @@ from pal_fast import dispatch
 from pal_fast.constants import CHANNELS
 from pal_fast.messages import first_line
 
-from ..step.memory import NO_WORK
+from ..profiling import kernels_of
+
+#: (B, C, H, W) of the layer that the probes use, in float32.
+SHAPE = (16, 512, 14, 14)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,6 @@ class Problem:
 def problem(
     backend: str,
     device: torch.device,
-    shape: tuple[int, int, int, int] = (16, 512, 14, 14),
-    dtype: torch.dtype = torch.float32,
     *,
     dense: bool = False,
     channels_last: bool = False,
@@ -64,30 +65,20 @@ def problem(
     generator = torch.Generator(device).manual_seed(5)
 
     def normal() -> Tensor:
-        values = torch.randn(shape, generator=generator, device=device).to(dtype)
+        values = torch.randn(SHAPE, generator=generator, device=device)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return values.contiguous(memory_format=layout).requires_grad_()
 
     prior: dict[str, Any] = {"image_size": 224}
-    prior["landmarks"] = torch.rand(shape[0], 68, 2, generator=generator, device=device) * 224
+    prior["landmarks"] = torch.rand(SHAPE[0], 68, 2, generator=generator, device=device) * 224
     if dense:
-        prior = {"heatmap": torch.rand(shape[0], *shape[2:], generator=generator, device=device)}
+        prior = {"heatmap": torch.rand(SHAPE[0], *SHAPE[2:], generator=generator, device=device)}
     return Problem(backend, normal(), normal(), {**prior, **options})
 
 
 def backends_on(device: torch.device) -> list[str]:
     """The compiled backends and triton, if they run there."""
     return [name for name in ("cuda", "cpu", "triton") if not dispatch.why_not(name, device)]
-
-
-def kernels_of(run: Callable[[], Any]) -> tuple[list[str], Any]:
-    """The names of what a call launches on the GPU, fills and copies included, and its result."""
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        result = run()
-        torch.cuda.synchronize()
-    on_gpu = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    return [name for name in on_gpu if name not in NO_WORK], result
 
 
 def launches(device: torch.device) -> Iterator[Finding]:

@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pal_fast import PALLoss
 from pal_fast.nn import prepare_head
 
+from ..harness import UnavailableError
+
 CLASSES = 7
 LANDMARKS = 68
 
@@ -36,10 +38,6 @@ class Case:
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
-
-
-class UnavailableError(Exception):
-    """This variant of the step cannot run here; the message says why."""
 
 
 def build_model(case: Case, device: torch.device) -> nn.Module:

@@ -8,7 +8,8 @@ A time is shown only if the gradients are right, judged by the formula in eager 
 float64, on two images, they agree to 1e-6: the step computes the right thing. In the timed dtype, their error is at
 most twice the change in PyTorch's own gradients when the memory format, and the attention kernel below the layer,
 change: a deep random network amplifies rounding (ReLU masks flip), so right gradients differ by 1e-2 between kernels,
-and a fixed bound would either reject right steps or accept wrong ones. Both errors and that bound are in the CSV.
+and a fixed bound would either reject right steps or accept wrong ones. Both errors and that bound are in the CSV. On a
+GPU, float32 means PyTorch's default, TF32 in convolutions, for the steps, the judge and the bound alike.
 
 The steps of a case take turns, so that a change of clock or load affects all of them; the ratio is the median of
 the rounds' ratios.
@@ -17,10 +18,9 @@ the rounds' ratios.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,15 +28,18 @@ import torch
 from torch import Tensor
 from torch._inductor.exc import InductorError
 
-import pal_fast
 from pal_fast.constants import BACKENDS
 from pal_fast.messages import first_line
 
-from .. import results_csv
+from .. import machine, results_csv
 from ..arguments import DIRECTORY
 from ..command import broken_of
 from ..deadline import Deadline
+from ..harness import UnavailableError
 from ..lost_device import LOST, LostDeviceError, note_of, recover
+from ..profiling import calls_of, peak_of
+from ..results_csv import rounded
+from ..timing import quantile
 from .cases import (
     PAL,
     Captum,
@@ -45,26 +48,27 @@ from .cases import (
     Plain,
     Prepared,
     Step,
-    UnavailableError,
     head_share,
 )
 from .compiled import CompiledNaive, CompiledPAL, CompiledPrepared, Graphed
 from .judge import EXACT, Judge
-from .memory import calls_of, peak_of
 
 LAYERS = {
     "resnet50": ("layer3", "layer2", "layer4"),
     "vgg16": ("features.29", "features.22"),  # conv5_3 and conv4_3 with their ReLU
     "vit_small": ("blocks.7",),
 }
-#: Ordered so that a short run has a layer of each network, at every batch size and in both dtypes.
+#: Ordered so that a short run has a layer of each network, first at the two batch sizes between which targets differ.
+_BATCHES = [
+    (64, torch.bfloat16), (16, torch.bfloat16), (64, torch.float32),
+    (16, torch.float32), (256, torch.bfloat16), (256, torch.float32),
+]  # fmt: skip
 GPU_CASES = [
     Case(model, layer, 224, batch, dtype)
     for chosen in (lambda layers: layers[:1], lambda layers: layers[1:])
-    for batch in (64, 16, 256)
+    for batch, dtype in _BATCHES
     for model, layers in LAYERS.items()
     for layer in chosen(layers)
-    for dtype in (torch.bfloat16, torch.float32)
 ]
 CPU_CASES = [
     Case("resnet18", "layer3", 112, 16, torch.float32),
@@ -86,11 +90,12 @@ VARIANTS: dict[str, type[Step]] = {
 }
 #: Variants that need no compiler, which takes minutes per case.
 EAGER = [name for name in VARIANTS if "compiled" not in name]
-COLUMNS = (
+MEASURED = (
     "model", "layer", "image", "batch", "dtype", "variant", "ms", "ms_p20", "ms_p80", "ratio", "one_plus_h",
     "peak_mb", "calls", "float64_error", "gradient_error", "gradient_bound",
-    "note", "loss_backend", "device", "threads", "torch", "pal_fast",
+    "note", "loss_backend",
 )  # fmt: skip
+COLUMNS = (*MEASURED, *machine.COLUMNS)
 
 
 @dataclass
@@ -130,8 +135,8 @@ def measure_case(case: Case, device: torch.device, variants: Sequence[str], roun
                 steps[name] = step
     times = take_turns(steps, rows, device, rounds)
     for name, taken in times.items():
-        ordered = sorted(taken)
-        rows[name].milliseconds = tuple(1e3 * ordered[int(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))  # type: ignore[assignment]
+        p20, p50, p80 = (1e3 * quantile(taken, q) for q in (0.2, 0.5, 0.8))
+        rows[name].milliseconds = p20, p50, p80
         if "plain" in times:
             rows[name].ratio = statistics.median(t / p for t, p in zip(taken, times["plain"], strict=True))
     return list(rows.values())
@@ -193,25 +198,20 @@ def time_of(step: Callable[[], Tensor], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def as_record(row: Row, device: torch.device) -> dict[str, object]:
+def as_record(row: Row, environment: Mapping[str, object]) -> dict[str, object]:
     p20, p50, p80 = row.milliseconds or (None, None, None)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
     values = (
         row.case.model, row.case.layer, row.case.image, row.case.batch, row.case.dtype_name, row.variant,
-        _round(p50, 3), _round(p20, 3), _round(p80, 3), _round(row.ratio, 4), _round(row.one_plus_h, 4),
-        _round(None if row.peak_bytes is None else row.peak_bytes / 1e6, 1), row.calls,
+        rounded(p50, 3), rounded(p20, 3), rounded(p80, 3), rounded(row.ratio, 4), rounded(row.one_plus_h, 4),
+        rounded(None if row.peak_bytes is None else row.peak_bytes / 1e6, 1), row.calls,
         _exponent(row.exact_error), _exponent(row.error), _exponent(row.bound),
-        row.note, PAL.backend or "fastest", name, torch.get_num_threads(), torch.__version__, pal_fast.__version__,
+        row.note, PAL.backend or "fastest",
     )  # fmt: skip
-    return dict(zip(COLUMNS, values, strict=True))
+    return {**dict(zip(MEASURED, values, strict=True)), **environment}
 
 
 def _exponent(value: float | None) -> str | None:
     return None if value is None else f"{value:.1e}"
-
-
-def _round(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
 
 
 def print_rows(rows: Sequence[Row]) -> None:
@@ -260,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     variants = [name for name in chosen if name not in options.without]
     rounds = options.rounds or (3 if options.quick else 20)
     output = options.output or (None if options.quick else DIRECTORY / f"step_{device.type}.csv")
+    environment = machine.environment(device)
     records: list[dict[str, object]] = []
     deadline, measured = Deadline(options.seconds), 0
     for case in cases:
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         measured += 1
         print_rows(rows)
-        records += [as_record(row, device) for row in rows]
+        records += [as_record(row, {**environment, "load": machine.load()}) for row in rows]
         if output is not None:  # after each case, so that an interrupted run keeps its results
             results_csv.write_rows(output, COLUMNS, records)
     broken = broken_of(records, "variant")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pal_fast import compiled
 from pal_fast.nn import prepare_head
 
-from .cases import Case, Naive, Prepared, UnavailableError, twice_differentiable
+from ..harness import UnavailableError
+from .cases import Case, Naive, Prepared, twice_differentiable
 
 
 class CompiledNaive(Naive):
@@ -45,9 +44,6 @@ class CompiledPAL(Prepared):
 
     def __init__(self, case: Case, device: torch.device) -> None:
         super().__init__(case, device)
-        if importlib.util.find_spec("pal_fast.compiled") is None:
-            raise UnavailableError("this pal_fast has no pal_fast.compiled")
-        compiled = importlib.import_module("pal_fast.compiled")
         if not compiled.can_compile_a_step():
             raise UnavailableError(f"PyTorch {torch.__version__} cannot compile a gradient taken inside the step")
         self.compiled = compiled.compile_step(super().losses)

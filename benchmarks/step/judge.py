@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..harness import relative_error
 from .cases import Case, Naive, Plain, Relaid, Step
 
 # Bound on the float64 error; and the minimum bound in the timed dtype, for networks insensitive to the memory format.
@@ -39,7 +40,3 @@ def gradients_of(step: Step) -> Tensor:
     step()
     gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
     return torch.cat([g.detach().double().flatten() for g in gradients])
-
-
-def relative_error(value: Tensor, wanted: Tensor) -> float:
-    return ((value - wanted).norm() / wanted.norm()).item()

@@ -21,8 +21,8 @@ from benchmarks.gpu_check.command import Outcome
 from benchmarks.lost_device import LOST
 
 STEPS = [
-    *("build", "op tests", "loss", "heatmap", "launches", "graph", "repeat", "step", "memcheck", "gpu tests"),
-    *("racecheck", "initcheck", "synccheck", "attribution", "growth", "other tests", "compiled step"),
+    *("build", "first tests", "launches", "graph", "loss", "heatmap", "step", "gpu tests", "repeat"),
+    *("memcheck", "racecheck", "initcheck", "synccheck", "attribution", "growth", "other tests", "compiled step"),
 ]
 MACHINE = {"device": "A GPU", "driver": "580.1", "extension": "sm_90 compute_90"}
 
@@ -37,7 +37,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the check believe that a GPU is present."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name, path: f"/bin/{name}")
 
 
 class Stub:
@@ -97,7 +97,7 @@ def test_every_step_runs_in_order_and_is_reported_with_device_and_driver(a_gpu: 
     assert build[1:] == ["setup.py", "build_ext", "--inplace"]
     assert environment == {"PAL_FAST_CUDA": "1", "PAL_FAST_ARCHS": "90"}
     memcheck = next(command for command, _, _ in stub.received if "memcheck" in command)
-    assert memcheck[0] == "compute-sanitizer"
+    assert memcheck[0] == "/bin/compute-sanitizer"
     assert "--error-exitcode" in memcheck
     assert "10000" in next(command for command, _, _ in stub.received if "repeat" in command)
     assert not any(word == "--seconds" for word in build)
@@ -118,12 +118,35 @@ def test_a_failed_step_and_a_timed_out_step_fail_the_check_and_show_their_output
 def test_steps_whose_tools_are_not_installed_are_skipped_with_the_reason(
     a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name, path: None)
     assert gpu_check.main(["--output", str(tmp_path), "--skip", "step"], Stub()) == 0
     _, steps = report_of(tmp_path)
     assert [name for name, step in steps.items() if step["state"] == "skipped"] == list(gpu_steps.SANITIZERS)
     assert steps["memcheck"]["summary"] == "compute-sanitizer is not installed"
     assert "step" not in steps
+
+
+def test_a_tool_that_is_not_on_path_is_found_beside_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu_check.program_of("compute-sanitizer") == str(tool)
+    assert gpu_check.program_of("no-such-tool") is None
+
+
+@pytest.mark.parametrize("outcome", [Outcome(1, "nvcc fatal: no such file"), Outcome(None, "compiling")])
+def test_after_a_failed_build_nothing_else_is_run(outcome: Outcome, a_gpu: None, tmp_path: Path) -> None:
+    stub = Stub(build_ext=outcome)
+    assert gpu_check.main(["--output", str(tmp_path)], stub) == 1
+    assert len(stub.received) == 1
+    text, steps = report_of(tmp_path)
+    assert list(steps) == STEPS
+    assert {step["summary"] for name, step in steps.items() if name != "build"} == {"the build failed"}
+    assert {step["state"] for name, step in steps.items() if name != "build"} == {"skipped"}
+    assert outcome.output in text
 
 
 def test_a_time_budget_is_divided_among_the_steps(a_gpu: None, tmp_path: Path) -> None:
@@ -172,6 +195,41 @@ def test_a_benchmark_that_loses_the_gpu_is_rerun_without_the_peer(a_gpu: None, t
     assert steps["heatmap"]["state"] == "passed"
 
 
+def test_every_kernel_and_the_step_have_their_turn_within_nine_minutes() -> None:
+    """If every step takes all of its share. No benchmark or probe comes before the first tests of the kernels."""
+    left, begun = 9 * 60.0, []
+    chosen = gpu_steps.steps(Path(), "90", False)
+    for index, step in enumerate(chosen):
+        seconds = gpu_check.share_of(step, chosen[index + 1 :], left)
+        if seconds < step.seconds:
+            break
+        left -= seconds
+        begun.append(step.name)
+    assert begun == ["build", "first tests", "launches", "graph", "loss", "heatmap", "step"]
+
+
+def test_the_first_tests_select_some_of_every_file() -> None:
+    """A file that is not there would end pytest before it has run any test."""
+    assert all((gpu_check.ROOT / name).exists() for name in gpu_steps.GPU_TESTS)
+    (step,) = (step for step in gpu_steps.steps(Path(), "90", False) if step.name == "first tests")
+    chosen = step.command[step.command.index("-m", 3) :]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *chosen]
+    outcome = gpu_check.run_command(command, {}, 300)
+    assert outcome.status == 0, outcome.output
+    selected = {line.split("::")[0] for line in outcome.output.splitlines() if "::" in line}
+    assert selected == set(gpu_steps.FIRST_TESTS)
+    assert "float64" not in outcome.output
+
+
+def test_tests_that_ran_out_of_time_are_summarised_by_those_that_ran() -> None:
+    assert gpu_steps._passed("a::b PASSED [ 1%]\n==== 3 passed, 2 deselected in 4.00s ====\n") == (
+        "3 passed, 2 deselected in 4.00s"
+    )
+    assert gpu_steps._passed("a::b PASSED [ 1%]\n[gw1] [ 2%] FAILED a::c\n[gw0] [ 3%] PASSED a::d\na::e ") == (
+        "2 passed, 1 failed until then"
+    )
+
+
 def test_a_truncated_claim_does_not_abort_the_check() -> None:
     whole = json.dumps({"claim": "one launch", "holds": True, "detail": ""})
     assert gpu_steps._claims(f"{whole}\n{whole[:30]}") == "1 of 1 claims hold"
@@ -200,6 +258,15 @@ def test_steps_can_be_selected(a_gpu: None, tmp_path: Path) -> None:
     assert gpu_check.main(["--output", str(tmp_path), "--only", "graph", "--quick", "--all-architectures"], stub) == 0
     assert list(report_of(tmp_path)[1]) == ["graph"]
     assert len(stub.received) == 1
+    assert gpu_check.main(["--output", str(tmp_path), "--only", "build", "gpu tests", "step"], stub) == 0
+    assert list(report_of(tmp_path)[1]) == ["build", "gpu tests", "step"], "in the given order"
+
+
+def test_a_build_for_all_architectures_leaves_their_choice_to_setup(a_gpu: None, tmp_path: Path) -> None:
+    stub = Stub()
+    assert gpu_check.main(["--output", str(tmp_path), "--only", "build", "--all-architectures"], stub) == 0
+    assert stub.received[0][1] == {"PAL_FAST_CUDA": "1"}
+    assert "the extension builds with CUDA for every architecture" in (tmp_path / "gpu_check.md").read_text()
 
 
 def test_a_command_returns_its_status_and_output_and_sees_its_environment() -> None:

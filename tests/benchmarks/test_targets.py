@@ -39,14 +39,18 @@ def write(directory: Path, share: Callable[[loss.LossCase], float] = lambda _: 0
     """Writes results of the first `count` cases of each benchmark."""
     rows = [row for case in loss.gpu_cases()[:count] for row in loss_rows(case, share(case))]
     results_csv.write(directory / "loss_cuda.csv", [results_csv.record_of(row, {}) for row in rows])
-    base = heatmap.GPU_BASE
+    base, large = heatmap.GPU_BASE, heatmap.GPU_LARGE
     heatmaps = [
-        harness.Row(base, peer, "forward", (ms, ms, ms), 1.0, 4 * 256 * 224 * 224, 1, "write", COPY)
-        for peer, ms in (("kornia render_gaussian2d", 0.5), ("cuda", 4 * 256 * 224 * 224 / (0.8 * COPY) * 1e3))
+        harness.Row(case, peer, "forward", (ms, ms, ms), 1.0, 4 * case.batch * 224 * 224, 1, "write", COPY)
+        for case, peer, ms in (
+            (base, "kornia render_gaussian2d", 0.5),
+            (base, "cuda", 4 * 256 * 224 * 224 / (0.8 * COPY) * 1e3),
+            (large, "cuda", 4 * 1024 * 224 * 224 / (0.92 * COPY) * 1e3),
+        )
     ]
     results_csv.write(directory / "heatmap_cuda.csv", [results_csv.record_of(row, {}) for row in heatmaps])
     shown = [step_row(case, variant, ratio, peak) for case in step.GPU_CASES[:count] for variant, ratio, peak in STEPS]
-    records = [step.as_record(row, torch.device("cpu")) for row in shown]
+    records = [step.as_record(row, {}) for row in shown]
     results_csv.write_rows(directory / "step_cuda.csv", step.COLUMNS, records)
 
 
@@ -57,7 +61,7 @@ def lines_of(directory: Path) -> dict[str, str]:
 def test_measurements_are_compared_with_the_targets(tmp_path: Path) -> None:
     write(tmp_path)
     lines = lines_of(tmp_path)
-    assert len(lines) == 4 * 3 + 2 + 5
+    assert len(lines) == 4 * 3 + 3 + 5
     target = "loss, 256 MB a tensor, bfloat16 contiguous: 90% of the copy"
     assert lines[target].startswith(f"met          {target}: 95.0% to 95.0% in 3 of 3 cases")
     assert "met          loss, training shapes, float32 contiguous: 10x the reference: 15 to 15 in 12 of 12" in str(
@@ -68,6 +72,7 @@ def test_measurements_are_compared_with_the_targets(tmp_path: Path) -> None:
     )
     assert lines["heatmap: 90% of the write bandwidth"].startswith("NOT MET")
     assert "80.0% to 80.0% in 1 of 1 cases, 1 missed it" in lines["heatmap: 90% of the write bandwidth"]
+    assert "92.0% to 92.0% in 1 of 1 cases" in lines["heatmap, larger than L2: 90% of the write bandwidth"]
     assert lines["heatmap: 20x kornia"].startswith("met          heatmap: 20x kornia: 31.1 to 31.1")
     assert lines["step, PALLoss: 1.10 x (1 + h) plain steps"].startswith("NOT MET")
     assert "1.2 to 1.2 in 36 of 36 cases, 36 missed it" in lines["step, PALLoss: 1.10 x (1 + h) plain steps"]
@@ -90,7 +95,36 @@ def test_with_some_cases_a_target_is_met_so_far_and_with_none_it_is_unmeasured(t
     write(tmp_path, count=5)
     line = lines_of(tmp_path)["loss, training shapes, bfloat16 contiguous: 10x the reference"]
     assert line.startswith("met so far")
-    assert "in 4 of 12 cases" in line
+    assert "in 1 of 12 cases" in line
+
+
+def test_a_short_run_of_the_loss_measures_a_case_of_each_target_in_both_dtypes_and_layouts(tmp_path: Path) -> None:
+    write(tmp_path, count=8)
+    short = [verdict for verdict in targets.verdicts(tmp_path) if verdict.target.startswith("loss")]
+    assert len(short) == 4 * 3
+    assert all(verdict.found for verdict in short)
+
+
+def test_a_short_run_of_the_step_measures_a_case_of_each_target(tmp_path: Path) -> None:
+    write(tmp_path, count=6)
+    short = [verdict for verdict in targets.verdicts(tmp_path) if verdict.target.startswith("step")]
+    assert all(verdict.found for verdict in short)
+
+
+def test_two_runs_on_one_device_are_judged_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write(first)
+    (first / "step_cuda.csv").unlink()
+    write(second)
+    for name in ("loss", "heatmap"):
+        (second / f"{name}_cuda.csv").unlink()
+    assert targets.main([str(first), str(second)]) == 0
+    assert "not measured" not in capsys.readouterr().out
+    (other,) = [row for row in results_csv.read(second / "step_cuda.csv")][:1]
+    results_csv.write_rows(second / "step_cuda.csv", step.COLUMNS, [{**other, "device": "another GPU"}])
+    with pytest.raises(SystemExit):
+        targets.main([str(first), str(second)])
+    assert "the results are of several devices: , another GPU" in capsys.readouterr().err
 
 
 def test_results_of_an_earlier_run_are_ignored(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from support.loss_problems import make, same_bits
 from torch import Tensor
 
 import pal_fast
-from benchmarks.step.memory import NO_WORK
+from benchmarks.profiling import kernels_of
 
 pytestmark = pytest.mark.gpu(hardware=True)
 
@@ -24,19 +24,11 @@ def problem_of(seed: int, **case: Any) -> Any:
     return make({"shape": (8, 64, 14, 14), "dtype": torch.bfloat16, "landmarks": 68} | case, seed, "cuda")
 
 
-def kernels_of(run: Callable[[], object]) -> list[str]:
-    """The names of the kernels that `run` launches; memory copies, fills and synchronisation do not count."""
+def kernels_launched(run: Callable[[], object]) -> list[str]:
+    """The names of the kernels that `run` launches; memory copies and fills do not count."""
     run()  # the stream's tickets are zeroed once
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        run()
-        torch.cuda.synchronize()
-    return [
-        event.name
-        for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-        and not event.name.startswith(("Memset", "Memcpy", *NO_WORK))
-    ]
+    names, _ = kernels_of(run)
+    return [name for name in names if not name.startswith(("Memset", "Memcpy"))]
 
 
 @LAYOUT
@@ -49,9 +41,9 @@ def test_one_launch_forward_and_one_backward(channels: str, layout: str, landmar
     def forward() -> Tensor:
         return pal_fast.pal_loss(f, g, **problem.tensors, **problem.options, backend="cuda")
 
-    assert len(kernels_of(forward)) == 1
+    assert len(kernels_launched(forward)) == 1
     grad = torch.ones((), device="cuda")
-    launched = kernels_of(lambda: torch.autograd.grad(forward(), (f, g), grad))
+    launched = kernels_launched(lambda: torch.autograd.grad(forward(), (f, g), grad))
     assert len(launched) == 2, launched
 
 
@@ -65,7 +57,7 @@ def test_one_launch_for_heatmaps(size: tuple[int, int], normalize: str) -> None:
             landmarks, size, image_size=(224, 224), sigma=14.0, normalize=normalize, backend="cuda"
         )
 
-    assert len(kernels_of(forward)) == 1
+    assert len(kernels_launched(forward)) == 1
 
 
 @LAYOUT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import draw, performance_page
+from benchmarks import performance_page
 
 
 def test_the_page_shows_the_current_results():
@@ -24,11 +24,6 @@ def test_every_plot_of_the_results_is_on_the_page_and_up_to_date():
         assert copy.read_bytes() == (performance_page.RESULTS / name).read_bytes(), f"{name} is an old copy"
     old = {path.name for path in performance_page.IMAGES.glob("*_c[pu]*.png")} - drawn
     assert not old, "the page's pictures whose results are gone"
-
-
-def test_every_plot_has_a_description():
-    drawn = {subject: set(names) for subject, names in draw.PICTURES.items()}
-    assert {subject: set(names) for subject, names in performance_page.PICTURES.items()} == drawn
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.step.memory import NO_WORK
+from benchmarks.profiling import gpu_work
 
 
 @contextmanager
@@ -20,8 +20,7 @@ def counted_launches(device: str) -> Iterator[list[str]]:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             yield names
             torch.cuda.synchronize()
-        on_gpu = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-        names += [name for name in on_gpu if name not in NO_WORK]
+        names += gpu_work(profile)
         return
     from triton.runtime.interpreter import GridExecutor
 

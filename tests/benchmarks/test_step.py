@@ -13,13 +13,12 @@ from support.networks import Tokens
 
 pytest.importorskip("torchvision", reason="the benchmark's networks are torchvision's")
 
+from benchmarks import machine
+from benchmarks.profiling import calls_of, peak_of
+from benchmarks.step import cases, judge
+from benchmarks.step import command as step
+
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # benchmarks/ lies beside the package and is not installed
-
-from benchmarks.step import cases, judge  # noqa: E402
-from benchmarks.step import command as step  # noqa: E402
-from benchmarks.step.memory import calls_of, peak_of  # noqa: E402
-
 CPU = torch.device("cpu")
 CASE = cases.Case("resnet18", "layer3", 64, 2, torch.float32)
 
@@ -51,6 +50,9 @@ def test_the_quick_run_fills_the_table(tmp_path: Path) -> None:
         assert float(rows[name]["ms"]) > 0
         assert float(rows[name]["float64_error"]) <= judge.EXACT
         assert float(rows[name]["gradient_error"]) <= float(rows[name]["gradient_bound"])
+        assert rows[name]["device"] == machine.processor()
+        assert rows[name]["load"]
+        assert set(machine.COLUMNS) <= set(rows[name])
     assert float(rows["plain"]["ratio"]) == 1
     assert rows["graphed"]["ms"] == ""
     assert "CUDA" in rows["graphed"]["note"]
