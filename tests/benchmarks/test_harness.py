@@ -206,7 +206,9 @@ def test_the_cases_have_the_shapes_in_the_specification() -> None:
     assert {(c.dtype, c.layout) for c in large} == {
         (dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in ("contiguous", "channels_last")
     }
-    assert heatmap.cases(torch.device("cuda"), False)[0] == heatmap.HeatmapCase(256, 68, 224)
+    first, second, *_ = heatmap.cases(torch.device("cuda"), False)
+    assert first == heatmap.HeatmapCase(256, 68, 224)
+    assert heatmap.SUBJECT.traffic(second, "forward") > 3 * 60e6, "larger than the L2 cache of an H200"
     assert all(c.batch * c.landmarks * c.side for c in heatmap.cases(CPU, False))
 
 
