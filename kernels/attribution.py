@@ -95,8 +95,9 @@ def sweep_nchw(
     start,
     columns,
     period,
-    first_row,
-    last_row,
+    split,
+    splits,
+    steps,
     terms,
     pivot,
     KIND: tl.constexpr,
@@ -108,9 +109,9 @@ def sweep_nchw(
     BLOCK_P: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Sums rows [first_row, last_row) of a sample's flat run at `columns` [BLOCK_P].
+    """Sums every `splits`-th step of BLOCK_R rows of a sample's flat run at `columns` [BLOCK_P].
 
-    start: int64 offset of the sample; terms: n * H * W, int64.
+    start: int64 offset of the sample; split: the first step; terms: n * H * W, int64.
     Returns: the sums of a - pivot [BLOCK_P] and of its square [BLOCK_P] float64 (zeros unless SQUARES).
     """
     rows = tl.arange(0, BLOCK_R)
@@ -119,8 +120,8 @@ def sweep_nchw(
     loadable = (terms + (VECTOR - 1)) // VECTOR * VECTOR
     total = tl.zeros([BLOCK_R, BLOCK_P], T)
     squares = tl.zeros([BLOCK_P], tl.float64)
-    for row in range(first_row, last_row, BLOCK_R):
-        position = tl.cast(row, tl.int64) * period
+    for step in range(split, steps, splits):
+        position = tl.cast(step * BLOCK_R, tl.int64) * period
         left = within(loadable - position, BLOCK_R * period)
         mask = inside & (offsets < left)
         f, g = load_layer(activation_ptr, gradient_ptr, start + position + offsets, mask, KIND, T)
@@ -141,8 +142,10 @@ def sweep_channels_last(
     start,
     cells_left,
     channels,
-    first_channel,
-    last_channel,
+    used,
+    split,
+    splits,
+    steps,
     pivot,
     KIND: tl.constexpr,
     ABSOLUTE: tl.constexpr,
@@ -153,21 +156,22 @@ def sweep_channels_last(
     BLOCK_C: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Sums channels [first_channel, last_channel) of BLOCK_I cells; start: int64 offset of the first cell.
+    """Sums every `splits`-th step of BLOCK_C channels of BLOCK_I cells.
 
+    start: int64 offset of the first cell; split: the first step; used: n.
     Returns: the sums of a - pivot [BLOCK_I] and of its square [BLOCK_I] float64 (zeros unless SQUARES).
     """
     cells = tl.arange(0, BLOCK_I)
     inside = (cells < cells_left)[:, None]
-    loadable = (last_channel + (VECTOR - 1)) // VECTOR * VECTOR
+    loadable = (used + (VECTOR - 1)) // VECTOR * VECTOR
     total = tl.zeros([BLOCK_I, BLOCK_C], T)
     squares = tl.zeros([BLOCK_I], tl.float64)
-    for first in range(first_channel, last_channel, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
+    for step in range(split, steps, splits):
+        c = step * BLOCK_C + tl.arange(0, BLOCK_C)
         mask = inside & (c < loadable)[None, :]
         f, g = load_layer(activation_ptr, gradient_ptr, start + cells[:, None] * channels + c[None, :], mask, KIND, T)
         if not EXACT:
-            mask = inside & (c < last_channel)[None, :]
+            mask = inside & (c < used)[None, :]
         d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot, 0.0)
         total += d
         if SQUARES:

@@ -24,7 +24,6 @@ def forward_kernel(
     channels,
     rows_v,
     row_v,
-    per_split,
     RELU: tl.constexpr,
     VECTOR: tl.constexpr,
     LENGTH: tl.constexpr,
@@ -38,20 +37,20 @@ def forward_kernel(
 ):
     rows = rows_v * VECTOR if FLAT else rows_v
     row = row_v if FLAT else row_v * VECTOR
-    place, c, inside = columns_of(row, CHANNELS, PLANE, COLUMNS)
+    place, c, inside = columns_of(row, CHANNELS, PLANE, COLUMNS, True)
     mean = per_column(statistics_ptr, c, inside, 0)
     scale = per_column(weight_ptr, c, inside, 1) * per_column(statistics_ptr + channels, c, inside, 0)
     bias = per_column(bias_ptr, c, inside, 0)
-    begin, end = rows_of(rows, per_split, INDEX)
-    offsets, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    begin, stride = rows_of(BLOCK_M, INDEX)
+    offsets, mask = tile_at(begin, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M, True)
     x = tl.load(input_ptr + offsets, mask=mask, other=0.0)
-    for start in range(begin, end, BLOCK_M):
-        offsets, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    for start in range(begin, rows, stride):
+        offsets, mask = tile_at(start + stride, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M, True)
         prefetched = tl.load(input_ptr + offsets, mask=mask, other=0.0)
         y = scale * (x.to(T) - mean) + bias
         if RELU:
             y = tl.where(y <= 0, 0.0, y)
-        offsets, mask = tile_at(start, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        offsets, mask = tile_at(start, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M, True)
         tl.store(output_ptr + offsets, y.to(output_ptr.dtype.element_ty), mask=mask)
         x = prefetched
 
@@ -88,7 +87,6 @@ def sums_kernel(
     channels,
     rows_v,
     row_v,
-    per_split,
     SECOND: tl.constexpr,
     RELU: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -109,14 +107,14 @@ def sums_kernel(
     mean = per_column(statistics_ptr, c, inside, 0)
     scale = per_column(weight_ptr, c, inside, 1) * per_column(statistics_ptr + channels, c, inside, 0)
     bias = per_column(bias_ptr, c, inside, 0)
-    begin, end = rows_of(rows, per_split, INDEX)
+    begin, stride = rows_of(BLOCK_M, INDEX)
     sum0 = tl.zeros([BLOCK_M, COLUMNS], T)
     sum1 = tl.zeros([BLOCK_M, COLUMNS], T)
     sum2 = tl.zeros([BLOCK_M, COLUMNS], T)
-    offsets, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    offsets, mask = tile_at(begin, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M)
     current = _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask)
-    for start in range(begin, end, BLOCK_M):
-        offsets, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    for start in range(begin, rows, stride):
+        offsets, mask = tile_at(start + stride, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M)
         prefetched = _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask)
         xc, grad, v, _ = _elements(*current, mean, scale, bias, grad_grad_ptr is not None, RELU, T)
         factor = v if SECOND else grad
@@ -161,7 +159,6 @@ def derivative_kernel(
     channels,
     rows_v,
     row_v,
-    per_split,
     count,  # M
     splits,  # of the partial sums; 0 if none are needed
     TRAINING: tl.constexpr,
@@ -180,22 +177,22 @@ def derivative_kernel(
 ):
     rows = rows_v * VECTOR if FLAT else rows_v
     row = row_v if FLAT else row_v * VECTOR
-    place, c, inside = columns_of(row, CHANNELS, PLANE, COLUMNS)
+    place, c, inside = columns_of(row, CHANNELS, PLANE, COLUMNS, True)
     mean = per_column(statistics_ptr, c, inside, 0)
     r = per_column(statistics_ptr + channels, c, inside, 0)
     scale = per_column(weight_ptr, c, inside, 1) * r
     bias = per_column(bias_ptr, c, inside, 0)
 
     partial = partial_ptr + c
-    step = tl.cast(channels, tl.int64) * 3
-    sum0 = _sum_splits(partial, step, splits, inside, BLOCK_S, COLUMNS, T)
-    sum1 = _sum_splits(partial + channels, step, splits, inside, BLOCK_S, COLUMNS, T) * r
+    partial_step = tl.cast(channels, tl.int64) * 3
+    sum0 = _sum_splits(partial, partial_step, splits, inside, BLOCK_S, COLUMNS, T)
+    sum1 = _sum_splits(partial + channels, partial_step, splits, inside, BLOCK_S, COLUMNS, T) * r
     inverse = 1.0 / count.to(T) if TRAINING else 0.0
     # Per-channel results are written by one column and one program of the channel.
     writes = (inside & (place % PLANE + tl.program_id(1) == 0))[None, :]
     # Both derivatives are linear in xc, G and v: the coefficients are computed here, once for all rows.
     if SECOND:
-        vg = _sum_splits(partial + 2 * channels, step, splits, inside, BLOCK_S, COLUMNS, T)
+        vg = _sum_splits(partial + 2 * channels, partial_step, splits, inside, BLOCK_S, COLUMNS, T)
         s0 = per_column(sums_ptr, c, inside, 0)
         s1 = s0 * 0 if sums_ptr is None else per_column(sums_ptr + channels, c, inside, 0)
         u0 = per_column(grad_sums_ptr, c, inside, 0)
@@ -219,14 +216,16 @@ def derivative_kernel(
         slope = -scale * r * sum1 * inverse
         offset = -scale * sum0 * inverse
     if output_ptr is not None:
-        begin, end = rows_of(rows, per_split, INDEX)
-        offsets, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        begin, stride = rows_of(BLOCK_M, INDEX)
+        offsets, mask = tile_at(begin, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M, True)
         current = _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask)
-        for start in range(begin, end, BLOCK_M):
-            offsets, mask = tile_at(start + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        for start in range(begin, rows, stride):
+            offsets, mask = tile_at(
+                start + stride, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M, True
+            )
             prefetched = _load(input_ptr, grad_ptr, grad_grad_ptr, offsets, mask)
             xc, grad, v, passes = _elements(*current, mean, scale, bias, grad_grad_ptr is not None, RELU, T)
-            offsets, mask = tile_at(start, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+            offsets, mask = tile_at(start, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M, True)
             if SECOND:
                 first = scale * v + (slope * xc + offset)
                 if RELU:

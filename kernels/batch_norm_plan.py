@@ -13,6 +13,7 @@ from .launch import (
     PROGRAMS_PER_PROCESSOR,
     accumulator,
     ceil_div,
+    fewest_splits,
     power_of_two,
     vector_width,
     wanted_programs,
@@ -51,7 +52,6 @@ class Parts:
     plane: int
     channels_per_tile: int
     block_m: int
-    per_split: int
     splits: int
     warps: int
 
@@ -69,7 +69,6 @@ class Parts:
             "channels": self.channels,
             "rows_v": self.rows // self.vector if self.flat else self.rows,
             "row_v": self.row if self.flat else self.row // self.vector,
-            "per_split": self.per_split,
             "VECTOR": self.vector,
             "LENGTH": self.length,
             "FLAT": self.flat,
@@ -131,7 +130,6 @@ def parts_of(input: Tensor, *, tensors: int, tiles: int = 1) -> Parts:
     least = MIN_TILES * block_m // tiles
     # Rounded down: no more programs than are resident at once, so that there is no second wave.
     splits = min(MAX_SPLITS, max(1, rows // least), max(1, wanted // across))
-    per_split = ceil_div(ceil_div(rows, splits), block_m) * block_m
     return Parts(
         channels=channels,
         count=count,
@@ -143,8 +141,7 @@ def parts_of(input: Tensor, *, tensors: int, tiles: int = 1) -> Parts:
         plane=plane,
         channels_per_tile=channels_per_tile,
         block_m=block_m,
-        per_split=per_split,
-        splits=ceil_div(rows, per_split),
+        splits=fewest_splits(ceil_div(rows, block_m), splits),
         warps=OPTIONS["num_warps"] * more_warps,
     )
 

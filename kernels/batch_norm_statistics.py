@@ -17,7 +17,6 @@ def statistics_kernel(
     channels,
     rows_v,
     row_v,
-    per_split,
     VECTOR: tl.constexpr,
     LENGTH: tl.constexpr,
     FLAT: tl.constexpr,
@@ -38,22 +37,22 @@ def statistics_kernel(
     rows = rows_v * VECTOR if FLAT else rows_v
     row = row_v if FLAT else row_v * VECTOR
     place, _, inside = columns_of(row, CHANNELS, PLANE, COLUMNS)
-    begin, end = rows_of(rows, per_split, INDEX)
-    offsets, mask = tile_at(begin, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    begin, stride = rows_of(BLOCK_M, INDEX)
+    offsets, mask = tile_at(begin, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M)
     first = tl.load(input_ptr + offsets, mask=mask, other=0.0)
     pivot = first.to(T)
     total = tl.zeros([BLOCK_M, COLUMNS], T)
     squares = tl.zeros([BLOCK_M, COLUMNS], T)
     # Two tiles per iteration; the next two are prefetched before the current two are used. A masked element deviates
     # by 0.
-    offsets, mask0 = tile_at(begin + BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    offsets, mask0 = tile_at(begin + stride, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M)
     x0 = tl.load(input_ptr + offsets, mask=mask0, other=first)
-    offsets, mask1 = tile_at(begin + 2 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    offsets, mask1 = tile_at(begin + 2 * stride, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M)
     x1 = tl.load(input_ptr + offsets, mask=mask1, other=first)
-    for start in range(begin + BLOCK_M, end, 2 * BLOCK_M):
-        offsets, mask0 = tile_at(start + 2 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+    for start in range(begin + stride, rows, 2 * stride):
+        offsets, mask0 = tile_at(start + 2 * stride, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M)
         prefetched0 = tl.load(input_ptr + offsets, mask=mask0, other=first)
-        offsets, mask1 = tile_at(start + 3 * BLOCK_M, end, place, inside, row, channels, LENGTH, FLAT, BLOCK_M)
+        offsets, mask1 = tile_at(start + 3 * stride, rows, place, inside, row, channels, LENGTH, FLAT, PLANE, BLOCK_M)
         prefetched1 = tl.load(input_ptr + offsets, mask=mask1, other=first)
         deviation0 = x0.to(T) - pivot
         deviation1 = x1.to(T) - pivot
@@ -63,11 +62,13 @@ def statistics_kernel(
         x1 = prefetched1
 
     # Chan et al.: combine the slots into channels.
-    m = begin + tl.arange(0, BLOCK_M)
-    counts = (tl.maximum(end - m + (BLOCK_M - 1), 0) // BLOCK_M).to(T)[:, None]
+    # A slot has a row of each of the program's steps, save that the layer's last step may be incomplete.
+    whole = (rows - 1 - begin) // stride
+    last = rows - begin - whole * stride
+    counts = (whole + (tl.arange(0, BLOCK_M) < last)).to(T)[:, None]
     counts = tl.where(mask, counts, 0.0)
     mean_deviation = total / tl.maximum(counts, 1.0)
-    count = tl.maximum((end - begin).to(T) * PLANE, 1.0)
+    count = (whole * BLOCK_M + tl.minimum(last, BLOCK_M)).to(T) * PLANE
     mean = sum_rows(counts * pivot + total, CHANNELS, PLANE, CHANNELS_PADDED, PLANE_PADDED) / count
     delta = tl.where(mask, pivot - spread(mean, PLANE, CHANNELS_PADDED, COLUMNS) + mean_deviation, 0.0)
     m2 = squares - total * mean_deviation + counts * delta * delta

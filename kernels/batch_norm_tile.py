@@ -8,8 +8,12 @@ A tile is [BLOCK_M rows, COLUMNS]; in every row, column j holds an element of th
                                                              which form one flat run of whole vectors
     other planes, NCHW (FLAT)    the layer is [C][B * L]     PLANE = 1, a tile spans one channel
 
-program_id(0) indexes the tiles of channels, program_id(1) the splits of the rows. Whatever is the same in all rows is
-computed once per column, before the rows are read.
+program_id(0) indexes the tiles of channels, program_id(1) the splits of the rows. Splits are interleaved: split s takes
+the steps of BLOCK_M rows s, s + splits, s + 2 * splits, ..., so that programs that run at once go through the layer
+together, whatever their number. A kernel that reads the layer a second time is REVERSED: it takes tiles of channels and
+steps from last to first, and meets first what the kernel before it read last, which L2 may still hold.
+
+Whatever is the same in all rows is computed once per column, before the rows are read.
 """
 
 from __future__ import annotations
@@ -19,10 +23,11 @@ import triton.language as tl
 
 
 @triton.jit
-def columns_of(row, CHANNELS: tl.constexpr, PLANE: tl.constexpr, COLUMNS: tl.constexpr):
+def columns_of(row, CHANNELS: tl.constexpr, PLANE: tl.constexpr, COLUMNS: tl.constexpr, REVERSED: tl.constexpr = False):
     """(position in a row, channel, mask) of this program's columns, [COLUMNS] each."""
     column = tl.arange(0, COLUMNS)
-    place = tl.program_id(0) * (CHANNELS * PLANE) + column
+    tile = tl.num_programs(0) - 1 - tl.program_id(0) if REVERSED else tl.program_id(0)
+    place = tile * (CHANNELS * PLANE) + column
     # The mask is in terms of positions, not channels, so that the compiler sees vectors as entirely inside or outside.
     return place, place // PLANE, (column < CHANNELS * PLANE) & (place < row)
 
@@ -36,29 +41,41 @@ def channels_of(channels, CHANNELS: tl.constexpr, CHANNELS_PADDED: tl.constexpr)
 
 
 @triton.jit
-def rows_of(rows, per_split, INDEX: tl.constexpr):
-    """The program's first row, and the row after its last."""
-    begin = tl.program_id(1).to(INDEX) * per_split
-    return begin, tl.minimum(begin + per_split, rows)
+def rows_of(BLOCK_M: tl.constexpr, INDEX: tl.constexpr):
+    """(first, stride): the program takes BLOCK_M rows from each of range(first, rows, stride); see `tile_at`."""
+    return tl.program_id(1).to(INDEX) * BLOCK_M, tl.num_programs(1) * BLOCK_M
 
 
 @triton.jit
 def tile_at(
     start,
-    end,
+    rows,
     place,
     inside,
     row,
     channels,
     LENGTH: tl.constexpr,
     FLAT: tl.constexpr,
+    PLANE: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    REVERSED: tl.constexpr = False,
 ):
-    """(offsets, mask) of BLOCK_M rows from `start`, [BLOCK_M, COLUMNS] each."""
+    """(offsets, mask) of BLOCK_M rows, [BLOCK_M, COLUMNS] each: from `start`, or if REVERSED as far from the last step.
+
+    Nothing is inside if `start` >= `rows`.
+    """
+    end = rows
+    if REVERSED:
+        exists = start < rows
+        start = (rows - 1) // BLOCK_M * BLOCK_M - start
+        end = tl.where(exists, rows, start)
     m = (start + tl.arange(0, BLOCK_M))[:, None]
     column = place.to(tl.int64)[None, :]
     if FLAT:
         offsets = ((m // LENGTH).to(tl.int64) * channels + column) * LENGTH + m % LENGTH
+    elif PLANE == 1:
+        # In this order ptxas of Triton 3.6 and 3.8 spills nothing; in the other it does, or takes more registers.
+        offsets = start.to(tl.int64) * row + column + tl.arange(0, BLOCK_M).to(tl.int64)[:, None] * row
     else:
         offsets = m.to(tl.int64) * row + column
     return offsets, (m < end) & inside[None, :]

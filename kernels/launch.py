@@ -58,6 +58,11 @@ def ceil_div(n: int, d: int) -> int:
     return -(-n // d)
 
 
+def fewest_splits(steps: int, most: int) -> int:
+    """The fewest splits, of at most `most`, whose longest is as short as with `most`."""
+    return ceil_div(steps, ceil_div(steps, most))
+
+
 @lru_cache(maxsize=64)
 def _processors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count

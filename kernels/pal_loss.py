@@ -18,6 +18,7 @@ from .launch import (
     OPTIONS,
     accumulator,
     ceil_div,
+    fewest_splits,
     in_format_of,
     on_device,
     power_of_two,
@@ -171,8 +172,7 @@ def _launch_each(
         block_n = min(power_of_two(cells), BLOCK_CELLS)
         block_c = min(power_of_two(used), tile // block_n)
     steps = ceil_div(used, block_c)
-    per_split = ceil_div(steps, min(steps, max(1, wanted_programs(layer) // batch))) * block_c
-    splits = ceil_div(used, per_split)
+    splits = fewest_splits(steps, min(steps, max(1, wanted_programs(layer) // batch)))
     each_forward_kernel[(batch * splits,)](
         **prior,
         **outputs,
@@ -182,7 +182,7 @@ def _launch_each(
         channels_v=channels // vector_c,
         used=used,
         hw_v=cells // vector_hw,
-        steps_per_split=per_split // block_c,
+        steps=steps,
         splits=splits,
         CHANNELS_LAST=channels_last,
         VECTOR_C=vector_c,

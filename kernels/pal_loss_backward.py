@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .attribution import GRAD_INPUT, attribute, load_layer, within
-from .sweep import BATCH_DEPENDENT
+from .sweep import NOT_SPECIALISED
 
 MAP: tl.constexpr = tl.constexpr(0)
 EACH: tl.constexpr = tl.constexpr(2)
@@ -53,9 +53,10 @@ def write_rows(
     offsets,  # of a tile's elements, relative to its first row
     inside,  # mask of those that lie in the layer's rows
     plane,  # its values at these elements
-    first,
-    end,
-    step,  # stride between rows, in elements
+    split,
+    splits,
+    steps,  # of BLOCK rows
+    stride,  # between rows, in elements
     channels,
     scored,  # channels that take part: n, or 0
     hw,
@@ -69,16 +70,17 @@ def write_rows(
     CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     EXACT: tl.constexpr,
-    BLOCK: tl.constexpr,  # rows per tile; channels_last: channels
+    BLOCK: tl.constexpr,  # rows per step; channels_last: channels
     WIDTH: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Writes the gradients of rows [first, end) of a program's columns, a tile at a time.
+    """Writes the gradients of every `splits`-th step of a program's columns, from the end: see sweep.py.
 
     Reads extend to a whole vector, live elements to the last channel that takes part, writes to channel C.
     """
-    for row in range(first, end, BLOCK):
-        position = tl.cast(row, tl.int64) * step
+    for step in range(split, steps, splits):
+        row = (steps - 1 - step) * BLOCK
+        position = tl.cast(row, tl.int64) * stride
         if CHANNELS_LAST:
             channel = row + tl.arange(0, WIDTH)[None, :]
             mask = inside & (channel < channels)
@@ -87,10 +89,10 @@ def write_rows(
         else:
             terms = scored.to(tl.int64) * hw
             loadable = (terms + (VECTOR - 1)) // VECTOR * VECTOR
-            mask = inside & (offsets < within(tl.cast(channels, tl.int64) * hw - position, BLOCK * step))
-            live = inside & (offsets < within(terms - position, BLOCK * step))
-            readable = inside & (offsets < within(loadable - position, BLOCK * step))
-            channel = row * (step // hw) + offsets // hw
+            mask = inside & (offsets < within(tl.cast(channels, tl.int64) * hw - position, BLOCK * stride))
+            live = inside & (offsets < within(terms - position, BLOCK * stride))
+            readable = inside & (offsets < within(loadable - position, BLOCK * stride))
+            channel = row * (stride // hw) + offsets // hw
         if EXACT:
             readable = live
         f, g = load_layer(activation_ptr, gradient_ptr, origin + position + offsets, readable, KIND, T)
@@ -108,7 +110,7 @@ def write_rows(
         )
 
 
-@triton.jit(do_not_specialize=BATCH_DEPENDENT)
+@triton.jit(do_not_specialize=NOT_SPECIALISED)
 def pal_loss_backward_kernel(
     grad_loss_ptr,  # [] or [B], of any stride
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
@@ -123,8 +125,7 @@ def pal_loss_backward_kernel(
     used,  # n
     hw_v,  # H * W / VECTOR_HW
     period_v,  # elements of a row of the flat run / VECTOR
-    steps_per_split,  # steps per program: of BLOCK_R rows for NCHW, of BLOCK_P channels for channels_last
-    cells_per_tile,  # channels_last: cells per program
+    steps,  # of a sample: of BLOCK_R rows for NCHW, of BLOCK_P channels for channels_last
     splits,
     tiles,
     KIND: tl.constexpr,
@@ -142,7 +143,7 @@ def pal_loss_backward_kernel(
     channels = channels_v * VECTOR_C
     hw = hw_v * VECTOR_HW
     programs = splits * tiles
-    # The last sample comes first: the forward read it last, so more of it is still in L2.
+    # From the end, as in a sample: if not all programs run at once, the forward read the last samples last.
     sample = (tl.num_programs(0) // programs - 1 - tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
     split = part // tiles
@@ -162,14 +163,13 @@ def pal_loss_backward_kernel(
         mean = tl.load(coefficients_ptr + 3 * sample + 2)
 
     # 2. The program's tiles, rows x columns, and their position in the plane.
-    rows_per_split = steps_per_split * (BLOCK_P if CHANNELS_LAST else BLOCK_R)
-    first = split * rows_per_split
     if CHANNELS_LAST:
-        last_cell = tl.minimum((tile + 1) * cells_per_tile, hw)
+        cell_blocks = (hw + (BLOCK_R - 1)) // BLOCK_R
         offsets = tl.arange(0, BLOCK_R)[:, None] * channels + tl.arange(0, BLOCK_P)[None, :]
-        for first_cell in range(tile * cells_per_tile, last_cell, BLOCK_R):
+        for block in range(tile, cell_blocks, tiles):
+            first_cell = (cell_blocks - 1 - block) * BLOCK_R
             cells = first_cell + tl.arange(0, BLOCK_R)
-            inside = cells < last_cell
+            inside = cells < hw
             write_rows(
                 activation_ptr,
                 gradient_ptr,
@@ -180,8 +180,9 @@ def pal_loss_backward_kernel(
                 offsets,
                 inside[:, None],
                 tl.load(plane_ptr + sample * hw + cells, mask=inside, other=0.0)[:, None],
-                first,
-                tl.minimum(first + rows_per_split, channels),
+                split,
+                splits,
+                steps,
                 1,
                 channels,
                 scored,
@@ -214,8 +215,9 @@ def pal_loss_backward_kernel(
             tl.arange(0, BLOCK_R)[:, None] * period + columns[None, :],
             inside[None, :],
             tl.load(plane_ptr + sample * hw + columns % hw, mask=inside, other=0.0)[None, :],
-            first,
-            first + rows_per_split,
+            split,
+            splits,
+            steps,
             period,
             channels,
             scored,

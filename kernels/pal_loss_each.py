@@ -26,7 +26,7 @@ from .score import (
 )
 
 
-@triton.jit(do_not_specialize=["batch", "splits", "steps_per_split"])
+@triton.jit(do_not_specialize=["batch", "splits", "steps"])
 def each_forward_kernel(
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
     gradient_ptr,  # likewise
@@ -48,7 +48,7 @@ def each_forward_kernel(
     hw_v,  # H * W / VECTOR_HW
     width,
     count,  # K
-    steps_per_split,  # steps of BLOCK_C channels per program
+    steps,  # of BLOCK_C channels
     splits,
     step_x,
     step_x_low,
@@ -119,15 +119,13 @@ def each_forward_kernel(
     factor_rest = factor / factor_bounded
 
     # 2. The program's channels.
-    first_channel = split * steps_per_split * BLOCK_C
-    last_channel = tl.minimum(first_channel + steps_per_split * BLOCK_C, used)
     share = 1.0 / tl.cast(used, tl.float64)
     score_total = tl.zeros([BLOCK_C], tl.float64)
-    for first in range(first_channel, last_channel, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
-        used_channels = c < last_channel
+    for step in range(split, steps, splits):
+        c = step * BLOCK_C + tl.arange(0, BLOCK_C)
+        used_channels = c < used
         # channels_last reads whole vectors of channels, then discards channels that do not take part.
-        loadable = c < (last_channel + (VECTOR_C - 1)) // VECTOR_C * VECTOR_C if CHANNELS_LAST else used_channels
+        loadable = c < (used + (VECTOR_C - 1)) // VECTOR_C * VECTOR_C if CHANNELS_LAST else used_channels
         stride_c = 1 if CHANNELS_LAST else hw
         stride_n = channels if CHANNELS_LAST else 1
         column = sample_base + c.to(tl.int64) * stride_c  # [BLOCK_C]

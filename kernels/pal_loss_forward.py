@@ -14,7 +14,7 @@ import triton.language as tl
 from .attribution import attribution_at, median_of_three, sweep_channels_last, sweep_nchw
 from .gaussians import count_valid_landmarks, exact, is_last, write_heatmap
 from .score import NONE, bounded, reduce_batch, score_sample, store_sample
-from .sweep import BATCH_DEPENDENT
+from .sweep import NOT_SPECIALISED
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def centred_sums(m, h, cells, hw, mean_m, mean_h):
     return tl.sum(dm * dm, axis=0), tl.sum(dh * dh, axis=0), tl.sum(dm * dh, axis=0)
 
 
-@triton.jit(do_not_specialize=["batch", "partials", *BATCH_DEPENDENT])
+@triton.jit(do_not_specialize=["batch", "partials", *NOT_SPECIALISED])
 def pal_loss_forward_kernel(
     activation_ptr,  # [B, C, H, W] in place, NCHW or channels_last; None where it is not read
     gradient_ptr,  # likewise
@@ -65,8 +65,7 @@ def pal_loss_forward_kernel(
     width,
     count,  # K
     period_v,  # elements of a row of the flat run / VECTOR
-    steps_per_split,  # steps per program: of BLOCK_R rows for NCHW, of BLOCK_P channels for channels_last
-    cells_per_tile,  # channels_last: cells per program
+    steps,  # of a sample: of BLOCK_R rows for NCHW, of BLOCK_P channels for channels_last
     splits,
     tiles,
     partials,
@@ -124,20 +123,19 @@ def pal_loss_forward_kernel(
     )
 
     # 2. The attribution of this program's elements, minus the pivot, summed over its channels.
-    rows_per_split = steps_per_split * (BLOCK_P if CHANNELS_LAST else BLOCK_R)
-    first = split * rows_per_split
     deviations = tl.zeros([], tl.float64)
     if CHANNELS_LAST:
-        last_cell = tl.minimum((tile + 1) * cells_per_tile, hw)
-        for first_cell in range(tile * cells_per_tile, last_cell, BLOCK_R):
+        for first_cell in range(tile * BLOCK_R, hw, tiles * BLOCK_R):
             partial, squares = sweep_channels_last(
                 activation_ptr,
                 gradient_ptr,
                 sample_base + tl.cast(first_cell, tl.int64) * channels,
-                last_cell - first_cell,
+                hw - first_cell,
                 channels,
-                first,
-                tl.minimum(first + rows_per_split, used),
+                used,
+                split,
+                splits,
+                steps,
                 pivot,
                 KIND,
                 ABSOLUTE,
@@ -149,7 +147,7 @@ def pal_loss_forward_kernel(
                 T,
             )
             cells = first_cell + tl.arange(0, BLOCK_R)
-            tl.store(partials_ptr + partials_base + split * hw + cells, partial, mask=cells < last_cell)
+            tl.store(partials_ptr + partials_base + split * hw + cells, partial, mask=cells < hw)
             if ALL:
                 deviations += tl.sum(squares, axis=0)
     else:
@@ -161,8 +159,9 @@ def pal_loss_forward_kernel(
             sample_base,
             columns,
             period,
-            first,
-            first + rows_per_split,
+            split,
+            splits,
+            steps,
             elements,
             pivot,
             KIND,

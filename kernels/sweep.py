@@ -1,4 +1,9 @@
-"""How a layer is partitioned into programs: tiles, splits and vector widths, given its shape and memory format."""
+"""How a layer is partitioned into programs: tiles, splits and vector widths, given its shape and memory format.
+
+Splits and tiles of cells are interleaved: split s takes steps s, s + splits, s + 2 * splits, ... All programs run at
+once, so together they go through each sample from its beginning to its end, whatever the number of splits. The backward
+goes from end to beginning: it meets first what the forward read last, which L2 may still hold.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .launch import ceil_div, power_of_two, vector_width, wanted_programs
+from .launch import ceil_div, fewest_splits, power_of_two, vector_width, wanted_programs
 
 #: Elements of a tile: with 4 warps, 32 of each input per thread.
 TILE = 4096
@@ -24,10 +29,10 @@ MIN_TILES = 4
 class Sweep:
     """One launch over a layer (B, C, H, W), reading `used` channels of each sample.
 
-    NCHW: a sample is a run of rows of `period` elements; tiles are [block_r rows, block_p columns], and a program
-    processes `rows_per_split` rows of one tile's columns.
-    channels_last: tiles are [block_r cells, block_p channels], and a program processes `rows_per_split` channels of
-    `cells_per_tile` cells.
+    NCHW: a sample is a run of rows of `period` elements; tiles are [block_r rows, block_p columns]. A program processes
+    one tile's columns of every `splits`-th step of block_r rows.
+    channels_last: tiles are [block_r cells, block_p channels]. A program processes every `splits`-th step of block_p
+    channels of every `tiles`-th block of block_r cells.
     """
 
     batch: int
@@ -41,8 +46,7 @@ class Sweep:
     period: int
     block_r: int
     block_p: int
-    rows_per_split: int
-    cells_per_tile: int
+    steps: int
     splits: int
     tiles: int
 
@@ -67,8 +71,7 @@ class Sweep:
             "used": self.used,
             "hw_v": self.cells // self.vector_hw,
             "period_v": self.period // self.vector,
-            "steps_per_split": self.rows_per_split // (self.block_p if self.channels_last else self.block_r),
-            "cells_per_tile": self.cells_per_tile,
+            "steps": self.steps,
             "splits": self.splits,
             "tiles": self.tiles,
             "CHANNELS_LAST": self.channels_last,
@@ -81,9 +84,9 @@ class Sweep:
         }
 
 
-#: The arguments of a sweep that depend on the batch size. No address alignment depends on them, so kernels are not
-#: specialised for values of 1 or multiples of 16.
-BATCH_DEPENDENT = ["steps_per_split", "cells_per_tile", "splits", "tiles"]
+#: The arguments of a sweep for whose values of 1 and multiples of 16 kernels are not specialised: no address alignment
+#: depends on them, and the numbers of programs depend on the batch size.
+NOT_SPECIALISED = ["steps", "splits", "tiles"]
 
 
 def is_channels_last(layer: Tensor) -> bool:
@@ -118,25 +121,21 @@ def plan(layer: Tensor, *, used: int, swept: int, tile: int = TILE) -> Sweep:
     channels_last = is_channels_last(layer)
     # Rounded down: no more programs than are resident at once, so that there is no second wave.
     wanted = max(1, wanted_programs(layer) // max(1, batch))
-    cells_per_tile = 0
     if channels_last:
         vector, period = vector_c, cells
         block_p = min(power_of_two(swept), MAX_ROW // 2)
         block_r = min(power_of_two(cells), tile // block_p)
-        cells_per_tile = ceil_div(ceil_div(cells, block_r), wanted) * block_r
-        tiles, rows, step = ceil_div(cells, cells_per_tile), swept, block_p
-        least = 1
+        tiles = fewest_splits(ceil_div(cells, block_r), wanted)
+        rows, step, least = swept, block_p, 1
     else:
         vector = vector_width(layer.dtype, channels * cells)
         period = row_period(cells, channels, vector)
         block_p = min(power_of_two(period), MAX_ROW)
         rows = ceil_div(swept * cells, period)
         block_r = min(power_of_two(rows), max(1, tile // block_p))
-        tiles, step = ceil_div(period, block_p), block_r
-        least = MIN_TILES
+        tiles = ceil_div(period, block_p)
+        step, least = block_r, MIN_TILES
     steps = ceil_div(rows, step)
-    splits = min(max(1, wanted // tiles), max(1, steps // least))
-    rows_per_split = ceil_div(steps, splits) * step
     return Sweep(
         batch=batch,
         channels=channels,
@@ -149,8 +148,7 @@ def plan(layer: Tensor, *, used: int, swept: int, tile: int = TILE) -> Sweep:
         period=period,
         block_r=block_r,
         block_p=block_p,
-        rows_per_split=rows_per_split,
-        cells_per_tile=cells_per_tile,
-        splits=ceil_div(rows, rows_per_split),
+        steps=steps,
+        splits=fewest_splits(steps, min(max(1, wanted // tiles), max(1, steps // least))),
         tiles=tiles,
     )

@@ -62,8 +62,7 @@ def test_every_element_belongs_to_one_program(for_an_h100: None) -> None:
         kinds.add((parts.flat, parts.plane > 1, parts.warps))
         assert parts.rows * parts.row == layer.numel()
         assert (parts.grid[0] - 1) * parts.channels_per_tile < parts.channels <= parts.grid[0] * parts.channels_per_tile
-        assert (parts.splits - 1) * parts.per_split < parts.rows <= parts.splits * parts.per_split
-        assert parts.per_split % parts.block_m == 0
+        assert 1 <= parts.splits <= -(-parts.rows // parts.block_m), "every split has a step"
         assert (parts.rows if parts.flat else parts.row) % parts.vector == 0
         assert parts.flat or parts.channels_per_tile * parts.plane % parts.vector == 0
         if parts.plane > 1:

@@ -135,15 +135,16 @@ def test_every_element_is_visited_once_and_every_row_starts_on_a_vector(
             cells = height * width
             vector = launch.VECTOR_BYTES // dtype.itemsize
             if plan.channels_last:
-                assert plan.splits * plan.rows_per_split >= used > (plan.splits - 1) * plan.rows_per_split
-                assert plan.tiles * plan.cells_per_tile >= cells > (plan.tiles - 1) * plan.cells_per_tile
+                assert plan.steps * plan.block_p >= used > (plan.steps - 1) * plan.block_p
+                assert 1 <= plan.tiles <= -(-cells // plan.block_r)
             else:
                 assert plan.period % cells == 0
                 if channels * cells % vector == 0:
                     assert plan.period % vector == 0
                 rows = -(-used * cells // plan.period)
-                assert plan.splits * plan.rows_per_split >= rows > (plan.splits - 1) * plan.rows_per_split
+                assert plan.steps * plan.block_r >= rows > (plan.steps - 1) * plan.block_r
                 assert plan.tiles * plan.block_p >= plan.period
+            assert 1 <= plan.splits <= plan.steps
             assert plan.programs >= batch
             assert plan.programs <= max(batch * plan.tiles, 132 * launch.PROGRAMS_PER_PROCESSOR)
 
