@@ -40,10 +40,10 @@ SCHEMAS = {
 
 def prepare(device: torch.device) -> None:
     """Allocates the buffers that launches on `device` keep. In a CUDA graph's warm-up they would be in its pool."""
-    from .launch import prepare_counters
+    from .launch import prepare_tickets
 
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        prepare_counters(device)
+        prepare_tickets(device)
 
 
 @lru_cache(maxsize=1)

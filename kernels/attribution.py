@@ -142,7 +142,7 @@ def sweep_channels_last(
     start,
     cells_left,
     channels,
-    used,
+    count,
     split,
     splits,
     steps,
@@ -158,20 +158,20 @@ def sweep_channels_last(
 ):
     """Sums every `splits`-th step of BLOCK_C channels of BLOCK_I cells.
 
-    start: int64 offset of the first cell; split: the first step; used: n.
+    start: int64 offset of the first cell; split: the first step; count: n.
     Returns: the sums of a - pivot [BLOCK_I] and of its square [BLOCK_I] float64 (zeros unless SQUARES).
     """
-    cells = tl.arange(0, BLOCK_I)
-    inside = (cells < cells_left)[:, None]
-    loadable = (used + (VECTOR - 1)) // VECTOR * VECTOR
+    cell = tl.arange(0, BLOCK_I)
+    inside = (cell < cells_left)[:, None]
+    loadable = (count + (VECTOR - 1)) // VECTOR * VECTOR
     total = tl.zeros([BLOCK_I, BLOCK_C], T)
     squares = tl.zeros([BLOCK_I], tl.float64)
     for step in range(split, steps, splits):
         c = step * BLOCK_C + tl.arange(0, BLOCK_C)
         mask = inside & (c < loadable)[None, :]
-        f, g = load_layer(activation_ptr, gradient_ptr, start + cells[:, None] * channels + c[None, :], mask, KIND, T)
+        f, g = load_layer(activation_ptr, gradient_ptr, start + cell[:, None] * channels + c[None, :], mask, KIND, T)
         if not EXACT:
-            mask = inside & (c < used)[None, :]
+            mask = inside & (c < count)[None, :]
         d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot, 0.0)
         total += d
         if SQUARES:

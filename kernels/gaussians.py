@@ -17,7 +17,7 @@ def exact(high, low, T: tl.constexpr):
 
 
 @triton.jit
-def is_last(counter_ptr, programs):
+def is_last(ticket_ptr, programs):
     """Whether this program is the last of `programs` to arrive; if so, it sees everything the others have stored.
 
     Contract: every program calls this once, after its stores. The barrier orders the stores of all threads
@@ -26,10 +26,10 @@ def is_last(counter_ptr, programs):
     The last program resets the arrival counter to zero for the next launch.
     """
     tl.debug_barrier()
-    arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    arrived = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu")
     last = arrived == programs - 1
     if last:
-        tl.store(counter_ptr, 0)
+        tl.store(ticket_ptr, 0)
     tl.debug_barrier()
     return last
 
@@ -154,7 +154,7 @@ def write_heatmap(
     visible_ptr,
     weights_ptr,
     sample,
-    hw,
+    cells,
     width,
     count,
     first_tile,
@@ -168,7 +168,7 @@ def write_heatmap(
     T: tl.constexpr,
 ):
     """Writes tiles first_tile, first_tile + every, ... of a sample's unnormalised heatmap to plane [B, H, W]."""
-    height = hw // width
+    height = cells // width
     tiles_w = (width + BLOCK_W - 1) // BLOCK_W
     tiles = (height + BLOCK_H - 1) // BLOCK_H * tiles_w
     for tile in range(first_tile, tiles, every):
@@ -179,7 +179,7 @@ def write_heatmap(
             MAXIMUM, BLOCK_H, BLOCK_W, T,
         )  # fmt: skip
         inside = (i < height)[:, None] & (j < width)[None, :]
-        tl.store(plane_ptr + sample * hw + i[:, None] * width + j[None, :], h, mask=inside)
+        tl.store(plane_ptr + sample * cells + i[:, None] * width + j[None, :], h, mask=inside)
 
 
 @triton.jit
@@ -223,8 +223,8 @@ def heatmap_at(
 
 
 @triton.jit
-def cell_centres(cells, width, step_x, step_y):
+def cell_centres(cell, width, step_x, step_y):
     """The image coordinates (x, y) of flat cells of an [H, W] map: x = `(j + 0.5) * IW / W - 0.5`, y likewise."""
-    x = ((cells % width).to(step_x.dtype) + 0.5) * step_x - 0.5
-    y = ((cells // width).to(step_y.dtype) + 0.5) * step_y - 0.5
+    x = ((cell % width).to(step_x.dtype) + 0.5) * step_x - 0.5
+    y = ((cell // width).to(step_y.dtype) + 0.5) * step_y - 0.5
     return x, y

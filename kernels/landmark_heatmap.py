@@ -21,7 +21,7 @@ from .launch import (
     power_of_two,
     tile_sides,
     vector_width,
-    zeroed_counters,
+    zeroed_tickets,
 )
 
 #: Cells that a program of the backward processes at once.
@@ -65,7 +65,7 @@ def landmark_heatmap(
             visible_ptr=visible,
             weights_ptr=weights,
             divisors_ptr=landmarks.new_empty(batch, tiles_h * tiles_w) if divides else None,
-            counters_ptr=zeroed_counters(batch, landmarks) if divides else None,
+            tickets_ptr=zeroed_tickets(batch, landmarks) if divides else None,
             count=count,
             height=height,
             width_v=width // vector,
@@ -114,7 +114,7 @@ def landmark_heatmap_backward(
         "visible_ptr": visible,
         "weights_ptr": weights,
         "count": count,
-        "cells_in_map": cells,
+        "cells": cells,
         "width": width,
         **frame(image_height, image_width, (height, width), sigma),
         "BLOCK_N": block_n,

@@ -24,7 +24,7 @@ def raw_gradient_kernel(
     raw_ptr,  # [B, H, W]: the gradient of the unnormalised heatmap
     winner_ptr,  # [B, H, W] int32 or None: the argmax landmark of each cell, -1 if there is none
     count,
-    cells_in_map,
+    cells,
     width,
     step_x,
     step_x_low,
@@ -39,7 +39,7 @@ def raw_gradient_kernel(
     T: tl.constexpr,
 ):
     sample = tl.program_id(0).to(tl.int64)
-    base = sample * cells_in_map
+    base = sample * cells
     scale_x = exact(step_x, step_x_low, T)
     scale_y = exact(step_y, step_y_low, T)
     decay = exact(falloff, falloff_low, T)
@@ -48,10 +48,10 @@ def raw_gradient_kernel(
     totals = tl.zeros([BLOCK_N], tl.float64)
     products = tl.zeros([BLOCK_N], tl.float64)
     peaks = tl.full([BLOCK_N], float("-inf"), T)
-    for block in range(0, cells_in_map, BLOCK_N):
-        cells = block + tl.arange(0, BLOCK_N)
-        inside = cells < cells_in_map
-        x, y = cell_centres(cells, width, scale_x, scale_y)
+    for block in range(0, cells, BLOCK_N):
+        cell = block + tl.arange(0, BLOCK_N)
+        inside = cell < cells
+        x, y = cell_centres(cell, width, scale_x, scale_y)
         if MAXIMUM:
             h = tl.full([BLOCK_N], float("-inf"), T)
             winner = tl.full([BLOCK_N], -1, tl.int32)
@@ -64,16 +64,16 @@ def raw_gradient_kernel(
                 h = tl.where(wins, term, h)
                 winner = tl.where(wins, k, winner)
             h = tl.where(winner >= 0, h, 0.0)
-            tl.store(winner_ptr + base + cells, winner, mask=inside)
+            tl.store(winner_ptr + base + cell, winner, mask=inside)
         else:
             h = heatmap_at(
                 x, y, landmarks_ptr, visible_ptr, weights_ptr, sample, count, decay, False, BLOCK_N, BLOCK_K, T
             )
-        grad = tl.load(grad_ptr + base + cells, mask=inside, other=0.0)
+        grad = tl.load(grad_ptr + base + cell, mask=inside, other=0.0)
         if NORMALIZE == 0:
-            tl.store(raw_ptr + base + cells, grad, mask=inside)
+            tl.store(raw_ptr + base + cell, grad, mask=inside)
         else:
-            tl.store(raw_ptr + base + cells, h, mask=inside)
+            tl.store(raw_ptr + base + cell, h, mask=inside)
             totals += tl.where(inside, h, 0.0).to(tl.float64)
             products += tl.where(inside, grad * h, 0.0).to(tl.float64)
             peaks = tl.maximum(peaks, tl.where(inside, h, float("-inf")))
@@ -87,21 +87,21 @@ def raw_gradient_kernel(
         tl.debug_barrier()
         if NORMALIZE == PEAK:
             holding = tl.zeros([BLOCK_N], tl.int32)
-            for block in range(0, cells_in_map, BLOCK_N):
-                cells = block + tl.arange(0, BLOCK_N)
-                h = tl.load(raw_ptr + base + cells, mask=cells < cells_in_map, other=float("-inf"))
-                holding += ((h == peak) & (cells < cells_in_map)).to(tl.int32)
+            for block in range(0, cells, BLOCK_N):
+                cell = block + tl.arange(0, BLOCK_N)
+                h = tl.load(raw_ptr + base + cell, mask=cell < cells, other=float("-inf"))
+                holding += ((h == peak) & (cell < cells)).to(tl.int32)
             peak_cells = tl.sum(holding, axis=0).to(tl.float64)
         inverse = 1.0 / tl.where(divisor == 0.0, 1.0, divisor)
         divisor_term = tl.where(divisor == 0.0, 0.0, tl.sum(products, axis=0) * inverse * inverse / peak_cells)
-        for block in range(0, cells_in_map, BLOCK_N):
-            cells = block + tl.arange(0, BLOCK_N)
-            inside = cells < cells_in_map
-            h = tl.load(raw_ptr + base + cells, mask=inside, other=0.0)
-            value = tl.load(grad_ptr + base + cells, mask=inside, other=0.0).to(tl.float64) * inverse
+        for block in range(0, cells, BLOCK_N):
+            cell = block + tl.arange(0, BLOCK_N)
+            inside = cell < cells
+            h = tl.load(raw_ptr + base + cell, mask=inside, other=0.0)
+            value = tl.load(grad_ptr + base + cell, mask=inside, other=0.0).to(tl.float64) * inverse
             value -= tl.where(h == peak, divisor_term, 0.0) if NORMALIZE == PEAK else divisor_term
             tl.debug_barrier()  # the whole block is read before any of it is written
-            tl.store(raw_ptr + base + cells, value, mask=inside)
+            tl.store(raw_ptr + base + cell, value, mask=inside)
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def landmark_gradient_kernel(
     d_landmarks_ptr,  # [B, K, 2] or None
     d_weights_ptr,  # [B, K] or None
     count,
-    cells_in_map,
+    cells,
     width,
     groups,  # programs per sample
     step_x,
@@ -129,7 +129,7 @@ def landmark_gradient_kernel(
 ):
     sample = (tl.program_id(0) // groups).to(tl.int64)
     k = tl.program_id(0) % groups * BLOCK_K + tl.arange(0, BLOCK_K)
-    base = sample * cells_in_map
+    base = sample * cells
     scale_x = exact(step_x, step_x_low, T)
     scale_y = exact(step_y, step_y_low, T)
     decay = exact(falloff, falloff_low, T)
@@ -139,16 +139,16 @@ def landmark_gradient_kernel(
     along_x = tl.zeros([BLOCK_K, BLOCK_N], T)
     along_y = tl.zeros([BLOCK_K, BLOCK_N], T)
     strength = tl.zeros([BLOCK_K, BLOCK_N], T)
-    for block in range(0, cells_in_map, BLOCK_N):
-        cells = block + tl.arange(0, BLOCK_N)
-        inside = cells < cells_in_map
-        x, y = cell_centres(cells, width, scale_x, scale_y)
+    for block in range(0, cells, BLOCK_N):
+        cell = block + tl.arange(0, BLOCK_N)
+        inside = cell < cells
+        x, y = cell_centres(cell, width, scale_x, scale_y)
         dx = x[None, :] - xk[:, None]
         dy = y[None, :] - yk[:, None]
-        value = tl.load(raw_ptr + base + cells, mask=inside, other=0.0)[None, :]
+        value = tl.load(raw_ptr + base + cell, mask=inside, other=0.0)[None, :]
         value = value * tl.exp(decay * (dx * dx + dy * dy))
         if winner_ptr is not None:
-            winner = tl.load(winner_ptr + base + cells, mask=inside, other=-1)
+            winner = tl.load(winner_ptr + base + cell, mask=inside, other=-1)
             value = tl.where(winner[None, :] == k[:, None], value, 0.0)
         strength += value
         along_x += value * dx

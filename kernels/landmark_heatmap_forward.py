@@ -21,7 +21,7 @@ def landmark_heatmap_kernel(
     visible_ptr,  # [B, K] or None
     weights_ptr,  # [B, K] or None
     divisors_ptr,  # [B, tiles], workspace for normalize with several tiles: each tile's maximum or total
-    counters_ptr,  # [B] int32 arrival counters: zero on entry and on exit
+    tickets_ptr,  # [B] int32 arrival counters: zero on entry and on exit
     count,  # K
     height,
     width_v,  # W / VECTOR
@@ -68,7 +68,7 @@ def landmark_heatmap_kernel(
     # 2. The last program of a map divides all of it.
     if NORMALIZE != 0 and SEVERAL:
         tl.store(divisors_ptr + sample * tiles + tile, divisor)
-        if is_last(counters_ptr + sample, tiles):
+        if is_last(tickets_ptr + sample, tiles):
             lanes = tl.arange(0, 1024)
             whole = tl.full([1024], float("-inf") if NORMALIZE == PEAK else 0.0, T)
             for first in range(0, tiles, 1024):

@@ -88,21 +88,21 @@ def high_and_low(value: float) -> tuple[float, float]:
 
 
 #: Counters per stream, and streams per device that have counters of their own.
-COUNTERS, STREAMS = 4096, 64
+TICKETS, STREAMS = 4096, 64
 
 _lock = threading.Lock()
-_arenas: dict[torch.device, Tensor] = {}  # [STREAMS, COUNTERS] int32
+_arenas: dict[torch.device, Tensor] = {}  # [STREAMS, TICKETS] int32
 _slots: dict[tuple[torch.device, int], Tensor] = {}  # a row for each stream
 
 
-def prepare_counters(device: torch.device) -> Tensor:
+def prepare_tickets(device: torch.device) -> Tensor:
     """Allocates the counters of a device, once.
 
     Must be called before any CUDA graph is warmed up: memory first allocated during a warm-up comes from the graph's
     private pool and is overwritten by its replays.
     """
     if device not in _arenas:
-        _arenas[device] = torch.zeros((STREAMS, COUNTERS), dtype=torch.int32, device=device)
+        _arenas[device] = torch.zeros((STREAMS, TICKETS), dtype=torch.int32, device=device)
         torch.cuda.synchronize(device)  # other streams use it too
     return _arenas[device]
 
@@ -112,23 +112,23 @@ def _take_slot(key: tuple[torch.device, int]) -> Tensor | None:
     with _lock:
         taken = sum(device == key[0] for device, _ in _slots)
         if key not in _slots and taken < STREAMS:
-            _slots[key] = prepare_counters(key[0])[taken]
+            _slots[key] = prepare_tickets(key[0])[taken]
         return _slots.get(key)
 
 
-def zeroed_counters(count: int, like: Tensor) -> Tensor:
+def zeroed_tickets(count: int, like: Tensor) -> Tensor:
     """At least `count` int32 arrival counters, all zero, for a kernel that resets them to zero.
 
     Each stream keeps its own, so that no call pays for a fill. A graph under capture gets its own, because its replays
     may overlap with other work of the stream. Very large batches also get fresh memory.
     """
-    if like.is_cuda and count <= COUNTERS and not torch.cuda.is_current_stream_capturing():
+    if like.is_cuda and count <= TICKETS and not torch.cuda.is_current_stream_capturing():
         key = like.device, torch.cuda.current_stream(like.device).cuda_stream
-        counters = _slots.get(key)
-        if counters is None:
-            counters = _take_slot(key)
-        if counters is not None:
-            return counters
+        tickets = _slots.get(key)
+        if tickets is None:
+            tickets = _take_slot(key)
+        if tickets is not None:
+            return tickets
     return torch.zeros(count, dtype=torch.int32, device=like.device)
 
 

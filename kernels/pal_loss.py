@@ -25,7 +25,7 @@ from .launch import (
     tile_sides,
     vector_width,
     wanted_programs,
-    zeroed_counters,
+    zeroed_tickets,
 )
 from .pal_loss_backward import pal_loss_backward_kernel
 from .pal_loss_each import each_forward_kernel
@@ -98,7 +98,7 @@ def pal_loss(
         "weights_ptr": weights,
         "sample_weight_ptr": sample_weight,
         "width": width,
-        "count": 0 if landmarks is None else landmarks.shape[1],
+        "landmarks": 0 if landmarks is None else landmarks.shape[1],
         **frame(image_height, image_width, (height, width), sigma),
         "PEARSON": SCORE[score] == "pearson",
         "SCALE": scale,
@@ -118,7 +118,7 @@ def pal_loss(
         "REDUCTION": reduction,
     }
     with on_device(layer):
-        shared["counters_ptr"] = zeroed_counters(batch + 1, layer)
+        shared["tickets_ptr"] = zeroed_tickets(batch + 1, layer)
         if each:
             _launch_each(layer, channel_count, prior, outputs, shared)
         else:
@@ -128,14 +128,14 @@ def pal_loss(
 
 def _launch_map(
     layer: Tensor,
-    used: int,
+    count: int,
     together: bool,
     prior: dict[str, Any],
     outputs: dict[str, Tensor],
     shared: dict[str, Any],
 ) -> None:
     """One launch: sweep, score, reduce."""
-    sweep = plan(layer, used=used, swept=used)
+    sweep = plan(layer, count=count, swept=count)
     plane = outputs["plane_ptr"]
     block_n = min(power_of_two(sweep.cells), BLOCK_CELLS)
     pal_loss_forward_kernel[(sweep.programs,)](
@@ -156,22 +156,22 @@ def _launch_map(
 
 
 def _launch_each(
-    layer: Tensor, used: int, prior: dict[str, Any], outputs: dict[str, Tensor], shared: dict[str, Any]
+    layer: Tensor, count: int, prior: dict[str, Any], outputs: dict[str, Tensor], shared: dict[str, Any]
 ) -> None:
     """One launch: the heatmap, in every program, and the score of every channel."""
     batch, channels, height, width = layer.shape
     cells = height * width
     channels_last = is_channels_last(layer)
-    vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
+    vector_c, vector_cells = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
     # Narrow loads need more registers for addresses.
-    tile = EACH_TILE if channels_last or vector_hw > 1 else EACH_TILE // 2
+    tile = EACH_TILE if channels_last or vector_cells > 1 else EACH_TILE // 2
     if channels_last:
-        block_c = min(power_of_two(used), 64)
+        block_c = min(power_of_two(count), 64)
         block_n = min(power_of_two(cells), tile // block_c)
     else:
         block_n = min(power_of_two(cells), BLOCK_CELLS)
-        block_c = min(power_of_two(used), tile // block_n)
-    steps = ceil_div(used, block_c)
+        block_c = min(power_of_two(count), tile // block_n)
+    steps = ceil_div(count, block_c)
     splits = fewest_splits(steps, min(steps, max(1, wanted_programs(layer) // batch)))
     each_forward_kernel[(batch * splits,)](
         **prior,
@@ -180,13 +180,13 @@ def _launch_each(
         partials_ptr=layer.new_empty((batch, splits), dtype=torch.float64),
         batch=batch,
         channels_v=channels // vector_c,
-        used=used,
-        hw_v=cells // vector_hw,
+        count=count,
+        cells_v=cells // vector_cells,
         steps=steps,
         splits=splits,
         CHANNELS_LAST=channels_last,
         VECTOR_C=vector_c,
-        VECTOR_HW=vector_hw,
+        VECTOR_CELLS=vector_cells,
         BLOCK_C=block_c,
         BLOCK_N=block_n,
         **OPTIONS,
@@ -221,7 +221,7 @@ def pal_loss_backward(
     d_gradient = torch.empty_like(layer) if need_gradient else None
     if layer.numel() and (need_activation or need_gradient):
         tile = EACH_TILE if GROUPING[grouping] == "each" else TILE
-        sweep: Sweep = plan(layer, used=channel_count, swept=layer.shape[1], tile=tile)
+        sweep: Sweep = plan(layer, count=channel_count, swept=layer.shape[1], tile=tile)
         with on_device(layer):
             pal_loss_backward_kernel[(sweep.programs,)](
                 grad_loss_ptr=grad_loss,

@@ -59,7 +59,7 @@ def write_rows(
     stride,  # between rows, in elements
     channels,
     scored,  # channels that take part: n, or 0
-    hw,
+    cells,
     grad,
     slope,
     curve,
@@ -87,12 +87,12 @@ def write_rows(
             live = inside & (channel < scored)
             readable = inside & (channel < (scored + (VECTOR - 1)) // VECTOR * VECTOR)
         else:
-            terms = scored.to(tl.int64) * hw
+            terms = scored.to(tl.int64) * cells
             loadable = (terms + (VECTOR - 1)) // VECTOR * VECTOR
-            mask = inside & (offsets < within(tl.cast(channels, tl.int64) * hw - position, BLOCK * stride))
+            mask = inside & (offsets < within(tl.cast(channels, tl.int64) * cells - position, BLOCK * stride))
             live = inside & (offsets < within(terms - position, BLOCK * stride))
             readable = inside & (offsets < within(loadable - position, BLOCK * stride))
-            channel = row * (stride // hw) + offsets // hw
+            channel = row * (stride // cells) + offsets // cells
         if EXACT:
             readable = live
         f, g = load_layer(activation_ptr, gradient_ptr, origin + position + offsets, readable, KIND, T)
@@ -122,8 +122,8 @@ def pal_loss_backward_kernel(
     d_gradient_ptr,  # likewise
     grad_loss_stride,
     channels_v,  # C / VECTOR_C
-    used,  # n
-    hw_v,  # H * W / VECTOR_HW
+    count,  # n
+    cells_v,  # H * W / VECTOR_CELLS
     period_v,  # elements of a row of the flat run / VECTOR
     steps,  # of a sample: of BLOCK_R rows for NCHW, of BLOCK_P channels for channels_last
     splits,
@@ -134,25 +134,25 @@ def pal_loss_backward_kernel(
     CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     VECTOR_C: tl.constexpr,
-    VECTOR_HW: tl.constexpr,
+    VECTOR_CELLS: tl.constexpr,
     EXACT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
     T: tl.constexpr,
 ):
     channels = channels_v * VECTOR_C
-    hw = hw_v * VECTOR_HW
+    cells = cells_v * VECTOR_CELLS
     programs = splits * tiles
     # From the end, as in a sample: if not all programs run at once, the forward read the last samples last.
     sample = (tl.num_programs(0) // programs - 1 - tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
     split = part // tiles
     tile = part % tiles
-    sample_base = sample * channels * hw
+    sample_base = sample * channels * cells
 
     # 1. Values shared by all elements of the sample. If its factor is 0, none of its channels take part.
     factor = tl.load(factor_ptr + sample).to(T)
-    scored = tl.where(factor != 0.0, used, 0)
+    scored = tl.where(factor != 0.0, count, 0)
     grad = tl.load(grad_loss_ptr + sample * grad_loss_stride).to(T) * factor
     slope = grad
     curve = tl.zeros([], T)
@@ -164,29 +164,29 @@ def pal_loss_backward_kernel(
 
     # 2. The program's tiles, rows x columns, and their position in the plane.
     if CHANNELS_LAST:
-        cell_blocks = (hw + (BLOCK_R - 1)) // BLOCK_R
+        cell_blocks = (cells + (BLOCK_R - 1)) // BLOCK_R
         offsets = tl.arange(0, BLOCK_R)[:, None] * channels + tl.arange(0, BLOCK_P)[None, :]
         for block in range(tile, cell_blocks, tiles):
             first_cell = (cell_blocks - 1 - block) * BLOCK_R
-            cells = first_cell + tl.arange(0, BLOCK_R)
-            inside = cells < hw
+            cell = first_cell + tl.arange(0, BLOCK_R)
+            inside = cell < cells
             write_rows(
                 activation_ptr,
                 gradient_ptr,
-                coefficients_ptr + 3 * sample * used,
+                coefficients_ptr + 3 * sample * count,
                 d_activation_ptr,
                 d_gradient_ptr,
                 sample_base + tl.cast(first_cell, tl.int64) * channels,
                 offsets,
                 inside[:, None],
-                tl.load(plane_ptr + sample * hw + cells, mask=inside, other=0.0)[:, None],
+                tl.load(plane_ptr + sample * cells + cell, mask=inside, other=0.0)[:, None],
                 split,
                 splits,
                 steps,
                 1,
                 channels,
                 scored,
-                hw,
+                cells,
                 grad,
                 slope,
                 curve,
@@ -208,20 +208,20 @@ def pal_loss_backward_kernel(
         write_rows(
             activation_ptr,
             gradient_ptr,
-            coefficients_ptr + 3 * sample * used,
+            coefficients_ptr + 3 * sample * count,
             d_activation_ptr,
             d_gradient_ptr,
             sample_base,
             tl.arange(0, BLOCK_R)[:, None] * period + columns[None, :],
             inside[None, :],
-            tl.load(plane_ptr + sample * hw + columns % hw, mask=inside, other=0.0)[None, :],
+            tl.load(plane_ptr + sample * cells + columns % cells, mask=inside, other=0.0)[None, :],
             split,
             splits,
             steps,
             period,
             channels,
             scored,
-            hw,
+            cells,
             grad,
             slope,
             curve,

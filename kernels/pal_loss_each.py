@@ -15,7 +15,7 @@ from .attribution import attribute, attribution_at, load_layer, median_of_three,
 from .gaussians import count_valid_landmarks, exact, is_last, write_heatmap
 from .score import (
     NONE,
-    bounded,
+    clamped,
     heatmap_divisor,
     heatmap_factor,
     reduce_batch,
@@ -41,13 +41,13 @@ def each_forward_kernel(
     factor_ptr,  # [B]
     partials_ptr,  # [B, splits] float64, workspace: each program's partial sum of scores
     scores_ptr,  # [B, 2] float64, workspace
-    counters_ptr,  # [B + 1] int32 arrival counters: zero on entry and on exit
+    tickets_ptr,  # [B + 1] int32 arrival counters: zero on entry and on exit
     batch,
     channels_v,  # C / VECTOR_C
-    used,  # n
-    hw_v,  # H * W / VECTOR_HW
+    count,  # n
+    cells_v,  # H * W / VECTOR_CELLS
     width,
-    count,  # K
+    landmarks,  # K
     steps,  # of BLOCK_C channels
     splits,
     step_x,
@@ -65,7 +65,7 @@ def each_forward_kernel(
     NORMALIZE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     VECTOR_C: tl.constexpr,
-    VECTOR_HW: tl.constexpr,
+    VECTOR_CELLS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,  # rows of a tile of the heatmap
@@ -73,40 +73,40 @@ def each_forward_kernel(
     T: tl.constexpr,
 ):
     channels = channels_v * VECTOR_C
-    hw = hw_v * VECTOR_HW
+    cells = cells_v * VECTOR_CELLS
     sample = (tl.program_id(0) // splits).to(tl.int64)
     split = tl.program_id(0) % splits
-    sample_base = sample * channels * hw
-    plane_base = sample * hw
-    terms = tl.cast(hw, tl.float64)
+    sample_base = sample * channels * cells
+    plane_base = sample * cells
+    terms = tl.cast(cells, tl.float64)
 
     # 1. The heatmap, its moments and its divisor.
     annotated = 1
     if landmarks_ptr is not None:
         write_heatmap(
-            plane_ptr, landmarks_ptr, visible_ptr, weights_ptr, sample, hw, width, count, 0, 1,
+            plane_ptr, landmarks_ptr, visible_ptr, weights_ptr, sample, cells, width, landmarks, 0, 1,
             exact(step_x, step_x_low, T), exact(step_y, step_y_low, T), exact(falloff, falloff_low, T),
             MAXIMUM, BLOCK_H, BLOCK_W, T,
         )  # fmt: skip
-        annotated = count_valid_landmarks(landmarks_ptr, visible_ptr, sample, count, T)
+        annotated = count_valid_landmarks(landmarks_ptr, visible_ptr, sample, landmarks, T)
         tl.debug_barrier()
     h_ptr = plane_ptr if landmarks_ptr is not None else heatmap_ptr
     totals = tl.zeros([1024], tl.float64)
     peaks = tl.full([1024], float("-inf"), T)
-    for block in range(0, hw, 1024):
-        cells = block + tl.arange(0, 1024)
-        h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
+    for block in range(0, cells, 1024):
+        cell = block + tl.arange(0, 1024)
+        h = tl.load(h_ptr + plane_base + cell, mask=cell < cells, other=0.0)
         totals += h.to(tl.float64)
-        peaks = tl.maximum(peaks, tl.where(cells < hw, h, float("-inf")))
+        peaks = tl.maximum(peaks, tl.where(cell < cells, h, float("-inf")))
     total_h = tl.sum(totals, axis=0)
-    mean_h = total_h / hw
+    mean_h = total_h / cells
     powers = tl.zeros([1024], tl.float64)
-    for block in range(0, hw, 1024):
-        cells = block + tl.arange(0, 1024)
-        h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
-        centred = tl.where(cells < hw, h.to(tl.float64) - mean_h, 0.0)
+    for block in range(0, cells, 1024):
+        cell = block + tl.arange(0, 1024)
+        h = tl.load(h_ptr + plane_base + cell, mask=cell < cells, other=0.0)
+        centred = tl.where(cell < cells, h.to(tl.float64) - mean_h, 0.0)
         powers += centred * centred
-    var_h = tl.sum(powers, axis=0) / hw
+    var_h = tl.sum(powers, axis=0) / cells
     factor = heatmap_factor(heatmap_divisor(total_h, tl.max(peaks, axis=0), NORMALIZE), var_h, PEARSON)
     scale = score_scale(terms, PEARSON, SCALE)
     weight = sample_weight(sample_weight_ptr, sample, annotated, mean_h, var_h, PEARSON)
@@ -114,25 +114,25 @@ def each_forward_kernel(
     # In the sweep the heatmap is centred by the mean rounded to T and multiplied by the factor bounded to T's range;
     # the remainders are applied to the covariance in float64.
     mean_h_t = mean_h.to(T)
-    factor_bounded = bounded(factor, T)
-    mean_h_rest = (mean_h - mean_h_t.to(tl.float64)) * factor_bounded
-    factor_rest = factor / factor_bounded
+    factor_clamped = clamped(factor, T)
+    mean_h_rest = (mean_h - mean_h_t.to(tl.float64)) * factor_clamped
+    factor_rest = factor / factor_clamped
 
     # 2. The program's channels.
-    share = 1.0 / tl.cast(used, tl.float64)
+    share = 1.0 / tl.cast(count, tl.float64)
     score_total = tl.zeros([BLOCK_C], tl.float64)
     for step in range(split, steps, splits):
         c = step * BLOCK_C + tl.arange(0, BLOCK_C)
-        used_channels = c < used
+        takes_part = c < count
         # channels_last reads whole vectors of channels, then discards channels that do not take part.
-        loadable = c < (used + (VECTOR_C - 1)) // VECTOR_C * VECTOR_C if CHANNELS_LAST else used_channels
-        stride_c = 1 if CHANNELS_LAST else hw
+        loadable = c < (count + (VECTOR_C - 1)) // VECTOR_C * VECTOR_C if CHANNELS_LAST else takes_part
+        stride_c = 1 if CHANNELS_LAST else cells
         stride_n = channels if CHANNELS_LAST else 1
         column = sample_base + c.to(tl.int64) * stride_c  # [BLOCK_C]
 
         # 3. Moments about the median of each channel's first, middle and last attribution.
-        middle = column + tl.cast(hw // 2, tl.int64) * stride_n
-        end = column + tl.cast(hw - 1, tl.int64) * stride_n
+        middle = column + tl.cast(cells // 2, tl.int64) * stride_n
+        end = column + tl.cast(cells - 1, tl.int64) * stride_n
         pivot = median_of_three(
             attribution_at(activation_ptr, gradient_ptr, column, loadable, KIND, ABSOLUTE, T),
             attribution_at(activation_ptr, gradient_ptr, middle, loadable, KIND, ABSOLUTE, T),
@@ -141,13 +141,13 @@ def each_forward_kernel(
         sums = tl.zeros([BLOCK_C], tl.float64)
         squares = tl.zeros([BLOCK_C], tl.float64)
         products = tl.zeros([BLOCK_C], tl.float64)
-        for block in range(0, hw, BLOCK_N):
-            cells = block + tl.arange(0, BLOCK_N)
-            mask = loadable[:, None] & (cells < hw)[None, :]
-            offset = column[:, None] + (cells.to(tl.int64) * stride_n)[None, :]
+        for block in range(0, cells, BLOCK_N):
+            cell = block + tl.arange(0, BLOCK_N)
+            mask = loadable[:, None] & (cell < cells)[None, :]
+            offset = column[:, None] + (cell.to(tl.int64) * stride_n)[None, :]
             f, g = load_layer(activation_ptr, gradient_ptr, offset, mask, KIND, T)
             d = tl.where(mask, attribute(f, g, KIND, ABSOLUTE) - pivot[:, None], 0.0)
-            h = (tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0) - mean_h_t) * factor_bounded.to(T)
+            h = (tl.load(h_ptr + plane_base + cell, mask=cell < cells, other=0.0) - mean_h_t) * factor_clamped.to(T)
             sums += tl.sum(d, axis=1).to(tl.float64)
             squares += sum_of_squares(d, 1)
             products += tl.sum(d * h[None, :], axis=1).to(tl.float64)
@@ -158,27 +158,27 @@ def each_forward_kernel(
 
         # 4. Each channel's score and derivative, including the factor 1/n of the mean over channels.
         score, slope, curve = score_and_slopes(mean, variance, cov, scale, terms)
-        triple = coefficients_ptr + 3 * (sample * used + c)
-        tl.store(triple, tl.where(dead, 0.0, bounded(slope * share, T)), mask=used_channels)
-        tl.store(triple + 1, tl.where(dead, 0.0, bounded(curve, T)), mask=used_channels)
-        tl.store(triple + 2, tl.where(dead, 0.0, mean), mask=used_channels)
-        score_total += tl.where(used_channels, score * share, 0.0)
+        triple = coefficients_ptr + 3 * (sample * count + c)
+        tl.store(triple, tl.where(dead, 0.0, clamped(slope * share, T)), mask=takes_part)
+        tl.store(triple + 1, tl.where(dead, 0.0, clamped(curve, T)), mask=takes_part)
+        tl.store(triple + 2, tl.where(dead, 0.0, mean), mask=takes_part)
+        score_total += tl.where(takes_part, score * share, 0.0)
     tl.store(partials_ptr + sample * splits + split, tl.sum(score_total, axis=0))
 
     # 5. The last program of the sample adds the partial sums and centres the heatmap; the last of the batch reduces.
-    if is_last(counters_ptr + sample, splits):
+    if is_last(tickets_ptr + sample, splits):
         total = tl.zeros([BLOCK_C], tl.float64)
         for first_partial in range(0, splits, BLOCK_C):
             s = first_partial + tl.arange(0, BLOCK_C)
             total += tl.load(partials_ptr + sample * splits + s, mask=s < splits, other=0.0)
         score_of_sample = tl.where(dead, 0.0, tl.sum(total, axis=0))
         store_sample(loss_ptr, factor_ptr, scores_ptr, sample, score_of_sample, weight, REDUCTION)
-        for block in range(0, hw, 1024):
-            cells = block + tl.arange(0, 1024)
-            h = tl.load(h_ptr + plane_base + cells, mask=cells < hw, other=0.0)
-            centred = bounded((h.to(tl.float64) - mean_h) * factor, T)
+        for block in range(0, cells, 1024):
+            cell = block + tl.arange(0, 1024)
+            h = tl.load(h_ptr + plane_base + cell, mask=cell < cells, other=0.0)
+            centred = clamped((h.to(tl.float64) - mean_h) * factor, T)
             tl.debug_barrier()  # the whole block is read before any of it is written
-            tl.store(plane_ptr + plane_base + cells, tl.where(dead, 0.0, centred), mask=cells < hw)
+            tl.store(plane_ptr + plane_base + cell, tl.where(dead, 0.0, centred), mask=cell < cells)
         if REDUCTION != NONE:  # noqa: SIM102 - without a reduction the kernel must not call is_last
-            if is_last(counters_ptr + batch, batch):
+            if is_last(tickets_ptr + batch, batch):
                 reduce_batch(loss_ptr, factor_ptr, scores_ptr, batch, REDUCTION, 256)

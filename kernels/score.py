@@ -44,7 +44,7 @@ def heatmap_factor(divisor, var_h, PEARSON: tl.constexpr):
 
 
 @triton.jit
-def bounded(value, T: tl.constexpr):
+def clamped(value, T: tl.constexpr):
     """Clamps a float64 well inside T's range, so that a loss scale cannot overflow it: infinity times 0 is NaN."""
     largest = 2.0**1000 if T == tl.float64 else 2.0**104  # noqa: SIM300
     return tl.where(value > largest, largest, tl.where(value < -largest, -largest, value))

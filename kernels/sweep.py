@@ -27,7 +27,7 @@ MIN_TILES = 4
 
 @dataclass(frozen=True)
 class Sweep:
-    """One launch over a layer (B, C, H, W), reading `used` channels of each sample.
+    """One launch over a layer (B, C, H, W), reading `count` channels of each sample.
 
     NCHW: a sample is a run of rows of `period` elements; tiles are [block_r rows, block_p columns]. A program processes
     one tile's columns of every `splits`-th step of block_r rows.
@@ -37,12 +37,12 @@ class Sweep:
 
     batch: int
     channels: int
-    used: int
+    count: int
     cells: int
     channels_last: bool
     vector: int
     vector_c: int
-    vector_hw: int
+    vector_cells: int
     period: int
     block_r: int
     block_p: int
@@ -62,14 +62,14 @@ class Sweep:
     @property
     def exact(self) -> bool:
         """Whether the channels that take part end on a vector boundary."""
-        return (self.used if self.channels_last else self.used * self.cells) % self.vector == 0
+        return (self.count if self.channels_last else self.count * self.cells) % self.vector == 0
 
     def arguments(self) -> dict[str, int | bool]:
         """The kernel arguments that describe the sweep, except the batch size."""
         return {
             "channels_v": self.channels // self.vector_c,
-            "used": self.used,
-            "hw_v": self.cells // self.vector_hw,
+            "count": self.count,
+            "cells_v": self.cells // self.vector_cells,
             "period_v": self.period // self.vector,
             "steps": self.steps,
             "splits": self.splits,
@@ -77,7 +77,7 @@ class Sweep:
             "CHANNELS_LAST": self.channels_last,
             "VECTOR": self.vector,
             "VECTOR_C": self.vector_c,
-            "VECTOR_HW": self.vector_hw,
+            "VECTOR_CELLS": self.vector_cells,
             "EXACT": self.exact,
             "BLOCK_R": self.block_r,
             "BLOCK_P": self.block_p,
@@ -108,16 +108,16 @@ def row_period(cells: int, channels: int, vector: int) -> int:
     return best
 
 
-def plan(layer: Tensor, *, used: int, swept: int, tile: int = TILE) -> Sweep:
+def plan(layer: Tensor, *, count: int, swept: int, tile: int = TILE) -> Sweep:
     """Partitions the first `swept` channels of each sample into programs.
 
-    Args: layer (B, C, H, W); used: n, the channels that take part; swept: n for a forward sweep, C for a
+    Args: layer (B, C, H, W); count: n, the channels that take part; swept: n for a forward sweep, C for a
     backward sweep, which writes every gradient; tile: elements of a tile, halved for float64.
     """
     batch, channels, height, width = layer.shape
     cells = height * width
     tile = tile // 2 if layer.dtype == torch.float64 else tile
-    vector_c, vector_hw = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
+    vector_c, vector_cells = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
     channels_last = is_channels_last(layer)
     # Rounded down: no more programs than are resident at once, so that there is no second wave.
     wanted = max(1, wanted_programs(layer) // max(1, batch))
@@ -139,12 +139,12 @@ def plan(layer: Tensor, *, used: int, swept: int, tile: int = TILE) -> Sweep:
     return Sweep(
         batch=batch,
         channels=channels,
-        used=used,
+        count=count,
         cells=cells,
         channels_last=channels_last,
         vector=vector,
         vector_c=vector_c,
-        vector_hw=vector_hw,
+        vector_cells=vector_cells,
         period=period,
         block_r=block_r,
         block_p=block_p,

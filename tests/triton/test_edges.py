@@ -164,7 +164,7 @@ def test_one_launch_forward_and_one_backward(device: str, channels: str, landmar
         case = {"channels": channels, "landmarks": landmarks, "reduction": reduction}
         problem = make(case, seed, device)
         f, g = problem.activation.requires_grad_(), problem.gradient.requires_grad_()
-        pal_fast.pal_loss(f, g, **problem.tensors, **problem.options, backend="triton")  # compiles, makes counters
+        pal_fast.pal_loss(f, g, **problem.tensors, **problem.options, backend="triton")  # compiles, makes tickets
         with counted_launches(device) as forward:
             loss = pal_fast.pal_loss(f, g, **problem.tensors, **problem.options, backend="triton")
         upstream = torch.ones_like(loss)

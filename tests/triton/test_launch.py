@@ -37,13 +37,13 @@ def test_every_stream_keeps_its_own_counters(streams: dict[str, Any]) -> None:
     kept = []
     for stream in range(launch.STREAMS):
         streams["now"] = stream
-        counters = launch.zeroed_counters(100, like)
-        assert not counters.any()
-        counters += 1  # so that another stream's counters would show
-        kept.append(counters.data_ptr())
+        tickets = launch.zeroed_tickets(100, like)
+        assert not tickets.any()
+        tickets += 1  # so that another stream's tickets would show
+        kept.append(tickets.data_ptr())
     assert len(set(kept)) == launch.STREAMS
     streams["now"] = 3
-    assert launch.zeroed_counters(7, like).data_ptr() == kept[3]
+    assert launch.zeroed_tickets(7, like).data_ptr() == kept[3]
 
 
 def test_threads_that_first_use_a_device_at_once_share_no_counters(
@@ -51,19 +51,19 @@ def test_threads_that_first_use_a_device_at_once_share_no_counters(
 ) -> None:
     """If kernels of two streams shared a counter, each would count the other's programs as its own."""
     like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
-    own, prepare = threading.local(), launch.prepare_counters
+    own, prepare = threading.local(), launch.prepare_tickets
 
     def slowly(device: torch.device) -> torch.Tensor:
         time.sleep(0.05)  # like a first allocation, during which the other thread gets as far
         return prepare(device)
 
-    monkeypatch.setattr(launch, "prepare_counters", slowly)
+    monkeypatch.setattr(launch, "prepare_tickets", slowly)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=own.stream))
     found: dict[int, int] = {}
 
     def count(stream: int) -> None:
         own.stream = stream
-        found[stream] = launch.zeroed_counters(5, like).data_ptr()
+        found[stream] = launch.zeroed_tickets(5, like).data_ptr()
 
     threads = [threading.Thread(target=count, args=(stream,)) for stream in range(4)]
     for thread in threads:
@@ -105,20 +105,20 @@ def test_a_smaller_last_batch_does_not_recompile(
 
 def test_captured_streams_large_batches_and_excess_streams_get_fresh_zeros(streams: dict[str, Any]) -> None:
     like = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
-    arena = launch.prepare_counters(like.device)
+    arena = launch.prepare_tickets(like.device)
     inside = range(arena.data_ptr(), arena.data_ptr() + arena.nbytes)
-    assert launch.zeroed_counters(5, like).data_ptr() in inside
+    assert launch.zeroed_tickets(5, like).data_ptr() in inside
     streams["capturing"] = True
-    assert launch.zeroed_counters(5, like).data_ptr() not in inside
+    assert launch.zeroed_tickets(5, like).data_ptr() not in inside
     streams["capturing"] = False
-    large = launch.zeroed_counters(launch.COUNTERS + 1, like)
+    large = launch.zeroed_tickets(launch.TICKETS + 1, like)
     assert large.data_ptr() not in inside
-    assert large.numel() == launch.COUNTERS + 1
+    assert large.numel() == launch.TICKETS + 1
     for stream in range(launch.STREAMS + 1):
         streams["now"] = stream
-        counters = launch.zeroed_counters(5, like)
-    assert counters.data_ptr() not in inside
-    assert not counters.any()
+        tickets = launch.zeroed_tickets(5, like)
+    assert tickets.data_ptr() not in inside
+    assert not tickets.any()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -130,18 +130,18 @@ def test_every_element_is_visited_once_and_every_row_starts_on_a_vector(
     for (height, width), channels, batch, dtype in itertools.product(sides, (1, 3, 64, 2048), (1, 16, 700), dtypes):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         layer = torch.empty((batch, channels, height, width), dtype=dtype, device="meta", memory_format=layout)
-        for used in {1, max(1, channels // 2), channels}:
-            plan = sweep.plan(layer, used=used, swept=used)
+        for count in {1, max(1, channels // 2), channels}:
+            plan = sweep.plan(layer, count=count, swept=count)
             cells = height * width
             vector = launch.VECTOR_BYTES // dtype.itemsize
             if plan.channels_last:
-                assert plan.steps * plan.block_p >= used > (plan.steps - 1) * plan.block_p
+                assert plan.steps * plan.block_p >= count > (plan.steps - 1) * plan.block_p
                 assert 1 <= plan.tiles <= -(-cells // plan.block_r)
             else:
                 assert plan.period % cells == 0
                 if channels * cells % vector == 0:
                     assert plan.period % vector == 0
-                rows = -(-used * cells // plan.period)
+                rows = -(-count * cells // plan.period)
                 assert plan.steps * plan.block_r >= rows > (plan.steps - 1) * plan.block_r
                 assert plan.tiles * plan.block_p >= plan.period
             assert 1 <= plan.splits <= plan.steps
