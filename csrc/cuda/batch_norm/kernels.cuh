@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
   using T = typename ComputeType<S>::type;
   constexpr int K = SUMS<D>, W = BlockSlice<S, Vectorised, F>::W;
   const BlockSlice<S, Vectorised, F> slice(params);
-  const BatchNormShared<S> shared;
+  const auto shared = allocate_shared<BatchNormShared<S>>();
   {
     const Channels<T, W> channels(slice);
     T sum[K][W] = {};
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
       load_channels<S, Vectorised, F, T>(slice, params.partial_row(params.splits, k), sum[k]);
     }
   } else if (reduces) {
-    const BatchNormShared<S> shared;
+    const auto shared = allocate_shared<BatchNormShared<S>>();
     reduce_slice<D>(slice, channels, shared, sum);
   }
 

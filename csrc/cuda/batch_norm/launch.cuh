@@ -70,7 +70,7 @@ void run_batch_norm_statistics(const BatchNormParams& params, const Launcher& la
   dispatch_batch_norm(params, [&]<typename S, bool Vectorised, Tiling F>() {
     if (params.problem.training) {
       launch(statistics_kernel<S, Vectorised, F>, params.plan.tiles * params.plan.splits(), params.plan.threads,
-             BatchNormShared<S>::bytes(), kernel_params<S>(params));
+             shared_bytes<BatchNormShared<S>>(), kernel_params<S>(params));
     } else {
       launch(running_statistics_kernel<S>, ceil_div(params.problem.channels, MAX_BLOCK_THREADS), MAX_BLOCK_THREADS, 0,
              kernel_params<S>(params));
@@ -90,7 +90,7 @@ void run_batch_norm_forward(const BatchNormParams& params, const Launcher& launc
 template <Derivative D, typename Launcher>
 void run_batch_norm_derivative(const BatchNormParams& params, bool reduces, const Launcher& launch) {
   dispatch_batch_norm(params, [&]<typename S, bool Vectorised, Tiling F>() {
-    const int64_t blocks = params.plan.tiles * params.plan.splits(), shared = BatchNormShared<S>::bytes();
+    const int64_t blocks = params.plan.tiles * params.plan.splits(), shared = shared_bytes<BatchNormShared<S>>();
     const BatchNormKernelParams<S> given = kernel_params<S>(params, D == Derivative::first ? 2 : 1);
     const bool separate_reduction = reduces && params.plan.splits() > 1;
     if (separate_reduction) {

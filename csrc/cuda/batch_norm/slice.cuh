@@ -223,21 +223,12 @@ struct BatchNormShared {
   Pointer<double> totals;          // [MAX_SUMS, MAX_RUN_CHANNELS]
   Pointer<unsigned> flag;
 
-  __device__ __forceinline__ BatchNormShared() {
-    SharedLayout shared, overlaid;
-    double_scratch = shared.allocate<double>(SCRATCH_ELEMENTS);
+  __host__ __device__ __forceinline__ explicit BatchNormShared(SharedLayout& layout) {
+    SharedLayout overlaid = layout;
     scratch = overlaid.allocate<T>(SCRATCH_ELEMENTS);
-    totals = shared.allocate<double>(MAX_SUMS * MAX_RUN_CHANNELS);
-    flag = shared.allocate<unsigned>(1);
-  }
-
-  // The bytes of all arrays, for the launch.
-  [[nodiscard]] static constexpr int64_t bytes() {
-    SharedLayout shared;
-    shared.add(SCRATCH_ELEMENTS, sizeof(double));
-    shared.add(MAX_SUMS * MAX_RUN_CHANNELS, sizeof(double));
-    shared.add(1, sizeof(unsigned));
-    return shared.bytes();
+    double_scratch = layout.allocate<double>(SCRATCH_ELEMENTS);
+    totals = layout.allocate<double>(MAX_SUMS * MAX_RUN_CHANNELS);
+    flag = layout.allocate<unsigned>(1);
   }
 };
 

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
   using Block = BlockSlice<S, Vectorised, F>;
   constexpr int V = Block::V, W = Block::W, U = unroll_factor<S, Vectorised, 1>();
   const Block slice(params);
-  const BatchNormShared<S> shared;
+  const auto shared = allocate_shared<BatchNormShared<S>>();
   const auto load_input = [&](int64_t offset) { return load_vector<S, V>(params.input + offset); };
 
   // 1. The pivot.

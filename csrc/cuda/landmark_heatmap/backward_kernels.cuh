@@ -10,12 +10,13 @@ namespace pal_fast::cuda {
 // 1. The gradient of the heatmap before it was normalised and, for a maximum, the landmark that attains it at each
 // cell: one block per sample, which recomputes the heatmap in `raw` and replaces it by the gradient.
 template <typename T>
-[[nodiscard]] constexpr int64_t raw_gradient_shared_bytes() {
-  SharedLayout layout;
-  layout.add(DRAW_SCRATCH_ELEMENTS, sizeof(T));
-  layout.add(2 * MAX_BLOCK_WARPS, sizeof(double));
-  return layout.bytes();
-}
+struct RawGradientShared {
+  Pointer<T> factors;       // [DRAW_SCRATCH_ELEMENTS]
+  Pointer<double> scratch;  // [2 * MAX_BLOCK_WARPS]
+
+  __host__ __device__ explicit RawGradientShared(SharedLayout& layout)
+      : factors(layout.allocate<T>(DRAW_SCRATCH_ELEMENTS)), scratch(layout.allocate<double>(2 * MAX_BLOCK_WARPS)) {}
+};
 
 template <typename T>
 __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
@@ -24,14 +25,12 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
                         const Pointer<T> raw,         // [B, H, W]
                         const Pointer<int> winner,    // [B, H, W], null unless max
                         const Normalize normalize) {
-  SharedLayout shared;
-  const Pointer<T> factors = shared.allocate<T>(DRAW_SCRATCH_ELEMENTS);
-  const Pointer<double> scratch = shared.allocate<double>(2 * MAX_BLOCK_WARPS);
+  const auto shared = allocate_shared<RawGradientShared<T>>();
   const int64_t sample = blockIdx.x;
   const int cells = gaussians.height * gaussians.width;
   const Pointer<T> map = raw + sample * cells;
   const Pointer<const T> map_grad = grad + sample * cells;
-  draw(gaussians, max, sample, 0, cells, map, winner ? winner + sample * cells : winner, factors);
+  draw(gaussians, max, sample, 0, cells, map, winner ? winner + sample * cells : winner, shared.factors);
   if (normalize == Normalize::none) {
     for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
       map[cell] = map_grad[cell];
@@ -47,8 +46,8 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
     sums[1] += h * map_grad[cell];
     peak[0] = Maximum()(peak[0], h);
   }
-  block_reduce<2>(sums, scratch, Sum());
-  block_reduce<1>(peak, scratch, Maximum());
+  block_reduce<2>(sums, shared.scratch, Sum());
+  block_reduce<1>(peak, shared.scratch, Maximum());
 
   // d raw = grad / D - dD * sum(grad * h) / D^2. The derivative dD of a total is 1 everywhere; that of a peak is
   // divided evenly among the cells that attain it.
@@ -58,7 +57,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
   for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
     peak_cells[0] += static_cast<double>(map[cell]) == peak[0] ? 1.0 : 0.0;
   }
-  block_reduce<1>(peak_cells, scratch, Sum());
+  block_reduce<1>(peak_cells, shared.scratch, Sum());
   const double inverse = 1.0 / divisor_or_one(divisor);
   const double divisor_term =
       divisor == 0.0 ? 0.0 : sums[1] * inverse * inverse / (peak_normalised ? peak_cells[0] : 1.0);

@@ -11,25 +11,24 @@ namespace pal_fast::cuda {
 
 // 1. Small maps: one block draws and normalises a whole map.
 template <typename T>
-[[nodiscard]] constexpr int64_t whole_heatmap_shared_bytes() {
-  SharedLayout layout;
-  layout.add(DRAW_SCRATCH_ELEMENTS, sizeof(T));
-  layout.add(MAX_BLOCK_WARPS, sizeof(double));
-  return layout.bytes();
-}
+struct WholeHeatmapShared {
+  Pointer<T> factors;       // [DRAW_SCRATCH_ELEMENTS]
+  Pointer<double> scratch;  // [MAX_BLOCK_WARPS]
+
+  __host__ __device__ explicit WholeHeatmapShared(SharedLayout& layout)
+      : factors(layout.allocate<T>(DRAW_SCRATCH_ELEMENTS)), scratch(layout.allocate<double>(MAX_BLOCK_WARPS)) {}
+};
 
 template <typename T>
 __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
     whole_heatmap_kernel(const Gaussians<T> gaussians, const bool max,
                          const Pointer<T> heatmap,  // [B, H, W]
                          const Normalize normalize) {
-  SharedLayout shared;
-  const Pointer<T> factors = shared.allocate<T>(DRAW_SCRATCH_ELEMENTS);
-  const Pointer<double> scratch = shared.allocate<double>(MAX_BLOCK_WARPS);
+  const auto shared = allocate_shared<WholeHeatmapShared<T>>();
   const int64_t sample = blockIdx.x;
   const int cells = gaussians.height * gaussians.width;
   const Pointer<T> map = heatmap + sample * cells;
-  draw(gaussians, max, sample, 0, cells, map, Pointer<int>(nullptr), factors);
+  draw(gaussians, max, sample, 0, cells, map, Pointer<int>(nullptr), shared.factors);
   if (normalize == Normalize::none) {
     return;
   }
@@ -38,8 +37,8 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
     const double value = map[cell];
     divisor[0] = normalize == Normalize::peak ? Maximum()(divisor[0], value) : divisor[0] + value;
   }
-  normalize == Normalize::peak ? block_reduce<1>(divisor, scratch, Maximum())
-                               : block_reduce<1>(divisor, scratch, Sum());
+  normalize == Normalize::peak ? block_reduce<1>(divisor, shared.scratch, Maximum())
+                               : block_reduce<1>(divisor, shared.scratch, Sum());
   const T quotient_divisor = static_cast<T>(divisor_or_one(divisor[0]));
   for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
     map[cell] /= quotient_divisor;
@@ -50,17 +49,21 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
 // registers, TILE_LANDMARKS landmarks at a time. The last block of a map normalises it.
 inline constexpr int TILE_LANDMARKS = 16;
 
-[[nodiscard]] constexpr int64_t tile_factor_elements(int lanes) {
-  return TILE_LANDMARKS * (lanes * TILE_COLUMNS + MAX_BLOCK_THREADS / lanes * TILE_ROWS + LANDMARK_ELEMENTS);
-}
 template <typename T>
-[[nodiscard]] constexpr int64_t tile_shared_bytes(int lanes) {
-  SharedLayout layout;
-  layout.add(tile_factor_elements(lanes), sizeof(T));
-  layout.add(MAX_BLOCK_WARPS, sizeof(double));
-  layout.add(1, sizeof(unsigned));
-  return layout.bytes();
-}
+struct TiledHeatmapShared {
+  Pointer<T> along_x;        // [TILE_LANDMARKS, columns]
+  Pointer<T> along_y;        // [TILE_LANDMARKS, rows]
+  Pointer<T> landmark_data;  // [TILE_LANDMARKS, LANDMARK_ELEMENTS]
+  Pointer<double> scratch;   // [MAX_BLOCK_WARPS]
+  Pointer<unsigned> flag;
+
+  __host__ __device__ TiledHeatmapShared(SharedLayout& layout, int rows, int columns)
+      : along_x(layout.allocate<T>(TILE_LANDMARKS * (columns + rows + LANDMARK_ELEMENTS))),
+        along_y(along_x + TILE_LANDMARKS * columns),
+        landmark_data(along_y + TILE_LANDMARKS * rows),
+        scratch(layout.allocate<double>(MAX_BLOCK_WARPS)),
+        flag(layout.allocate<unsigned>(1)) {}
+};
 
 template <typename T, bool Max>
 __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
@@ -70,11 +73,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
                          const Pointer<unsigned> tickets,  // [B]
                          const Normalize normalize, const int lanes, const int tiles, const int tiles_along_columns) {
   const int columns = lanes * TILE_COLUMNS, rows = MAX_BLOCK_THREADS / lanes * TILE_ROWS;
-  SharedLayout shared;
-  const Pointer<T> along_x = shared.allocate<T>(tile_factor_elements(lanes));
-  const Pointer<T> along_y = along_x + TILE_LANDMARKS * columns, landmark_data = along_y + TILE_LANDMARKS * rows;
-  const Pointer<double> scratch = shared.allocate<double>(MAX_BLOCK_WARPS);
-  const Pointer<unsigned> flag = shared.allocate<unsigned>(1);
+  const auto shared = allocate_shared<TiledHeatmapShared<T>>(rows, columns);
 
   const int64_t sample = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
@@ -92,18 +91,18 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
     }
   }
   for (int first = 0; first < gaussians.count; first += TILE_LANDMARKS) {
-    fill_factors(gaussians, Max, sample, first, TILE_LANDMARKS, first_column, columns, first_row, rows, along_x,
-                 along_y, landmark_data);
+    fill_factors(gaussians, Max, sample, first, TILE_LANDMARKS, first_column, columns, first_row, rows, shared.along_x,
+                 shared.along_y, shared.landmark_data);
 #pragma unroll 4
     for (int k = 0; k < TILE_LANDMARKS; ++k) {
       T x[TILE_COLUMNS], y[TILE_ROWS];
 #pragma unroll
       for (int j = 0; j < TILE_COLUMNS; ++j) {
-        x[j] = along_x[k * columns + thread_column + j];
+        x[j] = shared.along_x[k * columns + thread_column + j];
       }
 #pragma unroll
       for (int i = 0; i < TILE_ROWS; ++i) {
-        y[i] = along_y[k * rows + thread_row + i];
+        y[i] = shared.along_y[k * rows + thread_row + i];
       }
 #pragma unroll
       for (int i = 0; i < TILE_ROWS; ++i) {
@@ -135,7 +134,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
   }
   T map_divisor = 1;
   if (normalize != Normalize::none) {
-    peak ? block_reduce<1>(divisor, scratch, Maximum()) : block_reduce<1>(divisor, scratch, Sum());
+    peak ? block_reduce<1>(divisor, shared.scratch, Maximum()) : block_reduce<1>(divisor, shared.scratch, Sum());
     if (tiles == 1) {
       map_divisor = static_cast<T>(divisor_or_one(divisor[0]));
     } else if (threadIdx.x == 0) {
@@ -175,8 +174,8 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, 1)
   }
 
   // The last block of the map normalises it.
-  if (normalize != Normalize::none && tiles > 1 && is_last_block(tickets + sample, tiles, flag)) {
-    normalise_map<T>(map, height * width, divisors + sample * tiles, tiles, peak, scratch);
+  if (normalize != Normalize::none && tiles > 1 && is_last_block(tickets + sample, tiles, shared.flag)) {
+    normalise_map<T>(map, height * width, divisors + sample * tiles, tiles, peak, shared.scratch);
   }
 }
 

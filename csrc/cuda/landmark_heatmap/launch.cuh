@@ -15,8 +15,8 @@ void forward_heatmap(const HeatmapParams& params, const Launcher& launch) {
   const Gaussians<T> gaussians = gaussians_of<T>(problem, {params.landmarks, params.visible, params.weights});
   const Pointer<T> heatmap = global_array<T>(params.heatmap, problem.batch * problem.cells());
   if (fits_one_block(problem)) {
-    launch(whole_heatmap_kernel<T>, problem.batch, MAX_BLOCK_THREADS, whole_heatmap_shared_bytes<T>(), gaussians, Max,
-           heatmap, problem.normalize);
+    launch(whole_heatmap_kernel<T>, problem.batch, MAX_BLOCK_THREADS, shared_bytes<WholeHeatmapShared<T>>(), gaussians,
+           Max, heatmap, problem.normalize);
     return;
   }
   const HeatmapTiles& tiles = params.tiles;
@@ -25,11 +25,12 @@ void forward_heatmap(const HeatmapParams& params, const Launcher& launch) {
   const Pointer<double> divisors = global_array<double>(params.divisors, blocks);
   const Pointer<unsigned> tickets = global_array<unsigned>(params.tickets, problem.batch);
   if constexpr (std::is_same_v<T, float> && !Max) {
-    launch(matrix_heatmap_kernel<T>, blocks, MATRIX_THREADS, MatrixShared::bytes(), gaussians, heatmap, divisors,
+    launch(matrix_heatmap_kernel<T>, blocks, MATRIX_THREADS, shared_bytes<MatrixShared>(), gaussians, heatmap, divisors,
            tickets, problem.normalize, tiles.row_warps, tiles.columns, count, tiles_along_columns);
   } else {
-    launch(tiled_heatmap_kernel<T, Max>, blocks, MAX_BLOCK_THREADS, tile_shared_bytes<T>(tiles.lanes), gaussians,
-           heatmap, divisors, tickets, problem.normalize, tiles.lanes, count, tiles_along_columns);
+    launch(tiled_heatmap_kernel<T, Max>, blocks, MAX_BLOCK_THREADS,
+           shared_bytes<TiledHeatmapShared<T>>(tiles.rows, tiles.columns), gaussians, heatmap, divisors, tickets,
+           problem.normalize, tiles.lanes, count, tiles_along_columns);
   }
 }
 
@@ -43,8 +44,8 @@ void backward_heatmap(const HeatmapParams& params, const Launcher& launch) {
   const Pointer<T> raw = global_array<T>(params.raw, size);
   const Pointer<int> winner = global_array<int>(params.winner, size);
   if (needs_raw) {
-    launch(raw_gradient_kernel<T>, problem.batch, MAX_BLOCK_THREADS, raw_gradient_shared_bytes<T>(), gaussians, Max,
-           grad, raw, winner, problem.normalize);
+    launch(raw_gradient_kernel<T>, problem.batch, MAX_BLOCK_THREADS, shared_bytes<RawGradientShared<T>>(), gaussians,
+           Max, grad, raw, winner, problem.normalize);
   }
   const int64_t blocks_per_sample = (problem.landmarks + LANDMARKS_PER_BLOCK - 1) / LANDMARKS_PER_BLOCK;
   launch(landmark_gradient_kernel<T, Max>, problem.batch * blocks_per_sample, GRADIENT_THREADS, int64_t{0}, gaussians,

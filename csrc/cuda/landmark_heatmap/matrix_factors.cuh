@@ -15,26 +15,14 @@ struct MatrixShared {
   Pointer<uint2> columns_k8;  // [2, MATRIX_N_TILES, lanes]: the one pair of the m16n8k8 step, high, then low
   TileShared<MATRIX_LANDMARKS> tile;
 
-  __device__ MatrixShared() : MatrixShared(SharedLayout()) {}
+  __host__ __device__ explicit MatrixShared(SharedLayout& layout)
+      : columns(layout.allocate<uint4>(2 * MATRIX_K_STEPS * MATRIX_N_TILES * WARP_SIZE)),
+        columns_k8(layout.allocate<uint2>(2 * MATRIX_N_TILES * WARP_SIZE)),
+        tile(layout) {}
 
   [[nodiscard]] static __device__ __forceinline__ int index(int buffer, int step, int n, int lane) {
     return ((buffer * MATRIX_K_STEPS + step) * MATRIX_N_TILES + n) * WARP_SIZE + lane;
   }
-
-  // The bytes of all arrays, for the launch.
-  [[nodiscard]] static constexpr int64_t bytes() {
-    SharedLayout shared;
-    shared.add(2 * MATRIX_K_STEPS * MATRIX_N_TILES * WARP_SIZE, sizeof(uint4));
-    shared.add(2 * MATRIX_N_TILES * WARP_SIZE, sizeof(uint2));
-    TileShared<MATRIX_LANDMARKS>::add(shared);
-    return shared.bytes();
-  }
-
- private:
-  __device__ explicit MatrixShared(SharedLayout shared)
-      : columns(shared.allocate<uint4>(2 * MATRIX_K_STEPS * MATRIX_N_TILES * WARP_SIZE)),
-        columns_k8(shared.allocate<uint2>(2 * MATRIX_N_TILES * WARP_SIZE)),
-        tile(shared) {}
 };
 
 // Computes the factors of a stage of columns into `buffer`: `k_steps` of m16n8k16, four landmarks a lane, and, if

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(MATRIX_THREADS, MATRIX_RESIDENT_BLOCKS)
                           const int tiles, const int tiles_along_columns) {
   static_assert(std::is_same_v<T, float>);
   constexpr int M = MATRIX_WARP_ROWS / 16;  // mma tiles along a warp's rows
-  const MatrixShared shared;
+  const auto shared = allocate_shared<MatrixShared>();
   const int64_t sample = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
   const int height = gaussians.height, width = gaussians.width;

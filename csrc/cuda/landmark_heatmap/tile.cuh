@@ -19,28 +19,15 @@ struct TileShared {
   Pointer<int> tile_index;  // sample and tile
   Pointer<float> unit;      // of the weights
 
-  __device__ explicit TileShared(SharedLayout& shared) {
-    x = shared.allocate<float>(Landmarks);
-    y = shared.allocate<float>(Landmarks);
-    weight = shared.allocate<float>(Landmarks);
-    float_scratch = shared.allocate<float>(MAX_BLOCK_WARPS);
-    double_scratch = shared.allocate<double>(MAX_BLOCK_WARPS);
-    flag = shared.allocate<unsigned>(1);
-    tile_index = shared.allocate<int>(2);
-    unit = shared.allocate<float>(1);
-  }
-
-  // Reserves the same memory on the host.
-  static constexpr void add(SharedLayout& shared) {
-    for (int vector = 0; vector < 3; ++vector) {
-      shared.add(Landmarks, sizeof(float));
-    }
-    shared.add(MAX_BLOCK_WARPS, sizeof(float));
-    shared.add(MAX_BLOCK_WARPS, sizeof(double));
-    shared.add(1, sizeof(unsigned));
-    shared.add(2, sizeof(int));
-    shared.add(1, sizeof(float));
-  }
+  __host__ __device__ explicit TileShared(SharedLayout& layout)
+      : x(layout.allocate<float>(Landmarks)),
+        y(layout.allocate<float>(Landmarks)),
+        weight(layout.allocate<float>(Landmarks)),
+        float_scratch(layout.allocate<float>(MAX_BLOCK_WARPS)),
+        double_scratch(layout.allocate<double>(MAX_BLOCK_WARPS)),
+        flag(layout.allocate<unsigned>(1)),
+        tile_index(layout.allocate<int>(2)),
+        unit(layout.allocate<float>(1)) {}
 };
 
 // The power of two above the sample's largest |weight|, returned to every thread. Weights are divided by it, so that

@@ -21,26 +21,14 @@ struct WarpgroupShared {
   Pointer<uint4> high, low;
   TileShared<WARPGROUP_LANDMARKS> tile;
 
-  __device__ WarpgroupShared() : WarpgroupShared(SharedLayout()) {}
+  __host__ __device__ explicit WarpgroupShared(SharedLayout& layout)
+      : high(layout.allocate<uint4>(2 * K_GROUPS * WARPGROUP_STAGE_COLUMNS)),
+        low(layout.allocate<uint4>(2 * K_GROUPS * WARPGROUP_STAGE_COLUMNS)),
+        tile(layout) {}
 
   [[nodiscard]] static __device__ __forceinline__ int index(int buffer, int k_group) {
     return (buffer * K_GROUPS + k_group) * WARPGROUP_STAGE_COLUMNS;
   }
-
-  // The bytes of all arrays, for the launch.
-  [[nodiscard]] static constexpr int64_t bytes() {
-    SharedLayout shared;
-    shared.add(2 * K_GROUPS * WARPGROUP_STAGE_COLUMNS, sizeof(uint4));
-    shared.add(2 * K_GROUPS * WARPGROUP_STAGE_COLUMNS, sizeof(uint4));
-    TileShared<WARPGROUP_LANDMARKS>::add(shared);
-    return shared.bytes();
-  }
-
- private:
-  __device__ explicit WarpgroupShared(SharedLayout shared)
-      : high(shared.allocate<uint4>(2 * K_GROUPS * WARPGROUP_STAGE_COLUMNS)),
-        low(shared.allocate<uint4>(2 * K_GROUPS * WARPGROUP_STAGE_COLUMNS)),
-        tile(shared) {}
 };
 
 // Computes the factors of a stage of columns into `buffer`, for the first `k_groups` groups of eight landmarks.
@@ -105,7 +93,7 @@ __global__ void __launch_bounds__(WARPGROUP_BLOCK_THREADS, WARPGROUP_RESIDENT_BL
                              const Normalize normalize,
                              const int columns,  // of a tile
                              const int tiles, const int tiles_along_columns) {
-  const WarpgroupShared shared;
+  const auto shared = allocate_shared<WarpgroupShared>();
   const int64_t sample = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
   const int height = gaussians.height, width = gaussians.width;

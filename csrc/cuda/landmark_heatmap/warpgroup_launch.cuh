@@ -13,7 +13,7 @@ void run_landmark_heatmap_wgmma(const HeatmapParams& params, const Launcher& lau
   constexpr int MAX_STEPS = WARPGROUP_LANDMARKS / WGMMA_K, FEW_STEPS = 2;
   const auto kernel = problem.landmarks <= FEW_STEPS * WGMMA_K ? warpgroup_heatmap_kernel<FEW_STEPS>
                                                                : warpgroup_heatmap_kernel<MAX_STEPS>;
-  launch(kernel, blocks, WARPGROUP_BLOCK_THREADS, WarpgroupShared::bytes(),
+  launch(kernel, blocks, WARPGROUP_BLOCK_THREADS, shared_bytes<WarpgroupShared>(),
          gaussians_of<float>(problem, {params.landmarks, params.visible, params.weights}),
          global_array<float>(params.heatmap, problem.batch * problem.cells()),
          global_array<double>(params.divisors, blocks), global_array<unsigned>(params.tickets, problem.batch),

@@ -9,8 +9,8 @@ namespace {
 
 // 1. A block reverses 64 numbers through shared memory, with or without the barrier that this needs.
 __global__ void reverse_kernel(Pointer<const float> from, Pointer<float> to, bool with_barrier) {
-  SharedLayout shared;
-  const Pointer<float> held = shared.allocate<float>(64);
+  SharedLayout layout(shared_memory());
+  const Pointer<float> held = layout.allocate<float>(64);
   const int thread = threadIdx.x;
   held[thread] = from[thread];
   if (with_barrier) {
@@ -22,9 +22,9 @@ __global__ void reverse_kernel(Pointer<const float> from, Pointer<float> to, boo
 // 2. Four blocks write a quarter each, and the last one, or without the ticket the fourth one, adds up.
 __global__ void total_kernel(Pointer<const float> from, Pointer<float> parts, Pointer<float> to,
                              Pointer<unsigned> ticket, bool with_ticket) {
-  SharedLayout shared;
-  const Pointer<float> scratch = shared.allocate<float>(MAX_BLOCK_WARPS);
-  const Pointer<unsigned> flag = shared.allocate<unsigned>(1);
+  SharedLayout layout(shared_memory());
+  const Pointer<float> scratch = layout.allocate<float>(MAX_BLOCK_WARPS);
+  const Pointer<unsigned> flag = layout.allocate<unsigned>(1);
   float sum[1] = {from[blockIdx.x * 32 + threadIdx.x]};
   block_reduce<1>(sum, scratch, Sum());
   if (threadIdx.x == 0) {

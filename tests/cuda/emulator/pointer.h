@@ -56,12 +56,15 @@ Pointer<T> global_array(V* memory, int64_t count) {
   return {begin, begin, begin + count};
 }
 
+inline unsigned char* shared_memory() {
+  const auto memory = reinterpret_cast<uintptr_t>(emulator::machine.shared.data());
+  return reinterpret_cast<unsigned char*>((memory + 15) & ~uintptr_t{15});
+}
+
 template <typename T>
-Pointer<T> shared_array(int64_t offset, int64_t count) {
-  std::vector<unsigned char>& shared = emulator::machine.shared;
-  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(shared.data()) + 15) & ~uintptr_t{15};
-  auto* begin = reinterpret_cast<T*>(aligned + static_cast<uintptr_t>(offset));
-  if (offset + count * static_cast<int64_t>(sizeof(T)) > static_cast<int64_t>(shared.size()) - 16) {
+Pointer<T> shared_array(unsigned char* memory, int64_t offset, int64_t count) {
+  auto* begin = reinterpret_cast<T*>(memory + offset);
+  if (offset + count * static_cast<int64_t>(sizeof(T)) > static_cast<int64_t>(emulator::machine.shared.size()) - 16) {
     throw std::runtime_error("a block takes more shared memory than its launch has");
   }
   return {begin, begin, begin + count};
