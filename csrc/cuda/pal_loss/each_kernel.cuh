@@ -28,35 +28,16 @@ struct EachShared {
   Pointer<int> int_scratch;        // [MAX_BLOCK_WARPS]
   Pointer<unsigned> flag;
 
-  [[nodiscard]] static __host__ __device__ int64_t tile_elements(int tile_channels, int pitch) {
-    const int64_t elements = static_cast<int64_t>(tile_channels) * pitch + 2 * VECTOR_SIZE<S>;
-    return elements > DRAW_SCRATCH_ELEMENTS ? elements : DRAW_SCRATCH_ELEMENTS;
-  }
-
-  __device__ explicit EachShared(const EachSweep& sweep) {
-    SharedLayout shared;
-    tile = factors = shared.allocate<T>(tile_elements(sweep.tile_channels, sweep.pitch));
-    heatmap = shared.allocate<T>(sweep.chunk);
-    moments = shared.allocate<double>(sweep.channels_per_split * CHANNEL_MOMENTS);
-    team_sums = shared.allocate<T>(TEAM_SUMS * MAX_BLOCK_WARPS);
-    double_scratch = shared.allocate<double>(2 * MAX_BLOCK_WARPS);
-    result = shared.allocate<double>(4);
-    int_scratch = shared.allocate<int>(MAX_BLOCK_WARPS);
-    flag = shared.allocate<unsigned>(1);
-  }
-
-  // The bytes of all arrays, for the launch.
-  [[nodiscard]] static int64_t bytes(const EachSweep& sweep) {
-    SharedLayout shared;
-    shared.add(tile_elements(sweep.tile_channels, sweep.pitch), sizeof(T));
-    shared.add(sweep.chunk, sizeof(T));
-    shared.add(sweep.channels_per_split * CHANNEL_MOMENTS, sizeof(double));
-    shared.add(TEAM_SUMS * MAX_BLOCK_WARPS, sizeof(T));
-    shared.add(2 * MAX_BLOCK_WARPS, sizeof(double));
-    shared.add(4, sizeof(double));
-    shared.add(MAX_BLOCK_WARPS, sizeof(int));
-    shared.add(1, sizeof(unsigned));
-    return shared.bytes();
+  __host__ __device__ EachShared(SharedLayout& layout, const EachSweep& sweep) {
+    const int64_t elements = static_cast<int64_t>(sweep.tile_channels) * sweep.pitch + 2 * VECTOR_SIZE<S>;
+    tile = factors = layout.allocate<T>(elements > DRAW_SCRATCH_ELEMENTS ? elements : DRAW_SCRATCH_ELEMENTS);
+    heatmap = layout.allocate<T>(sweep.chunk);
+    moments = layout.allocate<double>(sweep.channels_per_split * CHANNEL_MOMENTS);
+    team_sums = layout.allocate<T>(TEAM_SUMS * MAX_BLOCK_WARPS);
+    double_scratch = layout.allocate<double>(2 * MAX_BLOCK_WARPS);
+    result = layout.allocate<double>(4);
+    int_scratch = layout.allocate<int>(MAX_BLOCK_WARPS);
+    flag = layout.allocate<unsigned>(1);
   }
 };
 
@@ -110,7 +91,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof
   const int first_channel = split * sweep.channels_per_split;
   const int last_channel = min(first_channel + sweep.channels_per_split, layer.count);
   const int64_t begin = sample * layer.sample_elements();
-  const EachShared<S> shared(sweep);
+  const auto shared = allocate_shared<EachShared<S>>(sweep);
 
   // 1. The heatmap.
   prefetch_tile<ChannelsLast>(layer, begin, first_channel, min(first_channel + sweep.tile_channels, last_channel), 0,

@@ -57,7 +57,7 @@ void forward_map(const LossParams& params, int multiprocessors, const Launcher& 
   }
   const LossWorkspace workspace = loss_workspace(problem, params.storage, multiprocessors);
   launch(map_forward_kernel<S, ChannelsLast, All>, problem.batch * blocks, threads,
-         MapShared<S>::bytes(problem.cells(), params.dense == nullptr, !ChannelsLast, threads),
+         shared_bytes<MapShared<S>>(problem.cells(), params.dense == nullptr, !ChannelsLast, threads),
          layer_of<S>(problem, params.activation, params.gradient), prior_of<T>(params), output_of<T>(params),
          global_array<T>(params.partial_maps, workspace.partial_maps),
          global_array<double>(params.partial_sums, workspace.partial_sums), rows, cells);
@@ -70,8 +70,9 @@ void forward_each(const LossParams& params, int multiprocessors, const Launcher&
   const EachPlan plan = plan_forward_each(problem, params.storage, multiprocessors);
   const EachSweep sweep = each_sweep(plan, problem.cells());
   launch(
-      each_forward_kernel<S, ChannelsLast>, problem.batch * plan.splits, BLOCK_THREADS, EachShared<S>::bytes(sweep),
-      layer_of<S>(problem, params.activation, params.gradient), prior_of<T>(params), output_of<T>(params),
+      each_forward_kernel<S, ChannelsLast>, problem.batch * plan.splits, BLOCK_THREADS,
+      shared_bytes<EachShared<S>>(sweep), layer_of<S>(problem, params.activation, params.gradient), prior_of<T>(params),
+      output_of<T>(params),
       global_array<double>(params.partial_sums, loss_workspace(problem, params.storage, multiprocessors).partial_sums),
       sweep);
 }

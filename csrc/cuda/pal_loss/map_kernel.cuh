@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_map_blocks(All, si
   const int part = blockIdx.x % blocks;
   const bool in_shared = map_fits_shared<T>(cells), landmarks = !prior.dense;
   const int64_t begin = sample * layer.sample_elements();
-  const MapShared<S> shared(cells, in_shared, landmarks, !ChannelsLast);
+  const auto shared = allocate_shared<MapShared<S>>(cells, landmarks, !ChannelsLast, blockDim.x);
 
   // 1. The sweep's first loads are prefetched while the heatmap is drawn.
   const int64_t end = begin + static_cast<int64_t>(layer.count) * cells;  // NCHW: of the channels that take part

@@ -114,12 +114,12 @@ int64_t most_shared_memory_of(Storage storage, bool channels_last) {
   const Occupancy occupancy{132, resident_each_blocks(sizeof(S)) * BLOCK_THREADS};
   for (int64_t cells = 1; cells < 9000; cells = cells < 2100 ? cells + 1 : cells + 97) {
     for (const bool landmarks : {false, true}) {
-      most = std::max(most, MapShared<S>::bytes(cells, landmarks, !channels_last, BLOCK_THREADS));
+      most = std::max(most, shared_bytes<MapShared<S>>(cells, landmarks, !channels_last, BLOCK_THREADS));
     }
     for (int64_t count = 1; count < 3000; count = count < 20 ? count + 1 : 2 * count + 3) {
       for (const int64_t batch : {1, 64, 1000}) {
         const EachSweep sweep = each_sweep(plan_each(batch, cells, count, layout, storage, occupancy), cells);
-        most = std::max(most, EachShared<S>::bytes(sweep));
+        most = std::max(most, shared_bytes<EachShared<S>>(sweep));
         if (static_cast<int64_t>(sweep.splits) * sweep.channels_per_split < count) {
           throw std::runtime_error("a plan that leaves channels out");
         }
