@@ -16,10 +16,10 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
   using T = typename ComputeType<S>::type;
   using Block = BlockSlice<S, Vectorised, F>;
   constexpr int V = Block::V;
-  const Block slice(params, true);
+  const Block slice(params, Order::descending);
   const Channels<T, Block::W> channels(slice);
   const auto load_tensors = [&](int64_t offset) { return load<1, V>(params, offset); };
-  slice.template for_each_vector<unroll_factor<S, Vectorised, 1>()>(
+  slice.template for_each_vector<unroll_factor<S, Vectorised, 1>(), Order::descending>(
       load_tensors, [&](int64_t offset, const Loaded<S, V, 1>& loaded) {
         Element<T, V> e = elements_of(loaded, channels, params.relu);
 #pragma unroll
@@ -45,7 +45,7 @@ __device__ __forceinline__ void reduce_slice(const BlockSlice<S, Vectorised, F>&
                                              const BatchNormShared<S>& shared, T (&sum)[SUMS<D>][W]) {
   constexpr int V = BlockSlice<S, Vectorised, F>::V, N = TENSORS<D>;
   const auto load_tensors = [&](int64_t offset) { return load<N, V>(slice.params, offset); };
-  slice.template for_each_vector<unroll_factor<S, Vectorised, N>()>(
+  slice.template for_each_vector<unroll_factor<S, Vectorised, N>(), Order::ascending>(
       load_tensors, [&](int64_t, const Loaded<S, V, N>& loaded) {
         const Element<T, V> e = elements_of(loaded, channels, slice.params.relu);
 #pragma unroll
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
   using T = typename ComputeType<S>::type;
   using Block = BlockSlice<S, Vectorised, F>;
   constexpr int K = SUMS<D>, V = Block::V, W = Block::W, N = TENSORS<D>;
-  const Block slice(params, true);
+  const Block slice(params, Order::descending);
   const Channels<T, W> channels(slice);
   T sum[K][W] = {};
   if (reduces && params.splits > 1) {
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
   }
 
   const auto load_tensors = [&](int64_t offset) { return load<N, V>(params, offset); };
-  slice.template for_each_vector<unroll_factor<S, Vectorised, N>()>(
+  slice.template for_each_vector<unroll_factor<S, Vectorised, N>(), Order::descending>(
       load_tensors, [&](int64_t offset, const Loaded<S, V, N>& loaded) {
         const Element<T, V> e = elements_of(loaded, channels, params.relu);
         T first[V], second[V];

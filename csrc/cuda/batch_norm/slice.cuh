@@ -44,6 +44,10 @@ struct BatchNormKernelParams {
   }
 };
 
+// The order of a pass over the tensor. The second pass is the mirror image of the first, so that it begins with what
+// the first read last, which may still be in L2, whether the blocks run together or one after another.
+enum class Order { ascending, descending };
+
 // The slice of a block, one of the splits of one tile, and the position of a thread in it. Threads form a grid of rows
 // and columns; a thread stays in its column, whose channels are fixed (Tiling).
 template <typename S, bool Vectorised, Tiling F>
@@ -58,11 +62,10 @@ struct BlockSlice {
   int64_t outer, outer_end;  // samples or, channels innermost, rows
   int64_t inner, inner_end;  // elements of a plane: the thread's first, and the end of the block's slice
 
-  // `reversed`: blocks take the slices from the last to the first, so that what the previous kernel read last, which
-  // may still be in L2, is read first.
-  __device__ __forceinline__ explicit BlockSlice(const BatchNormKernelParams<S>& given, bool reversed = false)
+  // blocks: the order in which they take the slices.
+  __device__ __forceinline__ explicit BlockSlice(const BatchNormKernelParams<S>& given, Order blocks = Order::ascending)
       : params(given) {
-    const unsigned block = reversed ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    const unsigned block = blocks == Order::descending ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     tile = static_cast<int>(block % static_cast<unsigned>(params.tiles));
     split = static_cast<int>(block / static_cast<unsigned>(params.tiles));
     row = static_cast<int>(threadIdx.x) / params.columns;
@@ -113,11 +116,16 @@ struct BlockSlice {
     return (outer_end - outer) * each;
   }
 
-  // A thread's position in its iteration; offset: of its vector in the tensor.
+  // A thread's position in its iteration, which counts upwards in either order; offset: of its vector in the tensor.
   struct Cursor {
     int64_t outer, inner, offset;
   };
+  template <Order O>
   [[nodiscard]] __device__ __forceinline__ int64_t offset_of(int64_t outer_index, int64_t inner_index) const {
+    if constexpr (O == Order::descending) {  // as far from the slice's end as in the other order from its beginning
+      outer_index = outer + outer_end - 1 - outer_index;
+      inner_index = inner - column * V + inner_end - V - inner_index;
+    }
     if constexpr (F == Tiling::planes) {
       return (outer_index * params.channels + tile) * params.length + inner_index;
     } else {
@@ -125,31 +133,34 @@ struct BlockSlice {
       return (outer_index * params.channels + first_channel()) * per_channel + column * V;
     }
   }
+  template <Order O>
   [[nodiscard]] __device__ __forceinline__ Cursor begin() const {
     const bool has_work = is_active() && (F != Tiling::planes || inner < inner_end);
     const int64_t first = has_work ? outer + row : outer_end;
-    return {first, inner, offset_of(first, inner)};
+    return {first, inner, offset_of<O>(first, inner)};
   }
   [[nodiscard]] __device__ __forceinline__ bool in_range(const Cursor& cursor) const {
     return cursor.outer < outer_end;
   }
+  template <Order O>
   __device__ __forceinline__ void advance(Cursor& cursor) const {
+    constexpr int SIGN = O == Order::ascending ? 1 : -1;
     if constexpr (F == Tiling::planes) {
       cursor.inner += params.columns * V;
-      cursor.offset += params.columns * V;
+      cursor.offset += SIGN * params.columns * V;
       if (cursor.inner >= inner_end) {
         cursor.inner = inner;
         cursor.outer += params.rows_per_step;
-        cursor.offset = offset_of(cursor.outer, inner);
+        cursor.offset = offset_of<O>(cursor.outer, inner);
       }
     } else {
       cursor.outer += params.rows_per_step;
-      cursor.offset += params.rows_per_step * params.channels * (F == Tiling::runs ? params.length : 1);
+      cursor.offset += SIGN * params.rows_per_step * params.channels * (F == Tiling::runs ? params.length : 1);
     }
   }
 
   // Processes the next U vectors: issues all loads, load(offset), before the first use(offset, loaded value).
-  template <int U, typename Load, typename Use>
+  template <int U, Order O, typename Load, typename Use>
   __device__ __forceinline__ void load_and_use(Cursor& cursor, const Load& load, const Use& use) const {
     int64_t offset[U];
     bool valid[U];
@@ -161,7 +172,7 @@ struct BlockSlice {
       if (valid[u]) {
         loaded[u] = load(offset[u]);
       }
-      advance(cursor);
+      advance<O>(cursor);
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -171,10 +182,10 @@ struct BlockSlice {
     }
   }
   // The same for all vectors of the thread, U at a time.
-  template <int U, typename Load, typename Use>
+  template <int U, Order O, typename Load, typename Use>
   __device__ __forceinline__ void for_each_vector(const Load& load, const Use& use) const {
-    for (Cursor cursor = begin(); in_range(cursor);) {
-      load_and_use<U>(cursor, load, use);
+    for (Cursor cursor = begin<O>(); in_range(cursor);) {
+      load_and_use<U, O>(cursor, load, use);
     }
   }
 };

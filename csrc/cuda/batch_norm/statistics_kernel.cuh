@@ -40,17 +40,18 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
 
   // 1. The pivot.
   T pivot[2][W] = {};  // sum, count
-  typename Block::Cursor cursor = slice.begin();
-  slice.template load_and_use<PIVOT_VECTORS>(cursor, load_input, [&](int64_t, const Vector<S, V>& loaded) {
-    T x[V];
-    loaded.widen(x);
+  typename Block::Cursor cursor = slice.template begin<Order::ascending>();
+  slice.template load_and_use<PIVOT_VECTORS, Order::ascending>(cursor, load_input,
+                                                               [&](int64_t, const Vector<S, V>& loaded) {
+                                                                 T x[V];
+                                                                 loaded.widen(x);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const int w = W == 1 ? 0 : i;
-      pivot[0][w] += x[i];
-      pivot[1][w] += T(1);
-    }
-  });
+                                                                 for (int i = 0; i < V; ++i) {
+                                                                   const int w = W == 1 ? 0 : i;
+                                                                   pivot[0][w] += x[i];
+                                                                   pivot[1][w] += T(1);
+                                                                 }
+                                                               });
   reduce_channels<2>(pivot, slice, shared);
 #pragma unroll
   for (int w = 0; w < W; ++w) {
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_batch_norm_blocks(
 
   // 2. The slice.
   T moment[2][W] = {};  // sum (x - pivot), sum (x - pivot)^2
-  slice.template for_each_vector<U>(load_input, [&](int64_t, const Vector<S, V>& loaded) {
+  slice.template for_each_vector<U, Order::ascending>(load_input, [&](int64_t, const Vector<S, V>& loaded) {
     T x[V];
     loaded.widen(x);
 #pragma unroll

@@ -156,6 +156,26 @@ inline void check_lent(const void* begin, const void* end) {
   throw std::runtime_error("a kernel's argument claims memory that was not lent to it");
 }
 
+// The accesses to one array, which a test watches: of each kernel, in the order in which they happened.
+struct Access {
+  unsigned block;
+  int thread;
+  int64_t offset;  // in bytes
+};
+struct Watch {
+  const unsigned char* begin = nullptr;
+  const unsigned char* end = nullptr;
+  std::vector<std::vector<Access>> kernels;
+};
+inline Watch watch;
+
+inline void record_access(const void* at) {
+  const auto* byte = static_cast<const unsigned char*>(at);
+  if (byte >= watch.begin && byte < watch.end) {
+    watch.kernels.back().push_back({blockIdx.x, machine.current, byte - watch.begin});
+  }
+}
+
 // kernel<<<grid, threads, shared>>>(...), the call of the kernel given as a function. The number of threads: a multiple
 // of 32.
 inline void launch(Index grid, Index threads, int64_t shared, const std::function<void()>& kernel) {
@@ -170,6 +190,9 @@ inline void launch(Index grid, Index threads, int64_t shared, const std::functio
   }
   gridDim = grid;
   blockDim = threads;
+  if (watch.begin != nullptr) {
+    watch.kernels.emplace_back();
+  }
   if (static_cast<int>(m.fibres.size()) < m.threads) {
     m.fibres = std::vector<Fibre>(m.threads);
   }

@@ -39,6 +39,7 @@ class Pointer {
       throw std::runtime_error("an access out of bounds: element " + std::to_string(first) + ", " +
                                std::to_string(count) + " at once, of an array of " + std::to_string(end_ - begin_));
     }
+    emulator::record_access(at_ + index);
   }
 
   T* at_ = nullptr;
