@@ -79,16 +79,15 @@ template <typename T>
   }
 }
 
-// The number of valid landmarks of the sample, returned to every thread. scratch: MAX_BLOCK_WARPS elements.
+// The thread's share of the number of valid landmarks of the sample, to be summed over the block.
 template <typename T>
-[[nodiscard]] __device__ int count_valid_landmarks(const Gaussians<T>& gaussians, int64_t sample,
-                                                   Pointer<int> scratch) {
-  int valid[1] = {0};
+[[nodiscard]] __device__ __forceinline__ int valid_landmarks_of_thread(const Gaussians<T>& gaussians, int64_t sample) {
+  int valid = 0;
+#pragma unroll 1
   for (int k = threadIdx.x; k < gaussians.count; k += blockDim.x) {
-    valid[0] += load_landmark(gaussians, sample, k).valid ? 1 : 0;
+    valid += load_landmark(gaussians, sample, k).valid ? 1 : 0;
   }
-  block_reduce<1>(valid, scratch, Sum());
-  return valid[0];
+  return valid;
 }
 
 // Elements of shared memory that a landmark takes besides its factors: x, y and weight.

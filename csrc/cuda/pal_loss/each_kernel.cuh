@@ -21,11 +21,10 @@ struct EachShared {
   Pointer<T> tile;                 // [tile_channels, pitch], plus a vector at either end
   Pointer<T> factors;              // [DRAW_SCRATCH_ELEMENTS], in the same memory
   Pointer<T> heatmap;              // [chunk]
-  Pointer<double> moments;         // [channels_per_split, CHANNEL_MOMENTS]
+  Pointer<double> moments;         // [channels_per_split, CHANNEL_MOMENTS], by the block's tiles
   Pointer<T> team_sums;            // [TEAM_SUMS * MAX_BLOCK_WARPS]
   Pointer<double> double_scratch;  // [2 * MAX_BLOCK_WARPS]
   Pointer<double> result;          // [4]
-  Pointer<int> int_scratch;        // [MAX_BLOCK_WARPS]
   Pointer<unsigned> flag;
 
   __host__ __device__ EachShared(SharedLayout& layout, const EachSweep& sweep) {
@@ -36,28 +35,36 @@ struct EachShared {
     team_sums = layout.allocate<T>(TEAM_SUMS * MAX_BLOCK_WARPS);
     double_scratch = layout.allocate<double>(2 * MAX_BLOCK_WARPS);
     result = layout.allocate<double>(4);
-    int_scratch = layout.allocate<int>(MAX_BLOCK_WARPS);
     flag = layout.allocate<unsigned>(1);
   }
+};
+
+// The heatmap's moments, and whether the sample can be scored at all: a heatmap was given, or a valid landmark.
+struct SamplePrior {
+  PriorMoments moments;
+  bool annotated;
 };
 
 // Step 1: the moments of the whole heatmap; its last chunk stays in shared.heatmap. Two passes per chunk, and chunks
 // are merged as by Chan, Golub and LeVeque.
 template <typename S, typename T>
-[[nodiscard]] __device__ PriorMoments heatmap_moments(const PriorInputs<T>& prior, const EachShared<S>& shared,
-                                                      const EachSweep& sweep, int64_t sample, int cells) {
+[[nodiscard]] __device__ SamplePrior heatmap_moments(const PriorInputs<T>& prior, const EachShared<S>& shared,
+                                                     const EachSweep& sweep, int64_t sample, int cells) {
   PriorMoments all{0.0, -static_cast<double>(INFINITY), 0.0, 0.0};
   double squares = 0.0;
+  const int valid_landmarks = prior.dense ? 0 : valid_landmarks_of_thread(prior.gaussians, sample);
+  bool annotated = static_cast<bool>(prior.dense);
   for (int begin = 0; begin < cells; begin += sweep.chunk) {
     const int end = min(begin + sweep.chunk, cells);
     prior.fill(sample, cells, begin, end, shared.heatmap, shared.factors);
-    double sum[1] = {0.0}, peak[1] = {-static_cast<double>(INFINITY)};
+    double sum[2] = {0.0, static_cast<double>(valid_landmarks)}, peak[1] = {-static_cast<double>(INFINITY)};
     for (int i = threadIdx.x; i < end - begin; i += blockDim.x) {
       const double h = shared.heatmap[i];
       sum[0] += h;
       peak[0] = Maximum()(peak[0], h);
     }
-    block_reduce<1>(sum, shared.double_scratch, Sum());
+    block_reduce<2>(sum, shared.double_scratch, Sum());
+    annotated = annotated || sum[1] > 0.0;
     if (prior.normalize == Normalize::peak) {
       block_reduce<1>(peak, shared.double_scratch, Maximum());
       all.peak = Maximum()(all.peak, peak[0]);
@@ -75,7 +82,7 @@ template <typename S, typename T>
     all.total += sum[0];
   }
   all.variance = squares / cells;
-  return all;
+  return {all, annotated};
 }
 
 template <typename S, bool ChannelsLast>
@@ -88,18 +95,16 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof
   const int cells = layer.cells;
   const int64_t sample = blockIdx.x / sweep.splits;
   const int split = blockIdx.x % sweep.splits;
-  const int first_channel = split * sweep.channels_per_split;
-  const int last_channel = min(first_channel + sweep.channels_per_split, layer.count);
+  const int first_channel = split * sweep.tile_channels, channel_stride = sweep.splits * sweep.tile_channels;
   const int64_t begin = sample * layer.sample_elements();
   const auto shared = allocate_shared<EachShared<S>>(sweep);
 
   // 1. The heatmap.
-  prefetch_tile<ChannelsLast>(layer, begin, first_channel, min(first_channel + sweep.tile_channels, last_channel), 0,
+  prefetch_tile<ChannelsLast>(layer, begin, first_channel, min(first_channel + sweep.tile_channels, layer.count), 0,
                               sweep.chunk);
-  const PriorMoments heatmap = heatmap_moments(prior, shared, sweep, sample, cells);
-  const bool annotated = prior.dense || count_valid_landmarks(prior.gaussians, sample, shared.int_scratch) > 0;
+  const SamplePrior heatmap = heatmap_moments(prior, shared, sweep, sample, cells);
   if (threadIdx.x == 0) {
-    const PriorScale scale = prior_scale(prior, sample, heatmap, annotated, static_cast<double>(cells));
+    const PriorScale scale = prior_scale(prior, sample, heatmap.moments, heatmap.annotated, static_cast<double>(cells));
     shared.result[0] = scale.weight;
     shared.result[1] = scale.inverse;
     shared.result[2] = scale.scale;
@@ -119,7 +124,7 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof
     }
     double heatmap_total[1] = {0.0};
     for (int i = threadIdx.x; i < length; i += blockDim.x) {
-      const T hc = clamped<T>((shared.heatmap[i] - heatmap.mean) * inverse);
+      const T hc = clamped<T>((shared.heatmap[i] - heatmap.moments.mean) * inverse);
       shared.heatmap[i] = hc;
       heatmap_total[0] += hc;
       if (split == 0) {
@@ -129,19 +134,18 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof
     if (sweep.chunks > 1) {
       block_reduce<1>(heatmap_total, shared.double_scratch, Sum());
     }
-    for (int channel = first_channel; channel < last_channel; channel += sweep.tile_channels) {
-      const int last = min(channel + sweep.tile_channels, last_channel);
+    int slot = team;  // of the team's channel in shared.moments
+    for (int channel = first_channel; channel < layer.count; channel += channel_stride, slot += sweep.tile_channels) {
+      const int last = min(channel + sweep.tile_channels, layer.count);
       __syncthreads();  // the tile, or the factors in the same memory, may still be read
       const int tile_begin = fill_tile<ChannelsLast>(layer, shared.tile, sweep, begin, channel, last, cell, end);
       __syncthreads();
-      const int c = channel + team;
-      const bool valid = c < last;
+      const bool valid = channel + team < last;
       const Pointer<const T> row = shared.tile + (tile_begin + (valid ? team * sweep.pitch : 0));
       const TeamMoments<T> moments =
           team_moments<T>(row, shared.heatmap, valid ? length : 0, vectors, lane, lanes, shared.team_sums);
       if (valid && lane == 0) {
-        add_moments<T>(moments, length, cell == 0, heatmap_total[0],
-                       shared.moments + CHANNEL_MOMENTS * (c - first_channel));
+        add_moments<T>(moments, length, cell == 0, heatmap_total[0], shared.moments + CHANNEL_MOMENTS * slot);
       }
     }
     __syncthreads();
@@ -150,8 +154,12 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof
   // 3. Each channel's score and derivative, times its share 1/n of the sample's score.
   const double share = 1.0 / layer.count;
   double score[1] = {0.0};
-  for (int c = first_channel + threadIdx.x; c < last_channel; c += blockDim.x) {
-    const Pointer<double> moments = shared.moments + CHANNEL_MOMENTS * (c - first_channel);
+  for (int slot = threadIdx.x; slot < sweep.channels_per_split; slot += blockDim.x) {
+    const int c = first_channel + slot / sweep.tile_channels * channel_stride + slot % sweep.tile_channels;
+    if (c >= layer.count) {
+      break;
+    }
+    const Pointer<double> moments = shared.moments + CHANNEL_MOMENTS * slot;
     const double offset = moments[1] / cells, mean = moments[0] + offset;
     Group channel_score = score_group(mean, moments[2] / cells - offset * offset, moments[3] / cells, scale, cells);
     if (weight == 0.0) {

@@ -41,26 +41,23 @@ template <typename S, bool ChannelsLast, bool All, typename Launcher>
 void forward_map(const LossParams& params, int multiprocessors, const Launcher& launch) {
   using T = typename ComputeType<S>::type;
   const LossProblem& problem = params.problem;
-  RowSweep rows{};
-  CellSweep cells{};
-  int64_t blocks = 0, threads = 0;
+  int64_t threads = 0;
+  MapSweep<ChannelsLast> sweep;
   if constexpr (ChannelsLast) {
     const CellPlan plan = plan_forward_cells(problem, params.storage, multiprocessors);
-    cells = {static_cast<int>(plan.lanes), static_cast<int>(plan.cells_per_split), static_cast<int>(plan.splits)};
-    blocks = plan.splits;
+    sweep = cell_sweep(plan);
     threads = plan.threads;
   } else {
     const RowPlan plan = plan_forward_rows(problem, params.storage, multiprocessors);
-    rows = row_sweep(plan);
-    blocks = plan.blocks_per_sample();
+    sweep = row_sweep(plan);
     threads = plan.threads;
   }
   const LossWorkspace workspace = loss_workspace(problem, params.storage, multiprocessors);
-  launch(map_forward_kernel<S, ChannelsLast, All>, problem.batch * blocks, threads,
+  launch(map_forward_kernel<S, ChannelsLast, All>, problem.batch * sweep.blocks_per_sample(), threads,
          shared_bytes<MapShared<S>>(problem.cells(), params.dense == nullptr, !ChannelsLast, threads),
          layer_of<S>(problem, params.activation, params.gradient), prior_of<T>(params), output_of<T>(params),
          global_array<T>(params.partial_maps, workspace.partial_maps),
-         global_array<double>(params.partial_sums, workspace.partial_sums), rows, cells);
+         global_array<double>(params.partial_sums, workspace.partial_sums), sweep);
 }
 
 template <typename S, bool ChannelsLast, typename Launcher>

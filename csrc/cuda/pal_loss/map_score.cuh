@@ -4,21 +4,9 @@
 #include "cuda/pal_loss/layer.cuh"
 #include "cuda/pal_loss/map_shared.cuh"
 #include "cuda/pal_loss/score.cuh"
+#include "cuda/pal_loss/summed_map.cuh"
 
 namespace pal_fast::cuda {
-
-// The sum of a - pivot over channels at every cell, [cells], rotated: index i holds cell (i - rotation) mod cells,
-// because a row of a row sweep may start before its sample.
-template <typename T>
-struct SummedMap {
-  Pointer<const T> sums;
-  int cells;
-  int rotation;
-
-  [[nodiscard]] __device__ __forceinline__ int cell(int index) const {
-    return index < rotation ? index - rotation + cells : index - rotation;
-  }
-};
 
 // Block-stride loop: calls visit(cell, sum, heatmap value) for each of the thread's cells; loads are unrolled by U.
 template <typename T, typename Visit>
@@ -44,28 +32,27 @@ __device__ __forceinline__ void for_each_cell(const SummedMap<T>& map, Pointer<c
 }
 
 // Called by all threads of the sample's last block. partial_sums [blocks, 2], for All: each block's sums of a - pivot
-// and of its square. If `heatmap` is output.plane, it is overwritten with the derivative, cell by cell by the same
-// thread.
+// and of its square. If `heatmap` is output.plane, it is
+// overwritten with the derivative, cell by cell by the same thread.
 template <bool All, typename S, typename T>
 __device__ void score_map(const Layer<S>& layer, const PriorInputs<T>& prior, const LossOutput<T>& output,
                           const MapShared<S>& shared, int64_t sample, T pivot, const SummedMap<T>& map,
                           Pointer<const T> heatmap, Pointer<const double> partial_sums, int blocks) {
   const int cells = layer.cells;
-  const bool annotated = prior.dense || count_valid_landmarks(prior.gaussians, sample, shared.int_scratch) > 0;
-
-  double sums[3] = {0.0, 0.0, 0.0};
+  double first_sums[3] = {0.0, 0.0, prior.dense ? 0.0 : static_cast<double>(shared.valid_landmarks[threadIdx.x])};
   double peak[1] = {-static_cast<double>(INFINITY)};
   for_each_cell(map, heatmap, [&](int, double m, double h) {
-    sums[0] += m;
-    sums[1] += h;
+    first_sums[0] += m;
+    first_sums[1] += h;
     peak[0] = Maximum()(peak[0], h);
   });
-  block_reduce<3>(sums, shared.double_scratch, Sum());
+  block_reduce<3>(first_sums, shared.double_scratch, Sum());
   if (prior.normalize == Normalize::peak) {
     block_reduce<1>(peak, shared.double_scratch, Maximum());
   }
-  const double mean_m = sums[0] / cells, total_h = sums[1], mean_h = total_h / cells;
-  sums[0] = sums[1] = sums[2] = 0.0;
+  const double mean_m = first_sums[0] / cells, total_h = first_sums[1], mean_h = total_h / cells;
+  const bool annotated = prior.dense || first_sums[2] > 0.0;
+  double sums[3] = {0.0, 0.0, 0.0};
   for_each_cell(map, heatmap, [&](int, double m, double h) {
     sums[0] += (m - mean_m) * (m - mean_m);
     sums[1] += (h - mean_h) * (h - mean_h);

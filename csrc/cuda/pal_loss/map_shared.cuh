@@ -22,7 +22,7 @@ struct MapShared {
   Pointer<T> factors;              // [DRAW_SCRATCH_ELEMENTS], if there are landmarks
   Pointer<double> double_scratch;  // [3 * MAX_BLOCK_WARPS]
   Pointer<double> result;          // [8]: values that thread 0 broadcasts
-  Pointer<int> int_scratch;        // [MAX_BLOCK_WARPS]
+  Pointer<int> valid_landmarks;    // [MAX_BLOCK_THREADS]: each thread's share of their number
   Pointer<unsigned> flag;
 
   // rows: whether the block, of `threads` threads, sweeps rows.
@@ -34,7 +34,7 @@ struct MapShared {
     map = layout.allocate<T>(map_fits_shared<T>(cells) ? cells : 0);
     double_scratch = layout.allocate<double>(3 * MAX_BLOCK_WARPS);
     result = layout.allocate<double>(8);
-    int_scratch = layout.allocate<int>(MAX_BLOCK_WARPS);
+    valid_landmarks = layout.allocate<int>(MAX_BLOCK_THREADS);
     flag = layout.allocate<unsigned>(1);
   }
 };

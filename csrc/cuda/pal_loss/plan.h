@@ -33,7 +33,8 @@ inline constexpr int64_t BLOCK_THREADS = 256;
 // channels_last) repeats every `inner` elements. A row has lcm(inner, vector) elements: every row starts aligned,
 // whatever H * W is, and a column has the same inner indices in every row, so that a thread, which stays in a column,
 // loads what depends on them once. A block takes a tile of `tile_columns` vectors of the rows, `rows_per_step` rows a
-// step.
+// step, and every `splits`-th step: so the blocks of a sample move through it together, and a kernel that takes the
+// steps from the last to the first meets in L2 what the one before it read last.
 struct RowPlan {
   int64_t row_elements = 0;
   int64_t row_vectors = 0;
@@ -42,7 +43,6 @@ struct RowPlan {
   int64_t threads = 0;
   int64_t tiles = 1;  // along a row
   int64_t rows = 0;   // of a sample
-  int64_t rows_per_split = 0;
   int64_t splits = 1;
 
   [[nodiscard]] int64_t blocks_per_sample() const { return tiles * splits; }
@@ -61,21 +61,19 @@ struct RowPlan {
   plan.tile_columns = ceil_div(plan.row_vectors, plan.tiles);
   plan.rows_per_step = plan.tiles > 1 ? 1 : std::min(BLOCK_THREADS / plan.tile_columns, plan.rows);
   plan.threads = round_up(plan.tile_columns * plan.rows_per_step, WARP_SIZE);
-  const int64_t splits =
+  plan.splits =
       choose_splits(batch * plan.tiles, ceil_div(plan.rows, plan.rows_per_step), plan.threads, cost, occupancy);
-  plan.rows_per_split = ceil_div(plan.rows, splits);
-  plan.splits = ceil_div(plan.rows, plan.rows_per_split);
   return plan;
 }
 
 // Cells of a channels_last layer that a group of threads handles per iteration, if a block has more than one for each.
 inline constexpr int SWEEP_CELLS = 2;
 
-// A channels_last sample as cells: each group of `lanes` threads takes a cell and sums over its channels.
+// A channels_last sample as cells: each group of `lanes` threads takes a cell and sums over its channels. A step is a
+// cell for each of the block's groups, and a block takes every `splits`-th step.
 struct CellPlan {
   int64_t lanes = 0;
   int64_t threads = BLOCK_THREADS;
-  int64_t cells_per_split = 0;
   int64_t splits = 1;
 };
 
@@ -94,19 +92,17 @@ struct CellPlan {
   }
   const int64_t groups = plan.threads / plan.lanes;
   const int64_t steps = ceil_div(cells, groups), per_step = ceil_div(vectors, plan.lanes);
-  const int64_t splits = choose_splits(batch, steps, plan.threads, {ceil_div(8, per_step), SWEEP_CELLS}, occupancy);
-  plan.cells_per_split = ceil_div(cells, splits);
-  plan.splits = ceil_div(cells, plan.cells_per_split);
+  plan.splits = choose_splits(batch, steps, plan.threads, {ceil_div(8, per_step), SWEEP_CELLS}, occupancy);
   return plan;
 }
 
-// "each": a block takes whole channels, which pass through shared memory in tiles.
+// "each": a block takes whole channels, which pass through shared memory in tiles; it takes every `splits`-th tile.
 struct EachPlan {
-  int64_t chunk = 0;          // cells of a tile: all of them, or a part of a large map
-  int64_t tile_channels = 0;  // channels of a tile
-  int64_t lanes = 1;          // size of the team of threads of a channel, a power of two
-  int64_t pitch = 0;          // elements from channel to channel of a tile
-  int64_t channels_per_split = 0;
+  int64_t chunk = 0;               // cells of a tile: all of them, or a part of a large map
+  int64_t tile_channels = 0;       // channels of a tile
+  int64_t lanes = 1;               // size of the team of threads of a channel, a power of two
+  int64_t pitch = 0;               // elements from channel to channel of a tile
+  int64_t channels_per_split = 0;  // at most, in whole tiles
   int64_t splits = 1;
 };
 
@@ -148,8 +144,9 @@ inline constexpr int64_t EACH_MAX_CHANNELS = BLOCK_THREADS;
   const int64_t steps = ceil_div(count, plan.tile_channels);
   const int64_t max_steps = std::max<int64_t>(1, EACH_MAX_CHANNELS / plan.tile_channels);
   const int64_t splits = choose_splits(batch, steps, BLOCK_THREADS, CostModel{1}, occupancy);
-  plan.channels_per_split = std::min(max_steps, ceil_div(steps, splits)) * plan.tile_channels;
-  plan.splits = ceil_div(count, plan.channels_per_split);
+  const int64_t tiles_per_split = std::min(max_steps, ceil_div(steps, splits));
+  plan.channels_per_split = tiles_per_split * plan.tile_channels;
+  plan.splits = ceil_div(steps, tiles_per_split);
   return plan;
 }
 
