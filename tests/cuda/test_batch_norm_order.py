@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 import torch
 from support import emulated, emulated_batch_norm
 from support.batch_norm_operators import inputs, outputs
+from support.caches import hits_of_second_pass
 
 #: A block's steps over the input, in order: the byte offsets of what its threads read at the same time.
 Steps = list[set[int]]
@@ -88,21 +89,6 @@ def lockstep(blocks: Pass) -> list[int]:
     """The offsets in the order in which resident blocks read them that progress at the same rate."""
     order = [(step, block, offset) for block, steps in blocks.items() for step, at in enumerate(steps) for offset in at]
     return [offset for _, _, offset in sorted(order)]
-
-
-def hits_of_second_pass(first: list[int], second: list[int], capacity: int) -> int:
-    """How many of the second pass's reads a cache of `capacity` vectors serves, which evicts the least recent."""
-    cache: OrderedDict[int, None] = OrderedDict()
-    hits = 0
-    for reads in (first, second):
-        hits = 0
-        for offset in reads:
-            hits += offset in cache
-            cache[offset] = None
-            cache.move_to_end(offset)
-            if len(cache) > capacity:
-                cache.popitem(last=False)
-    return hits
 
 
 @pytest.mark.parametrize("case", CASES)

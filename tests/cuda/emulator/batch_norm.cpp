@@ -73,31 +73,10 @@ int run(const std::string& operator_name, const py::dict& tensors, const Shape& 
   return emulator::launches;
 }
 
-// Records the accesses to this memory from here on.
-void watch(uintptr_t memory, int64_t bytes) {
-  const auto* begin = reinterpret_cast<const unsigned char*>(memory);
-  emulator::watch = {begin, begin + bytes, {}};
-}
-
-// Of each kernel since watch(): (block, thread, byte offset) of each access.
-py::list accesses() {
-  py::list kernels;
-  for (const std::vector<emulator::Access>& kernel : emulator::watch.kernels) {
-    py::list found;
-    for (const emulator::Access& access : kernel) {
-      found.append(py::make_tuple(access.block, access.thread, access.offset));
-    }
-    kernels.append(found);
-  }
-  emulator::watch = {};
-  return kernels;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("plan", &plan);
   module.def("run", &run);
-  module.def("watch", &watch);
-  module.def("accesses", &accesses);
+  emulator::define_watch(module);
 }

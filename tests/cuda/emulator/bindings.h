@@ -44,4 +44,26 @@ struct Launcher {
   }
 };
 
+// Defines watch() and accesses() in a module of kernels.
+inline void define_watch(pybind11::module_& module) {
+  // Records the accesses to this memory from here on.
+  module.def("watch", [](uintptr_t memory, int64_t bytes) {
+    const auto* begin = reinterpret_cast<const unsigned char*>(memory);
+    watch = {begin, begin + bytes, {}};
+  });
+  // Of each kernel since watch(): (block, thread, byte offset) of each access.
+  module.def("accesses", [] {
+    pybind11::list kernels;
+    for (const std::vector<Access>& kernel : watch.kernels) {
+      pybind11::list found;
+      for (const Access& access : kernel) {
+        found.append(pybind11::make_tuple(access.block, access.thread, access.offset));
+      }
+      kernels.append(found);
+    }
+    watch = {};
+    return kernels;
+  });
+}
+
 }  // namespace emulator

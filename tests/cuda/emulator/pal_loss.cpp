@@ -145,4 +145,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("forward", &run_forward);
   module.def("backward", &run_backward);
   module.def("most_shared_memory", &most_shared_memory);
+  emulator::define_watch(module);
 }
