@@ -2,13 +2,12 @@
 // one-dimensional and a whole number of warps.
 #pragma once
 
+#include "cuda/block_size.h"
 #include "cuda/memory.cuh"
-#include "cuda/warp_size.h"
 
 namespace pal_fast::cuda {
 
 inline constexpr unsigned FULL_WARP_MASK = 0xffffffffu;
-inline constexpr int MAX_BLOCK_THREADS = 256;
 inline constexpr int MAX_BLOCK_WARPS = MAX_BLOCK_THREADS / WARP_SIZE;
 
 struct Sum {

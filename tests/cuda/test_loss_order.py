@@ -41,6 +41,7 @@ def test_a_cache_of_half_the_layer_serves_the_backward_what_it_holds(
     dtype: torch.dtype,
     layout: str,
     channels: str,
+    share: float,
 ) -> None:
     emulated.machine["processors"] = 4
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format

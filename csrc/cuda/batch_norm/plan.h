@@ -7,9 +7,9 @@
 #include <numeric>
 
 #include "batch_norm_problem.h"
+#include "cuda/block_size.h"
 #include "cuda/splits.h"
 #include "cuda/storage.h"
-#include "cuda/warp_size.h"
 
 namespace pal_fast::cuda {
 
@@ -35,7 +35,6 @@ struct BatchNormPlan {
   [[nodiscard]] constexpr int64_t splits() const { return outer_splits * inner_splits; }
 };
 
-inline constexpr int64_t BATCH_NORM_THREADS = 256;
 // Minimum resident blocks per multiprocessor, as given to __launch_bounds__.
 [[nodiscard]] constexpr int resident_batch_norm_blocks(bool second_derivative, int64_t size) {
   return second_derivative || size == 8 ? 2 : 3;
@@ -73,7 +72,7 @@ inline constexpr int64_t BATCH_NORM_OVERHEAD = 8;
     const int64_t min_channels = vector / std::gcd(length, vector);
     const int64_t run_channels = std::min(min_channels * ceil_div(WARP_SIZE * vector, min_channels * length), channels);
     const bool runs = aligned && (length % vector != 0 || length < 8 * vector) && channels % min_channels == 0 &&
-                      run_channels * length <= BATCH_NORM_THREADS * vector && run_channels <= MAX_RUN_CHANNELS;
+                      run_channels * length <= MAX_BLOCK_THREADS * vector && run_channels <= MAX_RUN_CHANNELS;
     if (runs) {
       plan.tiling = Tiling::runs;
       plan.tile_channels = run_channels;
@@ -81,20 +80,20 @@ inline constexpr int64_t BATCH_NORM_OVERHEAD = 8;
     } else {
       plan.vectorised = aligned && length % vector == 0;
       inner = plan.vectorised ? length / vector : length;
-      plan.columns = ceil_div(inner, ceil_div(inner, BATCH_NORM_THREADS));
+      plan.columns = ceil_div(inner, ceil_div(inner, MAX_BLOCK_THREADS));
     }
   }
   plan.tiles = ceil_div(channels, plan.tile_channels);
   outer = std::max<int64_t>(outer, 1);                        // an empty batch is one empty split
   const int64_t inner_steps = ceil_div(inner, plan.columns);  // steps along a row
   plan.rows_per_step =
-      inner > plan.columns ? 1 : std::max<int64_t>(1, std::min(BATCH_NORM_THREADS / plan.columns, outer));
+      inner > plan.columns ? 1 : std::max<int64_t>(1, std::min(MAX_BLOCK_THREADS / plan.columns, outer));
   plan.threads = round_up(plan.columns * plan.rows_per_step, WARP_SIZE);
 
   const int64_t outer_steps = ceil_div(outer, plan.rows_per_step);
   const int64_t splits = choose_splits(
       plan.tiles, outer_steps * inner_steps, plan.threads, CostModel{BATCH_NORM_OVERHEAD},
-      {multiprocessors, resident_batch_norm_blocks(false, size) * BATCH_NORM_THREADS}, MAX_BATCH_NORM_SPLITS);
+      {multiprocessors, resident_batch_norm_blocks(false, size) * MAX_BLOCK_THREADS}, MAX_BATCH_NORM_SPLITS);
   plan.outer_per_split = ceil_div(outer_steps, std::min(splits, outer_steps)) * plan.rows_per_step;
   plan.outer_splits = ceil_div(outer, plan.outer_per_split);
   plan.inner_per_split =

@@ -2,9 +2,9 @@
 // HeatmapDevice only.
 #pragma once
 
+#include "cuda/block_size.h"
 #include "cuda/splits.h"
 #include "cuda/storage.h"
-#include "cuda/warp_size.h"
 #include "problem.h"
 
 namespace pal_fast::cuda {
@@ -113,7 +113,7 @@ inline void choose_tile_columns(HeatmapTiles& tiles, const HeatmapProblem& probl
   for (const int lanes : {32, 16, 8}) {  // wider tiles are stored in longer contiguous runs
     HeatmapTiles tiles;
     tiles.lanes = lanes;
-    tiles.rows = 256 / lanes * TILE_ROWS;
+    tiles.rows = MAX_BLOCK_THREADS / lanes * TILE_ROWS;
     tiles.columns = lanes * TILE_COLUMNS;
     tiles.tiles_along_rows = ceil_div(problem.height, tiles.rows);
     tiles.tiles_along_columns = ceil_div(problem.width, tiles.columns);

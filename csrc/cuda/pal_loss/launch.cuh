@@ -67,7 +67,7 @@ void forward_each(const LossParams& params, int multiprocessors, const Launcher&
   const EachPlan plan = plan_forward_each(problem, params.storage, multiprocessors);
   const EachSweep sweep = each_sweep(plan, problem.cells());
   launch(
-      each_forward_kernel<S, ChannelsLast>, problem.batch * plan.splits, BLOCK_THREADS,
+      each_forward_kernel<S, ChannelsLast>, problem.batch * plan.splits, MAX_BLOCK_THREADS,
       shared_bytes<EachShared<S>>(sweep), layer_of<S>(problem, params.activation, params.gradient), prior_of<T>(params),
       output_of<T>(params),
       global_array<double>(params.partial_sums, loss_workspace(problem, params.storage, multiprocessors).partial_sums),

@@ -6,14 +6,12 @@
 #include <cstdint>
 #include <numeric>
 
+#include "cuda/block_size.h"
 #include "cuda/splits.h"
 #include "cuda/storage.h"
-#include "cuda/warp_size.h"
 #include "problem.h"
 
 namespace pal_fast::cuda {
-
-inline constexpr int64_t BLOCK_THREADS = 256;
 
 // Minimum resident blocks per multiprocessor, as given to __launch_bounds__: four leave 64 registers a thread, three
 // 80, two 128. Shared memory permits as many for small blocks, and for all with the 164 KiB and more of sm_80, 90 and
@@ -57,9 +55,9 @@ struct RowPlan {
   // A sample may start within a vector; its first row then starts at that vector.
   const int64_t before = stride % vector == 0 ? 0 : vector - 1;
   plan.rows = ceil_div(run + before, plan.row_elements);
-  plan.tiles = ceil_div(plan.row_vectors, BLOCK_THREADS);
+  plan.tiles = ceil_div(plan.row_vectors, MAX_BLOCK_THREADS);
   plan.tile_columns = ceil_div(plan.row_vectors, plan.tiles);
-  plan.rows_per_step = plan.tiles > 1 ? 1 : std::min(BLOCK_THREADS / plan.tile_columns, plan.rows);
+  plan.rows_per_step = plan.tiles > 1 ? 1 : std::min(MAX_BLOCK_THREADS / plan.tile_columns, plan.rows);
   plan.threads = round_up(plan.tile_columns * plan.rows_per_step, WARP_SIZE);
   plan.splits =
       choose_splits(batch * plan.tiles, ceil_div(plan.rows, plan.rows_per_step), plan.threads, cost, occupancy);
@@ -73,7 +71,7 @@ inline constexpr int SWEEP_CELLS = 2;
 // cell for each of the block's groups, and a block takes every `splits`-th step.
 struct CellPlan {
   int64_t lanes = 0;
-  int64_t threads = BLOCK_THREADS;
+  int64_t threads = MAX_BLOCK_THREADS;
   int64_t splits = 1;
 };
 
@@ -111,7 +109,7 @@ struct EachPlan {
 inline constexpr int64_t EACH_TILE_BYTES = 20480;
 inline constexpr int64_t EACH_CHUNK_BYTES = 16384;
 inline constexpr int64_t EACH_TILE_BYTES_CHANNELS_LAST = 32256;
-inline constexpr int64_t EACH_MAX_CHANNELS = BLOCK_THREADS;
+inline constexpr int64_t EACH_MAX_CHANNELS = MAX_BLOCK_THREADS;
 
 [[nodiscard]] inline EachPlan plan_each(int64_t batch, int64_t cells, int64_t count, Layout layout, Storage storage,
                                         const Occupancy& occupancy) {
@@ -138,12 +136,12 @@ inline constexpr int64_t EACH_MAX_CHANNELS = BLOCK_THREADS;
         std::clamp<int64_t>(tile / plan.pitch / sector * sector, vector, std::min(channels, EACH_MAX_CHANNELS));
   }
   // The largest teams for which the block covers a tile at once and every thread has at least one vector.
-  while (2 * plan.lanes * plan.tile_channels <= BLOCK_THREADS && 2 * plan.lanes * (16 / size) <= plan.chunk) {
+  while (2 * plan.lanes * plan.tile_channels <= MAX_BLOCK_THREADS && 2 * plan.lanes * (16 / size) <= plan.chunk) {
     plan.lanes *= 2;
   }
   const int64_t steps = ceil_div(count, plan.tile_channels);
   const int64_t max_steps = std::max<int64_t>(1, EACH_MAX_CHANNELS / plan.tile_channels);
-  const int64_t splits = choose_splits(batch, steps, BLOCK_THREADS, CostModel{1}, occupancy);
+  const int64_t splits = choose_splits(batch, steps, MAX_BLOCK_THREADS, CostModel{1}, occupancy);
   const int64_t tiles_per_split = std::min(max_steps, ceil_div(steps, splits));
   plan.channels_per_split = tiles_per_split * plan.tile_channels;
   plan.splits = ceil_div(steps, tiles_per_split);
@@ -162,7 +160,7 @@ inline constexpr int64_t BACKWARD_OVERHEAD = 2;
 
 [[nodiscard]] inline Occupancy map_occupancy(const LossProblem& problem, Storage storage, int64_t multiprocessors) {
   return {multiprocessors,
-          resident_map_blocks(problem.grouping == Grouping::all, element_size(storage)) * BLOCK_THREADS};
+          resident_map_blocks(problem.grouping == Grouping::all, element_size(storage)) * MAX_BLOCK_THREADS};
 }
 
 [[nodiscard]] inline RowPlan plan_forward_rows(const LossProblem& problem, Storage storage, int64_t multiprocessors) {
@@ -178,7 +176,7 @@ inline constexpr int64_t BACKWARD_OVERHEAD = 2;
 
 [[nodiscard]] inline EachPlan plan_forward_each(const LossProblem& problem, Storage storage, int64_t multiprocessors) {
   return plan_each(problem.batch, problem.cells(), problem.count, problem.layout, storage,
-                   {multiprocessors, resident_each_blocks(element_size(storage)) * BLOCK_THREADS});
+                   {multiprocessors, resident_each_blocks(element_size(storage)) * MAX_BLOCK_THREADS});
 }
 
 [[nodiscard]] inline RowPlan plan_backward(const LossProblem& problem, Storage storage, int64_t multiprocessors) {
@@ -186,7 +184,7 @@ inline constexpr int64_t BACKWARD_OVERHEAD = 2;
   const int blocks = resident_backward_blocks(problem.grouping, channels_last, element_size(storage));
   return plan_rows(problem.batch, problem.sample_elements(), problem.sample_elements(),
                    channels_last ? problem.channels : problem.cells(), vector_elements(storage),
-                   CostModel{BACKWARD_OVERHEAD}, {multiprocessors, blocks * BLOCK_THREADS});
+                   CostModel{BACKWARD_OVERHEAD}, {multiprocessors, blocks * MAX_BLOCK_THREADS});
 }
 
 [[nodiscard]] inline LossWorkspace loss_workspace(const LossProblem& problem, Storage storage,

@@ -111,10 +111,10 @@ template <typename S>
 int64_t most_shared_memory_of(Storage storage, bool channels_last) {
   int64_t most = 0;
   const Layout layout = channels_last ? Layout::channels_last : Layout::contiguous;
-  const Occupancy occupancy{132, resident_each_blocks(sizeof(S)) * BLOCK_THREADS};
+  const Occupancy occupancy{132, resident_each_blocks(sizeof(S)) * MAX_BLOCK_THREADS};
   for (int64_t cells = 1; cells < 9000; cells = cells < 2100 ? cells + 1 : cells + 97) {
     for (const bool landmarks : {false, true}) {
-      most = std::max(most, shared_bytes<MapShared<S>>(cells, landmarks, !channels_last, BLOCK_THREADS));
+      most = std::max(most, shared_bytes<MapShared<S>>(cells, landmarks, !channels_last, MAX_BLOCK_THREADS));
     }
     for (int64_t count = 1; count < 3000; count = count < 20 ? count + 1 : 2 * count + 3) {
       for (const int64_t batch : {1, 64, 1000}) {
@@ -123,7 +123,7 @@ int64_t most_shared_memory_of(Storage storage, bool channels_last) {
         if (static_cast<int64_t>(sweep.splits) * sweep.channels_per_split < count) {
           throw std::runtime_error("a plan that leaves channels out");
         }
-        if (sweep.lanes * sweep.tile_channels > BLOCK_THREADS) {
+        if (sweep.lanes * sweep.tile_channels > MAX_BLOCK_THREADS) {
           throw std::runtime_error("a tile of more channels than there are teams");
         }
       }
