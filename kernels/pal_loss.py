@@ -43,8 +43,9 @@ PARTIALS_AT_ONCE = 8192
 #: partial maps depends on the batch size, and each value compiles another kernel.
 FEW_PARTIALS, MANY_PARTIALS = 8, 64
 
-#: Elements of a tile of "each", which also needs registers for per-channel values.
-EACH_TILE = 2048
+#: Elements of a tile where one of TILE would take more than 128 registers a thread, so that fewer programs would be
+#: resident than are planned: "each" has per-channel values, "all" moments, and float32 the widest loads and stores.
+SMALL_TILE = TILE // 2
 
 
 def pal_loss(
@@ -135,7 +136,7 @@ def _launch_map(
     shared: dict[str, Any],
 ) -> None:
     """One launch: sweep, score, reduce."""
-    sweep = plan(layer, count=count, swept=count)
+    sweep = plan(layer, count=count, swept=count, tile=SMALL_TILE if together else TILE)
     plane = outputs["plane_ptr"]
     block_n = min(power_of_two(sweep.cells), BLOCK_CELLS)
     pal_loss_forward_kernel[(sweep.programs,)](
@@ -164,7 +165,7 @@ def _launch_each(
     channels_last = is_channels_last(layer)
     vector_c, vector_cells = vector_width(layer.dtype, channels), vector_width(layer.dtype, cells)
     # Narrow loads need more registers for addresses.
-    tile = EACH_TILE if channels_last or vector_cells > 1 else EACH_TILE // 2
+    tile = SMALL_TILE if channels_last or vector_cells > 1 else SMALL_TILE // 2
     if channels_last:
         block_c = min(power_of_two(count), 64)
         block_n = min(power_of_two(cells), tile // block_c)
@@ -220,7 +221,7 @@ def pal_loss_backward(
     d_activation = torch.empty_like(layer) if need_activation else None
     d_gradient = torch.empty_like(layer) if need_gradient else None
     if layer.numel() and (need_activation or need_gradient):
-        tile = EACH_TILE if GROUPING[grouping] == "each" else TILE
+        tile = SMALL_TILE if GROUPING[grouping] == "each" or layer.dtype == torch.float32 else TILE
         sweep: Sweep = plan(layer, count=channel_count, swept=layer.shape[1], tile=tile)
         with on_device(layer):
             pal_loss_backward_kernel[(sweep.programs,)](
