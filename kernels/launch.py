@@ -20,8 +20,8 @@ VECTOR_BYTES = 16
 #: the last bit, and which lane's value is used is unspecified.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
-#: Target number of programs per multiprocessor: all are resident at once (128 threads of up to 128 registers), have
-#: enough loads in flight to hide memory latency, and are few enough that a sample's partial sums are small compared
+#: Target number of programs per multiprocessor: they are resident at once where 128 threads take up to 128 registers
+#: (benchmarks/NOTES.md), have enough loads in flight to hide memory latency, and are few enough that a sample's partial sums are small compared
 #: with its input.
 PROGRAMS_PER_PROCESSOR = 4
 

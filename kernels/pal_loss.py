@@ -44,7 +44,8 @@ PARTIALS_AT_ONCE = 8192
 FEW_PARTIALS, MANY_PARTIALS = 8, 64
 
 #: Elements of a tile where one of TILE would take more than 128 registers a thread, so that fewer programs would be
-#: resident than are planned: "each" has per-channel values, "all" moments, and float32 the widest loads and stores.
+#: resident than are planned: "all" has moments, float32 the widest loads and stores. Of "each", which has per-channel
+#: values, some forwards take up to 220 even so.
 SMALL_TILE = TILE // 2
 
 

@@ -40,8 +40,8 @@ template <typename T>
   return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
 }
 
-// Loads 16 aligned bytes of global memory, cached in L2 but not in L1 (ld.global.cg), for what no other thread of the
-// multiprocessor reads.
+// Loads 16 aligned bytes of global memory, cached in L2 but not in L1 (ld.global.cg), for the elements of a layer: no
+// other thread of the multiprocessor reads them, or all do so only once, for a pivot.
 template <typename S>
 [[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes(const S* from) {
   return __ldcg(reinterpret_cast<const uint4*>(from));

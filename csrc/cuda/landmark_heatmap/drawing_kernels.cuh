@@ -58,9 +58,9 @@ struct TiledHeatmapShared {
   Pointer<unsigned> flag;
 
   __host__ __device__ TiledHeatmapShared(SharedLayout& layout, int rows, int columns)
-      : along_x(layout.allocate<T>(TILE_LANDMARKS * (columns + rows + LANDMARK_ELEMENTS))),
-        along_y(along_x + TILE_LANDMARKS * columns),
-        landmark_data(along_y + TILE_LANDMARKS * rows),
+      : along_x(layout.allocate<T>(TILE_LANDMARKS * columns)),
+        along_y(layout.allocate<T>(TILE_LANDMARKS * rows)),
+        landmark_data(layout.allocate<T>(TILE_LANDMARKS * LANDMARK_ELEMENTS)),
         scratch(layout.allocate<double>(MAX_BLOCK_WARPS)),
         flag(layout.allocate<unsigned>(1)) {}
 };

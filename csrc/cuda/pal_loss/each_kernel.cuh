@@ -95,11 +95,11 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof
   const int cells = layer.cells;
   const int64_t sample = blockIdx.x / sweep.splits;
   const int split = blockIdx.x % sweep.splits;
-  const int first_channel = split * sweep.tile_channels, channel_stride = sweep.splits * sweep.tile_channels;
   const int64_t begin = sample * layer.sample_elements();
   const auto shared = allocate_shared<EachShared<S>>(sweep);
 
   // 1. The heatmap.
+  const int first_channel = split * sweep.tile_channels;
   prefetch_tile<ChannelsLast>(layer, begin, first_channel, min(first_channel + sweep.tile_channels, layer.count), 0,
                               sweep.chunk);
   const SamplePrior heatmap = heatmap_moments(prior, shared, sweep, sample, cells);
@@ -135,8 +135,8 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof
       block_reduce<1>(heatmap_total, shared.double_scratch, Sum());
     }
     int slot = team;  // of the team's channel in shared.moments
-    for (int channel = first_channel; channel < layer.count; channel += channel_stride, slot += sweep.tile_channels) {
-      const int last = min(channel + sweep.tile_channels, layer.count);
+    for (int tile = split; tile < sweep.tiles; tile += sweep.splits, slot += sweep.tile_channels) {
+      const int channel = tile * sweep.tile_channels, last = min(channel + sweep.tile_channels, layer.count);
       __syncthreads();  // the tile, or the factors in the same memory, may still be read
       const int tile_begin = fill_tile<ChannelsLast>(layer, shared.tile, sweep, begin, channel, last, cell, end);
       __syncthreads();
@@ -155,7 +155,8 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_each_blocks(sizeof
   const double share = 1.0 / layer.count;
   double score[1] = {0.0};
   for (int slot = threadIdx.x; slot < sweep.channels_per_split; slot += blockDim.x) {
-    const int c = first_channel + slot / sweep.tile_channels * channel_stride + slot % sweep.tile_channels;
+    const int tile = split + slot / sweep.tile_channels * sweep.splits;
+    const int c = tile < sweep.tiles ? tile * sweep.tile_channels + slot % sweep.tile_channels : layer.count;
     if (c >= layer.count) {
       break;
     }

@@ -8,13 +8,17 @@ namespace pal_fast::cuda {
 
 // Kernel argument: an EachPlan.
 struct EachSweep {
-  int chunk, chunks, tile_channels, lanes, pitch, channels_per_split, splits;
+  int chunk, chunks, tile_channels, tiles, lanes, pitch, channels_per_split, splits;
 };
 
 [[nodiscard]] inline EachSweep each_sweep(const EachPlan& plan, int64_t cells) {
-  return {static_cast<int>(plan.chunk),         static_cast<int>(ceil_div(cells, plan.chunk)),
-          static_cast<int>(plan.tile_channels), static_cast<int>(plan.lanes),
-          static_cast<int>(plan.pitch),         static_cast<int>(plan.channels_per_split),
+  return {static_cast<int>(plan.chunk),
+          static_cast<int>(ceil_div(cells, plan.chunk)),
+          static_cast<int>(plan.tile_channels),
+          static_cast<int>(plan.tiles),
+          static_cast<int>(plan.lanes),
+          static_cast<int>(plan.pitch),
+          static_cast<int>(plan.channels_per_split),
           static_cast<int>(plan.splits)};
 }
 

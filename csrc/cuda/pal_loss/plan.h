@@ -16,8 +16,7 @@ namespace pal_fast::cuda {
 // Minimum resident blocks per multiprocessor, as given to __launch_bounds__: four leave 64 registers a thread, three
 // 80, two 128. Shared memory permits as many for small blocks, and for all with the 164 KiB and more of sm_80, 90 and
 // 100. The forward of "each" takes up to 48 KiB a block, so that the 100 KiB of sm_86, 89 and 120 hold two and the 64
-// KiB of sm_75 one; of the map kernel's largest blocks sm_75 holds two, in double one. Plans ignore this: there, more
-// blocks are launched than are resident. `size`: bytes of an element.
+// KiB of sm_75 one. Plans ignore this: there, more blocks are launched than are resident. `size`: bytes of an element.
 [[nodiscard]] constexpr int resident_map_blocks(bool all, int64_t size) { return all || size == 8 ? 2 : 3; }
 [[nodiscard]] constexpr int resident_each_blocks(int64_t size) { return size == 8 ? 1 : 3; }
 [[nodiscard]] constexpr int resident_backward_blocks(Grouping grouping, bool channels_last, int64_t size) {
@@ -98,6 +97,7 @@ struct CellPlan {
 struct EachPlan {
   int64_t chunk = 0;               // cells of a tile: all of them, or a part of a large map
   int64_t tile_channels = 0;       // channels of a tile
+  int64_t tiles = 0;               // of a sample's channels
   int64_t lanes = 1;               // size of the team of threads of a channel, a power of two
   int64_t pitch = 0;               // elements from channel to channel of a tile
   int64_t channels_per_split = 0;  // at most, in whole tiles
@@ -139,12 +139,12 @@ inline constexpr int64_t EACH_MAX_CHANNELS = MAX_BLOCK_THREADS;
   while (2 * plan.lanes * plan.tile_channels <= MAX_BLOCK_THREADS && 2 * plan.lanes * (16 / size) <= plan.chunk) {
     plan.lanes *= 2;
   }
-  const int64_t steps = ceil_div(count, plan.tile_channels);
-  const int64_t max_steps = std::max<int64_t>(1, EACH_MAX_CHANNELS / plan.tile_channels);
-  const int64_t splits = choose_splits(batch, steps, MAX_BLOCK_THREADS, CostModel{1}, occupancy);
-  const int64_t tiles_per_split = std::min(max_steps, ceil_div(steps, splits));
+  plan.tiles = ceil_div(count, plan.tile_channels);
+  const int64_t max_tiles = std::max<int64_t>(1, EACH_MAX_CHANNELS / plan.tile_channels);
+  const int64_t splits = choose_splits(batch, plan.tiles, MAX_BLOCK_THREADS, CostModel{1}, occupancy);
+  const int64_t tiles_per_split = std::min(max_tiles, ceil_div(plan.tiles, splits));
   plan.channels_per_split = tiles_per_split * plan.tile_channels;
-  plan.splits = ceil_div(steps, tiles_per_split);
+  plan.splits = ceil_div(plan.tiles, tiles_per_split);
   return plan;
 }
 
