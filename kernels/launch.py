@@ -21,8 +21,8 @@ VECTOR_BYTES = 16
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 #: Target number of programs per multiprocessor: they are resident at once where 128 threads take up to 128 registers
-#: (benchmarks/NOTES.md), have enough loads in flight to hide memory latency, and are few enough that a sample's partial sums are small compared
-#: with its input.
+#: (benchmarks/NOTES.md), have enough loads in flight to hide memory latency, and are few enough that a sample's partial
+#: sums are small compared with its input.
 PROGRAMS_PER_PROCESSOR = 4
 
 #: Multiprocessors assumed under the interpreter, so that small tensors are split as large ones are on a GPU.
