@@ -1,8 +1,8 @@
 """How a layer is partitioned into programs: tiles, splits and vector widths, given its shape and memory format.
 
-Splits and tiles of cells are interleaved: split s takes steps s, s + splits, s + 2 * splits, ... The programs of a sample
-run at once, so together they go through it from its beginning to its end, whatever the number of splits. The backward
-goes from end to beginning: it meets first what the forward read last, which L2 may still hold.
+Splits and tiles of cells are interleaved: split s takes steps s, s + splits, s + 2 * splits, ... The programs of a
+sample run at once, so together they go through it from its beginning to its end, whatever the number of splits. The
+backward goes from end to beginning: it meets first what the forward read last, which L2 may still hold.
 """
 
 from __future__ import annotations
