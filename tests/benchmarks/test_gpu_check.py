@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import command as gpu_check
-from benchmarks.gpu_check import probes, small_calls
 from benchmarks.gpu_check import steps as gpu_steps
 from benchmarks.gpu_check.command import Outcome
 from benchmarks.lost_device import LOST
@@ -267,86 +265,3 @@ def test_a_build_for_all_architectures_leaves_their_choice_to_setup(a_gpu: None,
     assert gpu_check.main(["--output", str(tmp_path), "--only", "build", "--all-architectures"], stub) == 0
     assert stub.received[0][1] == {"PAL_FAST_CUDA": "1"}
     assert "the extension builds with CUDA for every architecture" in (tmp_path / "gpu_check.md").read_text()
-
-
-def test_a_command_returns_its_status_and_output_and_sees_its_environment() -> None:
-    python = sys.executable
-    assert gpu_check.run_command([python, "-c", "print('x'); raise SystemExit(3)"], {}, 60) == Outcome(3, "x\n")
-    outcome = gpu_check.run_command([python, "-c", "import os; print(os.environ['A'])"], {"A": "b"}, 60)
-    assert outcome == Outcome(0, "b\n")
-
-
-def test_a_timed_out_command_is_killed_with_its_children(tmp_path: Path) -> None:
-    """Orphaned workers would occupy the GPU while the next step is timed."""
-    child = f"import time; time.sleep(8); open({str(tmp_path / 'alive')!r}, 'w')"
-    code = (
-        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); print('y', flush=True); "
-        "time.sleep(60)"
-    )
-    start = time.monotonic()
-    late = gpu_check.run_command([sys.executable, "-c", code], {}, 3)
-    assert late == Outcome(None, "y\n")
-    assert time.monotonic() - start < 7
-    time.sleep(max(0.0, 10 - (time.monotonic() - start)))
-    assert not (tmp_path / "alive").exists()
-
-
-def test_children_in_another_session_are_not_waited_for() -> None:
-    """PyTorch's compiler starts its workers in a new session, and they would hold a pipe open."""
-    code = (
-        "import subprocess, sys; print('z', flush=True); "
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'], start_new_session=True)"
-    )
-    start = time.monotonic()
-    assert gpu_check.run_command([sys.executable, "-c", code], {}, 15) == Outcome(0, "z\n")
-    assert time.monotonic() - start < 10
-
-
-def test_a_timed_out_command_keeps_its_output() -> None:
-    code = "import time; print('half'); time.sleep(60)"
-    assert gpu_check.run_command([sys.executable, "-c", code], {}, 3) == Outcome(None, "half\n")
-
-
-def test_a_missing_program_returns_status_127() -> None:
-    assert gpu_check.run_command(["/nowhere/compute-sanitizer"], {}, 5).status == 127
-
-
-def test_the_repetition_probe_also_runs_on_the_cpu_kernels(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "cpu" in probes.backends_on(torch.device("cpu")), "the extension is not built"
-    assert probes.main(["repeat", "--device", "cpu", "--times", "3"]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(found) == 8
-    assert all(finding["holds"] for finding in found)
-    assert probes.main(["repeat", "--device", "cpu", "--times", "10000000", "--seconds", "1"]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(found) == 8
-    assert all("of 10000000 for which there was no time" in finding["claim"] for finding in found)
-
-
-def test_bitwise_comparison_distinguishes_signed_zeros_and_matches_nan() -> None:
-    value = torch.tensor([0.0, torch.nan])
-    assert bool((probes.bits(value) == probes.bits(value.clone())).all())
-    assert not bool((probes.bits(value) == probes.bits(torch.tensor([-0.0, torch.nan]))).all())
-
-
-def test_the_small_calls_begin_with_every_kind_of_call_and_all_run(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = {type(call).__name__ for call in small_calls.calls("cuda")[: 2 * 2 * 4 * 2 + 9 + 4]}
-    assert kinds == {"LossCall", "HeatmapCall", "BatchNormCall"}
-    assert small_calls.main(["--backend", "cpu"]) == 0
-    assert capsys.readouterr().out == "109 of 109 calls by cpu\n"
-
-
-def test_a_probe_without_a_gpu_fails(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert probes.main(["launches"]) == 1
-    assert "PyTorch sees no CUDA GPU" in capsys.readouterr().out
-
-
-@pytest.mark.gpu
-def test_the_small_calls_run_on_this_gpu() -> None:
-    assert small_calls.main(["--backend", "cuda"]) == 0
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("probe", ["launches", pytest.param("graph", marks=pytest.mark.gpu(hardware=True))])
-def test_the_probes_hold_on_this_gpu(probe: str) -> None:
-    assert probes.main([probe]) == 0

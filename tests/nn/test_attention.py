@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.attention import DOUBLE, given
 from support.compare import relative_error
-from support.networks import by_math
+from support.networks import by_math, derivatives_of
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.functional import scaled_dot_product_attention
@@ -136,23 +136,13 @@ def test_flash_attention_keeps_no_matrix_of_queries_and_keys() -> None:
     assert max(kept) == 64
 
 
-def step(call: Any, tensors: list[Tensor]) -> list[Tensor]:
-    """The output, its derivatives, and the derivatives of those."""
-    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
-    output = call(*tensors)
-    wide = torch.promote_types(output.dtype, torch.float32)
-    first = torch.autograd.grad(output.to(wide).pow(3).sum(), tensors, create_graph=True)
-    second = torch.autograd.grad(sum(g.to(wide).square().sum() for g in first), tensors)
-    return [output.detach(), *(g.detach() for g in first), *second]
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_attention_is_as_accurate_as_pytorchs(dtype: torch.dtype) -> None:
     tensors = given((2, 3, 17, 8), (2, 3, 17, 8), (2, 3, 17, 8), dtype=dtype)
-    judge = step(by_math, [tensor.double() for tensor in tensors])
+    judge = derivatives_of(by_math, [tensor.double() for tensor in tensors])
     errors = []
     for call in (attention, by_math):
-        got = step(call, tensors)
+        got = derivatives_of(call, tensors)
         assert all(value.dtype == dtype for value in got)
         errors.append([relative_error(value, wanted) for value, wanted in zip(got, judge, strict=True)])
     assert all(own <= 3 * other + 1e-3 for own, other in zip(*errors, strict=True)), errors
@@ -255,8 +245,8 @@ def test_a_third_derivative_raises() -> None:
 def test_a_gpu_agrees_with_the_cpu(keys: int, masked: bool, dtype: torch.dtype) -> None:
     shapes = [(1, 2, 9, 8), (1, 2, keys, 8), (1, 2, keys, 4), (1, 2, 1, keys)]
     tensors = given(*shapes[: 4 if masked else 3], dtype=dtype)
-    judge = step(by_math, [tensor.double() for tensor in tensors])
+    judge = derivatives_of(by_math, [tensor.double() for tensor in tensors])
     bound = {DOUBLE: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
-    for got, wanted in zip(step(attention, [tensor.cuda() for tensor in tensors]), judge, strict=True):
+    for got, wanted in zip(derivatives_of(attention, [tensor.cuda() for tensor in tensors]), judge, strict=True):
         assert got.dtype == dtype
         assert relative_error(got.cpu(), wanted) <= bound

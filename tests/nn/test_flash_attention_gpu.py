@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from support.compare import relative_error
-from support.networks import by_math
-from torch import Tensor
+from support.networks import by_math, derivatives_of
 
 from pal_fast.nn.attention import attention
 from pal_fast.nn.flash_attention import serves
 
 BOUNDS = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-
-def derivatives(call: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    """The output, its derivatives, and the derivatives of those."""
-    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
-    output = call(*tensors)
-    wide = torch.promote_types(output.dtype, torch.float32)
-    first = torch.autograd.grad(output.to(wide).pow(3).sum(), tensors, create_graph=True)
-    second = torch.autograd.grad(sum(g.to(wide).square().sum() for g in first), tensors)
-    return [output.detach(), *(g.detach() for g in first), *second]
 
 
 @pytest.mark.gpu(hardware=True)
@@ -39,7 +26,7 @@ def test_flash_attention_and_both_its_derivatives_agree_with_exact_attention(
     exact = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).double() for shape in shapes]
     tensors = [tensor.to("cuda", dtype) for tensor in exact]
     assert serves(*tensors), "it is not used, so this test would prove nothing"
-    wanted = derivatives(by_math, exact)
-    for index, (value, judge) in enumerate(zip(derivatives(attention, tensors), wanted, strict=True)):
+    wanted = derivatives_of(by_math, exact)
+    for index, (value, judge) in enumerate(zip(derivatives_of(attention, tensors), wanted, strict=True)):
         assert value.dtype == dtype
         assert relative_error(value, judge) <= BOUNDS[dtype], index

@@ -134,6 +134,16 @@ def by_math(*tensors: Tensor) -> Tensor:
         return nn.functional.scaled_dot_product_attention(*tensors)
 
 
+def derivatives_of(call: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """The output, its derivatives, and the derivatives of those."""
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = call(*tensors)
+    wide = torch.promote_types(output.dtype, torch.float32)
+    first = torch.autograd.grad(output.to(wide).pow(3).sum(), tensors, create_graph=True)
+    second = torch.autograd.grad(sum(g.to(wide).square().sum() for g in first), tensors)
+    return [output.detach(), *(g.detach() for g in first), *second]
+
+
 def by_hand(model: nn.Module, images: Tensor, labels: Tensor | None, landmarks: Tensor) -> Tensor:
     """A SmallNet's step on 16x16 images under the current autocast with the loss in float32: the error of rounding
     the activations."""

@@ -3,6 +3,7 @@
 
 #include "cuda/batch_norm/params.h"
 #include "cuda/block.cuh"
+#include "cuda/shared_layout.cuh"
 
 namespace pal_fast::cuda {
 

@@ -6,6 +6,7 @@
 #include "cuda/drawing.cuh"
 #include "cuda/landmark_heatmap/normalisation.cuh"
 #include "cuda/landmark_heatmap/params.h"
+#include "cuda/shared_layout.cuh"
 
 namespace pal_fast::cuda {
 

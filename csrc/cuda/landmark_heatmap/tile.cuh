@@ -5,6 +5,7 @@
 #include "cuda/gaussians.cuh"
 #include "cuda/landmark_heatmap/mma.cuh"
 #include "cuda/landmark_heatmap/normalisation.cuh"
+#include "cuda/shared_layout.cuh"
 
 namespace pal_fast::cuda {
 

@@ -11,6 +11,7 @@
 #include "cuda/pal_loss/channel_moments.cuh"
 #include "cuda/pal_loss/each_tile.cuh"
 #include "cuda/pal_loss/score.cuh"
+#include "cuda/shared_layout.cuh"
 
 namespace pal_fast::cuda {
 

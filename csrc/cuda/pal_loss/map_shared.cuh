@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/drawing.cuh"
+#include "cuda/shared_layout.cuh"
 
 namespace pal_fast::cuda {
 

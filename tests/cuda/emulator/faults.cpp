@@ -1,6 +1,7 @@
 // Kernels with known faults that the emulator must catch.
 #include "bindings.h"
 #include "cuda/block.cuh"
+#include "cuda/shared_layout.cuh"
 
 namespace py = pybind11;
 using namespace pal_fast::cuda;
