@@ -212,7 +212,7 @@ def test_the_first_tests_select_some_of_every_file() -> None:
     (step,) = (step for step in gpu_steps.steps(Path(), "90", False) if step.name == "first tests")
     chosen = step.command[step.command.index("-m", 3) :]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *chosen]
-    outcome = gpu_check.run_command(command, {}, 300)
+    outcome = gpu_check.run_command(command, {"PYTEST_ADDOPTS": ""}, 300)
     assert outcome.status == 0, outcome.output
     selected = {line.split("::")[0] for line in outcome.output.splitlines() if "::" in line}
     assert selected == set(gpu_steps.FIRST_TESTS)

@@ -33,7 +33,8 @@ def test_agrees_with_the_compiled_operators_in_the_interpreter(seed: int) -> Non
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]),
+        # The tree is last, so that its pal_fast does not hide an installed one.
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path, str(ROOT)]),
     }
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

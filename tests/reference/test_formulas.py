@@ -68,7 +68,8 @@ def test_the_loss_matches_the_formula(seed, channels, score, scale, kind, absolu
         scale=scale,
         reduction="none",
     )
-    np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-10)
+    # A score is a sum of terms that may cancel: some of their rounding stays.
+    np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-10, atol=1e-15)
 
 
 @pytest.mark.parametrize("combine", ["sum", "max"])

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 
 def _load(path: Path) -> ModuleType:
     name = f"interpreted_{path.stem}"
@@ -37,6 +39,8 @@ def _serve(connection: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # For test modules' own functions, and `benchmarks`. Last, so that the tree's pal_fast hides no installed one.
+    sys.path.append(str(ROOT))
     # Fresh memory holds NaN, so that any output that a kernel does not write is noticed.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
