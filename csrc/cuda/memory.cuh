@@ -10,6 +10,15 @@
 
 namespace pal_fast::cuda {
 
+// How a load of global memory is cached.
+//   l1: in L1 and L2 (ld.global), for what other threads of the multiprocessor read too. What another block of the same
+//     launch stored may be read so only behind is_last_block().
+//   l2: in L2 alone (ld.global.cg), for the elements of a layer: no other thread of the multiprocessor reads them, or
+//   all
+//     do so only once, for a pivot.
+//   streaming: evicted first (ld.global.cs), for what is not read again soon.
+enum class Cache { l1, l2, streaming };
+
 #ifndef PAL_FAST_EMULATED
 
 template <typename T>
@@ -40,34 +49,17 @@ template <typename T>
   return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
 }
 
-// Loads 16 aligned bytes of global memory, cached in L2 but not in L1 (ld.global.cg), for the elements of a layer: no
-// other thread of the multiprocessor reads them, or all do so only once, for a pivot.
-template <typename S>
-[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes(const S* from) {
-  return __ldcg(reinterpret_cast<const uint4*>(from));
-}
-
-// The same of 8 aligned bytes.
-template <typename S>
-[[nodiscard]] __device__ __forceinline__ uint2 load_8_bytes(const S* from) {
-  return __ldcg(reinterpret_cast<const uint2*>(from));
-}
-
-// Loads 16 or 8 aligned bytes through L1 (ld.global), for what other threads of the multiprocessor read too. What
-// another block of the same launch stored may be read only behind is_last_block().
-template <typename S>
-[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes_cached(const S* from) {
-  return *reinterpret_cast<const uint4*>(from);
-}
-template <typename S>
-[[nodiscard]] __device__ __forceinline__ uint2 load_8_bytes_cached(const S* from) {
-  return *reinterpret_cast<const uint2*>(from);
-}
-
-// Loads 16 aligned bytes that are not read again soon: evict-first (ld.global.cs).
-template <typename S>
-[[nodiscard]] __device__ __forceinline__ uint4 load_16_bytes_streaming(const S* from) {
-  return __ldcs(reinterpret_cast<const uint4*>(from));
+// Loads 16 or 8 aligned bytes of global memory: Bits is uint4 or uint2.
+template <Cache C, typename Bits, typename S>
+[[nodiscard]] __device__ __forceinline__ Bits load_bits(const S* from) {
+  const auto* bits = reinterpret_cast<const Bits*>(from);
+  if constexpr (C == Cache::l1) {
+    return *bits;
+  } else if constexpr (C == Cache::l2) {
+    return __ldcg(bits);
+  } else {
+    return __ldcs(bits);
+  }
 }
 
 template <typename S>
@@ -211,33 +203,13 @@ struct Vector<S, 1> {
   [[nodiscard]] static __device__ __forceinline__ Vector broadcast(T value) { return {narrowed<S>(value)}; }
 };
 
-template <typename S, int N = VECTOR_SIZE<S>>
+template <typename S, int N = VECTOR_SIZE<S>, Cache C = Cache::l2>
 [[nodiscard]] __device__ __forceinline__ Vector<S, N> load_vector(Pointer<const S> from) {
   if constexpr (N == 1) {
     return {from[0]};
-  } else if constexpr (Vector<S, N>::WORDS == 2) {
-    return {load_8_bytes(from)};
   } else {
-    return {load_16_bytes(from)};
+    return {load_bits<C, typename Vector<S, N>::Bits>(from)};
   }
-}
-
-// For data that other threads of the multiprocessor read too.
-template <typename S, int N = VECTOR_SIZE<S>>
-[[nodiscard]] __device__ __forceinline__ Vector<S, N> load_vector_cached(Pointer<const S> from) {
-  if constexpr (N == 1) {
-    return {from[0]};
-  } else if constexpr (Vector<S, N>::WORDS == 2) {
-    return {load_8_bytes_cached(from)};
-  } else {
-    return {load_16_bytes_cached(from)};
-  }
-}
-
-// For data that is not read again soon.
-template <typename S>
-[[nodiscard]] __device__ __forceinline__ Vector<S> load_vector_streaming(Pointer<const S> from) {
-  return {load_16_bytes_streaming(from)};
 }
 
 template <typename S, int N>

@@ -200,7 +200,7 @@ __device__ __forceinline__ void load_channels(const BlockSlice<S, Vectorised, F>
   if (F == Tiling::rows && is_vector_aligned(from)) {
     Vector<T, W> loaded = Vector<T, W>::broadcast(T(0));
     if (slice.channel(0) < slice.params.channels) {
-      loaded = load_vector_cached<T, W>(from + slice.channel(0));
+      loaded = load_vector<T, W, Cache::l1>(from + slice.channel(0));
     }
     loaded.widen(to);
     return;

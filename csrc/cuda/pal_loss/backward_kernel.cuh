@@ -110,10 +110,10 @@ __global__ void __launch_bounds__(MAX_BLOCK_THREADS, resident_backward_blocks(G,
             next_group[u] = Mixed && wrap < V ? derivative.channel_coefficients(index + 1) : group[u];
           }
           if (layer.activation) {
-            f[u] = load_vector_streaming<S>(layer.activation + first);
+            f[u] = load_vector<S, V, Cache::streaming>(layer.activation + first);
           }
           if (layer.gradient) {
-            g[u] = load_vector_streaming<S>(layer.gradient + first);
+            g[u] = load_vector<S, V, Cache::streaming>(layer.gradient + first);
           }
         }
       }

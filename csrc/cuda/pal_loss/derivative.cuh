@@ -78,7 +78,7 @@ struct SampleDerivative {
 #pragma unroll
       for (int e = 0; e < 3 * V; e += P) {
         T loaded[P];
-        load_vector_cached<T>(tensors.coefficients + (3 * (sample * layer.count + channel) + e)).widen(loaded);
+        load_vector<T, P, Cache::l1>(tensors.coefficients + (3 * (sample * layer.count + channel) + e)).widen(loaded);
 #pragma unroll
         for (int j = 0; j < P; ++j) {
           flat[e + j] = loaded[j];
@@ -112,7 +112,7 @@ struct SampleDerivative {
 #pragma unroll
       for (int e = 0; e < VECTOR_SIZE<S>; e += P) {
         T loaded[P];
-        load_vector_cached<T>(tensors.plane + (sample * layer.cells + cell)).widen(loaded);
+        load_vector<T, P, Cache::l1>(tensors.plane + (sample * layer.cells + cell)).widen(loaded);
 #pragma unroll
         for (int j = 0; j < P; ++j) {
           plane[e + j] = scaled_plane(loaded[j]);

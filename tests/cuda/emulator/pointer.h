@@ -75,33 +75,15 @@ template <typename T>
 bool is_vector_aligned(const Pointer<T>& memory) {
   return reinterpret_cast<uintptr_t>(memory.at()) % 16 == 0;
 }
-template <typename S>
-uint4 load_16_bytes(const Pointer<S>& from) {
-  uint4 bits;
-  std::memcpy(&bits, from.checked(16 / sizeof(S), 16), 16);
-  return bits;
-}
-template <typename S>
-uint2 load_8_bytes(const Pointer<S>& from) {
-  uint2 bits;
-  std::memcpy(&bits, from.checked(8 / sizeof(S), 8), 8);
+template <auto, typename Bits, typename S>  // however it is cached
+Bits load_bits(const Pointer<S>& from) {
+  Bits bits;
+  std::memcpy(&bits, from.checked(sizeof(Bits) / sizeof(S), sizeof(Bits)), sizeof(Bits));
   return bits;
 }
 template <typename S>
 uint4 load_16_bytes_shared(const Pointer<S>& from) {
-  return load_16_bytes(from);
-}
-template <typename S>
-uint4 load_16_bytes_cached(const Pointer<S>& from) {
-  return load_16_bytes(from);
-}
-template <typename S>
-uint2 load_8_bytes_cached(const Pointer<S>& from) {
-  return load_8_bytes(from);
-}
-template <typename S>
-uint4 load_16_bytes_streaming(const Pointer<S>& from) {
-  return load_16_bytes(from);
+  return load_bits<nullptr, uint4>(from);
 }
 template <typename S>
 void store_16_bytes(const Pointer<S>& to, const uint4& bits) {
