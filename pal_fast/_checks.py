@@ -174,7 +174,8 @@ def size_pair(name: str, given: Any) -> tuple[int, int]:
 
 def tensor(name: str, given: Any, shape: str, ndim: int) -> None:
     """A tensor of `ndim` dimensions; `shape` describes them in the error."""
-    instance(name, given, Tensor, f"a tensor of shape {shape}")
+    if not isinstance(given, Tensor):  # not `instance`: every step of a loss checks tensors, and needs no text for it
+        raise TypeError(f"{name} must be a tensor of shape {shape}, got {describe(given)}")
     if given.ndim != ndim:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
 
@@ -222,8 +223,7 @@ def on_device(name: str, given: Tensor, other_name: str, device: torch.device) -
 
 def landmarks(given: Any, batch: int | None = None) -> None:
     """(B, K, 2), any real dtype."""
-    if not isinstance(given, Tensor):
-        raise TypeError(f"landmarks must be a tensor of shape (B, K, 2), got {describe(given)}")
+    instance("landmarks", given, Tensor, "a tensor of shape (B, K, 2)")
     if given.ndim != 3 or given.shape[2] != 2:
         raise ValueError(f"landmarks must have shape (B, K, 2), (x, y) in pixels, got {tuple(given.shape)}")
     if given.is_complex() or given.dtype == torch.bool:
