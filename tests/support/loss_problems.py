@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pal_fast
 from pal_fast.constants import ATTRIBUTION, CHANNELS, COMBINE, NORMALIZE, REDUCTION, SCALE, SCORE
-from support.compare import TOLERANCE, assert_close
+from support.compare import assert_close
 
 #: Every value of every option, by its key in a problem's dict; each score with each scale that it accepts.
 CHOICES: dict[str, list[Any]] = {
@@ -183,7 +183,7 @@ def magnify(problem: Problem, exponents: tuple[int, int]) -> None:
 
 def check(problem: Problem, backend: str) -> tuple[Tensor, list[Tensor]]:
     """Solves the problem and asserts that it agrees with the float64 reference in value, dtype and strides."""
-    # Gradients near 1, which float16 can hold.
+    # The larger gradient near 1, which float16 can hold.
     _, judged = problem.solve("reference", exact=True)
     largest = max((gradient.abs().max().item() for gradient in judged if gradient.numel()), default=0.0)
     if largest > 1e-30:
@@ -200,22 +200,17 @@ def check(problem: Problem, backend: str) -> tuple[Tensor, list[Tensor]]:
     layer = problem.activation if problem.activation is not None else problem.gradient
     assert layer is not None
     share = conditioning(problem)
-    for gradient, judge in zip(gradients, judged, strict=True):
+    for index, (gradient, judge) in enumerate(zip(gradients, judged, strict=True)):
         assert gradient.dtype == dtype, gradient.dtype
         if problem.case["layout"] != "transposed":
             assert gradient.stride() == layer.stride(), f"strides {gradient.stride()}, wanted {layer.stride()}"
-        assert_close(gradient, judge, dtype, "gradient", typical=judge.norm().item() / share + underflow(gradient))
+        size = judge.abs().max().item() if judge.numel() else 0.0
+        if dtype == torch.float16 and 0 < size < 1e-3:
+            # The other gradient is so much larger that this one leaves float16's range: computed again near 1.
+            alone = replace(problem, upstream=problem.upstream / size)
+            gradient, judge = alone.solve(backend)[1][index], alone.solve("reference", exact=True)[1][index]
+        assert_close(gradient, judge, dtype, "gradient", typical=judge.norm().item() / share)
     return loss, gradients
-
-
-def underflow(gradient: Tensor) -> float:
-    """The size below which the bound is finer than float16, whose smallest numbers are 2^-24 apart; 0 for others.
-
-    One of the two gradients may be a hundred thousand times smaller than the other, which is near 1.
-    """
-    if gradient.dtype != torch.float16:
-        return 0.0
-    return 2.0**-25 * math.sqrt(gradient.numel()) / TOLERANCE[torch.float16]
 
 
 def same_bits(first: tuple[Tensor, list[Tensor]], second: tuple[Tensor, list[Tensor]]) -> bool:
