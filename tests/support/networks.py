@@ -91,6 +91,22 @@ def batch(count: int = 4, size: int = 16, dtype: torch.dtype = torch.float64) ->
     )
 
 
+def batch_off_kinks(model: nn.Module, count: int = 4, together: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A `batch` in float32 where no input of the model's ReLUs is within 1e-5 of zero, whose gradient jumps there:
+    rounding cannot take one to its other side. `together` images are given to the model at a time."""
+    judge, distances = twin(model), [0.0]
+    relus = [module for module in judge.modules() if isinstance(module, nn.ReLU)]
+    assert relus, "the model has no nn.ReLU"
+    for relu in relus:
+        relu.register_forward_pre_hook(lambda module, args: distances.append(args[0].abs().min().item()))
+    while min(distances) < 1e-5:
+        distances.clear()
+        drawn = batch(count, dtype=torch.float32)
+        for images in drawn[0].double().split(together or count):
+            judge(images)
+    return drawn
+
+
 def twin(model: nn.Module) -> nn.Module:
     """A float64 copy without hooks, for the reference double backward."""
     return copy.deepcopy(model).double()

@@ -6,17 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support.networks import batch
 from support.triton_namesake import hide
-from torch.utils.data import TensorDataset
 
 hide()
-
-
-@pytest.fixture
-def data() -> TensorDataset:
-    """Eight samples of an image and a label."""
-    return TensorDataset(*batch(8, dtype=torch.float32))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from functorch.compile import make_boxed_func
 from support.compare import relative_error
 from support.compiling import compiled_step, of_a_step
-from support.networks import SmallNet, Tokens, batch, gradient_error, judged, twin
+from support.networks import SmallNet, Tokens, batch, batch_off_kinks, gradient_error, judged, twin
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
@@ -31,7 +31,7 @@ def test_a_whole_step_compiles_into_one_graph(kind, compiler, dtype, bound):
     tokens = kind == "tokens"
     model, layer = (Tokens(), "blocks.0") if tokens else (SmallNet(), "middle")
     model = model.to(dtype)
-    images, labels, landmarks = batch(dtype=dtype)
+    images, labels, landmarks = batch_off_kinks(model) if dtype == torch.float32 else batch()
     view = (lambda f: f[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)) if tokens else (lambda f: f)
     wanted, gradients = judged(twin(model), layer, images, labels, landmarks, view=view)
     step = compiled_step(model, layer, compiler)
@@ -46,7 +46,7 @@ def test_a_whole_step_compiles_into_one_graph(kind, compiler, dtype, bound):
 @of_a_step
 def test_the_operators_are_opaque_nodes_of_one_graph():
     model = SmallNet()
-    images, labels, landmarks = batch(dtype=torch.float32)
+    images, labels, landmarks = batch_off_kinks(model)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
     pal_fast.nn.prepare_head(model, "middle", images)
     graphs = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.compare import relative_error
 from support.compiling import compiled_step, of_a_step
-from support.networks import SmallNet, batch, gradient_error, judged, twin
+from support.networks import SmallNet, batch, batch_off_kinks, gradient_error, judged, twin
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -40,7 +40,7 @@ def test_a_compiled_body_with_an_eager_head_matches_the_double_backward():
 
 def test_a_body_compiled_by_inductor_matches_the_double_backward():
     model = SmallNet()
-    images, labels, landmarks = batch(dtype=torch.float32)
+    images, labels, landmarks = batch_off_kinks(model)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
     pal = pal_fast.PALLoss(model, "middle")
     compile_body(model, "middle", images)

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from support.networks import SmallNet, batch, gradient_error, judged, twin
+from support.networks import SmallNet, batch, batch_off_kinks, gradient_error, judged, twin
 from torch.nn.functional import cross_entropy
 
 import pal_fast
@@ -40,9 +40,9 @@ def data():
     return batch(dtype=torch.float32)
 
 
-def test_a_step_under_fabric_matches_the_double_backward(data):
-    images, labels, landmarks = data
+def test_a_step_under_fabric_matches_the_double_backward():
     fabric, network = fabric_of("32-true"), SmallNet()
+    images, labels, landmarks = batch_off_kinks(network)
     _, wanted = judged(twin(network), "middle", images, labels, landmarks)
     model = fabric.setup(network)
     pal = pal_fast.PALLoss(model, "middle")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.compare import relative_error
 from support.integrations import example
+from support.networks import batch
 
 import pal_fast
 
@@ -26,7 +27,7 @@ def pal_values(monkeypatch):
 
 
 @pytest.fixture
-def pal_trainer(data, tmp_path):
+def pal_trainer(tmp_path):
     """Builds the example's trainer for a small ViT with fixed initial weights."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.ViTConfig(
@@ -38,7 +39,8 @@ def pal_trainer(data, tmp_path):
         patch_size=4,
         num_labels=5,
     )
-    rows = [{"pixel_values": x, "labels": y, "landmarks": p} for x, y, p in data]
+    samples = zip(*batch(8, dtype=torch.float32), strict=True)
+    rows = [{"pixel_values": x, "labels": y, "landmarks": p} for x, y, p in samples]
     state = transformers.ViTForImageClassification(config).state_dict()
 
     def model_init():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.compare import relative_error
 from support.integrations import FOLDER, code_of, example
-from support.networks import SmallNet, batch, judged, twin
+from support.networks import SmallNet, batch_off_kinks, judged, twin
 from torch.utils.data import DataLoader, TensorDataset
 
 #: The two batches of four that an unshuffled loader takes from `data`.
@@ -16,6 +16,11 @@ HALVES = slice(0, 4), slice(4, 8)
 @pytest.fixture
 def network():
     return SmallNet()
+
+
+@pytest.fixture
+def data(network):
+    return TensorDataset(*batch_off_kinks(network, 8, together=4))
 
 
 def assert_trains(network, run) -> None:
@@ -64,7 +69,7 @@ def gradients_at_each_step(network, optimizer):
 
 def three_batches_and_gradients(network):
     """A loader of three batches of four, and the judge's gradients of each batch."""
-    data = TensorDataset(*batch(12, dtype=torch.float32))
+    data = TensorDataset(*batch_off_kinks(network, 12, together=4))
     parts = [slice(0, 4), slice(4, 8), slice(8, 12)]
     return DataLoader(data, 4), [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in parts]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import steady_memory
 from support.compare import relative_error
-from support.networks import SmallNet, batch, gradient_error, judged, twin
+from support.networks import SmallNet, batch, batch_off_kinks, gradient_error, judged, twin
 from torch import nn
 
 import pal_fast
@@ -52,7 +52,7 @@ def test_losses_on_the_same_and_on_other_models_do_not_interfere():
 
 def test_a_channels_last_model_matches_the_double_backward():
     model = SmallNet().to(memory_format=torch.channels_last)
-    images, labels, landmarks = batch(dtype=torch.float32)
+    images, labels, landmarks = batch_off_kinks(model)
     wanted, gradients = judged(twin(model), "middle", images, labels, landmarks)
     pal = pal_fast.PALLoss(model, "middle")
     logits = model(images.contiguous(memory_format=torch.channels_last))
