@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import setuptools
@@ -37,6 +35,7 @@ if not ONLY_EXTENSION:
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 sys.path.insert(0, str(CSRC))
+import objects  # noqa: E402
 import toolchain  # noqa: E402
 
 TORCH_STABLE_VERSION = "0x020a000000000000"  # 2.10, the oldest PyTorch that the wheel supports
@@ -60,126 +59,90 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def headers_of(source: Path) -> set[Path]:
-    """The files of csrc/ that a source includes, directly or indirectly."""
-    found: set[Path] = set()
-    left = [source]
-    while left:
-        path = left.pop()
-        for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE):
-            header = next((h for h in ((path.parent / name).resolve(), CSRC / name) if h.is_file()), None)
-            if header and header not in found:
-                found.add(header)
-                left.append(header)
-    return found
+def common_flags(cuda_home: Path | None) -> list[str]:
+    """What the host compiler and nvcc are both given: definitions, include paths and the language."""
+    import torch.utils.cpp_extension as torch_build
+
+    definitions = [f"TORCH_TARGET_VERSION={TORCH_STABLE_VERSION}", f'PAL_FAST_SOURCE_DIGEST="{source_digest()}"']
+    # The operators use headers that only PyTorch provides; CUDA's own come after them.
+    include = [str(CSRC), *torch_build.include_paths()]
+    if cuda_home:
+        definitions += ["PAL_FAST_WITH_CUDA=1", "USE_CUDA=1"]
+        include += toolchain.cuda_includes(cuda_home)
+    headers = Path(sysconfig.get_paths()["include"])
+    if sys.platform.startswith("linux") and not FREE_THREADED and (headers / "Python.h").is_file():
+        definitions.append(f"Py_LIMITED_API={PYTHON_LIMITED_API}")
+        include.append(str(headers))
+    return [*(f"-D{d}" for d in definitions), *(f"-I{i}" for i in include), "-std=c++20"]
 
 
-def object_key(source: Path, command: list[str]) -> str:
-    """A digest of everything an object file depends on, so that a second build compiles only what changed.
+def host_command(compiler: list[str], common: list[str], architectures: list[str]) -> list[str]:
+    """The command that compiles a .cpp file."""
+    import torch.utils.cpp_extension as torch_build
 
-    `command` excludes the source's own path: only its content counts. Instead of include paths, PyTorch's version
-    counts, since build isolation changes the paths; macros that name the build count only in sources that use them.
-    """
-    import torch
+    command = [*compiler, "-c", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    command += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-O3", *common]
+    # Errors name files as csrc/... and torch/..., and builds are reproducible whatever the directory.
+    command += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, *torch_build.include_paths())]
+    if SANITIZE:
+        command += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
+    if architectures:
+        command.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{toolchain.built_for(architectures)}"')
+    return command
 
-    digest = hashlib.sha256(torch.__version__.encode())
-    text = source.read_text()
-    names = [f"-D{name}" for name in ("PAL_FAST_SOURCE_DIGEST", "PAL_FAST_CUDA_ARCHITECTURES") if name not in text]
-    flags = [part for part in command if not part.startswith(("-I", "-ffile-prefix-map", *names))]
-    digest.update(" ".join(flags).encode())
-    for path in [source, *sorted(headers_of(source))]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+
+def device_command(cuda_home: Path, common: list[str]) -> list[str]:
+    """The command that compiles a .cu file, without the architectures."""
+    command = [str(cuda_home / "bin" / "nvcc"), "-c", "-O3", "-cudart", "static", "-Xptxas", "-v"]
+    command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *common]
+    return [*command, *toolchain.compression(cuda_home)]
+
+
+def link_command(compiler: list[str], compiled: list[str], output: Path, cuda_home: Path | None) -> list[str]:
+    """The command that links the object files into the extension."""
+    import torch.utils.cpp_extension as torch_build
+
+    command = [*compiler, "-shared"]
+    if sys.platform != "darwin":  # whose linker has neither
+        command += ["-Wl,--as-needed", *([] if SANITIZE else ["-s"])]
+    command += [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+    command += [*compiled, "-o", str(output), *(f"-L{path}" for path in torch_build.library_paths()), "-ltorch_cpu"]
+    if cuda_home:
+        runtime = os.environ.get("PAL_FAST_CUDART") or toolchain.static_runtime(cuda_home)
+        command += [runtime, "-ldl", "-lpthread", "-lrt"]
+    return command
 
 
 class BuildExtension(build_ext):
     """Compiles .cpp with the host compiler and .cu with nvcc, several files in parallel, and links them."""
 
     def build_extension(self, ext: Extension) -> None:
-        import torch.utils.cpp_extension as torch_build
-
-        objects = Path(os.environ.get("PAL_FAST_OBJECTS") or self.build_temp).resolve()
-        objects.mkdir(parents=True, exist_ok=True)
-        compiler = toolchain.host_compiler()
-        cuda_home, why_not_cuda = (None, "a sanitized build") if SANITIZE else toolchain.find_cuda(CUDA_MODE, objects)
-        architectures: list[str] = []
-        # The operators use headers that only PyTorch provides; CUDA's own come after them.
-        include = [str(CSRC), *torch_build.include_paths()]
-        definitions = [
-            f"TORCH_TARGET_VERSION={TORCH_STABLE_VERSION}",
-            f'PAL_FAST_SOURCE_DIGEST="{source_digest()}"',
-        ]
-        if cuda_home:
-            chosen = "PAL_FAST_ARCHS" in os.environ
-            architectures = toolchain.architectures_for(cuda_home, ARCHITECTURES, chosen)
-            definitions += ["PAL_FAST_WITH_CUDA=1", "USE_CUDA=1"]
-            include += toolchain.cuda_includes(cuda_home)
-        headers = Path(sysconfig.get_paths()["include"])
-        if sys.platform.startswith("linux") and not FREE_THREADED and (headers / "Python.h").is_file():
-            definitions.append(f"Py_LIMITED_API={PYTHON_LIMITED_API}")
-            include.append(str(headers))
-        common = [*(f"-D{d}" for d in definitions), *(f"-I{i}" for i in include), "-std=c++20"]
-
-        host = [*compiler, "-c", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-        host += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-O3", *common]
-        # Errors name files as csrc/... and torch/..., and builds are reproducible whatever the directory.
-        host += [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, *torch_build.include_paths())]
-        if SANITIZE:
-            host += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
-            host += ["-fno-sanitize-recover=all"]
-        link = [*compiler, "-shared"]
-        if sys.platform != "darwin":  # whose linker has neither
-            link += ["-Wl,--as-needed", *([] if SANITIZE else ["-s"])]
         if not (CSRC / "module.cpp").is_file():
             raise SystemExit(f"{CSRC} holds no sources: is this a complete sdist or checkout?")
-        jobs: list[tuple[Path, list[str]]] = []
+        directory = Path(os.environ.get("PAL_FAST_OBJECTS") or self.build_temp).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        compiler = toolchain.host_compiler()
+        cuda_home, why_not = (None, "a sanitized build") if SANITIZE else toolchain.find_cuda(CUDA_MODE, directory)
+        architectures: list[str] = []
         if cuda_home:
-            device = [str(cuda_home / "bin" / "nvcc"), "-c", "-O3", "-cudart", "static", "-Xptxas", "-v"]
-            device += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *common]
-            device += toolchain.compression(cuda_home)
-            host.append(f'-DPAL_FAST_CUDA_ARCHITECTURES="{toolchain.built_for(architectures)}"')
-            jobs += [(path, host) for path in sorted((CSRC / "cuda").rglob("*.cpp"))]
-            for path in sorted((CSRC / "cuda").rglob("*.cu")):
-                sm90a = path.stem.endswith("_sm90a")
-                of_path = toolchain.ONLY_SM90A if sm90a else toolchain.code_generation(architectures)
-                jobs.append((path, [*device, *of_path]))
-            runtime = os.environ.get("PAL_FAST_CUDART") or toolchain.static_runtime(cuda_home)
-            libraries = [runtime, "-ldl", "-lpthread", "-lrt"]
-        else:
-            libraries = []
-        jobs += [(path, host) for path in sorted(CSRC.glob("*.cpp"))]
-        jobs += [(path, host) for path in sorted((CSRC / "cpu").rglob("*.cpp"))]
+            architectures = toolchain.architectures_for(cuda_home, ARCHITECTURES, "PAL_FAST_ARCHS" in os.environ)
 
-        def compile_one(job: tuple[Path, list[str]]) -> str:
-            source, command = job
-            target = objects / (source.relative_to(CSRC).as_posix().replace("/", "_") + ".o")
-            stamp, key = target.with_suffix(".key"), object_key(source, command)
-            if target.exists() and stamp.exists() and stamp.read_text() == key:
-                return str(target)
-            print("compiling", source.relative_to(ROOT), flush=True)
-            stamp.unlink(missing_ok=True)
-            done = subprocess.run([*command, str(source), "-o", str(target)], capture_output=True, text=True)
-            target.with_suffix(".log").write_text(done.stdout + done.stderr)
-            if done.returncode:
-                raise SystemExit(f"{' '.join(done.args)}\n{done.stdout}{done.stderr}\n{toolchain.COMPILERS}")
-            stamp.write_text(key)
-            return str(target)
-
-        # The slowest first, so that the last job to run is a short one.
-        def size(source: Path) -> int:
-            return sum(path.stat().st_size for path in (source, *headers_of(source)))
-
-        jobs.sort(key=lambda job: (job[0].suffix != ".cu", -size(job[0])))
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-            compiled = list(pool.map(compile_one, jobs))
+        common = common_flags(cuda_home)
+        host = host_command(compiler, common, architectures)
+        jobs: list[objects.Job] = [(path, host) for path in [*CSRC.glob("*.cpp"), *(CSRC / "cpu").rglob("*.cpp")]]
+        if cuda_home:
+            device = device_command(cuda_home, common)
+            jobs += [(path, host) for path in (CSRC / "cuda").rglob("*.cpp")]
+            for path in (CSRC / "cuda").rglob("*.cu"):
+                only_sm90a = path.stem.endswith("_sm90a")
+                generated = toolchain.ONLY_SM90A if only_sm90a else toolchain.code_generation(architectures)
+                jobs.append((path, [*device, *generated]))
+        compiled = objects.compile_all(sorted(jobs), directory)
 
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
-        link += [f"-fsanitize={SANITIZE}"] if SANITIZE else []
-        library_paths = [f"-L{path}" for path in torch_build.library_paths()]
-        command = [*link, *compiled, "-o", str(output), *library_paths, "-ltorch_cpu", *libraries]
-        subprocess.check_call(command)
-        kind = f"with CUDA kernels for sm_{', sm_'.join(architectures)}" if cuda_home else f"CPU only ({why_not_cuda})"
+        subprocess.check_call(link_command(compiler, compiled, output, cuda_home))
+        kind = f"with CUDA kernels for sm_{', sm_'.join(architectures)}" if cuda_home else f"CPU only ({why_not})"
         print(f"pal_fast: built {output.name} {kind}", flush=True)
 
     def get_ext_filename(self, fullname: str) -> str:
