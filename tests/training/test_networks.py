@@ -186,4 +186,4 @@ def test_a_resumed_run_keeps_the_weights_that_auto_found(tmp_path):
     folder.result.unlink()
     lines: list[str] = []
     train(config, tmp_path / "run", say=lines.append)  # "auto" still, and the same run
-    assert lines[0].startswith("resuming after 1 epochs")
+    assert lines[0] == "resuming after epoch 1"

@@ -100,7 +100,7 @@ def test_a_run_killed_twice_once_while_writing_a_checkpoint_resumes_exactly(tmp_
     torn = command(config, killed, "-c", DIES_WRITING, "6")
     done = subprocess.run(torn, env=environment(), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert f"and {step} steps" in done.stdout
+    assert f", step {step} of the next" in done.stdout
     (partial,) = killed.glob(".checkpoint.pt.*.partial")
     assert 0 < partial.stat().st_size < RunFolder(killed).checkpoint.stat().st_size
 

@@ -37,7 +37,7 @@ def test_options_without_effect_on_results_may_change_and_paths_are_compared_res
     other = TrainingConfig(**config.to_mapping() | changed)
     lines: list[str] = []
     train(other, tmp_path / "run", say=lines.append)
-    assert lines[0].startswith("resuming after 1 epochs")
+    assert lines[0] == "resuming after epoch 1"
     train(config, tmp_path / "whole", say=quiet)
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     assert json.loads(RunFolder(tmp_path / "run").config.read_text())["workers"] == 1

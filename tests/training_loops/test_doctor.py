@@ -25,6 +25,7 @@ def _networks(monkeypatch):
     module = types.ModuleType("some_networks")
     module.small, module.number = SmallNet, lambda: 3
     monkeypatch.setitem(sys.modules, "some_networks", module)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the working directory
 
 
 def test_doctor_lists_the_layers_with_a_map(capsys):
