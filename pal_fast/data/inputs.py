@@ -78,6 +78,32 @@ def as_landmarks(given: Any, image_size: tuple[int, int]) -> Landmarks:
     return given if isinstance(given, Landmarks) else on_canvas(given.as_subclass(Tensor), image_size)
 
 
+def as_visible(given: Any, count: int) -> Tensor:
+    """Which of `count` landmarks are visible, (K,) bool. Raises: TypeError, ValueError naming `visible`."""
+    visible = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype == bool else given
+    if not isinstance(visible, Tensor) or visible.dtype != torch.bool:
+        raise TypeError(f"visible must be a bool tensor or array of shape ({count},), got {describe(given)}")
+    if tuple(visible.shape) != (count,):
+        raise ValueError(f"visible must have shape ({count},), like the landmarks, got {tuple(visible.shape)}")
+    return visible
+
+
+def is_placed(name: str, given: Any, image_size: tuple[int, int]) -> bool:
+    """Whether an entry of a sample lies in the plane of the image: a mask, boxes, another image of the same size.
+
+    Raises: ValueError if it belongs to an image of another size.
+    """
+    if not isinstance(given, tv_tensors.TVTensor):
+        return False
+    size = tuple(getattr(given, "canvas_size", given.shape[-2:]))
+    if size != image_size:
+        raise ValueError(
+            f"{name} ({type(given).__name__}) belongs to an image of {' x '.join(map(str, size))}, but image is "
+            f"{image_size[0]} x {image_size[1]} (height x width)"
+        )
+    return True
+
+
 def like(made: Any, given: Any) -> Any:
     """`made` as torchvision's tensor if `given` is one, else as a plain tensor."""
     return made if isinstance(given, type(made)) else made.as_subclass(Tensor)

@@ -38,12 +38,8 @@ class RandomView(v2.Transform):
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self._crop = None if self.scale == (1.0, 1.0) else v2.RandomResizedCrop(self.size, scale=scale, ratio=ratio)
 
-    def both(self, image: Any, landmarks: Landmarks) -> tuple[Any, Landmarks]:
-        """The same result as `self(image, landmarks)`, with the landmarks moved once instead of three times."""
-        params = self.make_params([image])
-        return self.transform(image, params), self._moved(landmarks, params)
-
-    def _moved(self, landmarks: Landmarks, params: dict[str, Any]) -> Landmarks:
+    def move(self, landmarks: Landmarks, params: dict[str, Any]) -> Landmarks:
+        """The same result as `self.transform(landmarks, params)`, with one motion instead of three."""
         size, new = landmarks.canvas_size, (self.size[0], self.size[1])
         motion = flip_motion(size[1]) if params["flip"] else Motion()
         if self.degrees:

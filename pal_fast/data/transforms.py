@@ -9,6 +9,7 @@ import torch
 
 from pal_fast import _checks
 from pal_fast.data.normalised_landmarks import FirstLook
+from pal_fast.landmarks import renumber_mirrored
 from pal_fast.messages import describe
 
 #: Per channel, of RGB images in [0, 1]: what networks pretrained on ImageNet expect.
@@ -22,10 +23,13 @@ Numbers = tuple[float, float, float]
 class FaceTransform:
     """A view of a face, which moves image and landmarks, then transforms that change only the image.
 
-    Called with a dict of `image` and `landmarks` (other entries are passed through), or with an image alone. An image
-    is a PIL image, in its stored pixels (an EXIF orientation is not applied), a tensor (3, H, W), uint8 or floats from
-    0 to 1, or an array (H, W, 3) uint8; landmarks are a tensor or an array (K, 2), (x, y) in pixels of that image,
-    integers at pixel centres. Both are returned as tensors, of torchvision's types if they were given as such.
+    Called with a dict of `image` and `landmarks`, or with an image alone. An image is a PIL image, in its stored pixels
+    (an EXIF orientation is not applied), a tensor (3, H, W), uint8 or floats from 0 to 1, or an array (H, W, 3) uint8;
+    landmarks are a tensor or an array (K, 2), (x, y) in pixels of that image, integers at pixel centres. Both are
+    returned as tensors, of torchvision's types if they were given as such.
+
+    Of the other entries, `visible` (K,) is renumbered as its landmarks are, and what has a type of torchvision's
+    `tv_tensors` (a `Mask`, say), and the image's size, is moved with the image. The rest is passed through.
 
     The first face is checked: landmarks that look normalised cause a warning, and an error if the second face has
     them, too. Those of a `FaceDataset` are not checked again: its constructor checked them all.
@@ -41,7 +45,7 @@ class FaceTransform:
         self._first_look = FirstLook()
 
     def __call__(self, sample: Any) -> Any:
-        from pal_fast.data.inputs import as_image, as_landmarks, like
+        from pal_fast.data.inputs import as_image, as_landmarks, as_visible, is_placed, like
 
         if not isinstance(sample, dict):
             return like(self._painted(self.view(as_image(sample))), sample)
@@ -54,12 +58,18 @@ class FaceTransform:
         points = as_landmarks(sample["landmarks"], (given.shape[-2], given.shape[-1]))
         if not (points.checked or self._first_look.over):
             self._first_look(points, points.canvas_size)
-        image, landmarks = self.view.both(given, points)
-        return {
-            **sample,
-            "image": like(self._painted(image), sample["image"]),
-            "landmarks": like(landmarks, sample["landmarks"]),
+        params = self.view.make_params([given])
+        moved = {
+            "image": like(self._painted(self.view.transform(given, params)), sample["image"]),
+            "landmarks": like(self.view.move(points, params), sample["landmarks"]),
         }
+        if "visible" in sample:
+            visible = as_visible(sample["visible"], len(points))
+            moved["visible"] = renumber_mirrored(visible, dim=-1) if params["flip"] else visible
+        for name, value in sample.items():
+            if name not in moved and is_placed(name, value, points.canvas_size):
+                moved[name] = self.view.transform(value, params)
+        return sample | moved
 
     def _painted(self, image: Any) -> Any:
         for paint in self.paints:

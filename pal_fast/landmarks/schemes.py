@@ -46,17 +46,23 @@ MIRROR: Final[dict[int, tuple[int, ...]]] = {
 _MIRROR_INDEX: Final = {count: torch.tensor(order) for count, order in MIRROR.items()}
 
 
-def renumber_mirrored(points: Tensor) -> Tensor:
+def renumber_mirrored(points: Tensor, *, dim: int = -2) -> Tensor:
     """Renumbers the landmarks of a flipped image, so that left and right are numbered as in an unflipped one.
 
     A scheme that is not in `MIRROR` keeps its order: a heatmap over all landmarks does not depend on it.
 
-    Args: points (..., K, 2).
+    Args:
+        points: (..., K, 2).
+        dim: the dimension of the landmarks: -1 renumbers `visible` or weights, (..., K), in their place.
+
     Raises: TypeError, ValueError for anything else.
     """
-    _checks.points("points", points)
-    order = _MIRROR_INDEX.get(points.shape[-2])
-    return points if order is None else points.index_select(-2, order.to(points.device))
+    if dim == -1:
+        _checks.instance("points", points, Tensor, "a tensor of shape (..., K)")
+    else:
+        _checks.points("points", points)
+    order = _MIRROR_INDEX.get(points.shape[dim])
+    return points if order is None else points.index_select(dim, order.to(points.device))
 
 
 _WFLW_TO_68 = (

@@ -108,7 +108,9 @@ class _Training:
         with recording.Recorder(self.folder, self.accelerator.is_main_process, here, self.steps_per_epoch) as recorder:
             gallery = self._open_gallery(recorder)
             if here.epoch or here.step:
-                self.say(f"resuming after epoch {here.epoch}" + (f", step {here.step} of the next" if here.step else ""))
+                self.say(
+                    f"resuming after epoch {here.epoch}" + (f", step {here.step} of the next" if here.step else "")
+                )
             elif gallery is not None:
                 self._look(gallery, 0, recorder)
             last: Evaluation | None = None
