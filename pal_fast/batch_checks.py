@@ -1,4 +1,4 @@
-"""Checks of the first batch's values, with a synchronisation: what would make every loss 0, step after step."""
+"""Checks of the first batch's values, with a synchronisation: what would make every loss useless, step after step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pal_fast.attribution.graph_checks import unreached
 from pal_fast.attribution.targets import counted
 from pal_fast.calls import Prior
 from pal_fast.options import HeatmapOptions
-from pal_fast.suspect_landmarks import coincide, look_normalised, normalised_text, span
+from pal_fast.suspect_landmarks import coincide, look_normalised, lying, normalised_text, span
 from pal_fast.warn import FlatLossWarning, warn
 
 #: In sigmas: a landmark further outside the image leaves less than a hundredth of its Gaussian inside.
 _NEAR = 3.0
+#: Fewer do not show in which order their coordinates are: one may lie on its side.
+_FACES = 4
 
 
 def can_tell(prior: Prior) -> bool:
@@ -51,17 +53,56 @@ def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
         return True
     margin = _NEAR * options.sigma_for(image_size)
     size = points.new_tensor([width, height])
-    if not bool(((points >= -margin) & (points <= size - 1 + margin)).all(1).any()):
+    near = int(((points >= -margin) & (points <= size - 1 + margin)).all(1).sum())
+    if 2 * near < len(points):
+        few = (
+            f"only {near} of the {len(points)} landmarks of this batch lie"
+            if near
+            else "no landmark of this batch lies"
+        )
         warn(
-            f"no landmark of this batch lies in the image or near it ({span(points)}): they must be in pixels of "
-            f"{image}, after resizing and cropping"
+            f"{few} in the image or near it ({span(points)}): they must be in pixels of {image}, after resizing and "
+            f"cropping{'; give NaN for those that are cropped away' if near else ''}"
+        )
+        return True
+    wrong, judged = lying(landmarks.detach().float().masked_fill(~valid[..., None], torch.nan))
+    if judged >= _FACES and 2 * wrong > judged:
+        warn(
+            f"in {wrong} of {judged} faces of this batch the mouth (landmarks 48-67) does not lie below the eyes "
+            "(36-47): landmarks must be (x, y); landmarks[..., [1, 0]] exchanges x and y"
         )
         return True
     return False
 
 
+def _warn_of_sigma(options: HeatmapOptions, image_size: tuple[int, int] | None) -> None:
+    """Warns of a sigma that was meant as a share of the image: below a pixel, and far below the default."""
+    sigma = options.sigma
+    if sigma is None or image_size is None:
+        return
+    default = HeatmapOptions().sigma_for(image_size)
+    if sigma < min(1, default / 4):
+        warn(
+            f"sigma={sigma:.4g} is in pixels of the model's input image, {image_size[0]} x {image_size[1]} here, and "
+            "Gaussians as narrow as that fall between the layer's cells; the default, 1/16 of the image's longer side, "
+            f"is {default:.4g}"
+        )
+
+
+def warn_of_unused_labels(target: str) -> None:
+    warn(
+        f"labels have no effect with target={target!r}: pass target='label' to the loss to attribute the logit of each "
+        "sample's own class, or leave labels out of its call"
+    )
+
+
 def warn_of_prior(prior: Prior, options: HeatmapOptions, logits: Tensor, labels: Tensor | None) -> bool:
-    """Warns if no label (if labels matter) or no landmark is usable. Returns whether it did."""
+    """Warns if no label (if labels matter) or no landmark is usable. Returns whether it did.
+
+    Warns of a sigma that cannot be meant, too, which does not count.
+    """
+    if prior.landmarks is not None:
+        _warn_of_sigma(options, prior.image_size)
     return (labels is not None and _warn_of_labels(logits, labels)) or _warn_of_landmarks(prior, options)
 
 

@@ -96,6 +96,8 @@ class Engine:
         first = seen and not self._begun
         if first:
             graph_checks.check(model, logits, taken, self.target, differentiates=self.differentiates, exact=self.exact)
+            if labels is not None and isinstance(self.target, str) and self.target != "label":
+                batch_checks.warn_of_unused_labels(self.target)
         in_group = not compiling and distributed.in_process_group()
         layers = []
         for record in taken:

@@ -34,6 +34,11 @@ class AttributionOptions:
 
     def __post_init__(self) -> None:
         _checks.choice("attribution", self.attribution, ATTRIBUTION)
+        if isinstance(self.channels, (int, float)):
+            raise TypeError(
+                f"channels must be one of {', '.join(map(repr, CHANNELS))}, got {self.channels!r}: how many channels "
+                "take part, a number or a share, is channel_count"
+            )
         _checks.choice("channels", self.channels, CHANNELS)
         if not isinstance(self.absolute, bool):
             raise TypeError(f"absolute must be True or False, got {self.absolute!r}")

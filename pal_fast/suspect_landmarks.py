@@ -1,4 +1,4 @@
-"""Detects missing landmarks and landmarks in the wrong unit by their values alone."""
+"""Detects missing landmarks, and landmarks in the wrong unit or order, by their values alone."""
 
 from __future__ import annotations
 
@@ -56,3 +56,19 @@ def coincide(points: Tensor, known: Tensor) -> Tensor:
     low = points.masked_fill(~known[..., None], math.inf).amin(1)
     high = points.masked_fill(~known[..., None], -math.inf).amax(1)
     return (known.sum(1) > 1) & (low == high).all(-1)
+
+
+#: Of the 68-point scheme.
+_EYES, _MOUTH = slice(36, 48), slice(48, 68)
+
+
+def lying(points: Tensor) -> tuple[int, int]:
+    """How many faces have a mouth that does not lie below their eyes, as where x and y are swapped, and of how many
+    this can be told: of none unless the landmarks are those of the 68-point scheme.
+
+    Args: points (N, K, 2), (x, y), NaN for missing ones.
+    """
+    if points.shape[1] != 68:
+        return 0, 0
+    right, down = (points[:, _MOUTH].nanmean(1) - points[:, _EYES].nanmean(1)).unbind(-1)  # (N,)
+    return int((down <= right.abs()).sum()), int((right.isfinite() & down.isfinite()).sum())

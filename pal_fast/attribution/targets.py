@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,8 +27,7 @@ def check_target(target: object) -> None:
 def check_logits(logits: object) -> None:
     """Raises unless `logits` is a floating-point tensor with a graph that does not end in a softmax or its log."""
     if not isinstance(logits, Tensor):
-        hint = "; pass its .logits" if hasattr(logits, "logits") else ""
-        raise TypeError(f"logits must be a tensor of shape (B, classes), got {describe(logits)}{hint}")
+        raise TypeError(f"logits must be a tensor of shape (B, classes), got {_without_logits(logits)}")
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if logits.ndim < 1:
@@ -36,10 +35,31 @@ def check_logits(logits: object) -> None:
     if not logits.requires_grad:
         raise _checks.NotReadyError(
             "logits carry no gradient: PALLoss needs the forward to run with gradients enabled and logits that "
-            "are not detached"
+            f"are not detached{_of_another_shape(logits)}"
         )
     if not is_compiling() and type(logits.grad_fn).__name__ in _NORMALISED:
         raise ValueError(_NORMALISED[type(logits.grad_fn).__name__])
+
+
+def _without_logits(given: object) -> str:
+    """What a model returned instead of a tensor, and how to get at the logits."""
+    if hasattr(given, "logits"):
+        return f"{describe(given)}; pass its .logits"
+    if isinstance(given, Mapping):
+        names = ", ".join(map(repr, given)) or "nothing in it"
+        return f"{type(given).__name__} with {names}; pass the one with the logits"
+    if isinstance(given, (tuple, list)):
+        return f"{type(given).__name__} of {len(given)}; pass the item with the logits"
+    return describe(given)
+
+
+def _of_another_shape(logits: Tensor) -> str:
+    """ "; got ...", for a tensor without a gradient that has the shape of another argument."""
+    if logits.ndim == 3 and logits.shape[2] == 2:
+        return f"; got a tensor of shape {tuple(logits.shape)}, that of landmarks: the order is (logits, landmarks)"
+    if logits.ndim == 4:
+        return f"; got a tensor of shape {tuple(logits.shape)}, that of images: pass what the model returns for them"
+    return ""
 
 
 class Normalised(NamedTuple):

@@ -188,8 +188,9 @@ class Capture:
                 f"blocks of a stage without the stage): name its last block, {ran_without_it!r}"
             )
         return (
-            f"layer {record.name!r} has not run with gradients since the last call of the loss (a call that raised "
-            "counts): call model(images) in train mode once before each call, and name a layer which that forward runs"
+            f"layer {record.name!r} has not run with gradients since this PALLoss was made or last called (a call that "
+            "raised counts): call model(images) in train mode once before each call, name a layer which that forward "
+            "runs, and make a PALLoss for each loss, if a forward has several"
         )
 
     def _last_child_without(self, name: str) -> str:

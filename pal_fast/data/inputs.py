@@ -64,7 +64,8 @@ def as_landmarks(given: Any, image_size: tuple[int, int]) -> Landmarks:
     if isinstance(given, np.ndarray) and given.dtype.kind in "fiu":
         given = torch.from_numpy(given)
     if not isinstance(given, Tensor):
-        raise TypeError(f"landmarks must be a tensor or an array of shape (K, 2), got {describe(given)}")
+        hint = "; for a face without landmarks give K rows of NaN" if given is None else ""
+        raise TypeError(f"landmarks must be a tensor or an array of shape (K, 2), got {describe(given)}{hint}")
     if given.ndim != 2 or given.shape[1] != 2:
         raise ValueError(f"landmarks must have shape (K, 2), (x, y) in pixels, got {tuple(given.shape)}")
     if not isinstance(given, tv_tensors.KeyPoints):

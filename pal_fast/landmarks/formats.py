@@ -179,7 +179,10 @@ def _read(
         return read_mediapipe(path, image_sizes(image_size, images))
     chosen = FORMATS[name]
     if chosen.read_all is not None:
-        return chosen.read_all(path)
+        landmarks = chosen.read_all(path)
+        if name == "npz":  # it may hold a user's own arrays; the other formats say which number is x
+            warn_unless_upright(landmarks.points, path, "points[..., [1, 0]] exchanges them")
+        return landmarks
     assert chosen.read_one is not None
     if path.is_dir():
         files = sorted(path.rglob(chosen.pattern))
@@ -198,7 +201,8 @@ def _read(
         raise LandmarkFileError(path, None, "the same number of landmarks in every file", odd)
     points = torch.from_numpy(np.stack(tables))
     if name in ("row-column", "x-y"):
-        warn_unless_upright(points, path)
+        remedy = "format='x-y' reads lines of x and y, format='row-column' those of row and column"
+        warn_unless_upright(points, path, remedy)
     return LandmarkSet(points, names)
 
 

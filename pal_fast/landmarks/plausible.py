@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from pal_fast.landmarks.landmark_set import LandmarkSet
 from pal_fast.messages import first_few
-from pal_fast.suspect_landmarks import coincide
+from pal_fast.suspect_landmarks import coincide, lying
 from pal_fast.warn import warn
-
-#: Of the 68-point scheme.
-_EYES: Final = slice(36, 48)
-_MOUTH: Final = slice(48, 68)
 
 
 def without_coincident(points: Tensor, names: Sequence[str], source: str | Path) -> Tensor:
@@ -54,20 +49,17 @@ def checked_set(landmarks: LandmarkSet, source: str | Path) -> LandmarkSet:
     return LandmarkSet(points, landmarks.names, landmarks.scores, landmarks.digests)
 
 
-def warn_unless_upright(points: Tensor, source: str | Path) -> None:
+def warn_unless_upright(points: Tensor, source: str | Path, remedy: str) -> None:
     """Warns if in most faces the mouth does not lie below the eyes, which usually means that x and y are swapped.
 
     Args:
         points: (N, K, 2), (x, y), NaN for missing ones; only the 68-point scheme is checked.
         source: where they come from, for the message.
+        remedy: what to do if they are swapped.
     """
-    if points.shape[1] != 68:
-        return
-    right, down = (points[:, _MOUTH].nanmean(1) - points[:, _EYES].nanmean(1)).unbind(-1)  # (N,)
-    judged = int((right.isfinite() & down.isfinite()).sum())
-    lying = int((down <= right.abs()).sum())
-    if 2 * lying > judged:
+    wrong, judged = lying(points)
+    if 2 * wrong > judged:
         warn(
-            f"{source}: in {lying} of {judged} faces the mouth (points 48-67) does not lie below the eyes (36-47): "
-            "are x and y swapped? format='x-y' reads lines of x and y, format='row-column' those of row and column"
+            f"{source}: in {wrong} of {judged} faces the mouth (points 48-67) does not lie below the eyes (36-47): "
+            f"are x and y swapped? {remedy}"
         )

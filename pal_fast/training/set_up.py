@@ -161,7 +161,7 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
             with warnings.catch_warnings():
                 warnings.simplefilter("error", FlatLossWarning)
                 try:
-                    loss = loss + pal(logits, landmarks, labels=labels)
+                    loss = loss + pal(logits, landmarks, labels=labels if config.target == "label" else None)
                 except FlatLossWarning as flat:
                     raise ValueError(f"layer: on a step of noise, {flat}") from None
         loss.backward()

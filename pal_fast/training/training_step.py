@@ -100,7 +100,7 @@ class Learner:
                 loss, pal, annotated = cross_entropy, None, 0
                 if self.pal is not None:
                     landmarks = batch["landmarks"].to(device, non_blocking=True)
-                    pal = self.pal(logits, landmarks, labels=labels)
+                    pal = self.pal(logits, landmarks, labels=labels if config.target == "label" else None)
                     loss = loss + pal
                     # The images over which the loss takes its mean; counted on the CPU, which does not stall the GPU.
                     annotated = int(batch["landmarks"].isfinite().all(-1).any(-1).sum())

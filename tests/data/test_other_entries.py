@@ -75,7 +75,7 @@ def test_entries_of_another_image_and_unusable_ones_are_refused(points: Tensor) 
     with pytest.raises(ValueError, match=r"mask \(Mask\) belongs to an image of 30 x 40, but image is 60 x 80"):
         plain_view(0)(sample | {"mask": tv_tensors.Mask(torch.zeros(30, 40, dtype=torch.bool))})
     boxes = tv_tensors.BoundingBoxes(torch.tensor([[1, 2, 3, 4]]), format="XYXY", canvas_size=(30, 40))
-    with pytest.raises(ValueError, match="box .BoundingBoxes. belongs to an image of 30 x 40"):
+    with pytest.raises(ValueError, match=r"box .BoundingBoxes. belongs to an image of 30 x 40"):
         plain_view(0)(sample | {"box": boxes})
     with pytest.raises(TypeError, match=r"visible must be a bool tensor or array of shape \(68,\), got .*float32"):
         plain_view(0)(sample | {"visible": torch.ones(68)})

@@ -104,6 +104,19 @@ def test_landmarks_warn_if_most_faces_lie_on_their_side(tmp_path: Path, points: 
     assert "format='row-column'" in text
 
 
+def test_a_file_of_ones_own_arrays_warns_if_x_and_y_are_exchanged(tmp_path: Path, points: Tensor) -> None:
+    names = [f"{k}.jpg" for k in range(len(points))]
+    LandmarkSet(points, names).save(tmp_path / "upright.npz")
+    LandmarkSet(points.flip(-1), names).save(tmp_path / "exchanged.npz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_landmarks(tmp_path / "upright.npz")
+    with pytest.warns(
+        UserWarning, match=r"exchanged.npz: in 4 of 4 faces .* points\[\.\.\., \[1, 0\]\] exchanges them"
+    ):
+        read_landmarks(tmp_path / "exchanged.npz")
+
+
 def test_a_data_set_can_be_opened_with_a_named_landmark_format(tmp_path: Path) -> None:
     plain = open_dataset("drawn", "count=4,size=32", "train")
     write_landmarks(tmp_path / "m", plain.landmark_set(), "x-y")

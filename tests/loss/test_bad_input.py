@@ -73,6 +73,14 @@ def test_a_log_softmax_is_refused_in_every_call(model):
     [
         (lambda z: z.detach(), RuntimeError, "no gradient"),
         (lambda z: z.tolist(), TypeError, "logits must be a tensor"),
+        (lambda z: {"expr": z, "va": z}, TypeError, "got dict with 'expr', 'va'; pass the one with the logits"),
+        (lambda z: (z, z), TypeError, "got tuple of 2; pass the item with the logits"),
+        (
+            lambda z: torch.zeros(4, 68, 2),
+            RuntimeError,
+            r"\(4, 68, 2\), that of landmarks: the order is \(logits, landm",
+        ),
+        (lambda z: torch.zeros(4, 3, 16, 16), RuntimeError, "that of images: pass what the model returns for them"),
         (lambda z: z.argmax(1), TypeError, "floating point"),
         (lambda z: z.sum(), ValueError, "scalar"),
         (lambda z: z[:2], ValueError, "2 samples"),
@@ -167,7 +175,7 @@ def test_a_target_that_detaches_the_logits_is_refused(model):
 def test_a_second_loss_call_on_the_same_forward_is_refused(model):
     pal, logits, landmarks = loss_logits_and_landmarks(model)
     pal(logits, landmarks)
-    with pytest.raises(RuntimeError, match="since the last call of the loss"):
+    with pytest.raises(RuntimeError, match="since this PALLoss was made or last called"):
         pal(logits, landmarks)
 
 

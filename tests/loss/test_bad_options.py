@@ -34,6 +34,7 @@ def test_a_layer_that_is_not_in_the_model_is_refused(model, layer, error, words)
         ({"attribution": "grad_inputs"}, ValueError, "attribution.*grad_input"),
         ({"absolute": 1}, TypeError, "absolute"),
         ({"channels": "some"}, ValueError, "channels"),
+        ({"channels": 0.5}, TypeError, "channels must be one of .*, got 0.5: .* is channel_count"),
         ({"channel_count": 0}, ValueError, "channel_count"),
         ({"channel_count": 1.5}, ValueError, "channel_count"),
         ({"score": "cosine"}, ValueError, "score"),

@@ -69,8 +69,56 @@ def test_landmarks_outside_the_image_raise_a_warning(model, offset):
     landmarks = batch(dtype=torch.float32)[2] + torch.tensor(offset)
     (text,) = warnings_of(model, landmarks)
     assert "no landmark of this batch lies in the image or near it (x from" in text
+    landmarks[2:] -= torch.tensor(offset)
     landmarks[3, 2] = 17.0  # beside the frame, within three sigmas: its tail is inside
     assert warnings_of(model, landmarks) == []
+    landmarks[3, 3] = 700.0
+    (text,) = warnings_of(model, landmarks)
+    assert text.startswith("only 9 of the 20 landmarks of this batch lie in the image or near it")
+    assert "give NaN for those that are cropped away" in text
+    landmarks[:2] = torch.nan
+    assert warnings_of(model, landmarks) == []
+
+
+def upright_faces(count, generator):
+    """(count, 68, 2), the mouth below the eyes."""
+    points = torch.rand(count, 68, 2, generator=generator) * 4 + 6
+    points[:, 36:48, 1] -= 5
+    points[:, 48:, 1] += 5
+    return points
+
+
+def test_exchanged_coordinates_raise_a_warning(model, generator):
+    landmarks = upright_faces(4, generator)
+    images = batch(4, dtype=torch.float32)[0]
+    assert warnings_of(model, landmarks, images=images) == []
+    (text,) = warnings_of(model, landmarks.flip(-1), images=images)
+    assert text.startswith("in 4 of 4 faces of this batch the mouth (landmarks 48-67) does not lie below the eyes")
+    assert "landmarks[..., [1, 0]] exchanges x and y" in text
+    landmarks[:2] = landmarks[:2].flip(-1)
+    assert warnings_of(model, landmarks, images=images) == [], "half of the faces may lie"
+    landmarks[2:] = torch.nan
+    assert warnings_of(model, landmarks, images=images) == [], "too few faces to tell"
+    assert warnings_of(model, upright_faces(4, generator).flip(-1)[:, :67], images=images) == [], "another scheme"
+
+
+def test_a_sigma_that_looks_like_a_share_of_the_image_raises_a_warning(model):
+    images, _, landmarks = batch(size=32, dtype=torch.float32)
+    (text,) = warnings_of(model, landmarks, images=images, options={"sigma": 1 / 16}, calls=2)
+    assert text.startswith("sigma=0.0625 is in pixels of the model's input image, 32 x 32 here")
+    assert text.endswith("the default, 1/16 of the image's longer side, is 2")
+    for sigma in (None, 0.5, 1.0):
+        assert warnings_of(model, landmarks, images=images, options={"sigma": sigma}) == []
+
+
+@pytest.mark.parametrize("target", ["sum", "predicted"])
+def test_labels_that_have_no_effect_raise_a_warning(model, target):
+    images, labels, landmarks = batch(dtype=torch.float32)
+    (text,) = warnings_of(model, landmarks, images=images, options={"target": target}, calls=2, labels=labels)
+    assert text.startswith(f"labels have no effect with target='{target}': pass target='label'")
+    assert warnings_of(model, landmarks, images=images, options={"target": "label"}, labels=labels) == []
+    by_hand = {"target": lambda logits, given: logits.gather(1, given[:, None])[:, 0]}
+    assert warnings_of(model, landmarks, images=images, options=by_hand, labels=labels) == []
 
 
 def test_landmarks_in_pixels_and_heatmaps_raise_no_warning(model):

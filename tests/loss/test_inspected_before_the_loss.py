@@ -46,5 +46,5 @@ def test_an_inspection_does_not_count_as_a_forward():
     pal(logits, landmarks)
     pal_fast.attribute(model, "middle", images)
     pal.check(images)
-    with pytest.raises(RuntimeError, match="has not run with gradients since the last call of the loss"):
+    with pytest.raises(RuntimeError, match="has not run with gradients since this PALLoss was made or last called"):
         pal(logits, landmarks)
