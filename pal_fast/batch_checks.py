@@ -29,7 +29,7 @@ def can_tell(prior: Prior) -> bool:
 
 
 def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
-    """Warns if the valid landmarks cannot be in pixels of the image. Returns whether it did."""
+    """Warns if the valid landmarks cannot be (x, y) in pixels of the image. Returns whether it did."""
     landmarks, image_size = prior.landmarks, prior.image_size
     if landmarks is None or image_size is None:
         return False
@@ -51,28 +51,39 @@ def _warn_of_landmarks(prior: Prior, options: HeatmapOptions) -> bool:
     if bool(look_normalised(landmarks.detach(), valid, image_size)[valid.any(1)].all()):
         warn(normalised_text("all landmarks of every annotated sample", points, image))
         return True
-    margin = _NEAR * options.sigma_for(image_size)
-    size = points.new_tensor([width, height])
-    near = int(((points >= -margin) & (points <= size - 1 + margin)).all(1).sum())
-    if 2 * near < len(points):
-        few = (
-            f"only {near} of the {len(points)} landmarks of this batch lie"
-            if near
-            else "no landmark of this batch lies"
-        )
-        warn(
-            f"{few} in the image or near it ({span(points)}): they must be in pixels of {image}, after resizing and "
-            f"cropping{'; give NaN for those that are cropped away' if near else ''}"
-        )
-        return True
-    wrong, judged = lying(landmarks.detach().float().masked_fill(~valid[..., None], torch.nan))
-    if judged >= _FACES and 2 * wrong > judged:
-        warn(
-            f"in {wrong} of {judged} faces of this batch the mouth (landmarks 48-67) does not lie below the eyes "
-            "(36-47): landmarks must be (x, y); landmarks[..., [1, 0]] exchanges x and y"
-        )
-        return True
-    return False
+    return _warn_of_distant(points, options.sigma_for(image_size), image_size, image) or _warn_of_exchanged(
+        landmarks.detach().float().masked_fill(~valid[..., None], torch.nan)
+    )
+
+
+def _warn_of_distant(points: Tensor, sigma: float, image_size: tuple[int, int], image: str) -> bool:
+    """Warns if most landmarks (N, 2) are too far from the image for their Gaussians. Returns whether it did."""
+    height, width = image_size
+    low, high = -_NEAR * sigma, points.new_tensor([width - 1, height - 1]) + _NEAR * sigma
+    near = int(((points >= low) & (points <= high)).all(1).sum())
+    if 2 * near >= len(points):
+        return False
+    few, way_out = "no landmark of this batch lies", ""
+    if near:
+        few = f"only {near} of the {len(points)} landmarks of this batch lie"
+        way_out = "; give NaN for those that are cropped away"
+    warn(
+        f"{few} in the image or near it ({span(points)}): they must be in pixels of {image}, after resizing and "
+        f"cropping{way_out}"
+    )
+    return True
+
+
+def _warn_of_exchanged(landmarks: Tensor) -> bool:
+    """Warns if the faces of (B, K, 2), NaN for missing ones, lie on their side. Returns whether it did."""
+    wrong, judged = lying(landmarks)
+    if judged < _FACES or 2 * wrong <= judged:
+        return False
+    warn(
+        f"in {wrong} of {judged} faces of this batch the mouth (landmarks 48-67) does not lie below the eyes (36-47): "
+        "landmarks must be (x, y); landmarks[..., [1, 0]] exchanges x and y"
+    )
+    return True
 
 
 def _warn_of_sigma(options: HeatmapOptions, image_size: tuple[int, int] | None) -> None:
