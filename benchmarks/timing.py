@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .profiling import peak_of
@@ -88,5 +89,4 @@ def peak_memory(call: Call, device: torch.device) -> int:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[round(q * (len(ordered) - 1))]
+    return float(np.quantile(values, q, method="nearest"))
