@@ -31,6 +31,17 @@ def timer_of(device: torch.device, launches: bool = False) -> Callable[[Call], f
     return EventTimer(device, launches) if device.type == "cuda" else wall_time
 
 
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of a call and of the work that it enqueues on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
 def wall_time(call: Call) -> float:
     state = call.before()
     start = time.perf_counter()
