@@ -25,9 +25,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-pictures", action="store_true", help="write only the CSV; benchmarks.draw makes pictures from it"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        help=f"directory for the CSVs and pictures (default {'/'.join(DIRECTORY.parts[-2:])})",
-    )
+    default = "benchmarks/results, and docs/images for the pictures" if IN_TREE else DIRECTORY
+    parser.add_argument("-o", "--output", type=Path, help=f"directory for the CSVs and pictures (default {default})")

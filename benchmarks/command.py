@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -22,14 +21,8 @@ from .lost_device import LOST, LostDeviceError
 ROUNDS = {"cpu": 15, "cuda": 30}
 
 
-class Main(Protocol):
-    """A subject's command; without arguments it uses those of the process."""
-
-    def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
-
-
-def main_of(name: str, run: Callable[[argparse.Namespace], int], description: str | None) -> Main:
-    """Returns the `main(arguments)` of a subject."""
+def main_of(name: str, run: Callable[[argparse.Namespace], int], description: str | None) -> Callable[..., int]:
+    """Returns the `main(arguments=None)` of a subject; without arguments it uses those of the process."""
 
     def main(arguments: Sequence[str] | None = None) -> int:
         parser = argparse.ArgumentParser(

@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from . import results_csv
-from .arguments import DIRECTORY
+from .arguments import DIRECTORY, IN_TREE
 from .growth_fit import fit
 
 Record = dict[str, str]
+
+IMAGES: Final = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 #: A peer's colour is the same in every picture (Okabe and Ito's palette, told apart by the colour-blind).
 COLOURS = {
@@ -30,7 +32,7 @@ WHISKERS = ", whiskers and bands from p20 to p80"
 
 
 def draw(path: Path) -> list[Path]:
-    """Draws the pictures of one CSV, next to it."""
+    """Draws the pictures of one CSV into `folder_of(path)`."""
     subject = path.stem.rsplit("_", 1)[0]
     records = [record for record in results_csv.read(path) if record["p50_ms"]] if subject in PICTURES else []
     if not records:
@@ -45,11 +47,16 @@ def draw(path: Path) -> list[Path]:
         figure = picture.draw(plt, records)
         whiskers = "" if name == "_roofline" else WHISKERS
         figure.supxlabel(caption(records[0]) + whiskers, fontsize=7, color="#555555", x=0.01, ha="left")
-        target = path.with_name(f"{path.stem}{name}.png")
+        target = folder_of(path) / f"{path.stem}{name}.png"
         figure.savefig(target, dpi=130, metadata={"Software": None})
         plt.close(figure)
         written.append(target)
     return written
+
+
+def folder_of(path: Path) -> Path:
+    """Where a CSV's pictures lie: next to it; those of the source tree's own results where the page shows them."""
+    return IMAGES if IN_TREE and path.parent == DIRECTORY else path.parent
 
 
 def caption(record: Record) -> str:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -42,11 +44,7 @@ def fit(records: Sequence[dict[str, str]]) -> list[Growth]:
 
 def _line(axis: str, peer: str, points: list[tuple[float, float]]) -> Growth:
     """Least squares of relative errors, so that small sizes count as much as large ones."""
-    weights = [1 / y**2 for _, y in points]
-    total = sum(weights)
-    mean_x = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total
-    mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
-    spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
-    slope = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True)) / spread
+    xs, ys = np.transpose(points)
+    slope, fixed = np.polyfit(xs, ys, 1, w=1 / ys).tolist()
     (x1, y1), (x2, y2) = points[-2:]
-    return Growth(axis, peer, max(0.0, mean_y - slope * mean_x), slope, math.log(y2 / y1) / math.log(x2 / x1))
+    return Growth(axis, peer, max(0.0, fixed), slope, math.log(y2 / y1) / math.log(x2 / x1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +26,6 @@ BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.
 
 class UnavailableError(Exception):
     """This peer cannot run here, or cannot run this case; the message says why."""
-
-
-class Case(Protocol):
-    """A frozen dataclass; `columns` are its fields as shown in the CSV."""
-
-    def columns(self) -> dict[str, object]: ...
 
 
 @dataclass
@@ -67,7 +61,7 @@ class Subject:
 
     name: str
     peers: Sequence[Peer]
-    cases: Callable[[torch.device, bool], Sequence[Any]]
+    cases: Callable[[torch.device, bool], Sequence[Any]]  # frozen dataclasses; `columns()`: their part of a CSV's row
     judge: Callable[[Any, torch.device], list[Tensor]]
     bound: Callable[[Any], float]
     traffic: Callable[[Any, str], int | None] = lambda case, mode: None

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,8 @@ from pathlib import Path
 import torch
 
 import pal_fast
+
+from .timing import seconds_of
 
 #: The last columns of every row of every result.
 COLUMNS = (
@@ -99,15 +100,7 @@ def matmul_rate(device: torch.device) -> float:
     a, b = (torch.rand(side, side, device=device) for _ in range(2))
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
-    seconds = []
-    for _ in range(7):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
+    seconds = [seconds_of(lambda: a @ b, device) for _ in range(7)]
     torch.backends.cuda.matmul.allow_tf32 = allowed
     return 2 * side**3 / sorted(seconds)[3]
 

@@ -1,24 +1,22 @@
 """Generates the tables of docs/performance.md from benchmarks/results: `python -m benchmarks.performance_page`.
 
-A table contains only what its CSV holds, and states why a cell is empty. The pictures of the results follow their
-table, as copies next to the page. tests/docs keeps page, copies and results in sync.
+A table contains only what its CSV holds, and states why a cell is empty. The pictures of the results, which
+`benchmarks.draw` makes, follow their table. tests/docs keeps page and results in sync.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from .draw import PICTURES
+from .draw import IMAGES, PICTURES
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
-IMAGES: Final = PAGE.parent / "images"
 
 #: A table is written between these lines.
 _MARKED: Final = re.compile(
@@ -99,7 +97,7 @@ def _environment(rows: list[dict[str, str]]) -> str:
 
 def pictures(subject: str, device: str) -> dict[Path, str]:
     """The pictures of the results, each with what it shows."""
-    named = {RESULTS / f"{subject}_{device}{name}.png": picture.shows for name, picture in PICTURES[subject].items()}
+    named = {IMAGES / f"{subject}_{device}{name}.png": picture.shows for name, picture in PICTURES[subject].items()}
     return {path: shows for path, shows in named.items() if path.is_file()}
 
 
@@ -114,17 +112,10 @@ def written(page: str) -> str:
     return _MARKED.sub(lambda m: m["start"] + section(m["subject"], m["device"]) + m["end"], page)
 
 
-def shown(page: str) -> list[Path]:
-    """The pictures of the results that the page's sections show."""
-    return [path for m in _MARKED.finditer(page) for path in pictures(m["subject"], m["device"])]
-
-
 def main() -> None:
     if not PAGE.is_file():  # absent from an installed package
         return
     PAGE.write_text(written(PAGE.read_text()))
-    for path in shown(PAGE.read_text()):
-        shutil.copyfile(path, IMAGES / path.name)
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .profiling import peak_of
@@ -28,6 +29,17 @@ class Call:
 def timer_of(device: torch.device, launches: bool = False) -> Callable[[Call], float]:
     """Returns a timer for calls on `device`, in seconds. `launches`: on a GPU, include the host's launch time."""
     return EventTimer(device, launches) if device.type == "cuda" else wall_time
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of a call and of the work that it enqueues on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def wall_time(call: Call) -> float:
@@ -88,5 +100,4 @@ def peak_memory(call: Call, device: torch.device) -> int:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[round(q * (len(ordered) - 1))]
+    return float(np.quantile(values, q, method="nearest"))

@@ -41,7 +41,7 @@ class BackendStatus:
 
 def backends() -> dict[str, BackendStatus]:
     """Every backend by name, with the reason for each that cannot run on this machine."""
-    reasons = {"cuda": _why_not_cuda_now(_current_device()), "cpu": _why_not_cpu(), "triton": _why_not_triton(None)}
+    reasons = {"cuda": _why_not_cuda_now(_current_device()), "cpu": _load_extension(), "triton": _why_not_triton(None)}
     details = {
         "cuda": _cuda_detail,
         "cpu": lambda: f"{torch.get_num_threads()} threads",
@@ -83,7 +83,7 @@ def why_not(name: str, device: torch.device) -> str:
     if name == "reference":
         return ""
     if name == "cpu":
-        return _why_not_cpu() if device.type == "cpu" else "it takes CPU tensors only"
+        return _load_extension() if device.type == "cpu" else "it takes CPU tensors only"
     if name == "cuda":
         return _why_not_cuda(device.index) if device.type == "cuda" else "it takes CUDA tensors only"
     return _why_not_triton(device)
@@ -95,7 +95,7 @@ def namespace(name: str, device: torch.device) -> str:
     if name == "triton":
         _triton_kernels(device)
     else:
-        _compiled()
+        _load_extension()
     return NAMESPACE[name]
 
 
@@ -120,7 +120,7 @@ def _warn_slow(wanted: str, device_type: str, reason: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> str:
+def _load_extension() -> str:
     """Loads the extension and registers fake kernels and autograd; "" or the reason why it cannot."""
     reason = _extension.load()
     if not reason:
@@ -128,15 +128,11 @@ def _compiled() -> str:
     return reason
 
 
-def _why_not_cpu() -> str:
-    return _compiled()
-
-
 @lru_cache(maxsize=64)
 def _why_not_cuda(index: int | None) -> str:
     if torch.version.hip:
         return "this PyTorch is a ROCm build, and these kernels are for NVIDIA's GPUs"
-    reason = _compiled()
+    reason = _load_extension()
     if reason:
         return reason
     if not hasattr(torch.ops.pal_fast, "cuda_status"):

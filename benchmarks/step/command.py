@@ -19,13 +19,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch._inductor.exc import InductorError
 
 from pal_fast.constants import BACKENDS
@@ -39,7 +37,7 @@ from ..harness import UnavailableError
 from ..lost_device import LOST, LostDeviceError, note_of, recover
 from ..profiling import calls_of, peak_of
 from ..results_csv import rounded
-from ..timing import quantile
+from ..timing import quantile, seconds_of
 from .cases import (
     PAL,
     Captum,
@@ -178,7 +176,7 @@ def take_turns(
     for turn in range(rounds + 2):
         for name in list(times):
             try:
-                seconds = time_of(steps[name], device)
+                seconds = seconds_of(steps[name], device)
             except Exception as error:
                 del times[name]
                 note_failure(rows[name], error, device)
@@ -186,16 +184,6 @@ def take_turns(
             if turn >= 2:  # the first two warm up
                 times[name].append(seconds)
     return times
-
-
-def time_of(step: Callable[[], Tensor], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def as_record(row: Row, environment: Mapping[str, object]) -> dict[str, object]:

@@ -53,9 +53,6 @@ class Condition:
     head: str = "flattened"
     seed: int = 0
 
-    def fields(self) -> dict[str, object]:
-        return asdict(self)
-
     def pal_options(self) -> dict[str, Any] | None:
         """The options of PALLoss; None for cross-entropy alone."""
         if self.prior == "none":
@@ -150,4 +147,4 @@ def run(condition: Condition) -> dict[str, object]:
         "alignment": judged.alignment,
         "alignment_of_sum": judged.alignment_of_sum,
     }
-    return condition.fields() | {name: round(value, 5) for name, value in measures.items()}
+    return asdict(condition) | {name: round(value, 5) for name, value in measures.items()}

@@ -99,7 +99,6 @@ class People:
     centre: Tensor  # (N, 2)
     scale: Tensor  # pixels per unit of the face's frame
     roll: Tensor  # radians
-    yaw: Tensor  # radians
     gaze: Tensor  # (N, 2), in units of the face's frame
     light: Tensor  # (N, 3), unit vector towards the light; x right, y down, z to the camera
     contrast: Tensor  # strength of the shading of the face
@@ -195,7 +194,6 @@ def meet(expressions: Tensor, cues: Tensor, lots: Lots, size: int, occlusion: fl
         centre=centre,
         scale=scale,
         roll=roll,
-        yaw=yaw,
         gaze=torch.stack([lots.normal(0.022), lots.normal(0.008)], 1),
         light=light / light.norm(dim=1, keepdim=True),
         contrast=lots.uniform(0.25, 0.6),

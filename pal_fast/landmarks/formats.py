@@ -94,9 +94,7 @@ FORMATS: Final[dict[str, Format]] = {
         "RAF-DB Annotation/auto, 37 points in the original image", rafdb.read_auto, "*_auto_attri.txt"
     ),
     "rafdb-manual": Format(
-        "RAF-DB Annotation/manual, 5 points in the original image",
-        lambda path: rafdb.read_manual(path).points,
-        "*_manu_attri.txt",
+        "RAF-DB Annotation/manual, 5 points in the original image", rafdb.read_manual, "*_manu_attri.txt"
     ),
     "affectnet-csv": Format("AffectNet list, 68 points in the full image", read_all=_affectnet_csv),
     "affectnet-npy": Format("AffectNet *_lnd.npy, 68 points per image", affectnet.read_npy, "*_lnd.npy"),

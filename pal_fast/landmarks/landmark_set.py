@@ -239,26 +239,20 @@ def merge(sets: Sequence[LandmarkSet], *, overlap: bool = False) -> LandmarkSet:
     counts = sorted({part.points.shape[1] for part in sets})
     if len(counts) > 1:
         raise ValueError(f"sets must have the same number of landmarks, got {counts}")
-    rows: dict[str, tuple[int, int]] = {}
-    twice = []
-    for number, part in enumerate(sets):
-        for row, name in enumerate(part.names):
-            if name in rows:
-                twice.append(name)
-            rows[name] = (number, row)
-    if twice and not overlap:
+    names = [name for part in sets for name in part.names]
+    rows = {name: row for row, name in enumerate(names)}
+    if len(rows) < len(names) and not overlap:
+        twice = [name for name, times in Counter(names).items() if times > 1]
         raise ValueError(f"sets must not overlap, but {len(twice)} images are in more than one: {first_few(twice)}")
     order = sorted(rows)
-    places = [rows[name] for name in order]
-    points = [sets[number].points[row] for number, row in places]
-    unknown = torch.full((counts[0],), torch.nan)
+    chosen = [rows[name] for name in order]
+    points = torch.cat([part.points for part in sets])[chosen]
     scores: Tensor | None = None
     if any(part.scores is not None for part in sets):
-        parts_scores = [sets[number].scores for number, _ in places]
-        each = [unknown if known is None else known[row] for known, (_, row) in zip(parts_scores, places, strict=True)]
-        scores = torch.stack(each) if each else sets[0].scores
+        scores = torch.cat([torch.full(p.points.shape[:2], torch.nan) if p.scores is None else p.scores for p in sets])
+        scores = scores[chosen]
     digests: tuple[str, ...] | None = None
     if any(part.digests is not None for part in sets):
-        held = [sets[number].digests for number, _ in places]
-        digests = tuple("" if known is None else known[row] for known, (_, row) in zip(held, places, strict=True))
-    return LandmarkSet(torch.stack(points) if points else sets[0].points, tuple(order), scores, digests)
+        held = [digest for part in sets for digest in part.digests or [""] * len(part)]
+        digests = tuple(held[row] for row in chosen)
+    return LandmarkSet(points, tuple(order), scores, digests)

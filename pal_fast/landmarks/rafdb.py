@@ -9,7 +9,6 @@ locations and the center of mouth" and are "then resized to 100*100".
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,24 +33,6 @@ TEMPLATE: Final[tuple[tuple[float, float], ...]] = ((28.1, 39.5), (70.9, 39.5), 
 _ATTRIBUTES = (("gender", range(3)), ("race", range(3)), ("age", range(5)))
 
 
-@dataclass(frozen=True)
-class Manual:
-    """What RAF-DB's annotators wrote for one image.
-
-    Attributes:
-        points: (5, 2) float32, (x, y) in the original image: the subject's right and left eye (left and right in the
-            picture), nose, mouth corners.
-        gender: 0 male, 1 female, 2 unsure.
-        race: 0 Caucasian, 1 African-American, 2 Asian.
-        age: 0 to 4 for 0-3, 4-19, 20-39, 40-69, 70+ years.
-    """
-
-    points: Array
-    gender: int
-    race: int
-    age: int
-
-
 def _point(line: str, path: Path, number: int) -> list[float]:
     pair = numbers(line, path, number, "a point, x y")
     if len(pair) != 2:
@@ -68,21 +49,23 @@ def read_auto(path: str | Path) -> Array:
     return np.asarray(points, np.float32)
 
 
-def read_manual(path: str | Path) -> Manual:
-    """`*_manu_attri.txt`: five points, then gender, race and age, one per line."""
+def read_manual(path: str | Path) -> Array:
+    """`*_manu_attri.txt`: five points, then gender, race and age, one per line.
+
+    Returns: (5, 2) float32, (x, y) in the original image: the subject's right and left eye (left and right in the
+        picture), nose, mouth corners.
+    """
     path = Path(path)
     lines = read_lines(path)
     if len(lines) != 8:
         raise LandmarkFileError(path, None, "8 lines: 5 points, gender, race, age", f"{len(lines)}")
     points = [_point(line, path, number) for number, line in lines[:5]]
-    attributes = []
     for (number, line), (name, allowed) in zip(lines[5:], _ATTRIBUTES, strict=True):
         expected = f"{name}, a whole number from 0 to {allowed[-1]}"
         values = numbers(line, path, number, expected)
         if len(values) != 1 or values[0] not in allowed:
             raise LandmarkFileError(path, number, expected, repr(line.strip()))
-        attributes.append(int(values[0]))
-    return Manual(np.asarray(points, np.float32), *attributes)
+    return np.asarray(points, np.float32)
 
 
 def read_box(path: str | Path) -> tuple[float, float, float, float]:
@@ -138,7 +121,7 @@ def read_aligned(
         raise ValueError(f"kind must be 'auto' or 'manual', got {kind!r}")
     stems = [stem_of(name) for name in names]
     folder = Path(annotation)
-    manual = _read_all(folder / "manual", stems, "_manu_attri.txt", lambda path: read_manual(path).points, absent)
+    manual = _read_all(folder / "manual", stems, "_manu_attri.txt", read_manual, absent)
     points = _read_all(folder / "auto", stems, "_auto_attri.txt", read_auto, absent) if kind == "auto" else manual
     known = (manual.isfinite().all(-1).all(-1) & points.isfinite().all(-1).all(-1)).nonzero().flatten()
     placed = torch.full_like(points, torch.nan)

@@ -105,7 +105,7 @@ class _Pair:
 
     @classmethod
     def read(cls, root: Path, stem: str, template: Tensor) -> _Pair:
-        manual = torch.from_numpy(read_manual(root / "Annotation" / "manual" / f"{stem}_manu_attri.txt").points)
+        manual = torch.from_numpy(read_manual(root / "Annotation" / "manual" / f"{stem}_manu_attri.txt"))
         original = read_image(_original(root, stem)).float().mean(0) / 255
         places = anchors(manual)
         matrix = fit_similarity(places, template)

@@ -37,20 +37,20 @@ def style_of(colour: int) -> str:
     return f"c{colour % COLOURS}" + (" dashed" if colour >= COLOURS else "")
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers that cover `low` to `high`."""
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that cover `low` to `high`."""
     if high <= low:
         low, high = low - (abs(low) or 1) * 0.05, low + (abs(low) or 1) * 0.05
-    rough = (high - low) / max(1, count - 1)
+    rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
 
 
-def whole_ticks(low: float, high: float, count: int = 7) -> list[float]:
-    """Whole numbers within [low, high], at most about `count`."""
-    step = max(1, math.ceil((high - low) / max(1, count - 1)))
+def whole_ticks(low: float, high: float) -> list[float]:
+    """Whole numbers within [low, high], at most about seven."""
+    step = max(1, math.ceil((high - low) / 6))
     for nice in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000):
         if nice >= step:
             step = nice

@@ -148,14 +148,12 @@ class TrainingConfig:
             if not all(isinstance(part, str) and part for part in getattr(self, name)):
                 raise TypeError(f"{name} must hold names, got {describe(getattr(self, name))}")
         for name in ("epochs", "batch", "accumulate", "learning_rate", "validate_every", "checkpoint_every"):
-            self._positive(name)
+            _checks.positive_number(name, getattr(self, name))
         for name in ("classes", "size", "limit"):
             if getattr(self, name) is not None:
-                self._positive(name)
+                _checks.positive_number(name, getattr(self, name))
         for name in ("weight", "power", "weight_decay", "workers", "seed", "gallery"):
-            _checks.finite_number(name, getattr(self, name))
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+            _checks.number_within(name, getattr(self, name), 0)
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
         if self.weights is not None and self.pretrained == "yes":
@@ -164,11 +162,6 @@ class TrainingConfig:
             raise ValueError(f"format applies to the landmarks' file, got format={self.format!r} and no landmarks")
         self.loss_options()
         region_weights(self.region_choice())
-
-    def _positive(self, name: str) -> None:
-        _checks.finite_number(name, getattr(self, name))
-        if getattr(self, name) <= 0:
-            raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def loss_options(self) -> LossOptions:
         """The loss's options, checked."""

@@ -108,7 +108,7 @@ def evaluate_network(
     layers: Sequence[str] = (),
     sigma: float | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    gather: Callable[[Any], list[Any]] = lambda value: [value],
+    gather: Callable[[list[Any]], list[Any]] = list,
 ) -> Evaluation:
     """Runs the network in eval mode over the batches; each module's mode is restored.
 
@@ -117,7 +117,7 @@ def evaluate_network(
         layers: where alignment is measured, by `measured_attribution`; skipped for batches without landmarks.
         sigma: of the heatmap's Gaussians.
         autocast: returns the context in which the network runs.
-        gather: all-gathers one object from each process.
+        gather: joins the lists that the processes pass it, as Accelerate's `gather_object` does.
 
     Raises: ValueError, RuntimeError naming what is wrong with the network, a layer or the labels.
     """
@@ -170,7 +170,7 @@ def _new_metrics(device: torch.device) -> Any:
 
 
 def _gathered(
-    rows: _Rows, metrics: dict[str, Any], classes: Sequence[str], gather: Callable[[Any], list[Any]]
+    rows: _Rows, metrics: dict[str, Any], classes: Sequence[str], gather: Callable[[list[Any]], list[Any]]
 ) -> Evaluation:
     states = {
         layer: {
@@ -179,7 +179,7 @@ def _gathered(
         }
         for layer, collection in metrics.items()
     }
-    parts = gather((rows.arrays(), states))
+    parts = gather([(rows.arrays(), states)])
     filled = [arrays for arrays, _ in parts if arrays]
     if not filled:
         raise ValueError("batches must hold at least one image, got none")

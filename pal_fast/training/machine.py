@@ -6,11 +6,10 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from pal_fast._version import __version__
 
@@ -87,35 +86,6 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
         cudnn.deterministic, cudnn.benchmark = before[3:]
-
-
-def gatherer(accelerator: Any) -> Callable[[Any], list[Any]]:
-    """A function that all-gathers one object from each process."""
-    if accelerator.num_processes == 1:
-        return lambda value: [value]
-
-    def gather(value: Any) -> list[Any]:
-        parts: list[Any] = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(parts, value)
-        return parts
-
-    return gather
-
-
-def total(accelerator: Any, values: Tensor) -> Tensor:
-    """The sum over the processes; `values` itself is not modified."""
-    if accelerator.num_processes == 1:
-        return values.clone()
-    summed = values.clone()
-    torch.distributed.all_reduce(summed)
-    return summed
-
-
-def share_buffers(accelerator: Any, network: nn.Module) -> None:
-    """Broadcasts the first process's running statistics, as DDP does before its next forward."""
-    if accelerator.num_processes > 1:
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, 0)
 
 
 def environment(accelerator: Any) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Recorder:
             for picture, values in zip(pictures(gallery.images), seen["maps"], strict=True)
         ]
         step = 0 if epoch == 0 else self._progress.history[-1]["step"]
-        self._board.add_image("attributions", sheet(tiles), step, dataformats="HWC")
+        self._board.add_images("attributions", np.stack(tiles), step, dataformats="NHWC")
 
 
 def _summary_writer(folder: RunFolder, step: int) -> Any:
@@ -99,15 +99,6 @@ def pictures(images: torch.Tensor) -> torch.Tensor:
     from pal_fast.visualize import unnormalise
 
     return unnormalise(images, IMAGENET_MEAN, IMAGENET_STD)
-
-
-def sheet(tiles: list[np.ndarray[Any, Any]], columns: int = 8) -> np.ndarray[Any, Any]:
-    """Tiles pictures (H, W, 3) of equal size in a grid."""
-    columns = min(columns, len(tiles))
-    blank = np.ones_like(tiles[0])
-    padded = tiles + [blank] * (-len(tiles) % columns)
-    rows = [np.concatenate(padded[start : start + columns], 1) for start in range(0, len(padded), columns)]
-    return np.concatenate(rows, 0)
 
 
 def confusion_picture(evaluation: Evaluation) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,12 +13,8 @@ _ROUNDING: Final = 1e-9
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation; NaN if there are too few values."""
-    if not values:
-        return math.nan, math.nan
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    mean = statistics.fmean(values) if values else math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

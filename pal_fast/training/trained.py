@@ -128,6 +128,8 @@ def evaluate(
     if alignment and not config.layer:
         raise ValueError(f"{saved.path} was trained without a layer, so there is none at which to measure an alignment")
     accelerator = machine.make_accelerator(config.device, config.precision)
+    from accelerate.utils import gather_object  # after make_accelerator, which says how to install Accelerate
+
     saved.network.to(accelerator.device)
     loader = evaluation_loader(
         dataset,
@@ -148,7 +150,7 @@ def evaluate(
             layers=config.layer if alignment else (),
             sigma=config.sigma,
             autocast=accelerator.autocast,
-            gather=machine.gatherer(accelerator),
+            gather=gather_object,
         )
 
 

@@ -158,7 +158,7 @@ class _Training:
     def _save(self) -> None:
         """Writes a checkpoint. The sums of all processes are reduced to the first, which alone keeps them."""
         here = self.progress
-        here.sums = machine.total(self.accelerator, self.sums)
+        here.sums = self.accelerator.reduce(self.sums)
         if not torch.isfinite(here.sums).all():
             place = self.folder.checkpoint
             kept = f"{place} is from before" if place.exists() else "there is no checkpoint yet"
@@ -183,7 +183,7 @@ class _Training:
 
     def _end_epoch(self, gallery: Gallery | None, recorder: Any) -> Evaluation | None:
         config, here = self.config, self.progress
-        sums = machine.total(self.accelerator, self.sums)
+        sums = self.accelerator.reduce(self.sums)
         images, cross_entropy, pal, correct, annotated = sums.tolist()
         if not all(map(math.isfinite, (cross_entropy, pal))):
             self._save()  # raises
@@ -214,7 +214,10 @@ class _Training:
         return evaluation
 
     def _validate(self) -> Evaluation:
-        machine.share_buffers(self.accelerator, self.learner.network)
+        from accelerate.utils import broadcast, gather_object
+
+        # The first process's running statistics, as DDP does before its next forward.
+        broadcast(list(self.learner.network.buffers()))
         return evaluate_network(
             self.learner.network,
             self.splits.validation_loader,
@@ -223,7 +226,7 @@ class _Training:
             layers=self.layers,
             sigma=self.config.sigma,
             autocast=self.accelerator.autocast,
-            gather=machine.gatherer(self.accelerator),
+            gather=gather_object,
         )
 
     def _open_gallery(self, recorder: Any) -> Gallery | None:

@@ -16,13 +16,7 @@ from support.threads import one_thread
 from benchmarks import loading, machine
 
 
-@pytest.fixture
-def _one_thread():
-    with one_thread():
-        yield
-
-
-@pytest.mark.usefixtures("_one_thread")
+@one_thread()
 @pytest.mark.filterwarnings("ignore:.*classes without images")
 def test_landmarks_cost_little_beside_the_image() -> None:
     """The published limit holds on an idle machine; this test only catches landmarks that cost as much as the image."""

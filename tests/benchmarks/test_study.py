@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +72,7 @@ def test_the_margin_is_invariant_to_a_shift_of_the_logits(generator: torch.Gener
 def test_the_table_round_trips_through_disk(tmp_path: Path) -> None:
     path = tmp_path / "study.csv"
     condition = Condition(prior="random", absolute=False, weight=0.3, seed=2)
-    values = [*condition.fields().values(), 0.5, 0.4, 0.3, 0.2, 0.1]
+    values = [*asdict(condition).values(), 0.5, 0.4, 0.3, 0.2, 0.1]
     path.write_text(",".join(study.COLUMNS) + "\n" + ",".join(map(str, values)) + "\n")
     assert study.read(path) == {condition: dict(zip(study.MEASURES, (0.5, 0.4, 0.3, 0.2, 0.1), strict=True))}
 

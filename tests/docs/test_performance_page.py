@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from benchmarks import performance_page
+from benchmarks import draw, performance_page
 
 
 def test_the_page_shows_the_current_results():
@@ -13,22 +15,24 @@ def test_the_page_shows_the_current_results():
     assert text.count("<!-- results: ") == text.count("<!-- end -->") == 8
 
 
-def test_every_plot_of_the_results_is_on_the_page_and_up_to_date():
+def test_the_page_shows_every_picture_of_the_results_and_no_other():
     text = performance_page.PAGE.read_text()
-    drawn = {path.name for path in performance_page.RESULTS.glob("*.png")}
-    assert drawn == {path.name for path in performance_page.shown(text)}
-    assert drawn
-    for name in drawn:
-        assert f"](images/{name})" in text
-        copy = performance_page.IMAGES / name
-        assert copy.read_bytes() == (performance_page.RESULTS / name).read_bytes(), f"{name} is an old copy"
-    old = {path.name for path in performance_page.IMAGES.glob("*_c[pu]*.png")} - drawn
-    assert not old, "the page's pictures whose results are gone"
+    kept = {path.name for path in performance_page.IMAGES.glob("*_c[pu]*.png")}
+    assert kept
+    assert kept == set(re.findall(r"\]\(images/(\w+_c[pu]\w+\.png)\)", text))
+    measured = tuple(path.stem for path in performance_page.RESULTS.glob("*.csv"))
+    assert all(name.startswith(measured) for name in kept), "the page's pictures whose results are gone"
+
+
+def test_only_the_trees_own_results_are_drawn_into_the_pages_images(tmp_path):
+    assert draw.folder_of(performance_page.RESULTS / "loss_cpu.csv") == performance_page.IMAGES
+    assert draw.folder_of(tmp_path / "loss_cpu.csv") == tmp_path
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(performance_page, "RESULTS", tmp_path)
+    monkeypatch.setattr(performance_page, "IMAGES", tmp_path)
     return tmp_path
 
 

@@ -26,10 +26,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return drawn_datasets.write_rafdb(tmp_path_factory.mktemp("rafdb"), 12, 4, seed=9, template=TRUE_TEMPLATE)
 
 
-def test_manual_annotation_files_hold_points_and_attributes(written: Written) -> None:
-    manual = read_manual(written.root / "Annotation" / "manual" / "train_00005_manu_attri.txt")
-    assert manual.points.shape == (5, 2)
-    assert (manual.gender, manual.race, manual.age) == (4 % 3, 4 % 2, 4)
+def test_manual_annotation_files_hold_five_points(written: Written) -> None:
+    assert read_manual(written.root / "Annotation" / "manual" / "train_00005_manu_attri.txt").shape == (5, 2)
 
 
 def test_boxes_are_left_top_right_bottom(written: Written, tmp_path: Path) -> None:

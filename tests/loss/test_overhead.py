@@ -15,12 +15,6 @@ from pal_fast import dispatch
 RESULTS = Path(overhead.__file__).parent / "results" / overhead.NAME
 
 
-@pytest.fixture
-def _one_thread():
-    with one_thread():
-        yield
-
-
 def test_the_recorded_overhead_is_within_the_limit_and_matches_the_docs() -> None:
     with RESULTS.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -32,7 +26,7 @@ def test_the_recorded_overhead_is_within_the_limit_and_matches_the_docs() -> Non
         assert f"| `{row['backend']}` | {row['bare_us']} µs | {row['with_pal_us']} µs | {row['added_us']} µs |" in page
 
 
-@pytest.mark.usefixtures("_one_thread")
+@one_thread()
 def test_the_python_overhead_of_a_call_is_bounded() -> None:
     """The limit is for a quiet machine; three times the limit must hold on any."""
     reason = dispatch.why_not("cpu", torch.device("cpu"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.compare import TOLERANCE, relative_error
 from support.kink import clear_of_the_kink
+from support.threads import one_thread
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
@@ -185,16 +186,15 @@ def test_a_forward_mode_derivative_raises(training: bool, trained: bool) -> None
         layer(forward_ad.make_dual(input, direction))
 
 
+@one_thread()
 def test_results_are_bit_identical_in_every_run_and_for_any_number_of_threads() -> None:
     ours, _ = layers((16, 32, 9, 9), torch.float32)
-    threads = torch.get_num_threads()
     for layout in (torch.contiguous_format, torch.channels_last):
         tensors = [torch.randn(16, 32, 9, 9).to(memory_format=layout) for _ in range(3)]
         runs = []
         for count in (1, 2, 2):
             torch.set_num_threads(count)
             runs.append(results(copy.deepcopy(ours), *tensors, False))
-        torch.set_num_threads(threads)
         for run in runs[1:]:
             assert all(torch.equal(value, runs[0][name]) for name, value in run.items())
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
 from support.compare import TOLERANCE, relative_error
 from support.gpu import VIRTUAL
 from support.loss_problems import Problem, make, same_bits
+from support.threads import one_thread
 from torch import Tensor
 
 import pal_fast
@@ -32,18 +32,10 @@ def heatmap_bits(backend: str, problem: Problem) -> list[Tensor]:
     return [heatmap, *torch.autograd.grad(heatmap.square().sum(), points)]
 
 
-@pytest.fixture
-def _thread_count_restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_thread_count_restored")
+@one_thread()
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_results_are_bit_identical_for_any_number_of_threads(case, seed):
     problem = make(case, seed)
-    torch.set_num_threads(1)
     first, heatmap = problem.solve("cpu"), heatmap_bits("cpu", problem)
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)

@@ -11,8 +11,8 @@ from pal_fast.attribution.graph import nodes_between
 DOUBLE = torch.float64
 
 
-def given(*shapes: tuple[int, ...], dtype: torch.dtype = DOUBLE, device: str = "cpu") -> list[Tensor]:
-    return [torch.randn(shape, dtype=DOUBLE).to(device, dtype).requires_grad_() for shape in shapes]
+def given(*shapes: tuple[int, ...], dtype: torch.dtype = DOUBLE) -> list[Tensor]:
+    return [torch.randn(shape, dtype=DOUBLE).to(dtype).requires_grad_() for shape in shapes]
 
 
 def above(model: nn.Module, layer: str, images: Tensor) -> set[str]:

@@ -26,10 +26,10 @@ class Branched(SmallNet):
         self.unused = nn.Linear(3, 3)
 
 
-def shares(rank: int, count: int = 4) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def shares(rank: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The whole batch, the same in every process, and this process's share of it."""
-    whole = batch(2 * count)
-    return whole, tuple(t[count * rank : count * (rank + 1)] for t in whole)
+    whole = batch(8)
+    return whole, tuple(t.chunk(2)[rank] for t in whole)
 
 
 def averaged(model: nn.Module, layer: str, whole: tuple[Tensor, ...], cross_entropy: bool) -> dict[str, Tensor]:

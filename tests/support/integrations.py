@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
+
+from support.code_blocks import Block, blocks_of
 
 FOLDER = Path(__file__).parents[2] / "docs" / "integrations"
 
 
-def code_of(path: Path) -> str:
+def block_of(path: Path) -> Block:
     """The only Python block of a page."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return code
+    (block,) = (block for block in blocks_of(path) if block.language == "python")
+    return block
 
 
 def example(name: str) -> SimpleNamespace:
     names: dict[str, object] = {"__name__": name}
-    exec(compile(code_of(FOLDER / f"{name}.md"), f"{name}.md", "exec"), names)
+    block_of(FOLDER / f"{name}.md").run(names)
     return SimpleNamespace(**names)

@@ -18,11 +18,11 @@ from support.triton_namesake import hide
 Task = tuple[Callable[..., None], tuple[Any, ...], int]
 
 
-def _serve(rank: int, count: int, store: str, tasks: Any, answers: Any) -> None:
+def _serve(rank: int, store: str, tasks: Any, answers: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     hide()
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     while (task := tasks.get()) is not None:
         function, arguments, seed = task
         torch.manual_seed(seed)
@@ -41,8 +41,7 @@ class Pair:
     for ever.
     """
 
-    def __init__(self, count: int = 2) -> None:
-        self._count = count
+    def __init__(self) -> None:
         self._processes: list[Any] = []
 
     def run(self, function: Callable[..., None], *arguments: Any, seed: int, timeout: float = 120.0) -> None:
@@ -50,7 +49,7 @@ class Pair:
             self._start()
         for tasks in self._tasks:
             tasks.put((function, arguments, seed))
-        for _ in range(self._count):
+        for _ in self._tasks:
             try:
                 rank, failure = self._answers.get(timeout=timeout)
             except queue.Empty:
@@ -69,9 +68,9 @@ class Pair:
     def _start(self) -> None:
         context = mp.get_context("spawn")
         self._answers = context.Queue()
-        self._tasks = [context.Queue() for _ in range(self._count)]
+        self._tasks = [context.Queue(), context.Queue()]
         store = os.path.join(tempfile.mkdtemp(), "store")
         for rank, tasks in enumerate(self._tasks):
-            arguments = (rank, self._count, store, tasks, self._answers)
+            arguments = (rank, store, tasks, self._answers)
             self._processes.append(context.Process(target=_serve, args=arguments, daemon=True))
             self._processes[-1].start()

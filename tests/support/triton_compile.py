@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -79,14 +80,21 @@ def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], 
     return signature, constants, attributes
 
 
-def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> Compiled:
+def assembly(
+    kernel: Any, arguments: dict[str, Any], options: dict[str, Any], backend: str, architecture: int | str, warp: int
+) -> Any:
+    """The launch compiled by triton, by the name of each stage."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature, constants, attributes = specialise(kernel, arguments)
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    return triton.compile(source, target=GPUTarget(backend, architecture, warp), options=options).asm
+
+
+def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> Compiled:
+    ptx = assembly(kernel, arguments, options, "cuda", 90, 32)["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -100,47 +108,36 @@ def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]
 
 
 @contextmanager
-def compiling_for_rocm(architecture: str) -> Iterator[list[str]]:
-    """Launches inside compile to machine code for an AMD GPU; each appends its kernel's name to the list."""
-    import triton
-    from pal_fast.kernels import launch
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.runtime.jit import JITFunction
-
-    compiled: list[str] = []
-    target = GPUTarget("hip", architecture, 64 if architecture.startswith("gfx9") else 32)
-
-    def run(self: Any, *, grid: tuple[int, ...], warmup: bool, **arguments: Any) -> None:
-        options = {name: arguments.pop(name) for name in launch.OPTIONS}
-        signature, constants, attributes = specialise(self, arguments)
-        source = ASTSource(self, signature, constexprs=constants, attrs=attributes)
-        assert triton.compile(source, target=target, options=options).asm["hsaco"]
-        compiled.append(self.__name__)
-
-    before = JITFunction.run, launch.INTERPRETED_PROCESSORS
-    JITFunction.run, launch.INTERPRETED_PROCESSORS = run, PROCESSORS
-    try:
+def compiling() -> Iterator[list[Compiled]]:
+    """Launches inside compile and do not run; each appends its kernel to the list."""
+    compiled: list[Compiled] = []
+    with _launches_go_to(lambda *launch: compiled.append(compile_launch(*launch))):
         yield compiled
-    finally:
-        JITFunction.run, launch.INTERPRETED_PROCESSORS = before
 
 
 @contextmanager
-def compiling() -> Iterator[list[Compiled]]:
-    """Launches inside compile and do not run; each appends its kernel to the list."""
+def compiling_for_rocm(architecture: str) -> Iterator[list[str]]:
+    """Launches inside compile to machine code for an AMD GPU; each appends its kernel's name to the list."""
+    compiled: list[str] = []
+    warp = 64 if architecture.startswith("gfx9") else 32
+
+    def take(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> None:
+        assert assembly(kernel, arguments, options, "hip", architecture, warp)["hsaco"]
+        compiled.append(kernel.__name__)
+
+    with _launches_go_to(take):
+        yield compiled
+
+
+@contextmanager
+def _launches_go_to(take: Callable[[Any, tuple[int, ...], dict[str, Any], dict[str, Any]], None]) -> Iterator[None]:
+    """Launches inside, planned for an H100's multiprocessors, call `take(kernel, grid, arguments, options)` instead."""
     from pal_fast.kernels import launch
     from triton.runtime.jit import JITFunction
 
-    compiled: list[Compiled] = []
-
     def run(self: Any, *, grid: tuple[int, ...], warmup: bool, **arguments: Any) -> None:
         options = {name: arguments.pop(name) for name in launch.OPTIONS}
-        compiled.append(compile_launch(self, grid, arguments, options))
+        take(self, grid, arguments, options)
 
-    before = JITFunction.run, launch.INTERPRETED_PROCESSORS
-    JITFunction.run, launch.INTERPRETED_PROCESSORS = run, PROCESSORS
-    try:
-        yield compiled
-    finally:
-        JITFunction.run, launch.INTERPRETED_PROCESSORS = before
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(launch, "INTERPRETED_PROCESSORS", PROCESSORS):
+        yield

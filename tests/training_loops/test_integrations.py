@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.compare import relative_error
-from support.integrations import FOLDER, code_of, example
+from support.integrations import FOLDER, block_of, example
 from support.networks import SmallNet, batch_off_kinks, judged, twin
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,7 +45,7 @@ def assert_one_step(network, data, run) -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.md")), ids=lambda path: path.stem)
 def test_every_example_is_under_40_lines(path):
-    assert len(code_of(path).splitlines()) < 40
+    assert len(block_of(path).code.splitlines()) < 40
 
 
 def test_the_plain_loop(network, data):

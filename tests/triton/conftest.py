@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.interpreter import Interpreter
+from support.triton_compile import PROCESSORS
 
 _interpreter = Interpreter()
 
@@ -32,3 +33,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if failure:
         pytest.fail(f"in the interpreting process:\n{failure}", pytrace=False)
     return True
+
+
+@pytest.fixture
+def for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host plans for an H100's multiprocessors."""
+    from pal_fast.kernels import launch
+
+    monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", PROCESSORS)

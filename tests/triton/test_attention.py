@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.compare import assert_close, relative_error
 from support.networks import by_math
-from support.operator_calls import OperatorCalls
+from support.operator_calls import OperatorCalls, computes
 from torch import Tensor
 
 from pal_fast.nn import attention, attention_matrices, attention_operators, triton_derivatives
@@ -130,18 +130,17 @@ def test_the_error_of_attention_is_the_rounding_of_its_dtype(
 
 
 class Matrices(OperatorCalls):
-    """Also records, by name, the operators that read or write a query-by-key matrix."""
+    """Also records the operators that read or write a query-by-key matrix, `on_matrices`."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.size, self.names = size, []
+        self.size, self.on_matrices = size, []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = self.count
         result = super().__torch_dispatch__(func, types, args, kwargs)
         tensors = [t for t in (*args, result) if isinstance(t, Tensor)]
-        if self.count > before and "transpose" not in str(func) and any(t.numel() >= self.size for t in tensors):
-            self.names.append(func.name())
+        if computes(str(func)) and "transpose" not in str(func) and any(t.numel() >= self.size for t in tensors):
+            self.on_matrices.append(func.name())
         return result
 
 
@@ -152,8 +151,8 @@ def test_the_second_derivative_takes_one_kernel_and_eight_products(device: str) 
         first = torch.autograd.grad(output, tensors, torch.randn_like(output).requires_grad_(), create_graph=True)
         with Matrices(2 * 64 * 64) as calls:
             torch.autograd.grad(first, tensors, [torch.randn_like(g) for g in first])
-    products = [name for name in calls.names if "bmm" in name]
+    products = [name for name in calls.on_matrices if "bmm" in name]
     assert len(products) == 8
     # No other operator touches such a matrix; the interpreter copies its launch arguments.
     copies = ("aten::empty_like", "aten::new_empty", "aten::set_", "aten::copy_", "aten::split")
-    assert all(name.startswith(copies) for name in calls.names if name not in products), calls.names
+    assert all(name.startswith(copies) for name in calls.on_matrices if name not in products), calls.on_matrices

@@ -22,14 +22,6 @@ LAYERS = [(64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512
 SECTOR = 32
 
 
-@pytest.fixture
-def for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host plans for an H100's multiprocessors."""
-    from pal_fast.kernels import launch
-
-    monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", PROCESSORS)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("tensors", "tiles"), [(1, 2), (2, 1), (3, 1)])

@@ -30,14 +30,6 @@ DTYPES = [torch.bfloat16, torch.float32]
 REGISTERS = 65536  # of a multiprocessor
 
 
-@pytest.fixture
-def for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host plans for an H100's multiprocessors."""
-    from pal_fast.kernels import launch
-
-    monkeypatch.setattr(launch, "INTERPRETED_PROCESSORS", PROCESSORS)
-
-
 def compile_all(layer: Tensor) -> list[tuple[int, Compiled]]:
     """Every kernel that training runs on such a layer, with the number of tensors of its shape that each reads."""
     from pal_fast.kernels import batch_norm as operators

@@ -40,7 +40,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: machine["capability"])
-    monkeypatch.setattr(dispatch, "_compiled", lambda: "")
+    monkeypatch.setattr(dispatch, "_load_extension", lambda: "")
     operators = types.SimpleNamespace(cuda_status=lambda index: machine["status"])
     monkeypatch.setattr(torch.ops, "pal_fast", operators, raising=False)
     monkeypatch.setattr(_extension, "build_info", lambda: {"cuda": "75;90"})
@@ -158,7 +158,7 @@ def test_an_extension_without_cuda_falls_back_to_triton(gpu: dict[str, Any], mon
 
 
 def test_a_package_without_extension_falls_back_to_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_compiled", lambda: "the extension was not built (run ...)")
+    monkeypatch.setattr(dispatch, "_load_extension", lambda: "the extension was not built (run ...)")
     assert dispatch.choose(None, CUDA) == "triton"
     for name in ("cuda", "cpu"):
         assert "not built" in pal_fast.backends()[name].detail
@@ -178,7 +178,7 @@ def test_triton_refuses_a_gpu_that_is_too_old(gpu: dict[str, Any]) -> None:
 
 def test_without_a_gpu_both_gpu_backends_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(dispatch, "_compiled", lambda: "")
+    monkeypatch.setattr(dispatch, "_load_extension", lambda: "")
     monkeypatch.setattr(torch.ops, "pal_fast", types.SimpleNamespace(cuda_status=lambda index: ""), raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)
     assert dispatch.why_not("cuda", CUDA) == "PyTorch sees no CUDA GPU (this PyTorch is a CPU-only build)"
