@@ -23,6 +23,18 @@ def data(network):
     return TensorDataset(*batch_off_kinks(network, 8, together=4))
 
 
+def expected(network, images, labels, landmarks, *, cross_entropy=True):
+    """The judge's loss and gradients on a batch, where each sample's own logit is attributed."""
+    return judged(
+        twin(network),
+        "middle",
+        images,
+        labels if cross_entropy else None,
+        landmarks,
+        scalar=lambda logits: logits.gather(1, labels[:, None]).sum(),
+    )
+
+
 def assert_trains(network, run) -> None:
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     keys = list(network.state_dict())
@@ -36,7 +48,7 @@ def assert_one_step(network, data, run) -> None:
     """`run` takes one step of SGD at 0.1 on cross-entropy plus the loss, averaged over two batches of four, with the
     judge's gradients."""
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
-    halves = [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in HALVES]
+    halves = [expected(network, *(t[part] for t in data.tensors))[1] for part in HALVES]
     assert_trains(network, run)
     moved = torch.cat([(before[n] - p.cpu()).flatten() for n, p in network.named_parameters()])
     wanted = torch.cat([0.1 * (halves[0][n] + halves[1][n]).flatten() / 2 for n in before])
@@ -71,7 +83,7 @@ def three_batches_and_gradients(network):
     """A loader of three batches of four, and the judge's gradients of each batch."""
     data = TensorDataset(*batch_off_kinks(network, 12, together=4))
     parts = [slice(0, 4), slice(4, 8), slice(8, 12)]
-    return DataLoader(data, 4), [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in parts]
+    return DataLoader(data, 4), [expected(network, *(t[part] for t in data.tensors))[1] for part in parts]
 
 
 def assert_steps(seen, wanted):
@@ -138,7 +150,7 @@ def test_lightning(network, data, tmp_path):
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
     )
-    wanted, _ = judged(twin(network), "middle", data.tensors[0][:4], None, data.tensors[2][:4])
+    wanted, _ = expected(network, *(t[HALVES[0]] for t in data.tensors), cross_entropy=False)
     calls = []
     module.pal.register_forward_hook(lambda m, args, loss: calls.append((args[0].detach(), loss.item())))
     assert_trains(network, lambda: trainer.fit(module, loader, loader))
