@@ -92,6 +92,12 @@ def assert_steps(seen, wanted):
         assert relative_error(*(torch.cat([g[n].flatten().double() for n in of]) for g in (got, of))) < 1e-3
 
 
+def means_of_groups(parts, accumulate):
+    """The mean gradients of each `accumulate` batches, and of those that are left."""
+    groups = [parts[start : start + accumulate] for start in range(0, len(parts), accumulate)]
+    return [{name: sum(part[name] for part in group) / len(group) for name in parts[0]} for group in groups]
+
+
 class Stream:
     """A loader without a length."""
 
@@ -103,14 +109,25 @@ class Stream:
 
 
 @pytest.mark.parametrize("kind", [lambda loader: loader, Stream], ids=["sized", "stream"])
-def test_the_plain_loop_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(network, kind):
-    """Three batches per epoch, two per step: in each epoch, the mean of two and then the third alone."""
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_the_plain_loop_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(network, kind, accumulate):
     loader, parts = three_batches_and_gradients(network)
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
     seen = gradients_at_each_step(network, optimizer)
-    example("plain_loop").train(network, kind(loader), optimizer, "middle", epochs=2, accumulate=2)
-    mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
-    assert_steps(seen, [mean, parts[2], mean, parts[2]])
+    example("plain_loop").train(network, kind(loader), optimizer, "middle", epochs=2, accumulate=accumulate)
+    assert_steps(seen, 2 * means_of_groups(parts, accumulate))
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_fabric_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(network, accumulate):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    loader, parts = three_batches_and_gradients(network)
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    seen = gradients_at_each_step(network, optimizer)
+    options = {"accelerator": "cpu", "devices": 1}
+    example("fabric").train(network, loader, optimizer, "middle", epochs=2, accumulate=accumulate, **options)
+    assert_steps(seen, 2 * means_of_groups(parts, accumulate))
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
