@@ -33,7 +33,7 @@ def attribute(
     layout: str = "auto",
     output: Output | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Runs the model once and returns the layer's attribution map, as `PALLoss` sees it, and the logits.
+    """Runs the model once; returns the layer's attribution map, as `PALLoss` with these options sees it, and logits.
 
     The model's mode, parameter gradients, buffers and hooks are left unchanged; the results are not differentiable. May
     be called under `torch.no_grad` and `torch.inference_mode`, and on a compiled model, which runs eagerly. Of

@@ -249,6 +249,19 @@ def test_an_elastic_transform_is_refused(points: Tensor) -> None:
         v2.ElasticTransform()(sample(points))
 
 
+@pytest.mark.parametrize("kind", [v2.AutoAugment, v2.RandAugment, v2.TrivialAugmentWide, v2.AugMix])
+def test_automatic_augmentations_refuse_landmarks(kind: type[v2.Transform], points: Tensor) -> None:
+    with pytest.raises(TypeError, match="Inputs of type Landmarks are not supported"):
+        kind()(sample(points))
+
+
+@pytest.mark.parametrize("kind", [v2.FiveCrop, v2.TenCrop])
+def test_several_crops_leave_landmarks_as_they_are_with_a_warning(kind: type[v2.Transform], points: Tensor) -> None:
+    with pytest.warns(UserWarning, match=r"passing through inputs of type .*Landmarks"):
+        moved = kind(40)(sample(points))
+    assert torch.equal(moved["landmarks"].as_subclass(Tensor), points)
+
+
 def test_no_transform_modifies_its_input(points: Tensor) -> None:
     given = sample(points)
     for transform, *_ in TRANSFORMS.values():

@@ -23,6 +23,18 @@ def data(network):
     return TensorDataset(*batch_off_kinks(network, 8, together=4))
 
 
+def expected(network, images, labels, landmarks, *, cross_entropy=True):
+    """The judge's loss and gradients on a batch, where each sample's own logit is attributed."""
+    return judged(
+        twin(network),
+        "middle",
+        images,
+        labels if cross_entropy else None,
+        landmarks,
+        scalar=lambda logits: logits.gather(1, labels[:, None]).sum(),
+    )
+
+
 def assert_trains(network, run) -> None:
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     keys = list(network.state_dict())
@@ -36,7 +48,7 @@ def assert_one_step(network, data, run) -> None:
     """`run` takes one step of SGD at 0.1 on cross-entropy plus the loss, averaged over two batches of four, with the
     judge's gradients."""
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
-    halves = [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in HALVES]
+    halves = [expected(network, *(t[part] for t in data.tensors))[1] for part in HALVES]
     assert_trains(network, run)
     moved = torch.cat([(before[n] - p.cpu()).flatten() for n, p in network.named_parameters()])
     wanted = torch.cat([0.1 * (halves[0][n] + halves[1][n]).flatten() / 2 for n in before])
@@ -71,13 +83,19 @@ def three_batches_and_gradients(network):
     """A loader of three batches of four, and the judge's gradients of each batch."""
     data = TensorDataset(*batch_off_kinks(network, 12, together=4))
     parts = [slice(0, 4), slice(4, 8), slice(8, 12)]
-    return DataLoader(data, 4), [judged(twin(network), "middle", *(t[part] for t in data.tensors))[1] for part in parts]
+    return DataLoader(data, 4), [expected(network, *(t[part] for t in data.tensors))[1] for part in parts]
 
 
 def assert_steps(seen, wanted):
     assert len(seen) == len(wanted)
     for got, of in zip(seen, wanted, strict=True):
         assert relative_error(*(torch.cat([g[n].flatten().double() for n in of]) for g in (got, of))) < 1e-3
+
+
+def means_of_groups(parts, accumulate):
+    """The mean gradients of each `accumulate` batches, and of those that are left."""
+    groups = [parts[start : start + accumulate] for start in range(0, len(parts), accumulate)]
+    return [{name: sum(part[name] for part in group) / len(group) for name in parts[0]} for group in groups]
 
 
 class Stream:
@@ -91,14 +109,25 @@ class Stream:
 
 
 @pytest.mark.parametrize("kind", [lambda loader: loader, Stream], ids=["sized", "stream"])
-def test_the_plain_loop_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(network, kind):
-    """Three batches per epoch, two per step: in each epoch, the mean of two and then the third alone."""
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_the_plain_loop_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(network, kind, accumulate):
     loader, parts = three_batches_and_gradients(network)
     optimizer = torch.optim.SGD(network.parameters(), 0.0)
     seen = gradients_at_each_step(network, optimizer)
-    example("plain_loop").train(network, kind(loader), optimizer, "middle", epochs=2, accumulate=2)
-    mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
-    assert_steps(seen, [mean, parts[2], mean, parts[2]])
+    example("plain_loop").train(network, kind(loader), optimizer, "middle", epochs=2, accumulate=accumulate)
+    assert_steps(seen, 2 * means_of_groups(parts, accumulate))
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_fabric_steps_on_an_incomplete_accumulation_at_the_end_of_an_epoch(network, accumulate):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    loader, parts = three_batches_and_gradients(network)
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    seen = gradients_at_each_step(network, optimizer)
+    options = {"accelerator": "cpu", "devices": 1}
+    example("fabric").train(network, loader, optimizer, "middle", epochs=2, accumulate=accumulate, **options)
+    assert_steps(seen, 2 * means_of_groups(parts, accumulate))
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
@@ -138,7 +167,7 @@ def test_lightning(network, data, tmp_path):
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
     )
-    wanted, _ = judged(twin(network), "middle", data.tensors[0][:4], None, data.tensors[2][:4])
+    wanted, _ = expected(network, *(t[HALVES[0]] for t in data.tensors), cross_entropy=False)
     calls = []
     module.pal.register_forward_hook(lambda m, args, loss: calls.append((args[0].detach(), loss.item())))
     assert_trains(network, lambda: trainer.fit(module, loader, loader))

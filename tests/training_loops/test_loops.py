@@ -50,6 +50,44 @@ def test_losses_on_the_same_and_on_other_models_do_not_interfere():
     assert gradient_error(models[1], wanted[2][1]) < 1e-10
 
 
+class TwoHeads(SmallNet):
+    """Two outputs of one forward, (B, 5) and (B, 2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Linear(10, 2)
+
+    def forward(self, images):
+        features = self.pool(self.top(self.middle(self.stem(images)))).flatten(1)
+        return {"expression": self.classifier(features), "affect": self.second(features)}
+
+
+def test_two_losses_each_given_the_logits_of_its_own_head_of_one_forward():
+    model = TwoHeads().double()
+    images, labels, landmarks = batch()
+    own = judged(
+        twin(model), "middle", images, None, landmarks, scalar=lambda out: out["expression"][range(4), labels].sum()
+    )
+    every = judged(twin(model), "middle", images, None, landmarks, scalar=lambda out: out["affect"].sum())
+    expression = pal_fast.PALLoss(model, "middle", target="label")
+    affect = pal_fast.PALLoss(model, "middle")
+    out = model(images)
+    loss = expression(out["expression"], landmarks, labels=labels) + affect(out["affect"], landmarks)
+    loss.backward()
+    assert relative_error(loss, own[0] + every[0]) < 1e-12
+    assert gradient_error(model, {n: own[1][n] + every[1][n] for n in own[1]}) < 1e-10
+
+
+def test_one_loss_called_for_two_heads_of_one_forward_is_refused():
+    model = TwoHeads()
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = pal_fast.PALLoss(model, "middle")
+    out = model(images)
+    pal(out["expression"], landmarks)
+    with pytest.raises(pal_fast.NotReadyError, match="make a PALLoss for each loss, if a forward has several"):
+        pal(out["affect"], landmarks)
+
+
 def test_a_channels_last_model_matches_the_double_backward():
     model = SmallNet().to(memory_format=torch.channels_last)
     images, labels, landmarks = batch_off_kinks(model)
