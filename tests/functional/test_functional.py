@@ -52,6 +52,16 @@ def test_a_prior_of_another_size_is_resized_to_the_layer_with_pixel_centres_alig
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_every_pixel_of_a_finer_prior_counts(generator, backend):
+    """Of 56 x 56 pixels on a layer of 7 x 7, bilinear interpolation without antialiasing reads two in eight."""
+    f, _ = layer(generator)
+    prior = torch.zeros(3, 56, 56)
+    prior[:, 24, 24] = 1.0
+    loss = pal_fast.pal_loss(f, None, prior, attribution="activation", reduction="none", backend=backend)
+    assert loss.all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["permuted", "sliced", "expanded", "mixed layouts", "mixed dtypes"])
 def test_any_strides_are_accepted(generator, backend, kind):
     f, g = layer(generator)
@@ -114,6 +124,33 @@ def test_the_prior_receives_gradients(generator, argument):
     (wanted,) = torch.autograd.grad(loss("reference"), moved)
     assert_close(got, wanted, torch.float64)
     assert wanted.norm() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradients_a_prior_that_requires_one_is_accepted_by_every_backend(generator, backend):
+    f, g = layer(generator)
+    prior = torch.rand(3, 7, 7, generator=generator)
+    wanted = pal_fast.pal_loss(f, g, prior, backend="reference")
+    with torch.no_grad():
+        assert_close(pal_fast.pal_loss(f, g, prior.requires_grad_(), backend=backend), wanted, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("score", ["pearson", "cross_correlation"])
+def test_a_sample_without_a_visible_landmark_is_left_out_of_the_mean(generator, backend, score):
+    f, g = layer(generator)
+    points = torch.rand(3, 5, 2, generator=generator) * 48
+    visible = torch.tensor([True, False, True])[:, None].expand(3, 5)
+    options = {"image_size": 48, "score": score, "backend": backend}
+    got = pal_fast.pal_loss(f, g, landmarks=points, visible=visible, **options)
+    f, g, points = (tensor[[0, 2]] for tensor in (f, g, points))
+    assert_close(got, pal_fast.pal_loss(f, g, landmarks=points, **options), torch.float32)
+
+
+def test_without_an_image_size_landmarks_are_in_cells_of_the_heatmap(generator):
+    points = torch.rand(2, 4, 2, generator=generator) * 9
+    got = pal_fast.landmark_heatmap(points, (9, 13), sigma=1.0)
+    assert torch.equal(got, pal_fast.landmark_heatmap(points, (9, 13), image_size=(9, 13), sigma=1.0))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
