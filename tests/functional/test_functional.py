@@ -83,6 +83,22 @@ def test_any_strides_are_accepted(generator, backend, kind):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("argument", ["landmarks", "visible", "weights", "sample_weight"])
+def test_annotations_of_any_strides_are_accepted(generator, backend, argument):
+    f, g = layer(generator)
+    given = {
+        "landmarks": torch.rand(3, 5, 2, generator=generator) * 48,
+        "visible": torch.rand(3, 5, generator=generator) > 0.3,
+        "weights": torch.rand(3, 5, generator=generator),
+        "sample_weight": torch.rand(3, generator=generator),
+    }
+    wanted = pal_fast.pal_loss(f, g, **given, image_size=48, backend="reference")
+    given[argument] = torch.stack([given[argument]] * 2, -1)[..., 0]
+    assert not given[argument].is_contiguous()
+    assert_close(pal_fast.pal_loss(f, g, **given, image_size=48, backend=backend), wanted, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wide", ["activation", "gradient"])
 def test_mixed_dtypes_are_computed_in_the_wider_one(generator, backend, wide):
     f, g = layer(generator)
