@@ -190,6 +190,25 @@ def test_attribution_map_returns_what_the_loss_standardises(generator):
     torch.testing.assert_close(loss, torch.tensor(-1.0))
 
 
+@pytest.mark.parametrize(
+    ("options", "size", "count"),
+    [
+        ({"channels": "half"}, 7, 3),
+        ({"channels": "half"}, 1, 1),
+        ({"channel_count": 5}, 5, 5),
+        ({"channel_count": 0.5}, 5, 3),  # halves are rounded up
+        ({"channel_count": 0.5}, 7, 4),
+        ({"channel_count": 0.01}, 7, 1),
+        ({"channel_count": 1.0, "channels": "half"}, 6, 6),
+    ],
+    ids=str,
+)
+def test_the_number_of_channels_that_take_part(generator, options, size, count):
+    f, _ = layer(generator, (3, size, 7, 7))
+    got = pal_fast.attribution_map(f, None, attribution="activation", **options)
+    assert torch.equal(got, f[:, :count].mean(1))
+
+
 def test_an_empty_batch_has_zero_loss():
     f = torch.zeros(0, 3, 4, 4, requires_grad=True)
     loss = pal_fast.pal_loss(f, f.detach(), landmarks=torch.zeros(0, 68, 2), image_size=32)
