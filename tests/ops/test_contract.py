@@ -25,9 +25,16 @@ def heatmap_arguments(backend: str, grad: bool, *, weights: bool = True, combine
 
 
 def loss_arguments(
-    backend: str, grad: bool, *, attribution: int = 0, grouping: int = 0, reduction: int = 0, landmarks: bool = True
+    backend: str,
+    grad: bool,
+    *,
+    attribution: int = 0,
+    grouping: int = 0,
+    reduction: int = 0,
+    landmarks: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, ...]:
-    f, g = (torch.randn(2, 6, 5, 4, device=backend, requires_grad=grad) for _ in range(2))
+    f, g = (torch.randn(2, 6, 5, 4, dtype=dtype, device=backend, requires_grad=grad) for _ in range(2))
     layer = (None if attribution == 1 else f, None if attribution == 2 else g)
     points = torch.rand(2, 4, 2, device=backend) * 20
     heatmap = torch.rand(2, 5, 4, device=backend)
@@ -59,6 +66,19 @@ def test_the_loss_passes_opcheck(backend, grouping, attribution, grad):
     # Tracing a graph is checked once per grouping; it takes half a second.
     checks = ALL_CHECKS if attribution == 0 else ALL_CHECKS[:3]
     torch.library.opcheck(torch.ops.pal_fast.pal_loss.default, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_the_fakes_of_the_loss_know_every_dtype(backend, dtype):
+    operators = torch.ops.pal_fast
+    f, g, *rest = loss_arguments(backend, False, dtype=dtype)
+    rest = [
+        a.to(torch.float64 if dtype == torch.float64 else torch.float32) if isinstance(a, Tensor) else a for a in rest
+    ]
+    torch.library.opcheck(operators.pal_loss.default, (f, g, *rest), test_utils="test_faketensor")
+    loss, *derivative = operators.pal_loss(f, g, *rest)
+    arguments = (torch.ones_like(loss), f, g, *derivative, 0, True, 0, 4, True, True)
+    torch.library.opcheck(operators.pal_loss_backward.default, arguments, test_utils="test_faketensor")
 
 
 def test_the_backward_operators_pass_opcheck(backend):
