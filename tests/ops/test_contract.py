@@ -165,7 +165,12 @@ def test_a_forward_mode_derivative_raises(backend, grad):
     points = torch.rand(2, 4, 2, device=backend) * 20
     of_the_loss = functools.partial(pal_fast.pal_loss, gradient=g, landmarks=points, image_size=20)
     of_the_heatmap = functools.partial(pal_fast.landmark_heatmap, size=5, image_size=20)
-    for function, point in ((of_the_loss, f), (of_the_heatmap, points)):
+
+    def of_the_weights(weight: Tensor, backend: str) -> Tensor:
+        return of_the_loss(f, sample_weight=weight, backend=backend)
+
+    weight = torch.rand(2, device=backend) + 0.5
+    for function, point in ((of_the_loss, f), (of_the_heatmap, points), (of_the_weights, weight)):
         direction = torch.ones_like(point)
         with pytest.raises(NotImplementedError, match=r'no forward-mode derivative.*backend="reference"'):
             torch.func.jvp(functools.partial(function, backend=backend), (point,), (direction,))
