@@ -97,6 +97,11 @@ def test_the_backward_operators_pass_opcheck(backend):
             torch.library.opcheck(operators.pal_loss_backward.default, arguments, test_utils=checks)
 
 
+def test_of_the_outputs_only_the_loss_has_a_gradient(backend):
+    outputs = torch.ops.pal_fast.pal_loss(*loss_arguments(backend, True))
+    assert [output.requires_grad for output in outputs] == [True, False, False, False]
+
+
 def test_outputs_do_not_alias_inputs_and_inputs_are_unchanged(backend):
     arguments = loss_arguments(backend, False)
     copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
