@@ -40,6 +40,17 @@ def test_the_size_of_small_and_narrow_images_is_read():
         pal.remove()
 
 
+@pytest.mark.parametrize("colours", [1, 3, 4])
+def test_the_size_of_images_of_1_3_or_4_channels_is_read(colours):
+    model = nn.Sequential(
+        nn.Conv2d(colours, 6, 3), nn.Softplus(), nn.Conv2d(6, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    model.insert(3, nn.Softplus())
+    images, landmarks = torch.randn(2, colours, 12, 16), torch.rand(2, 5, 2) * 12
+    read, given = (pal_fast.PALLoss(model, "0", image_size=size)(model(images), landmarks) for size in (None, (12, 16)))
+    assert torch.equal(read, given)
+
+
 def test_the_image_size_of_an_earlier_forward_is_not_reused():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
