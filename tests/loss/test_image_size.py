@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.networks import SmallNet, batch
+from support.networks import SmallNet, Tokens, batch
 from torch import nn
 
 import pal_fast
@@ -62,7 +62,22 @@ def test_the_image_size_of_an_earlier_forward_is_not_reused():
     pal.check(images)
     with pytest.raises(ValueError, match="was not called as a whole"):
         pal(model.head(model.middle(model.stem(larger))), landmarks)
+    with pytest.raises(ValueError, match="sample_weight"):
+        pal(model(images), landmarks, sample_weight=torch.ones(3))
+    with pytest.raises(ValueError, match="was not called as a whole"):
+        pal(model.head(model.middle(model.stem(larger))), landmarks)
     pal(model(images), landmarks)
+
+
+def test_a_given_image_size_is_that_of_the_landmarks_and_not_of_the_models_input():
+    """Landmarks on a square image of which the model sees a version of 4 x 4 patches of other proportions."""
+    model = Tokens()
+    images, _, landmarks = batch(dtype=torch.float32)
+    height, width = 64, 32
+    moved = (landmarks + 0.5) * torch.tensor([width / 16, height / 16]) - 0.5
+    pal = pal_fast.PALLoss(model, "blocks.0", image_size=(height, width))
+    heatmap = pal_fast.landmark_heatmap(moved, (4, 4), image_size=(height, width))
+    torch.testing.assert_close(pal(model(images), moved), pal(model(images), heatmap=heatmap))
 
 
 def test_a_loss_constructed_on_a_wrapper_that_is_not_called_is_refused():
