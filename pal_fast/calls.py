@@ -94,7 +94,7 @@ def checked_loss_of(
     name, count, dtype = call
     heatmap, landmarks, visible, weights, sample_weight, image_size = prior
     if sample_weight is not None:
-        sample_weight = sample_weight.detach().to(dtype).contiguous()
+        sample_weight = sample_weight.to(dtype).contiguous()
     annotated = None
     if landmarks is not None:
         landmarks, visible, weights = _landmark_tensors(landmarks, visible, weights, dtype)

@@ -25,6 +25,7 @@ LOSS = {
     "no prior": (ValueError, "either landmarks or heatmap, got neither", dict(heatmap=None)),
     "two priors": (ValueError, "got both", dict(landmarks=POINTS, image_size=9)),
     "heatmap's batch": (ValueError, r"heatmap must have shape \(2, h, w\)", dict(heatmap=H[:1])),
+    "heatmap without a cell": (ValueError, r"heatmap must have shape \(2, h, w\)", dict(heatmap=H[:, :0])),
     "heatmap is complex": (TypeError, "heatmap must hold real numbers", dict(heatmap=H.to(torch.complex64))),
     "visible without landmarks": (ValueError, "belong to landmarks", dict(visible=torch.ones(2, 68).bool())),
     "landmarks' shape": (ValueError, r"\(B, K, 2\)", dict(heatmap=None, landmarks=POINTS[0], image_size=9)),

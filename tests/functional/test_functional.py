@@ -52,6 +52,16 @@ def test_a_prior_of_another_size_is_resized_to_the_layer_with_pixel_centres_alig
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_every_pixel_of_a_finer_prior_counts(generator, backend):
+    """Of 56 x 56 pixels on a layer of 7 x 7, bilinear interpolation without antialiasing reads two in eight."""
+    f, _ = layer(generator)
+    prior = torch.zeros(3, 56, 56)
+    prior[:, 24, 24] = 1.0
+    loss = pal_fast.pal_loss(f, None, prior, attribution="activation", reduction="none", backend=backend)
+    assert loss.all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["permuted", "sliced", "expanded", "mixed layouts", "mixed dtypes"])
 def test_any_strides_are_accepted(generator, backend, kind):
     f, g = layer(generator)
@@ -70,6 +80,22 @@ def test_any_strides_are_accepted(generator, backend, kind):
     got = pal_fast.pal_loss(f, g, h, backend=backend)
     wanted = pal_fast.pal_loss(f.double(), g.double(), h, backend="reference")
     assert_close(got, wanted, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("argument", ["landmarks", "visible", "weights", "sample_weight"])
+def test_annotations_of_any_strides_are_accepted(generator, backend, argument):
+    f, g = layer(generator)
+    given = {
+        "landmarks": torch.rand(3, 5, 2, generator=generator) * 48,
+        "visible": torch.rand(3, 5, generator=generator) > 0.3,
+        "weights": torch.rand(3, 5, generator=generator),
+        "sample_weight": torch.rand(3, generator=generator),
+    }
+    wanted = pal_fast.pal_loss(f, g, **given, image_size=48, backend="reference")
+    given[argument] = torch.stack([given[argument]] * 2, -1)[..., 0]
+    assert not given[argument].is_contiguous()
+    assert_close(pal_fast.pal_loss(f, g, **given, image_size=48, backend=backend), wanted, torch.float32)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -117,6 +143,33 @@ def test_the_prior_receives_gradients(generator, argument):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradients_a_prior_that_requires_one_is_accepted_by_every_backend(generator, backend):
+    f, g = layer(generator)
+    prior = torch.rand(3, 7, 7, generator=generator)
+    wanted = pal_fast.pal_loss(f, g, prior, backend="reference")
+    with torch.no_grad():
+        assert_close(pal_fast.pal_loss(f, g, prior.requires_grad_(), backend=backend), wanted, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("score", ["pearson", "cross_correlation"])
+def test_a_sample_without_a_visible_landmark_is_left_out_of_the_mean(generator, backend, score):
+    f, g = layer(generator)
+    points = torch.rand(3, 5, 2, generator=generator) * 48
+    visible = torch.tensor([True, False, True])[:, None].expand(3, 5)
+    options = {"image_size": 48, "score": score, "backend": backend}
+    got = pal_fast.pal_loss(f, g, landmarks=points, visible=visible, **options)
+    f, g, points = (tensor[[0, 2]] for tensor in (f, g, points))
+    assert_close(got, pal_fast.pal_loss(f, g, landmarks=points, **options), torch.float32)
+
+
+def test_without_an_image_size_landmarks_are_in_cells_of_the_heatmap(generator):
+    points = torch.rand(2, 4, 2, generator=generator) * 9
+    got = pal_fast.landmark_heatmap(points, (9, 13), sigma=1.0)
+    assert torch.equal(got, pal_fast.landmark_heatmap(points, (9, 13), image_size=(9, 13), sigma=1.0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_landmark_heatmap_matches_the_reference_and_broadcasts_weights(generator, backend):
     points = torch.rand(2, 4, 2, generator=generator) * 40
     weights = torch.rand(4, generator=generator)
@@ -135,6 +188,25 @@ def test_attribution_map_returns_what_the_loss_standardises(generator):
     standard = (maps - maps.mean((1, 2), keepdim=True)) / maps.std((1, 2), keepdim=True, correction=0)
     loss = pal_fast.pal_loss(f, g, standard, channels="half")
     torch.testing.assert_close(loss, torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "count"),
+    [
+        ({"channels": "half"}, 7, 3),
+        ({"channels": "half"}, 1, 1),
+        ({"channel_count": 5}, 5, 5),
+        ({"channel_count": 0.5}, 5, 3),  # halves are rounded up
+        ({"channel_count": 0.5}, 7, 4),
+        ({"channel_count": 0.01}, 7, 1),
+        ({"channel_count": 1.0, "channels": "half"}, 6, 6),
+    ],
+    ids=str,
+)
+def test_the_number_of_channels_that_take_part(generator, options, size, count):
+    f, _ = layer(generator, (3, size, 7, 7))
+    got = pal_fast.attribution_map(f, None, attribution="activation", **options)
+    assert torch.equal(got, f[:, :count].mean(1))
 
 
 def test_an_empty_batch_has_zero_loss():

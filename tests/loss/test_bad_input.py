@@ -61,6 +61,14 @@ def test_log_softmax_outputs_are_refused(model, how, target):
     pal(logits - logits.detach().amax(1, keepdim=True), landmarks, labels=torch.zeros(4, dtype=torch.int64))
 
 
+def test_a_call_with_logits_that_are_refused_takes_the_forward(model):
+    pal, logits, landmarks = loss_logits_and_landmarks(model)
+    with pytest.raises(TypeError, match="logits must be floating point"):
+        pal(logits.argmax(1), landmarks)
+    with pytest.raises(RuntimeError, match="since the last call of the loss \\(a call that raised counts\\)"):
+        pal(logits, landmarks)
+
+
 def test_a_log_softmax_is_refused_in_every_call(model):
     pal, logits, landmarks = loss_logits_and_landmarks(model)
     pal(logits, landmarks)

@@ -12,11 +12,12 @@ import pal_fast
 CONSTANT = {
     "percentages": lambda logits: 100 * logits.softmax(1),
     "without their mean": lambda logits: logits - logits.mean(1, keepdim=True),
+    "of sum one, some negative": lambda logits: 100 * (logits - logits.mean(1, keepdim=True)) + 1 / 5,
     "normalised over the classes": nn.LayerNorm(5, elementwise_affine=False),
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("how", CONSTANT)
 def test_a_constant_sum_is_refused_and_the_error_gives_the_fix(how, samples, dtype):

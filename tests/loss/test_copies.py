@@ -172,6 +172,16 @@ def saved_and_loaded(model):
     return torch.load(stream, weights_only=False)
 
 
+def test_a_loaded_loss_can_be_removed_before_its_first_use(data):
+    images, _, landmarks = data
+    model = saved_and_loaded(HoldsItsLoss())
+    model.pal.remove()
+    model.train()
+    assert not any(isinstance(hook, Hook) for _, hook in hooks(model))
+    with pytest.raises(RuntimeError, match="the hooks of this PALLoss were removed"):
+        model.pal(model(images), landmarks)
+
+
 @pytest.mark.parametrize("way", [copy.deepcopy, saved_and_loaded, lambda model: AveragedModel(model).module])
 def test_a_model_that_holds_its_loss_is_copied_and_loaded_with_it(data, way):
     images, _, landmarks = data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.networks import SmallNet, batch
+from support.networks import SmallNet, Tokens, batch
 from torch import nn
 
 import pal_fast
@@ -40,6 +40,17 @@ def test_the_size_of_small_and_narrow_images_is_read():
         pal.remove()
 
 
+@pytest.mark.parametrize("colours", [1, 3, 4])
+def test_the_size_of_images_of_1_3_or_4_channels_is_read(colours):
+    model = nn.Sequential(
+        nn.Conv2d(colours, 6, 3), nn.Softplus(), nn.Conv2d(6, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    model.insert(3, nn.Softplus())
+    images, landmarks = torch.randn(2, colours, 12, 16), torch.rand(2, 5, 2) * 12
+    read, given = (pal_fast.PALLoss(model, "0", image_size=size)(model(images), landmarks) for size in (None, (12, 16)))
+    assert torch.equal(read, given)
+
+
 def test_the_image_size_of_an_earlier_forward_is_not_reused():
     model = SmallNet()
     images, _, landmarks = batch(dtype=torch.float32)
@@ -51,7 +62,22 @@ def test_the_image_size_of_an_earlier_forward_is_not_reused():
     pal.check(images)
     with pytest.raises(ValueError, match="was not called as a whole"):
         pal(model.head(model.middle(model.stem(larger))), landmarks)
+    with pytest.raises(ValueError, match="sample_weight"):
+        pal(model(images), landmarks, sample_weight=torch.ones(3))
+    with pytest.raises(ValueError, match="was not called as a whole"):
+        pal(model.head(model.middle(model.stem(larger))), landmarks)
     pal(model(images), landmarks)
+
+
+def test_a_given_image_size_is_that_of_the_landmarks_and_not_of_the_models_input():
+    """Landmarks on a square image of which the model sees a version of 4 x 4 patches of other proportions."""
+    model = Tokens()
+    images, _, landmarks = batch(dtype=torch.float32)
+    height, width = 64, 32
+    moved = (landmarks + 0.5) * torch.tensor([width / 16, height / 16]) - 0.5
+    pal = pal_fast.PALLoss(model, "blocks.0", image_size=(height, width))
+    heatmap = pal_fast.landmark_heatmap(moved, (4, 4), image_size=(height, width))
+    torch.testing.assert_close(pal(model(images), moved), pal(model(images), heatmap=heatmap))
 
 
 def test_a_loss_constructed_on_a_wrapper_that_is_not_called_is_refused():

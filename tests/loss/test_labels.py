@@ -86,3 +86,11 @@ def test_the_error_for_a_single_logit_suggests_target_sum():
     pal = pal_fast.PALLoss(model, "middle", target="label")
     with pytest.raises(ValueError, match=r"a logit for each class, got logits of shape \(4, 1\): take target='sum'"):
         pal(model(images), landmarks, labels=torch.tensor([0, 1, 1, 0]))
+
+
+def test_labels_on_another_device_than_the_logits_are_refused():
+    images, labels, landmarks = batch(dtype=torch.float32)
+    model = SmallNet()
+    pal = pal_fast.PALLoss(model, "middle", target="label")
+    with pytest.raises(ValueError, match="labels is on meta, but logits is on cpu: move it there first"):
+        pal(model(images), landmarks, labels=labels.to("meta"))

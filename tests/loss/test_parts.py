@@ -151,6 +151,14 @@ def test_logits_that_combine_two_forwards_and_those_of_an_earlier_one_are_refuse
     torch.testing.assert_close(pal(model(images), landmarks), wanted)
 
 
+def test_detached_logits_after_a_forward_without_a_loss_are_refused_as_detached(model, data):
+    images, landmarks = data
+    pal = loss_on(model)
+    logits = [model(images).detach() for _ in range(2)]
+    with pytest.raises(RuntimeError, match="logits carry no gradient"):
+        pal(logits[1], landmarks)
+
+
 def test_the_output_of_a_superseded_run_is_freed(model, data):
     images, _ = data
     pal = loss_on(model)

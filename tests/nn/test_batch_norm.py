@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import warnings
 
 import pytest
@@ -128,6 +130,16 @@ def test_running_statistics_are_updated_as_pytorchs(options: dict[str, object]) 
         torch.testing.assert_close(buffer, other, msg=name)
 
 
+def test_statistics_that_are_no_longer_tracked_stay_as_they_are() -> None:
+    ours, theirs = layers((4, 6, 5, 5), torch.float64)
+    for layer in (ours, theirs):
+        layer.track_running_stats = False
+    input = torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(ours(input), theirs(input))
+    for (name, buffer), other in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, msg=name)
+
+
 def test_a_half_precision_layer_keeps_half_precision_statistics() -> None:
     ours = pal_fast.nn.BatchNorm2d(4).bfloat16()
     theirs = nn.BatchNorm2d(4).bfloat16()
@@ -219,6 +231,24 @@ def test_operators_pass_opcheck() -> None:
             torch.library.opcheck(
                 operators.batch_norm_double_backward.default, (*arguments, sums.detach(), training, True, True)
             )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_the_fakes_know_every_dtype(dtype: torch.dtype) -> None:
+    operators = torch.ops.pal_fast
+    computing = torch.float64 if dtype == torch.float64 else torch.float32
+    input, grad, v = (torch.randn(3, 4, 5, 5).to(dtype) for _ in range(3))
+    weight, bias = torch.rand(4, dtype=computing), torch.rand(4, dtype=computing)
+    check = functools.partial(torch.library.opcheck, test_utils="test_faketensor")
+    check(operators.batch_norm_statistics.default, (input, None, None, True, 0.1, 1e-5))
+    statistics = operators.batch_norm_statistics(input, None, None, True, 0.1, 1e-5)
+    for training, need_input, need_sums in itertools.product((False, True), repeat=3):
+        check(operators.batch_norm.default, (input, weight, bias, statistics, training, False))
+        arguments = (grad, input, weight, bias, statistics, training, False, need_input, need_sums)
+        check(operators.batch_norm_backward.default, arguments)
+        _, sums = operators.batch_norm_backward(*arguments[:-1], True)
+        arguments = (v, None, grad, input, weight, bias, statistics, sums, training, False, need_input)
+        check(operators.batch_norm_double_backward.default, arguments)
 
 
 def test_bad_tensors_are_refused_by_name() -> None:

@@ -25,9 +25,16 @@ def heatmap_arguments(backend: str, grad: bool, *, weights: bool = True, combine
 
 
 def loss_arguments(
-    backend: str, grad: bool, *, attribution: int = 0, grouping: int = 0, reduction: int = 0, landmarks: bool = True
+    backend: str,
+    grad: bool,
+    *,
+    attribution: int = 0,
+    grouping: int = 0,
+    reduction: int = 0,
+    landmarks: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, ...]:
-    f, g = (torch.randn(2, 6, 5, 4, device=backend, requires_grad=grad) for _ in range(2))
+    f, g = (torch.randn(2, 6, 5, 4, dtype=dtype, device=backend, requires_grad=grad) for _ in range(2))
     layer = (None if attribution == 1 else f, None if attribution == 2 else g)
     points = torch.rand(2, 4, 2, device=backend) * 20
     heatmap = torch.rand(2, 5, 4, device=backend)
@@ -61,6 +68,19 @@ def test_the_loss_passes_opcheck(backend, grouping, attribution, grad):
     torch.library.opcheck(torch.ops.pal_fast.pal_loss.default, arguments, test_utils=checks)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_the_fakes_of_the_loss_know_every_dtype(backend, dtype):
+    operators = torch.ops.pal_fast
+    f, g, *rest = loss_arguments(backend, False, dtype=dtype)
+    rest = [
+        a.to(torch.float64 if dtype == torch.float64 else torch.float32) if isinstance(a, Tensor) else a for a in rest
+    ]
+    torch.library.opcheck(operators.pal_loss.default, (f, g, *rest), test_utils="test_faketensor")
+    loss, *derivative = operators.pal_loss(f, g, *rest)
+    arguments = (torch.ones_like(loss), f, g, *derivative, 0, True, 0, 4, True, True)
+    torch.library.opcheck(operators.pal_loss_backward.default, arguments, test_utils="test_faketensor")
+
+
 def test_the_backward_operators_pass_opcheck(backend):
     operators = torch.ops.pal_fast
     checks = ("test_schema", "test_faketensor")
@@ -75,6 +95,11 @@ def test_the_backward_operators_pass_opcheck(backend):
         for needs in itertools.product((False, True), repeat=2):
             arguments = (torch.ones_like(loss), f, g, *derivative, 0, True, grouping, 4, *needs)
             torch.library.opcheck(operators.pal_loss_backward.default, arguments, test_utils=checks)
+
+
+def test_of_the_outputs_only_the_loss_has_a_gradient(backend):
+    outputs = torch.ops.pal_fast.pal_loss(*loss_arguments(backend, True))
+    assert [output.requires_grad for output in outputs] == [True, False, False, False]
 
 
 def test_outputs_do_not_alias_inputs_and_inputs_are_unchanged(backend):
@@ -145,7 +170,12 @@ def test_a_forward_mode_derivative_raises(backend, grad):
     points = torch.rand(2, 4, 2, device=backend) * 20
     of_the_loss = functools.partial(pal_fast.pal_loss, gradient=g, landmarks=points, image_size=20)
     of_the_heatmap = functools.partial(pal_fast.landmark_heatmap, size=5, image_size=20)
-    for function, point in ((of_the_loss, f), (of_the_heatmap, points)):
+
+    def of_the_weights(weight: Tensor, backend: str) -> Tensor:
+        return of_the_loss(f, sample_weight=weight, backend=backend)
+
+    weight = torch.rand(2, device=backend) + 0.5
+    for function, point in ((of_the_loss, f), (of_the_heatmap, points), (of_the_weights, weight)):
         direction = torch.ones_like(point)
         with pytest.raises(NotImplementedError, match=r'no forward-mode derivative.*backend="reference"'):
             torch.func.jvp(functools.partial(function, backend=backend), (point,), (direction,))

@@ -126,6 +126,25 @@ def test_attention_settings_are_restored_after_an_exception(model):
     handle.remove()
 
 
+def test_after_an_interrupted_forward_the_body_has_its_kernels_again(model):
+    """A hook of the model is not called after a KeyboardInterrupt, so the next forward restores the settings."""
+    before, inside = sdpa_settings(), []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = model.norm.register_forward_hook(interrupt)
+    pal = pal_fast.PALLoss(model, "blocks.1")
+    with pytest.raises(KeyboardInterrupt):
+        model(batch()[0])
+    handle.remove()
+    model.blocks[0].register_forward_hook(lambda *_: inside.append(sdpa_settings()))
+    model(batch()[0])
+    assert inside == [before]
+    assert sdpa_settings() == before
+    pal.remove()
+
+
 def test_attention_settings_are_unchanged_when_only_part_of_the_model_is_called(model):
     before = sdpa_settings()
     pal = pal_fast.PALLoss(model, "blocks.0")

@@ -12,6 +12,7 @@ from support.networks import SmallNet, batch, batch_off_kinks, gradient_error, j
 from torch.nn.functional import cross_entropy
 
 import pal_fast
+from pal_fast.attribution import fabric as fabric_support
 
 fabric_package = pytest.importorskip("lightning.fabric", reason="lightning is not installed")
 
@@ -128,6 +129,12 @@ def test_the_users_own_hooks_on_the_output_run(mixed, data):
     model.register_forward_hook(drop)
     maps, _ = pal_fast.attribute(model, "middle", images)
     torch.testing.assert_close(maps, wanted)
+
+
+def test_an_error_that_is_not_fabrics_is_passed_on_as_it_is():
+    with pytest.raises(RuntimeError, match="of its own") as raised, fabric_support.inner_gradients():
+        raise RuntimeError("an error of its own")
+    assert not isinstance(raised.value, ValueError)
 
 
 def test_deepspeed_is_refused_by_name(mixed, data, monkeypatch):

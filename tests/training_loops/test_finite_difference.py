@@ -11,6 +11,8 @@ from support.differences import finite
 from support.networks import Block, SmallNet, Tokens, batch, by_hand, gradient_error, judged, twin
 from torch import nn
 
+import pal_fast.nn
+
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-5), (torch.float32, 2e-3)])
 def test_a_vit_with_fused_attention_matches_the_double_backward(dtype, bound):
@@ -38,6 +40,15 @@ def test_a_head_with_batch_norm_in_train_mode_is_exact_including_its_statistics(
     assert gradient_error(model, gradients) < 1e-5
     for name, buffer in judge.named_buffers():
         assert relative_error(model.get_buffer(name), buffer) < 1e-12, name
+
+
+def test_a_prepared_head_with_batch_norm_in_train_mode_is_exact():
+    model = SmallNet(act=nn.GELU).double()
+    images, _, landmarks = batch()
+    _, gradients = judged(twin(model), "middle", images, None, landmarks)
+    assert "top.1" in pal_fast.nn.prepare_head(model, "middle", images).replaced
+    finite(model, "middle", model.head)(model(images), landmarks).backward()
+    assert gradient_error(model, gradients) < 1e-5
 
 
 def test_dropout_masks_of_the_main_pass_are_reused_and_the_random_state_is_kept(seed):
@@ -113,6 +124,28 @@ def test_the_step_size_follows_the_coarsest_dtype_in_the_head():
     assert gradient_error(model, gradients) < 1  # with float32's step size: 1.7 to 4
 
 
+def test_autocast_does_not_widen_the_step_of_a_float64_head():
+    model = SmallNet(act=nn.GELU).double()
+    images, _, landmarks = batch()
+    _, gradients = judged(twin(model), "middle", images, None, landmarks)
+    pal = finite(model, "middle", model.head)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    pal(logits, landmarks).backward()
+    assert gradient_error(model, gradients) < 1e-5
+
+
+def test_a_sample_at_which_the_layer_is_zero_leaves_the_gradients_finite():
+    """No step along v is a share of nothing."""
+    model = SmallNet(act=nn.GELU, norm=lambda c: nn.GroupNorm(1, c))
+    model.middle.register_forward_hook(lambda m, a, output: output * torch.tensor([0.0, 1, 1, 1])[:, None, None, None])
+    images, _, landmarks = batch(dtype=torch.float32)
+    pal = finite(model, "middle", model.head, attribution="grad")
+    pal(model(images), landmarks).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert model.stem[0].weight.grad.any()
+
+
 @pytest.mark.parametrize("size", [1e-12, 1e12])
 def test_the_scale_of_the_gradient_does_not_matter(size):
     model = SmallNet(act=nn.GELU)
@@ -137,7 +170,12 @@ def test_a_relu_below_the_layer_does_not_count_as_a_kink():
 
 
 @pytest.mark.parametrize(
-    ("head", "words"), [(lambda m: m.classifier, "must return the logits|shapes"), (lambda m: Twice(m), "differs")]
+    ("head", "words"),
+    [
+        (lambda m: m.classifier, "must return the logits|shapes"),
+        (lambda m: Times(m, 2), "differs"),
+        (lambda m: Times(m, float("nan")), "differs"),
+    ],
 )
 def test_a_head_that_does_not_reproduce_the_models_logits_is_refused(head, words):
     model = SmallNet(act=nn.GELU)
@@ -147,12 +185,12 @@ def test_a_head_that_does_not_reproduce_the_models_logits_is_refused(head, words
         pal(model(images), landmarks)
 
 
-class Twice:
-    def __init__(self, model):
-        self.model = model
+class Times:
+    def __init__(self, model, factor):
+        self.model, self.factor = model, factor
 
     def __call__(self, f):
-        return 2 * self.model.head(f)
+        return self.factor * self.model.head(f)
 
 
 @pytest.mark.parametrize("options", [{"layer": ["stem", "middle"]}, {"reduction": "none"}])

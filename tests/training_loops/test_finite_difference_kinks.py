@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.compare import relative_error
 from support.differences import Calling, Kinked, finite
 from support.networks import SmallNet, batch, batch_off_kinks, gradient_error, judged, twin
@@ -26,6 +27,7 @@ class Scripted(nn.Module):
         return self.relu(x)
 
 
+SLOPES = torch.linspace(0, 0.5, 10, dtype=torch.float64)
 KINKS = {
     "ReLU": nn.ReLU,
     "ReLU in place": lambda: nn.ReLU(inplace=True),
@@ -37,6 +39,7 @@ KINKS = {
     "LeakyReLU": nn.LeakyReLU,
     "LeakyReLU in place": lambda: nn.LeakyReLU(0.3, inplace=True),
     "PReLU": lambda: nn.PReLU(10),
+    "PReLU without positions": lambda: Calling(lambda x: x * F.prelu(x.mean((2, 3)), SLOPES)[..., None, None]),
     "Hardswish": nn.Hardswish,
     "Hardswish in place": lambda: nn.Hardswish(inplace=True),
     "our Hardsigmoid": pal_fast.nn.Hardsigmoid,
@@ -102,6 +105,7 @@ def test_a_resnet_like_head_with_relu_and_batch_norm_equals_the_double_backward(
         (lambda: Calling(lambda x: x.flatten(2).sort(2)[0].unflatten(2, x.shape[2:])), "SortBackward"),
         (lambda: Calling(lambda x: x + x.round()), "RoundBackward"),
         (nn.SELU, "EluBackward"),
+        (lambda: Calling(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), "MaxPool2DWithIndicesBackward"),
         (lambda: nn.Threshold(0.1, 0.0), "ThresholdBackward"),
         (lambda: Calling(lambda x: torch.complex(x, 2 * x).abs()), "AbsBackward"),
         (Scripted, "ReluBackward"),

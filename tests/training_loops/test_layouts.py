@@ -88,6 +88,8 @@ def test_layers_behind_a_vits_patch_dropout_are_refused():
 def test_patches_that_do_not_tile_the_image_need_an_explicit_layout():
     with pytest.raises(ValueError, match="layout='tokens' if the patches do not fill the image"):
         find_layout("auto", "blocks.7", (2, 197, 384), (230, 230))
+    with pytest.raises(ValueError, match="layout='tokens' if the patches do not fill the image"):
+        find_layout("auto", "blocks.7", (2, 17, 384), (17, 16))
     layout = find_layout("tokens", "blocks.7", (2, 197, 384), (230, 230))
     assert (layout.prefix, layout.grid) == (1, (14, 14))
     with pytest.raises(ValueError, match="not form a grid of an image of 224 x 224"):

@@ -23,6 +23,13 @@ def test_the_output_of_a_1d_convolution_is_not_taken_for_tokens(layer):
         pal(model(torch.randn(2, 3, 24)), torch.rand(2, 5, 2) * 16)
 
 
+def test_tokens_that_come_out_of_a_1d_convolution_need_an_explicit_layout():
+    """(B, 16, 16): by the modules (B, C, L), by the user's word (B, N, C)."""
+    model = nn.Sequential(nn.Conv1d(3, 16, 3), nn.Softplus(), nn.Flatten(), nn.Linear(16 * 16, 5))
+    pal = pal_fast.PALLoss(model, "0", image_size=16, layout="tokens")
+    assert pal(model(torch.randn(2, 3, 18)), torch.rand(2, 5, 2) * 16) != 0
+
+
 def test_the_output_of_a_3d_convolution_is_refused():
     model = nn.Sequential(nn.Conv3d(3, 6, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 5))
     pal = pal_fast.PALLoss(model, "0", image_size=16)

@@ -152,6 +152,29 @@ def test_float16_above_a_layer_whose_output_is_float32(second_order, shrink, cas
     assert all(error < 1 for error in of_gradients), found  # NaN also fails
 
 
+def test_a_float16_model_whose_logits_are_cast_to_float32_does_not_underflow():
+    model, images, _, landmarks = setup(torch.float16)
+    with torch.no_grad():
+        model.classifier.weight.mul_(2**-13)
+    pal = pal_fast.PALLoss(model.half(), "middle")
+    (pal(model(images.half()).float(), landmarks) * 16).backward()
+    assert all(p.grad.isfinite().all() for p in below_the_classifier(model).parameters())  # NaN without the scale
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 0.0, 1e-30, 1e30])
+def test_the_float16_scale_stays_in_its_range_and_recovers_from_any_gradient(generator, value):
+    scale = scalar_scale.ScalarScale()
+    ordinary = torch.randn(4, 3, 5, 5, generator=generator)
+    scale.follow([ordinary])
+    found = scale.value
+    for _ in range(4):
+        scale.follow([torch.full_like(ordinary, value)])
+        assert 1 / scalar_scale.MOST <= scale.value <= scalar_scale.MOST
+    for _ in range(2):
+        scale.follow([ordinary * scale.value])
+    assert scale.value == found
+
+
 def ignored_labels(images):
     return torch.full((len(images),), -100)
 

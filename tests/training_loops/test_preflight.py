@@ -247,3 +247,5 @@ def test_unsuitable_labels_raise_and_are_not_reported_as_a_problem_of_the_layer(
     with pytest.raises(ValueError, match=r"labels are needed to try this target, as check\(images, labels\)"):
         soft.check(images)
     assert soft.check(images, torch.rand(4, 5)).problems == []
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        soft.check(images, torch.rand(4, 3))
