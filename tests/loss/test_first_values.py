@@ -64,6 +64,12 @@ def test_samples_whose_landmarks_all_coincide_raise_a_warning(model):
     assert text.startswith("the landmarks of 4 of 4 annotated samples")
 
 
+@pytest.mark.parametrize("x", [-2.5, 17.5])
+def test_landmarks_whose_gaussians_reach_the_image_raise_no_warning(model, x):
+    landmarks = torch.stack([torch.full((4, 5), x), torch.rand(4, 5) * 8 + 4], -1)
+    assert warnings_of(model, landmarks) == []
+
+
 @pytest.mark.parametrize("offset", [(500.0, 500.0), (-500.0, 0.0), (0.0, 40.0)])
 def test_landmarks_outside_the_image_raise_a_warning(model, offset):
     landmarks = batch(dtype=torch.float32)[2] + torch.tensor(offset)
