@@ -91,20 +91,31 @@ def batch(count: int = 4, size: int = 16, dtype: torch.dtype = torch.float64) ->
     )
 
 
-def batch_off_kinks(model: nn.Module, count: int = 4, together: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """A `batch` in float32 where no input of the model's ReLUs is within 1e-5 of zero, whose gradient jumps there:
-    rounding cannot take one to its other side. `together` images are given to the model at a time."""
-    judge, distances = twin(model), [0.0]
+def batch_off_kinks(model: SmallNet, count: int = 4, together: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A `batch` in float32 that rounding cannot take to another side of a kink, where the loss's gradient jumps.
+
+    No input of the model's ReLUs is within 1e-5 of zero, and no gradient at `middle`, of the sum of the logits or of
+    the labels' own, within 1e-5 of its root mean square (those that are zero are so in every precision). `together`
+    images are given to the model at a time.
+    """
+    judge, inputs, outputs = twin(model), [], []
     relus = [module for module in judge.modules() if isinstance(module, nn.ReLU)]
     assert relus, "the model has no nn.ReLU"
     for relu in relus:
-        relu.register_forward_pre_hook(lambda module, args: distances.append(args[0].abs().min().item()))
-    while min(distances) < 1e-5:
-        distances.clear()
-        drawn = batch(count, dtype=torch.float32)
-        for images in drawn[0].double().split(together or count):
-            judge(images)
-    return drawn
+        relu.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    judge.middle.register_forward_hook(lambda module, args, output: outputs.append(output))
+    while True:
+        images, labels, landmarks = batch(count, dtype=torch.float32)
+        distances = []
+        for part, own in zip(images.double().split(together or count), labels.split(together or count), strict=True):
+            inputs.clear()
+            logits = judge(part)
+            distances += [input.abs().min() for input in inputs]
+            for scalar in (logits.sum(), logits.gather(1, own[:, None]).sum()):
+                (g,) = torch.autograd.grad(scalar, outputs[-1], retain_graph=True)
+                distances.append(g[g != 0].abs().min() / g.square().mean().sqrt())
+        if min(distances) > 1e-5:
+            return images, labels, landmarks
 
 
 def twin(model: nn.Module) -> nn.Module:
