@@ -11,7 +11,8 @@ from pal_fast.nn import batch_norm_operators
 class FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """The forward shared by both classes. Adds no state, so that they differ from PyTorch's only in `__class__`."""
 
-    #: Whether the ReLU that follows is fused into this layer (set by `prepare_head` if it finds one).
+    #: Whether the layer also applies a ReLU, in the same passes. For a network that has none after it; `prepare_head`
+    #: does not set it, because a finite difference could not keep such a ReLU on its side.
     fused_relu: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
