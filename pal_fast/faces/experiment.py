@@ -92,7 +92,7 @@ def train(
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     loss_of_attribution = None if pal is None else PALLoss(model, LAYER, **pal)
-    by_label = pal is not None and pal.get("target") == "label"
+    needs_labels = pal is not None and pal.get("target", "sum") not in ("sum", "predicted")
     model.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(faces), generator=order).split(BATCH):
@@ -103,7 +103,7 @@ def train(
             logits = model(faces.images[chosen])
             loss = F.cross_entropy(logits, labels)
             if loss_of_attribution is not None:
-                loss = loss + loss_of_attribution(logits, points_of(chosen), labels=labels if by_label else None)
+                loss = loss + loss_of_attribution(logits, points_of(chosen), labels=labels if needs_labels else None)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
