@@ -65,7 +65,7 @@ def test_a_call_with_logits_that_are_refused_takes_the_forward(model):
     pal, logits, landmarks = loss_logits_and_landmarks(model)
     with pytest.raises(TypeError, match="logits must be floating point"):
         pal(logits.argmax(1), landmarks)
-    with pytest.raises(RuntimeError, match="since this PALLoss was made or last called \\(a call that raised counts\\)"):
+    with pytest.raises(RuntimeError, match=r"made or last called \(a call that raised counts\)"):
         pal(logits, landmarks)
 
 
