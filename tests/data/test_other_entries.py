@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pal_fast.data import train_transform
+from pal_fast.data.transforms import FaceTransform
 from pal_fast.landmarks import renumber_mirrored
 
 pytest.importorskip("torchvision")
 
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
 HEIGHT, WIDTH = 60, 80
 
@@ -22,7 +26,7 @@ def points(generator: torch.Generator) -> Tensor:
     return torch.rand(68, 2, generator=generator) * torch.tensor([WIDTH - 1.0, HEIGHT - 1.0])
 
 
-def plain_view(flip: float, **options: object) -> object:
+def plain_view(flip: float, **options: Any) -> FaceTransform:
     """A transform that keeps the image's values, so that they can be compared."""
     return train_transform((48, 64), flip=flip, colour=0.0, mean=(0, 0, 0), std=(1, 1, 1), **options)
 
@@ -49,25 +53,28 @@ def test_visible_and_weights_are_renumbered_as_their_points_are(points: Tensor, 
     assert torch.equal(renumber_mirrored(weights[:, :7], dim=-1), weights[:, :7]), "no scheme of 7 points is known"
 
 
-def test_a_mask_moves_with_its_image(points: Tensor, generator: torch.Generator) -> None:
-    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
-    shares = []
-    for _ in range(20):
-        left, top = (torch.rand(2, generator=generator) * torch.tensor([35.0, 20.0]) + 10).tolist()
-        inside = (x >= left) & (x < left + 24) & (y >= top) & (y < top + 16)
-        sample = {
-            "image": inside.expand(3, -1, -1).float(),
-            "landmarks": points,
-            "skin": tv_tensors.Mask(inside),
-            "label": 3,
-        }
-        moved = plain_view(0.5, degrees=25)(sample)
+def test_a_mask_moves_with_its_image(points: Tensor, generator: torch.Generator, seed: int) -> None:
+    """As torchvision's flip, rotation and crop move it, with the random numbers that move the image."""
+    transform = plain_view(0.5, degrees=25)
+    flips = set()
+    for turn in range(24):
+        image = torch.rand(3, HEIGHT, WIDTH, generator=generator)
+        mask = tv_tensors.Mask(torch.rand(HEIGHT, WIDTH, generator=generator) > 0.5)
+        torch.manual_seed(seed + turn)
+        moved = transform({"image": image, "landmarks": points, "skin": mask, "label": 3})
+        torch.manual_seed(seed + turn)
+        params = transform.view.make_params([image])
+        flips.add(params["flip"])
+        wanted = [tv_tensors.Image(image), mask]
+        if params["flip"]:
+            wanted = [F.horizontal_flip(value) for value in wanted]
+        wanted = [F.rotate(value, params["angle"], F.InterpolationMode.BILINEAR) for value in wanted]
+        wanted = [F.resized_crop(value, **params["crop"], size=[48, 64]) for value in wanted]
+        torch.testing.assert_close(moved["image"], wanted[0].as_subclass(Tensor))
         assert isinstance(moved["skin"], tv_tensors.Mask)
-        assert moved["skin"].shape == (48, 64)
+        assert torch.equal(moved["skin"], wanted[1])
         assert moved["label"] == 3
-        bright = moved["image"][0] > 0.5
-        shares.append((bright & moved["skin"]).sum() / (bright | moved["skin"]).sum())
-    assert min(shares) > 0.85, "the edges alone may differ"
+    assert flips == {True, False}
 
 
 def test_entries_of_another_image_and_unusable_ones_are_refused(points: Tensor) -> None:
