@@ -76,6 +76,7 @@ def build_batch(case: Case, device: torch.device) -> Batch:
     images = torch.randn(case.batch, 3, case.image, case.image, generator=generator)
     labels = torch.randint(CLASSES, (case.batch,), generator=generator)
     landmarks = torch.rand(case.batch, LANDMARKS, 2, generator=generator) * case.image
+    landmarks[..., 1] = landmarks[..., 1].sort(1).values  # from top to bottom: the eyes come before the mouth
     dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
     return Batch(images.to(device, dtype), labels.to(device), landmarks.to(device, dtype))
 
