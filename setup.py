@@ -137,7 +137,7 @@ class BuildExtension(build_ext):
                 only_sm90a = path.stem.endswith("_sm90a")
                 generated = toolchain.ONLY_SM90A if only_sm90a else toolchain.code_generation(architectures)
                 jobs.append((path, [*device, *generated]))
-        compiled = objects.compile_all(sorted(jobs), directory)
+        compiled = objects.compile_all(jobs, directory)
 
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)

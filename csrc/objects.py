@@ -22,8 +22,8 @@ def compile_all(jobs: list[Job], directory: Path) -> list[str]:
 
     Raises: SystemExit with the compiler's output if a source does not compile.
     """
-    # The slowest first, so that the last job to run is a short one.
-    ordered = sorted(jobs, key=lambda job: (job[0].suffix != ".cu", -_size(job[0])))
+    # The slowest first, so that the last job to run is a short one; and always in the same order, which links alike.
+    ordered = sorted(jobs, key=lambda job: (job[0].suffix != ".cu", -_size(job[0]), job[0]))
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
         return list(pool.map(lambda job: _compile(*job, directory), ordered))
 

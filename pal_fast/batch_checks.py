@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pal_fast import reference
 from pal_fast.attribution.graph_checks import unreached
-from pal_fast.attribution.targets import counted
+from pal_fast.attribution.targets import Target, counted
 from pal_fast.calls import Prior
 from pal_fast.options import HeatmapOptions
 from pal_fast.suspect_landmarks import coincide, look_normalised, lying, normalised_text, span
@@ -100,7 +100,7 @@ def _warn_of_sigma(options: HeatmapOptions, image_size: tuple[int, int] | None) 
         )
 
 
-def warn_of_unused_labels(target: str) -> None:
+def warn_of_unused_labels(target: Target) -> None:
     warn(
         f"labels have no effect with target={target!r}: pass target='label' to the loss to attribute the logit of each "
         "sample's own class, or leave labels out of its call"

@@ -13,7 +13,14 @@ from torch.compiler import is_compiling
 from pal_fast import _checks, batch_checks, preflight
 from pal_fast.attribution import distributed, finite_difference, graph_checks
 from pal_fast.attribution.scalar_scale import ScalarScale, in_float16
-from pal_fast.attribution.targets import Target, attributed_gradients, check_labels, check_target, counted
+from pal_fast.attribution.targets import (
+    Target,
+    attributed_gradients,
+    check_labels,
+    check_target,
+    counted,
+    takes_labels,
+)
 from pal_fast.autocast import outside_autocast
 from pal_fast.calls import Call, Prior, check_call, checked_loss_of
 from pal_fast.capture.captured import Captured
@@ -96,7 +103,7 @@ class Engine:
         first = seen and not self._begun
         if first:
             graph_checks.check(model, logits, taken, self.target, differentiates=self.differentiates, exact=self.exact)
-            if labels is not None and isinstance(self.target, str) and self.target != "label":
+            if labels is not None and not takes_labels(self.target):
                 batch_checks.warn_of_unused_labels(self.target)
         in_group = not compiling and distributed.in_process_group()
         layers = []

@@ -24,6 +24,10 @@ def check_target(target: object) -> None:
         _checks.choice("target", target, TARGETS)
 
 
+def takes_labels(target: Target) -> bool:
+    return callable(target) or target == "label"
+
+
 def check_logits(logits: object) -> None:
     """Raises unless `logits` is a floating-point tensor with a graph that does not end in a softmax or its log."""
     if not isinstance(logits, Tensor):

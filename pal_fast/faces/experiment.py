@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pal_fast.attribution.targets import takes_labels
 from pal_fast.faces import FaceSet, make_faces
 from pal_fast.faces.network import LAYER, FaceNet
 from pal_fast.functional import landmark_heatmap
@@ -92,7 +93,7 @@ def train(
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     loss_of_attribution = None if pal is None else PALLoss(model, LAYER, **pal)
-    needs_labels = pal is not None and pal.get("target", "sum") not in ("sum", "predicted")
+    given_labels = pal is not None and takes_labels(pal.get("target", "sum"))
     model.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(faces), generator=order).split(BATCH):
@@ -103,7 +104,7 @@ def train(
             logits = model(faces.images[chosen])
             loss = F.cross_entropy(logits, labels)
             if loss_of_attribution is not None:
-                loss = loss + loss_of_attribution(logits, points_of(chosen), labels=labels if needs_labels else None)
+                loss = loss + loss_of_attribution(logits, points_of(chosen), labels=labels if given_labels else None)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

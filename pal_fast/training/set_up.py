@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pal_fast import PALLoss
+from pal_fast.attribution.targets import takes_labels
 from pal_fast.capture.model_run import running
 from pal_fast.landmarks.errors import NoLandmarksError
 from pal_fast.regions import check_scheme
@@ -161,7 +162,7 @@ def try_out(config: TrainingConfig, network: nn.Module, splits: Splits, size: in
             with warnings.catch_warnings():
                 warnings.simplefilter("error", FlatLossWarning)
                 try:
-                    loss = loss + pal(logits, landmarks, labels=labels if config.target == "label" else None)
+                    loss = loss + pal(logits, landmarks, labels=labels if takes_labels(config.target) else None)
                 except FlatLossWarning as flat:
                     raise ValueError(f"layer: on a step of noise, {flat}") from None
         loss.backward()

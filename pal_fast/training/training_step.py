@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pal_fast.attribution.targets import takes_labels
 from pal_fast.training.config import TrainingConfig
 from pal_fast.training.evaluation import check_logits
 from pal_fast.training.initial_weights import begin
@@ -100,7 +101,7 @@ class Learner:
                 loss, pal, annotated = cross_entropy, None, 0
                 if self.pal is not None:
                     landmarks = batch["landmarks"].to(device, non_blocking=True)
-                    pal = self.pal(logits, landmarks, labels=labels if config.target == "label" else None)
+                    pal = self.pal(logits, landmarks, labels=labels if takes_labels(config.target) else None)
                     loss = loss + pal
                     # The images over which the loss takes its mean; counted on the CPU, which does not stall the GPU.
                     annotated = int(batch["landmarks"].isfinite().all(-1).any(-1).sum())
